@@ -1,0 +1,1 @@
+"""AlexNet (2012), split across devices as its authors did, in JAX."""

@@ -1,0 +1,58 @@
+"""Checkpoints: saved in the background, atomic, restored onto any layout."""
+
+from __future__ import annotations
+
+import os
+
+from orbax.checkpoint import v1 as ocp
+
+from alexnet_jax import step as step_lib
+
+
+class Checkpoints:
+  """The checkpoints of one run, `<workdir>/checkpoints/<step>`.
+
+  Args:
+    workdir: of the run.
+    keep: how many of the newest are kept.
+  """
+
+  def __init__(self, workdir: str, *, keep: int):
+    policies = ocp.training
+    self._checkpointer = ocp.training.Checkpointer(
+      os.path.abspath(os.path.join(workdir, "checkpoints")),
+      save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(
+        1
+      ),
+      preservation_policy=policies.preservation_policies.LatestN(keep),
+      cleanup_tmp_directories=True,
+    )
+
+  def latest_step(self) -> int | None:
+    """The step of the newest complete checkpoint; None if there is none."""
+    latest = self._checkpointer.latest
+    return None if latest is None else latest.step
+
+  def save(self, step: int, state: step_lib.TrainState) -> None:
+    """Starts to save a state; returns once it may be changed.
+
+    Args:
+      step: of the state; a checkpoint that exists is left as it is.
+      state: global arrays.
+    """
+    if step != self.latest_step():
+      self._checkpointer.save_async(step, state._asdict())
+
+  def restore(self, like: step_lib.TrainState) -> step_lib.TrainState:
+    """Reads the newest checkpoint.
+
+    Args:
+      like: `jax.ShapeDtypeStruct`s with the shardings to restore onto, which
+        need not be those that the checkpoint was written under.
+    """
+    restored = self._checkpointer.load(abstract_state=like._asdict())
+    return step_lib.TrainState(**restored)
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    self._checkpointer.close()

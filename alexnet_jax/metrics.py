@@ -1,0 +1,53 @@
+"""What a step measures of its logits: loss and errors, as sums over images.
+
+Sums, not means: they can be added over devices, batches and a last batch that
+is not full, and every image counts exactly once.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# The order of the sums in the array that `totals` returns.
+NAMES = ("loss", "top1_error", "top5_error", "images")
+PADDING = -1
+
+
+def totals(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Sums over the images of a block.
+
+  Args:
+    logits: f32[n, classes].
+    labels: i32[n], 0..classes-1, or `PADDING` for a row that is no image.
+
+  Returns:
+    f32[4]: the sum of the cross-entropies in nats, the images whose label is
+    not the first, not among the first five of the classes, and the images. A
+    class that ties with the label ranks before it, and so does every class
+    where a logit is not a number.
+  """
+  real = labels != PADDING
+  label = jnp.where(real, labels, 0)
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+  of_label = jnp.take_along_axis(logits, label[:, None], axis=1)
+  rank = jnp.sum(~(logits < of_label), axis=1) - 1  # f32[n], 0 is first
+  per_image = jnp.stack(
+    [loss, rank >= 1, rank >= 5, jnp.ones_like(loss)], dtype=jnp.float32
+  )
+  return jnp.sum(jnp.where(real, per_image, 0.0), axis=1)
+
+
+def to_means(sums: jax.Array) -> dict[str, float]:
+  """Divides the sums by the number of images; errors are fractions, 0..1.
+
+  Args:
+    sums: f32[4], as `totals` returns.
+
+  Returns:
+    {"loss": nats, "top1_error": 0..1, "top5_error": 0..1, "images": count}.
+  """
+  means = {
+    name: float(value) / float(sums[-1])
+    for name, value in zip(NAMES, sums, strict=True)
+  }
+  return means | {"images": int(sums[-1])}

@@ -1,0 +1,188 @@
+"""AlexNet as one device runs it.
+
+The module is ordinary Flax NNX: built on one device it is the whole network.
+Inside a partitioned step the same code sees the block of each kernel that its
+device holds, and every size below is read off the arrays themselves. What has
+to come from other devices is brought by the `exchange` that the caller hands
+in; on one device there is nothing to bring.
+
+Shapes in comments are for the device that runs this: n images, and of h x w
+maps or units those that the device holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from alexnet_jax.network import ops, wiring
+
+
+class Exchange(Protocol):
+  """What the network asks of whoever knows where its arrays lie."""
+
+  def bring(self, layer: str, x: jax.Array) -> jax.Array:
+    """Returns what `layer` reads, given what this device has of it."""
+    ...
+
+  def add(self, layer: str, x: jax.Array) -> jax.Array:
+    """Completes the sums of a layer whose input is split over devices."""
+    ...
+
+
+class NoExchange:
+  """The exchange of a single device: everything is here already."""
+
+  def bring(self, layer: str, x: jax.Array) -> jax.Array:
+    del layer
+    return x
+
+  def add(self, layer: str, x: jax.Array) -> jax.Array:
+    del layer
+    return x
+
+
+class Weights(nnx.Module):
+  """Kernel and bias of one layer.
+
+  Attributes:
+    kernel: f32[window, window, in, out] with `in` the channels one output
+      reads, or f32[in, out]. Drawn from N(0, std^2).
+    bias: f32[out], constant.
+  """
+
+  def __init__(
+    self, layer: wiring.Layer, shape: tuple[int, ...], *, rngs: nnx.Rngs
+  ):
+    std = layer.kernel_std
+    if std is None:
+      std = math.sqrt(2.0 / math.prod(shape[:-1]))
+    self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape))
+    self.bias = nnx.Param(jnp.full(shape[-1:], layer.bias, jnp.float32))
+
+
+class AlexNet(nnx.Module):
+  """The network of a table: one attribute per layer, named as the layer is.
+
+  Args:
+    network: the table.
+    rngs: with a stream `params`, for the initial weights.
+  """
+
+  def __init__(self, network: wiring.Network, *, rngs: nnx.Rngs):
+    self.network = network
+    for name, sizes in network.sizes().items():
+      layer = network.layer(name)
+      setattr(self, name, Weights(layer, sizes.kernel, rngs=rngs))
+
+  def __call__(
+    self,
+    images: jax.Array,
+    *,
+    masks: Mapping[str, jax.Array] | None = None,
+    exchange: Exchange | None = None,
+  ) -> jax.Array:
+    """Runs the network on a batch.
+
+    Args:
+      images: f32[n, image_size, image_size, 3], mean removed.
+      masks: for training: per layer with dropout, bool[n, units], False where
+        a unit is dropped. None: evaluation; outputs are multiplied by the
+        share of units kept instead (the paper halves them).
+      exchange: brings what other devices hold. Default: one device.
+
+    Returns:
+      f32[n, classes], the logits.
+    """
+    exchange = NoExchange() if exchange is None else exchange
+    network = self.network
+    keep = 1.0 - network.dropout_rate
+    x = images
+    for layer in network.layers:
+      with jax.named_scope(layer.name):
+        weights = getattr(self, layer.name)
+        kernel = weights.kernel[...]
+        x = exchange.bring(layer.name, x)
+        if layer.window:
+          x = _convolve(layer, x, kernel)  # f32[n, h, w, maps]
+        else:
+          x = x.reshape(x.shape[0], -1) @ kernel  # f32[n, units]
+        x = exchange.add(layer.name, x)
+        x = x + jnp.expand_dims(weights.bias[...], tuple(range(x.ndim - 1)))
+        if layer.relu:
+          x = jax.nn.relu(x)
+        if layer.normalise:
+          maps_per_column = layer.features // network.columns
+          columns_here = x.shape[-1] // maps_per_column
+          x = ops.local_response_norm(x, groups=columns_here)
+        if layer.pool:
+          x = ops.max_pool(x)  # f32[n, (h - 1) // 2, (w - 1) // 2, maps]
+        if layer.dropout:
+          x = x * (keep if masks is None else masks[layer.name].astype(x.dtype))
+    return x
+
+
+def _convolve(
+  layer: wiring.Layer, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+  """One dense convolution for each column that this device holds.
+
+  A grouped convolution would say the same, but its backward pass is 4 to 25
+  times slower on CPU, and under plain `jit` the compiler gathers a whole batch
+  to compute it (openxla/xla issue 47945).
+
+  Args:
+    layer: the row of the table.
+    x: f32[n, h, w, channels].
+    kernel: f32[window, window, channels / columns here, maps].
+
+  Returns:
+    f32[n, h', w', maps].
+  """
+  columns_here = x.shape[-1] // kernel.shape[2]
+  outputs = [
+    lax.conv_general_dilated(
+      own,
+      own_kernel,
+      window_strides=(layer.stride, layer.stride),
+      padding=(layer.padding, layer.padding),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    for own, own_kernel in zip(
+      jnp.split(x, columns_here, axis=-1),
+      jnp.split(kernel, columns_here, axis=-1),
+      strict=True,
+    )
+  ]
+  return jnp.concatenate(outputs, axis=-1)
+
+
+def make_graphdef(network: wiring.Network) -> nnx.GraphDef:
+  """The module without its parameters, to be merged with them in a step."""
+  abstract = nnx.eval_shape(lambda: AlexNet(network, rngs=nnx.Rngs(0)))
+  graphdef, _ = nnx.split(abstract)
+  return graphdef
+
+
+def init_parameters(
+  network: wiring.Network, key: jax.Array
+) -> dict[str, dict[str, jax.Array]]:
+  """Initial parameters.
+
+  Args:
+    network: the table.
+    key: from `jax.random.key`.
+
+  Returns:
+    {layer: {"kernel": f32[...], "bias": f32[out]}}, global shapes: HWIO with I
+    the channels one output reads, or (in, out). A fully connected layer reads
+    a map position by position, channels last.
+  """
+  alexnet = AlexNet(network, rngs=nnx.Rngs(params=key))
+  return nnx.to_pure_dict(nnx.state(alexnet, nnx.Param))

@@ -1,0 +1,1 @@
+"""Where it is computed: layouts, what they send, and the proof of it."""

@@ -1,0 +1,212 @@
+"""Where a network is computed, as data: a mesh and a placement per layer.
+
+Standard library only. `Layout.check` says whether a network fits a layout
+before anything is compiled; everything else (parameter specs, exchanges,
+bytes) is computed from the two in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from alexnet_jax.network import wiring
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+  """Which mesh axes split one layer, and how its input arrives.
+
+  Attributes:
+    batch: axes that split the layer's images.
+    features: axes that split its output features or, where it arrives as a
+      sum, the features it reads.
+    arrive: `gather`: every device receives all that the layer reads and
+      computes its share of the outputs. `sum`: every device reads only its
+      share, and the partial results are added.
+
+  An axis in neither computes the layer again on each of its devices.
+  """
+
+  batch: tuple[str, ...] = ()
+  features: tuple[str, ...] = ()
+  arrive: str = "gather"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+  """A mesh and the placement of every layer.
+
+  Attributes:
+    name: what users type.
+    mesh: axis name -> number of devices, slowest axis first.
+    conv: placement of conv1 to conv5.
+    fc: placement of fc6 to fc8.
+    layers: placements of single layers, before `conv` and `fc`.
+  """
+
+  name: str
+  mesh: Mapping[str, int]
+  conv: Placement = Placement()
+  fc: Placement = Placement()
+  layers: Mapping[str, Placement] = dataclasses.field(default_factory=dict)
+
+  def placement(self, layer: str) -> Placement:
+    group = self.conv if layer.startswith("conv") else self.fc
+    return self.layers.get(layer, group)
+
+  @property
+  def devices(self) -> int:
+    return math.prod(self.mesh.values())
+
+  def size(self, axes: Iterable[str]) -> int:
+    """Devices along the given axes."""
+    return math.prod(self.mesh[axis] for axis in axes)
+
+  def check(self, network: wiring.Network, *, batch_size: int) -> None:
+    """Refuses a layout that cannot run this network.
+
+    Args:
+      network: the network.
+      batch_size: images in a step, over all devices.
+
+    Raises:
+      ValueError: names the layer, the axis, the sizes and the field to change.
+    """
+    for axis, size in self.mesh.items():
+      if size < 1:
+        raise ValueError(
+          f"mesh axis {axis!r} has {size} devices, expected 1 or more. "
+          f"Set config.layout.mesh.{axis}."
+        )
+    for name, sizes in network.sizes().items():
+      self._check_axes(name)
+      self._check_batch(name, batch_size)
+      self._check_features(network, network.layer(name), sizes)
+
+  def _check_axes(self, name: str) -> None:
+    placement = self.placement(name)
+    field = f"config.layout.{name}"
+    if placement.arrive not in ("gather", "sum"):
+      raise ValueError(
+        f"{name} arrives by {placement.arrive!r}, expected 'gather' or 'sum'. "
+        f"Set {field}.arrive."
+      )
+    for kind in ("batch", "features"):
+      axes = getattr(placement, kind)
+      for axis in axes:
+        if axis not in self.mesh:
+          raise ValueError(
+            f"{name} splits its {kind} over axis {axis!r}, but the mesh of "
+            f"layout '{self.name}' has {_listed(self.mesh)}. "
+            f"Set {field}.{kind} or config.layout.mesh."
+          )
+      if len(set(axes)) < len(axes):
+        raise ValueError(
+          f"{name} names an axis twice in its {kind} axes {axes}. "
+          f"Set {field}.{kind}."
+        )
+    for axis in placement.batch:
+      if axis in placement.features:
+        raise ValueError(
+          f"{name} splits both its batch and its features over axis {axis!r}, "
+          f"expected one of the two. Set {field}.batch or {field}.features."
+        )
+
+  def _check_batch(self, name: str, batch_size: int) -> None:
+    axes = self.placement(name).batch
+    if batch_size < 1 or batch_size % self.size(axes):
+      raise ValueError(
+        f"a batch of {batch_size} images does not divide evenly over the "
+        f"{self.size(axes)} devices of {_axes(axes)} that split the batch of "
+        f"{name} in layout '{self.name}'. "
+        "Set config.batch_size or config.layout.mesh."
+      )
+
+  def _check_features(
+    self, network: wiring.Network, layer: wiring.Layer, sizes: wiring.Sizes
+  ) -> None:
+    placement = self.placement(layer.name)
+    devices = self.size(placement.features)
+    over = f"the {devices} devices of {_axes(placement.features)}"
+    fix = f"Set config.layout.{layer.name}.features or config.layout.mesh."
+    if devices == 1:
+      return
+    whole_columns = layer.reads == "own" or layer.normalise
+    if placement.arrive == "sum" and layer.reads != "all":
+      raise ValueError(
+        f"{layer.name} reads {_what(layer)}, so there is nothing to sum over "
+        f"{over}. Set config.layout.{layer.name}.arrive to 'gather'."
+      )
+    if whole_columns and network.columns % devices:
+      raise ValueError(
+        f"{layer.name} keeps its columns whole, and {over} in layout "
+        f"'{self.name}' do not divide the network's {network.columns} "
+        f"columns. {fix}"
+      )
+    if placement.arrive == "gather" and layer.features % devices:
+      raise ValueError(
+        f"{layer.name} has {layer.features} features, which {over} in layout "
+        f"'{self.name}' do not divide. {fix}"
+      )
+    if placement.arrive == "sum":
+      # A fully connected layer reads a map position by position, so its input
+      # rows split at positions; where there is one, at channels.
+      rows = sizes.channels
+      if not layer.window and sizes.positions > 1:
+        rows = sizes.positions
+      if rows % devices:
+        raise ValueError(
+          f"{layer.name} sums over {over} in layout '{self.name}', which do "
+          f"not divide the {rows} "
+          f"{'channels' if rows == sizes.channels else 'positions'} that it "
+          f"reads. {fix}"
+        )
+
+
+def override(
+  layout: Layout,
+  *,
+  mesh: Mapping[str, int | None],
+  placements: Mapping[str, Mapping[str, object]],
+) -> Layout:
+  """Replaces single sizes and placements of a layout.
+
+  Args:
+    layout: the layout to start from.
+    mesh: axis -> devices; None keeps the layout's own. An axis the layout does
+      not have is added as the fastest one.
+    placements: layer -> field of `Placement` -> value; None keeps.
+
+  Returns:
+    The changed layout.
+  """
+  sizes = {axis: size for axis, size in mesh.items() if size is not None}
+  layers = {}
+  for name in LAYERS:
+    fields = {
+      field: tuple(value) if isinstance(value, list | tuple) else value
+      for field, value in placements.get(name, {}).items()
+      if value is not None
+    }
+    layers[name] = dataclasses.replace(layout.placement(name), **fields)
+  return dataclasses.replace(
+    layout, mesh={**layout.mesh, **sizes}, layers=layers
+  )
+
+
+def _axes(axes: tuple[str, ...]) -> str:
+  return "axis " + " x ".join(repr(axis) for axis in axes)
+
+
+def _listed(mesh: Mapping[str, int]) -> str:
+  return ", ".join(f"{axis!r}: {size}" for axis, size in mesh.items())
+
+
+def _what(layer: wiring.Layer) -> str:
+  return "the image" if layer.reads == "image" else "its own column"

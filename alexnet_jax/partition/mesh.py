@@ -1,0 +1,78 @@
+"""A mesh of real devices, or of simulated ones, from a layout's sizes."""
+
+import os
+
+import jax
+
+from alexnet_jax.partition import layout as layout_lib
+
+# More than this many simulated devices is a slip of the hand, not an
+# experiment: each is a thread pool and a copy of whatever is not split.
+MAX_SIMULATED = 64
+
+# Simulated devices meet in collectives by blocking threads of one pool that
+# their computations also need: with few threads for each they wait for ever
+# (seen with 2 devices and 2 or 3 threads). Below this many cores for each
+# device, a device computes on the one thread that it owns instead; on 2 cores
+# that is also the faster way.
+CORES_PER_SHARED_POOL = 4
+
+
+def simulate_devices(count: int, *, only_cpu: bool) -> None:
+  """Lets the CPU act as `count` devices; before JAX is first used.
+
+  Where the machine has an accelerator, it stays the default and this has no
+  effect unless `only_cpu`. A count that the user has set for JAX itself
+  (JAX_NUM_CPU_DEVICES or XLA_FLAGS) is left as it is.
+
+  Args:
+    count: devices to simulate.
+    only_cpu: whether to leave accelerators unused.
+  """
+  if only_cpu:
+    jax.config.update("jax_platforms", "cpu")
+  elif _set_by_user() or count > MAX_SIMULATED:
+    return
+  jax.config.update("jax_num_cpu_devices", count)
+  if 1 < count and os.cpu_count() < count * CORES_PER_SHARED_POOL:
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
+
+
+def make_mesh(layout: layout_lib.Layout) -> jax.sharding.Mesh:
+  """Puts the first devices of this run on the axes of a layout.
+
+  Args:
+    layout: with the sizes of the axes.
+
+  Returns:
+    A mesh with explicit axes, so that arrays carry their split in their type.
+
+  Raises:
+    ValueError: there are fewer devices than the layout needs.
+  """
+  devices = jax.devices()
+  if len(devices) < layout.devices:
+    sizes = " x ".join(f"{axis}={size}" for axis, size in layout.mesh.items())
+    raise ValueError(
+      f"layout '{layout.name}' needs {layout.devices} devices ({sizes}), but "
+      f"there are {len(devices)} ({devices[0].device_kind}). "
+      f"Set config.layout.mesh, or simulate them on the CPU with "
+      f"--simulate_devices={layout.devices}."
+    )
+  return jax.make_mesh(
+    tuple(layout.mesh.values()),
+    tuple(layout.mesh),
+    devices=devices[: layout.devices],
+  )
+
+
+def is_simulated(mesh: jax.sharding.Mesh) -> bool:
+  """Whether the mesh has several devices that are all one CPU."""
+  return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+
+
+def _set_by_user() -> bool:
+  return "JAX_NUM_CPU_DEVICES" in os.environ or (
+    "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+  )

@@ -1,0 +1,108 @@
+"""Network and routes -> how every array of a step is split over the mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import route as route_lib
+
+ParameterSpecs = dict[str, dict[str, PartitionSpec]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Specs:
+  """The split of every array that enters or leaves the mapped function.
+
+  Attributes:
+    parameters: {layer: {"kernel": spec, "bias": spec}}, of global shapes.
+    shared: {layer: {"kernel": axes, "bias": axes}}: axes along which devices
+      use one parameter for different work, so that its gradient is summed.
+    images: of [N, ...] arrays that belong to images.
+    labels: of [N] arrays that belong to logits.
+    masks: {layer: spec} of bool[N, units], for layers with dropout.
+    whole: of what is the same everywhere.
+  """
+
+  parameters: ParameterSpecs
+  shared: Mapping[str, Mapping[str, tuple[str, ...]]]
+  images: PartitionSpec
+  labels: PartitionSpec
+  masks: Mapping[str, PartitionSpec]
+  whole: PartitionSpec = PartitionSpec()
+
+
+def make_specs(
+  network: wiring.Network, routes: Mapping[str, route_lib.Route]
+) -> Specs:
+  """The specs that follow from a network and the routes of a layout."""
+  parameters, shared, masks = {}, {}, {}
+  for layer in network.layers:
+    route = routes[layer.name]
+    outputs = route.leaves.features
+    if route.sums:
+      kernel_axes = route.sums
+      kernel = [kernel_axes, None]
+    else:
+      kernel_axes = outputs
+      kernel = [None, kernel_axes]
+    window = [None, None] if layer.window else []
+    parameters[layer.name] = {
+      "kernel": _spec(*window, *kernel),
+      "bias": _spec(outputs),
+    }
+    shared[layer.name] = {
+      "kernel": _without(route.arrived.varying, kernel_axes),
+      "bias": _without(route.leaves.varying, outputs),
+    }
+    if layer.dropout:
+      masks[layer.name] = _spec(route.leaves.batch, outputs)
+  first, last = network.layers[0].name, network.layers[-1].name
+  return Specs(
+    parameters=parameters,
+    shared=shared,
+    images=_spec(routes[first].arrived.batch),
+    labels=_spec(routes[last].leaves.batch),
+    masks=masks,
+  )
+
+
+def to_shardings(mesh: jax.sharding.Mesh, specs):
+  """Replaces each PartitionSpec of a pytree by a sharding on `mesh`."""
+  return jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec),
+    specs,
+    is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+  )
+
+
+def with_shardings(mesh: jax.sharding.Mesh, abstract):
+  """Puts what `jax.eval_shape` found under a mesh onto its devices.
+
+  Args:
+    mesh: that `jax.eval_shape` ran under.
+    abstract: a pytree of `jax.ShapeDtypeStruct`.
+
+  Returns:
+    The same with shardings on `mesh`.
+  """
+
+  def place(leaf):
+    spec = leaf.sharding.spec if leaf.sharding else PartitionSpec()
+    return leaf.update(sharding=NamedSharding(mesh, spec))
+
+  return jax.tree.map(place, abstract)
+
+
+def _spec(*axes: tuple[str, ...] | None) -> PartitionSpec:
+  return PartitionSpec(*(names or None for names in axes))
+
+
+def _without(
+  axes: tuple[str, ...], removed: tuple[str, ...]
+) -> tuple[str, ...]:
+  return tuple(axis for axis in axes if axis not in removed)

@@ -1,0 +1,146 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard, progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import tensorboardX
+
+from alexnet_jax import metrics
+
+
+class Reporter:
+  """Reports of one run, to its workdir and to whoever watches it.
+
+  Values of the training are read from the devices one report late, so that no
+  step waits for the host.
+
+  Args:
+    workdir: `metrics.jsonl` and TensorBoard events go there.
+    console: of the watcher. A terminal gets a progress bar, anything else
+      plain lines.
+    first_step: where this start of the run begins.
+    num_steps: where the run ends.
+  """
+
+  def __init__(
+    self,
+    workdir: str,
+    console: rich.console.Console,
+    *,
+    first_step: int,
+    num_steps: int,
+  ):
+    self._console = console
+    self._num_steps = num_steps
+    self._file = open(os.path.join(workdir, "metrics.jsonl"), "a")
+    self._events = tensorboardX.SummaryWriter(workdir, flush_secs=10)
+    self._due: tuple[int, list[jax.Array], float, float] | None = None
+    self._since = time.monotonic()
+    self._progress = rich.progress.Progress(
+      rich.progress.TextColumn("step"),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.BarColumn(),
+      rich.progress.TextColumn("{task.fields[rate]:,.0f} images/s, left"),
+      rich.progress.TimeRemainingColumn(),
+      rich.progress.TextColumn("loss {task.fields[loss]:.3f}"),
+      console=console,
+      disable=not console.is_terminal,
+      transient=True,
+    )
+    self._task = self._progress.add_task(
+      "train",
+      total=num_steps,
+      completed=first_step,
+      rate=math.nan,
+      loss=math.nan,
+    )
+    self._progress.start()
+
+  def training(
+    self, step: int, totals: Sequence[jax.Array], *, learning_rate: float
+  ) -> None:
+    """Reports on the steps since the last report.
+
+    Args:
+      step: steps taken so far.
+      totals: f32[4] of each step since the last report, still on the devices.
+      learning_rate: of the last of them.
+
+    Raises:
+      FloatingPointError: a loss is not finite.
+    """
+    self.flush()
+    now = time.monotonic()
+    self._due = (step, list(totals), learning_rate, now - self._since)
+    self._since = now
+
+  def flush(self) -> None:
+    """Writes the report that is due; waits for its last step."""
+    if self._due is None:
+      return
+    (step, totals, learning_rate, seconds), self._due = self._due, None
+    sums = np.stack(jax.device_get(totals))
+    for index, loss in enumerate(sums[:, 0]):
+      if not math.isfinite(loss):
+        raise FloatingPointError(
+          f"the loss of step {step - len(totals) + index + 1} is {loss}, "
+          "expected a finite number. Lower config.optimizer.learning_rate; "
+          "the run goes on from its last checkpoint."
+        )
+    means = metrics.to_means(sums.sum(axis=0))
+    rate = means.pop("images") / seconds
+    values = {f"training_{name}": value for name, value in means.items()}
+    values |= {"learning_rate": learning_rate, "images_per_second": rate}
+    self._progress.update(
+      self._task, completed=step, rate=rate, loss=means["loss"]
+    )
+    self._write(step, values)
+    if not self._console.is_terminal:
+      self._line(step, values)
+
+  def validation(self, step: int, totals: np.ndarray) -> None:
+    """Reports on a validation.
+
+    Args:
+      step: steps taken so far.
+      totals: f32[4], over the whole split.
+    """
+    means = metrics.to_means(totals)
+    values = {f"validation_{name}": value for name, value in means.items()}
+    self._write(step, values)
+    self._line(step, values)
+
+  def resume_clock(self) -> None:
+    """Leaves what was done since the last report out of the next rate."""
+    self._since = time.monotonic()
+
+  def close(self) -> None:
+    self._progress.stop()
+    self._events.close()
+    self._file.close()
+
+  def _write(self, step: int, values: Mapping[str, float]) -> None:
+    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    self._file.flush()
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+
+  def _line(self, step: int, values: Mapping[str, float]) -> None:
+    shown = ", ".join(
+      f"{name.replace('_', ' ')} {value:,.4g}" for name, value in values.items()
+    )
+    width = len(str(self._num_steps))
+    self._console.print(
+      f"step {step:{width}}/{self._num_steps}: {shown}",
+      highlight=False,
+      soft_wrap=True,
+    )

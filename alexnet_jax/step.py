@@ -1,0 +1,178 @@
+"""One training step and one evaluation step, as pure functions.
+
+A training step reads top to bottom: draws (in the global view, so that every
+layout makes the same ones), the mapped function that each device runs
+(augment, forward, loss), gradients, update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from alexnet_jax import metrics
+from alexnet_jax.network import model, wiring
+from alexnet_jax.partition import exchange as exchange_lib
+from alexnet_jax.partition import specs as specs_lib
+
+
+class TrainState(NamedTuple):
+  """All that training changes.
+
+  Attributes:
+    step: i32[], steps taken.
+    parameters: {layer: {"kernel", "bias"}}, f32, global shapes.
+    optimizer: the state of the optax transformation.
+  """
+
+  step: jax.Array
+  parameters: dict[str, dict[str, jax.Array]]
+  optimizer: optax.OptState
+
+
+class Augmentation(Protocol):
+  """What a step asks of the augmentation; see `data/augment.py`."""
+
+  def draw(self, key: jax.Array, n: int, *, spec) -> dict[str, jax.Array]: ...
+
+  def apply(self, images: jax.Array, draws) -> jax.Array: ...
+
+  def center(self, images: jax.Array) -> jax.Array: ...
+
+
+TrainStep = Callable[..., tuple[TrainState, jax.Array]]
+EvalStep = Callable[..., jax.Array]
+
+
+def init_state(
+  network: wiring.Network,
+  specs: specs_lib.Specs,
+  optimizer: optax.GradientTransformation,
+  key: jax.Array,
+) -> TrainState:
+  """The state before the first step; to be run under `jax.jit`.
+
+  Each parameter is drawn in the global view and then split, so that a layout
+  does not change its initial value.
+  """
+  parameters = jax.tree.map(
+    jax.reshard, model.init_parameters(network, key), specs.parameters
+  )
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    parameters=parameters,
+    optimizer=optimizer.init(parameters),
+  )
+
+
+def make_train_step(
+  network: wiring.Network,
+  specs: specs_lib.Specs,
+  exchange: exchange_lib.MeshExchange,
+  augmentation: Augmentation,
+  optimizer: optax.GradientTransformation,
+) -> TrainStep:
+  """Makes the step; it is to be traced under the layout's mesh.
+
+  Returns:
+    (state, key, images, labels) -> (state, totals), jitted; `state` is
+    donated. key: from `jax.random.key`, the same for all steps. images:
+    u8[N, side, side, 3]. labels: i32[N]. totals: f32[4], `metrics.NAMES`
+    summed over the batch, before the update.
+  """
+  graphdef = model.make_graphdef(network)
+
+  def totals_on_device(parameters, images, labels, draws, masks):
+    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
+    with jax.named_scope("augment"):
+      x = augmentation.apply(images, draws)
+    logits = alexnet(x, masks=masks, exchange=exchange)
+    return _totals(exchange, logits, labels)
+
+  mapped = jax.shard_map(
+    totals_on_device,
+    in_specs=(
+      specs.parameters,
+      specs.images,
+      specs.labels,
+      specs.images,
+      dict(specs.masks),
+    ),
+    out_specs=specs.whole,
+  )
+
+  def train_step(state, key, images, labels):
+    n = labels.shape[0]
+    augment_key, *mask_keys = jax.random.split(
+      jax.random.fold_in(key, state.step), 1 + len(specs.masks)
+    )
+    draws = augmentation.draw(augment_key, n, spec=specs.images)
+    masks = {
+      layer: jax.random.bernoulli(
+        mask_key,
+        1.0 - network.dropout_rate,
+        (n, network.layer(layer).features),
+        out_sharding=spec,
+      )
+      for mask_key, (layer, spec) in zip(
+        mask_keys, specs.masks.items(), strict=True
+      )
+    }
+
+    def mean_loss(parameters):
+      totals = mapped(parameters, images, labels, draws, masks)
+      return totals[0] / n, totals
+
+    gradients, totals = jax.grad(mean_loss, has_aux=True)(state.parameters)
+    updates, optimizer_state = optimizer.update(
+      gradients, state.optimizer, state.parameters
+    )
+    return (
+      TrainState(
+        step=state.step + 1,
+        parameters=optax.apply_updates(state.parameters, updates),
+        optimizer=optimizer_state,
+      ),
+      totals,
+    )
+
+  return jax.jit(train_step, donate_argnames="state")
+
+
+def make_eval_step(
+  network: wiring.Network,
+  specs: specs_lib.Specs,
+  exchange: exchange_lib.MeshExchange,
+  augmentation: Augmentation,
+) -> EvalStep:
+  """Makes the evaluation of one batch, on centre crops and without dropout.
+
+  Returns:
+    (parameters, images, labels) -> totals, jitted; as for the training step.
+    A label of `metrics.PADDING` marks a row that is no image.
+  """
+  graphdef = model.make_graphdef(network)
+
+  def totals_on_device(parameters, images, labels):
+    alexnet = nnx.merge(graphdef, parameters)
+    logits = alexnet(augmentation.center(images), exchange=exchange)
+    return _totals(exchange, logits, labels)
+
+  return jax.jit(
+    jax.shard_map(
+      totals_on_device,
+      in_specs=(specs.parameters, specs.images, specs.labels),
+      out_specs=specs.whole,
+    )
+  )
+
+
+def _totals(exchange, logits, labels):
+  with jax.named_scope(exchange_lib.LOSS):
+    logits = exchange.bring(exchange_lib.LOSS, logits)
+    return exchange.total(metrics.totals(logits, labels))
