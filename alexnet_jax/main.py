@@ -38,8 +38,6 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     _fail(ValueError(f"unexpected argument {argv[1]!r}, expected flags only."))
-  if flags.FLAGS["verbosity"].using_default_value:
-    logging.set_verbosity(logging.WARNING)  # libraries talk a lot
   config = _CONFIG.value
   console = rich.console.Console()
   if not console.is_terminal:
@@ -68,9 +66,12 @@ def _default_workdir() -> str:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    unused = flags.FLAGS(argv)
   except (flags.Error, ValueError, TypeError, AttributeError, OSError) as error:
     _fail(error)
+  if flags.FLAGS["verbosity"].using_default_value:
+    flags.FLAGS.verbosity = logging.WARNING  # libraries talk a lot
+  return unused
 
 
 def _fail(error: Exception) -> None:

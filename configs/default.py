@@ -137,8 +137,8 @@ def use_digits(config: ml_collections.ConfigDict) -> None:
 
   A quarter of the width and images of 67 pixels fit two CPU cores. The initial
   weights of 2012 are made for pixels of 0..255 and a million images: with them
-  a run this short stays at chance. He scaling, inputs of about unit scale and
-  a higher rate learn from the first step.
+  a run this short stays at chance. With He scaling and inputs of about unit
+  scale, the paper's own rate learns from the first epoch.
   """
   config.batch_size = 64
   config.num_epochs = 24.0
@@ -158,7 +158,6 @@ def use_digits(config: ml_collections.ConfigDict) -> None:
   config.augment.mean = (77.0, 77.0, 77.0)
   config.augment.scale = 90.0
 
-  config.optimizer.learning_rate = 0.02
   config.optimizer.drop_epochs = (18.0,)
 
   config.report_every_steps = 50

@@ -1,10 +1,4 @@
-"""The two operations of 2012 that libraries no longer bring along.
-
-Both are written in the form that is fastest on CPU without being slower to
-compile than the convolutions around them.
-"""
-
-import functools
+"""The two operations of 2012 that libraries no longer bring along."""
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +63,8 @@ def local_response_norm(
 def max_pool(x: jax.Array, *, size: int = 3, stride: int = 2) -> jax.Array:
   """The largest value of each window; windows overlap where size > stride.
 
+  Of equal values the first one, row by row, receives the gradient.
+
   Args:
     x: f32[n, h, w, c].
     size: side of the window, in pixels.
@@ -79,16 +75,11 @@ def max_pool(x: jax.Array, *, size: int = 3, stride: int = 2) -> jax.Array:
 
   Source: Krizhevsky et al. 2012, section 3.4.
   """
-  n, h, w, c = x.shape
-  rows = (h - size) // stride * stride + 1
-  columns = (w - size) // stride * stride + 1
-  # The maximum of size x size strided slices: its backward pass is a few
-  # selections, where that of reduce_window is a serial scatter on CPU.
-  slices = [
-    lax.slice(
-      x, (0, i, j, 0), (n, i + rows, j + columns, c), (1, stride, stride, 1)
-    )
-    for i in range(size)
-    for j in range(size)
-  ]
-  return functools.reduce(jnp.maximum, slices)
+  return lax.reduce_window(
+    x,
+    -jnp.inf,
+    lax.max,
+    window_dimensions=(1, size, size, 1),
+    window_strides=(1, stride, stride, 1),
+    padding="VALID",
+  )

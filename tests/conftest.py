@@ -1,0 +1,70 @@
+"""Eight simulated devices, strict types, and the fixtures that tests share."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import config_dict
+
+from alexnet_jax.data import augment
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import catalog, mesh
+from configs import default
+
+mesh.simulate_devices(8, only_cpu=True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+  return jax.random.key(0)
+
+
+@pytest.fixture(params=catalog.LAYOUTS, ids=lambda layout: layout.name)
+def layout(request):
+  return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_network() -> wiring.Network:
+  """An eighth of the width; two columns, dropout on."""
+  return wiring.make_network(
+    width=1 / 8, image_size=67, num_classes=10, init="he"
+  )
+
+
+@pytest.fixture(scope="session")
+def tiny_augmentation() -> augment.Augment:
+  """Everything on: crops, flips, colour noise, a mean."""
+  return augment.Augment(
+    stored_size=72,
+    image_size=67,
+    flip=True,
+    colour_noise=0.1,
+    mean=(127.0, 120.0, 105.0),
+    scale=64.0,
+  )
+
+
+@pytest.fixture(scope="session")
+def tiny_batch() -> tuple[np.ndarray, np.ndarray]:
+  """Eight noisy images and their labels."""
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (8, 72, 72, 3), dtype=np.uint8)
+  return images, rng.integers(0, 10, 8, dtype=np.int32)
+
+
+@pytest.fixture
+def tiny_config() -> config_dict.ConfigDict:
+  """The embedded default, an eighth of the width, for a handful of steps."""
+  config = default.get_config("digits")
+  config.network.width = 1 / 8
+  config.batch_size = 16
+  config.data.train_split = "train[:48]"
+  config.data.validation_split = "validation[:21]"
+  config.num_epochs = 2.0
+  config.optimizer.drop_epochs = (1.0,)
+  config.report_every_steps = 2
+  config.validate_every_steps = 100
+  config.checkpoint_every_steps = 100
+  return config

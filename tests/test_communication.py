@@ -1,0 +1,196 @@
+"""The plan is the whole truth about communication."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import audit, catalog, exchange, plan
+from tests import build
+from tests.test_placement import MIXED
+
+
+def audited(parts, batch, *, planned=None):
+  traced = parts.trace(batch)
+  hlo = traced.lower().compile().as_text()
+  return audit.audit_step(
+    parts.plan if planned is None else planned,
+    jaxpr=traced.jaxpr,
+    hlo=hlo,
+    mesh=dict(parts.mesh.shape),
+  ), hlo
+
+
+@pytest.mark.parametrize(
+  "layout", [*catalog.LAYOUTS, *MIXED], ids=lambda layout: layout.name
+)
+def test_step_communicates_as_planned_and_in_no_groups(
+  layout, tiny_network, tiny_augmentation, tiny_batch
+):
+  parts = build.make_parts(
+    tiny_network, layout, tiny_augmentation, batch_size=8
+  )
+  found, hlo = audited(parts, tiny_batch)
+  assert found.unplanned == () and found.missing == ()
+  assert sorted(found.traced) == sorted(parts.plan)
+  # XLA's CPU compiler keeps every collective as it was asked for.
+  assert sorted(found.compiled) == sorted(parts.plan)
+  assert "convolution(" in hlo or "conv" in hlo
+  assert audit.grouped_convolutions(hlo) == []
+
+
+def test_two_column_plan_has_the_published_numbers():
+  exchanges = plan.make_plan(
+    wiring.make_network(), catalog.TWO_COLUMN, batch_size=128, loss_values=4
+  )
+  # Reference: elements per image that cross, both directions of the link.
+  assert [
+    (e.layer, e.direction, e.kind, e.elements_per_image) for e in exchanges
+  ] == [
+    ("conv3", "forward", "all_gather", 43_264),
+    ("conv3", "backward", "reduce_scatter", 43_264),
+    ("fc6", "forward", "all_gather", 9_216),
+    ("fc6", "backward", "reduce_scatter", 9_216),
+    ("fc7", "forward", "all_gather", 4_096),
+    ("fc7", "backward", "reduce_scatter", 4_096),
+    ("fc8", "forward", "sum", 1_000),
+  ]
+  # Each of two devices sends its half: 128 x 21,632 float32.
+  assert exchanges[0].sent_bytes == 128 * 21_632 * 4
+
+
+def test_no_collective_of_two_column_has_the_size_of_a_parameter(
+  tiny_network, tiny_augmentation, tiny_batch
+):
+  parts = build.make_parts(
+    tiny_network, catalog.TWO_COLUMN, tiny_augmentation, batch_size=8
+  )
+  found, _ = audited(parts, tiny_batch)
+  assert {e.tensor for e in found.compiled} == {"activation"}
+  sizes = {s.parameters for s in tiny_network.sizes().values()}
+  sizes |= {np.prod(s.kernel) for s in tiny_network.sizes().values()}
+  assert not sizes & {e.elements for e in found.compiled}
+
+
+def test_data_parallel_sums_every_gradient_once(tiny_network):
+  exchanges = plan.make_plan(
+    tiny_network, catalog.DATA_PARALLEL, batch_size=8, loss_values=4
+  )
+  gradients = [e for e in exchanges if e.tensor != "activation"]
+  total = sum(s.parameters for s in tiny_network.sizes().values())
+  assert sum(e.elements for e in gradients) == total
+  assert {e.axes for e in gradients} == {("data",)}
+
+
+class GathersTooMuch(exchange.MeshExchange):
+  """Also gathers before conv4, which reads its own column only."""
+
+  def bring(self, layer, x):
+    x = super().bring(layer, x)
+    if layer == "conv4":
+      both = lax.all_gather(x, "column", axis=-1 % x.ndim, tiled=True)
+      start = lax.axis_index("column") * x.shape[-1]
+      x = lax.dynamic_slice_in_dim(both, start, x.shape[-1], x.ndim - 1)
+    return x
+
+
+def test_unplanned_gather_is_found_by_name_of_layer(
+  tiny_network, tiny_augmentation, tiny_batch
+):
+  parts = build.make_parts(
+    tiny_network, catalog.TWO_COLUMN, tiny_augmentation, batch_size=8
+  )
+  routes = parts.exchange._routes
+  parts = dataclasses.replace(
+    parts, exchange=GathersTooMuch(routes, parts.specs)
+  )
+  found, _ = audited(parts, tiny_batch)
+  assert not found.agrees and found.missing == ()
+  lines = "\n".join(found.unplanned)
+  assert "traced: conv4 forward: all_gather of the activation" in lines
+  assert "compiled: conv4 forward: all_gather of the activation" in lines
+  with pytest.raises(audit.PlanMismatch, match="not planned: .*conv4 forward"):
+    audit.check(found)
+
+
+def test_plan_with_one_too_many_is_found_by_name_of_layer(
+  tiny_network, tiny_augmentation, tiny_batch
+):
+  parts = build.make_parts(
+    tiny_network, catalog.TWO_COLUMN, tiny_augmentation, batch_size=8
+  )
+  extra = dataclasses.replace(parts.plan[0], layer="conv5", elements=1_234)
+  found, _ = audited(parts, tiny_batch, planned=(*parts.plan, extra))
+  assert found.unplanned == ()
+  assert len(found.missing) == 1 and "conv5 forward" in found.missing[0]
+  with pytest.raises(audit.PlanMismatch, match="but absent: .*conv5 forward"):
+    audit.check(found)
+
+
+def test_communication_outside_the_layers_is_found():
+  parts_mesh = jax.make_mesh((2, 2), ("data", "column"))
+  with jax.set_mesh(parts_mesh):
+    traced = jax.jit(
+      jax.shard_map(
+        lambda x: lax.psum(x, "data"),
+        in_specs=jax.P("data", "column"),
+        out_specs=jax.P(None, "column"),
+      )
+    ).trace(jnp.ones((4, 6), out_sharding=jax.P("data", "column")))
+  found = audit.audit_step(
+    (),
+    jaxpr=traced.jaxpr,
+    hlo=traced.lower().compile().as_text(),
+    mesh=dict(parts_mesh.shape),
+  )
+  expected = (
+    "outside every layer forward: sum of the activation over data, 6 elements"
+  )
+  assert found.unplanned == (f"traced: {expected}", f"compiled: {expected}")
+
+
+@pytest.mark.parametrize(
+  ("line", "kind", "axes", "elements"),
+  [
+    # Lines as compilers for GPU and TPU print them.
+    (
+      "%ag = (f32[4,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%x), "
+      'replica_groups=[2,2]<=[4], metadata={op_name="jit(f)/fc7/all_gather"}',
+      *("all_gather", ("column",), 64),
+    ),
+    (
+      "%rs = bf16[4,8]{1,0} reduce-scatter(%x), "
+      "replica_groups=[2,2]<=[2,2]T(1,0), "
+      'metadata={op_name="jit(f)/fc7/psum_scatter"}',
+      *("reduce_scatter", ("data",), 64),
+    ),
+    (
+      "ROOT %ar = f32[10]{0} all-reduce(%x), replica_groups={{0,1,2,3}}, "
+      'metadata={op_name="jit(f)/fc7/psum"}',
+      *("sum", ("data", "column"), 10),
+    ),
+    (
+      "%aa = (f32[2,8]{1,0}, f32[2,8]{1,0}) all-to-all(%x, %y), "
+      "replica_groups={{0,1},{2,3}}, "
+      'metadata={op_name="jit(f)/fc7/all_to_all"}',
+      *("all_to_all", ("column",), 64),
+    ),
+    (
+      "%cp = f32[2,8]{1,0} collective-permute(%x), "
+      "source_target_pairs={{0,1},{1,0}}, "
+      'metadata={op_name="jit(f)/fc7/ppermute"}',
+      *("collective-permute", ("data", "column"), 16),
+    ),
+  ],
+)
+def test_compiled_collectives_of_other_platforms_are_read(
+  line, kind, axes, elements
+):
+  mesh = {"data": 2, "column": 2}
+  (found,) = audit.find_compiled(line, ["fc7"], mesh)
+  assert (found.layer, found.kind) == ("fc7", kind)
+  assert (found.axes, found.elements) == (axes, elements)

@@ -1,0 +1,93 @@
+"""Who may import whom; the rules are in docs/design.md."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "alexnet_jax").rglob("*.py"))
+COLLECTIVES = {
+  *("psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute"),
+  *("psum_scatter", "pcast", "pvary", "axis_index"),
+}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+  """Full names of the modules that a file imports."""
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+      for inner in ast.walk(node):
+        if isinstance(inner, ast.ImportFrom):
+          names -= _names(inner)
+          inner.names = []
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+      names |= _names(node)
+  return names
+
+
+def _names(node: ast.Import | ast.ImportFrom) -> set[str]:
+  if isinstance(node, ast.Import):
+    return {alias.name for alias in node.names}
+  return {f"{node.module}.{alias.name}" for alias in node.names}
+
+
+def attributes(path: pathlib.Path) -> set[str]:
+  """Dotted names that a file uses, as `jax.lax.psum`."""
+  return {
+    ast.unparse(node)
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Attribute)
+  }
+
+
+@pytest.fixture(params=FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def file(request):
+  return request.param
+
+
+def test_file_imports_only_what_it_may(file):
+  place = str(file.relative_to(ROOT / "alexnet_jax"))
+  found = imports(file)
+  ours = {
+    name.removeprefix("alexnet_jax.")
+    for name in found
+    if name.startswith("alexnet_jax.")
+  }
+  tops = {name.split(".")[0] for name in found}
+  assert "tensorflow" not in tops
+  assert not ours & {"main"}
+  assert place == "main.py" or "train" not in ours
+  if place.startswith("network/"):
+    assert all(name.startswith("network") for name in ours)
+  if place.startswith("data/"):
+    forbidden = ("network", "partition", "step", "train")
+    assert not [name for name in ours if name.startswith(forbidden)]
+  if place in ("partition/layout.py", "network/wiring.py"):
+    assert tops <= set(sys.stdlib_module_names) and not ours
+  if place == "step.py":
+    allowed = ("network", "metrics", "partition")
+    assert all(name.startswith(allowed) for name in ours)
+  if place not in ("main.py", "train.py"):
+    assert "ml_collections" not in tops
+  if place != "checkpoint.py":
+    assert "orbax" not in tops
+
+
+def test_only_the_partition_communicates(file):
+  place = str(file.relative_to(ROOT / "alexnet_jax"))
+  used = {name.split(".")[-1] for name in attributes(file)}
+  if place != "partition/exchange.py":
+    assert not used & COLLECTIVES
+  if not place.startswith("partition/"):
+    assert not {"PartitionSpec", "NamedSharding"} & used
+  if place != "train.py":
+    assert "set_mesh" not in used
+
+
+def test_configs_import_only_configs():
+  for path in (ROOT / "configs").glob("*.py"):
+    tops = {name.split(".")[0] for name in imports(path)}
+    assert tops <= {"ml_collections", "configs", "alexnet_jax"}, path

@@ -1,0 +1,32 @@
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax import metrics
+
+
+def test_totals_match_a_loop():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(50, 20)).astype(np.float32)
+  labels = rng.integers(0, 20, 50, dtype=np.int32)
+  loss = top1 = top5 = 0
+  for row, label in zip(logits.astype(np.float64), labels, strict=True):
+    loss += np.log(np.exp(row).sum()) - row[label]
+    order = np.argsort(-row)
+    top1 += label != order[0]
+    top5 += label not in order[:5]
+  totals = metrics.totals(jnp.asarray(logits), jnp.asarray(labels))
+  np.testing.assert_allclose(totals, [loss, top1, top5, 50], rtol=1e-6)
+
+
+def test_padding_counts_for_nothing():
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+  labels = jnp.array([0, 1, metrics.PADDING, metrics.PADDING])
+  np.testing.assert_allclose(
+    metrics.totals(logits, labels), metrics.totals(logits[:2], labels[:2])
+  )
+
+
+def test_ties_and_missing_numbers_are_errors():
+  labels = jnp.array([0])
+  for logits in (jnp.zeros((1, 10)), jnp.full((1, 10), jnp.nan)):
+    assert metrics.totals(logits, labels)[1:3].tolist() == [1, 1]

@@ -1,0 +1,56 @@
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax.network import ops
+from tests import reference
+
+
+def test_local_response_norm_matches_loop_in_each_column(key):
+  x = np.array(60 * jax.random.normal(key, (2, 4, 5, 16)))
+  y = ops.local_response_norm(x, groups=2)
+  expected = np.concatenate(
+    [reference.local_response_norm(half) for half in np.split(x, 2, -1)], -1
+  )
+  # float32 against float64.
+  np.testing.assert_allclose(y, expected, rtol=2e-6)
+
+
+def test_local_response_norm_takes_any_power(key):
+  x = np.array(60 * jax.random.normal(key, (1, 2, 2, 8)))
+  y = ops.local_response_norm(x, groups=1, size=3, k=1.0, alpha=1e-3, beta=0.6)
+  expected = reference.local_response_norm(x, 3, 1.0, 1e-3, 0.6)
+  np.testing.assert_allclose(y, expected, rtol=2e-6)
+
+
+def test_neighbours_do_not_cross_a_column(key):
+  x = np.array(60 * jax.random.normal(key, (1, 1, 1, 96)))
+  split = ops.local_response_norm(x, groups=2)
+  whole = ops.local_response_norm(x, groups=1)
+  # Reference: only channels 46 to 49 of conv1 see across the boundary.
+  changed = np.flatnonzero(np.any(split != whole, axis=(0, 1, 2)))
+  assert changed.tolist() == [46, 47, 48, 49]
+
+
+def test_local_response_norm_refuses_bad_sizes():
+  with pytest.raises(ValueError, match="size is 4"):
+    ops.local_response_norm(np.ones((1, 1, 1, 4), np.float32), groups=1, size=4)
+  with pytest.raises(ValueError, match="3 groups do not divide 4"):
+    ops.local_response_norm(np.ones((1, 1, 1, 4), np.float32), groups=3)
+
+
+@pytest.mark.parametrize("side", [13, 15, 16])
+def test_max_pool_matches_loop(key, side):
+  x = np.array(jax.random.normal(key, (2, side, side + 1, 3)))
+  np.testing.assert_array_equal(ops.max_pool(x), reference.max_pool(x))
+
+
+def test_max_pool_gradient_goes_to_the_largest(key):
+  x = np.array(jax.random.normal(key, (1, 7, 7, 2)))
+  gradient = jax.grad(lambda x: ops.max_pool(x).sum())(x)
+  expected = np.zeros_like(x)
+  for i, j, c in np.ndindex(3, 3, 2):
+    window = x[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c]
+    row, column = np.unravel_index(window.argmax(), (3, 3))
+    expected[0, 2 * i + row, 2 * j + column, c] += 1
+  np.testing.assert_array_equal(gradient, expected)

@@ -1,0 +1,146 @@
+"""Placement never changes the numbers."""
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax.partition import catalog
+from alexnet_jax.partition import layout as layout_lib
+from tests import build
+
+Layout, Placement = layout_lib.Layout, layout_lib.Placement
+
+# Layouts that are in no catalogue yet: every kind of move between layers.
+MIXED = (
+  Layout(  # batch -> gather -> features, as in "one weird trick"
+    name="batch_then_features",
+    mesh={"data": 2, "model": 2},
+    conv=Placement(batch=("data", "model")),
+    fc=Placement(batch=("data",), features=("model",)),
+  ),
+  Layout(  # one exchange for two layers, and a sum that stays split
+    name="gather_then_sum",
+    mesh={"model": 2},
+    conv=Placement(features=("model",)),
+    fc=Placement(features=("model",)),
+    layers={
+      "conv3": Placement(features=("model",), arrive="sum"),
+      "fc7": Placement(features=("model",), arrive="sum"),
+      "fc8": Placement(),
+    },
+  ),
+  Layout(  # all-to-all both ways
+    name="back_and_forth",
+    mesh={"data": 2},
+    conv=Placement(batch=("data",)),
+    fc=Placement(features=("data",)),
+    layers={
+      "conv5": Placement(features=("data",)),
+      "fc7": Placement(batch=("data",)),
+      "fc8": Placement(features=("data",), arrive="sum"),
+    },
+  ),
+  Layout(  # whole layers between split ones: copies, slices, repeated work
+    name="here_and_there",
+    mesh={"column": 2},
+    layers={
+      "conv1": Placement(features=("column",)),
+      "conv3": Placement(features=("column",)),
+      "conv5": Placement(batch=("column",)),
+      "fc7": Placement(features=("column",)),
+    },
+  ),
+)
+
+
+def run(parts, batch, key, steps=5):
+  """Losses of some steps, the final parameters, and an evaluation."""
+  init_key, step_key = jax.random.split(key)
+  with jax.set_mesh(parts.mesh):
+    state = parts.init(init_key)
+    step = parts.train_step()
+    images, labels = parts.put(batch)
+    losses = []
+    for _ in range(steps):
+      state, totals = step(state, step_key, images, labels)
+      losses.append(np.asarray(totals)[0])
+    evaluated = parts.eval_step()(state.parameters, images, labels)
+  parameters = jax.tree.map(np.asarray, state.parameters)
+  return np.array(losses), parameters, np.asarray(evaluated)
+
+
+@pytest.fixture(scope="module")
+def one_device(tiny_network, tiny_augmentation, tiny_batch):
+  parts = build.make_parts(
+    tiny_network, catalog.ONE_DEVICE, tiny_augmentation, batch_size=8
+  )
+  return run(parts, tiny_batch, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+  "layout",
+  [*catalog.LAYOUTS[1:], *MIXED],
+  ids=lambda layout: layout.name,
+)
+def test_layout_matches_one_device(
+  layout, tiny_network, tiny_augmentation, tiny_batch, one_device, key
+):
+  parts = build.make_parts(
+    tiny_network, layout, tiny_augmentation, batch_size=8
+  )
+  losses, parameters, evaluated = run(parts, tiny_batch, key)
+  expected_losses, expected, expected_evaluated = one_device
+  assert len(set(expected_losses)) == 5  # it does train
+  # Sums in another order, in float32, carried through five steps.
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+  np.testing.assert_allclose(evaluated, expected_evaluated, rtol=1e-5)
+  for layer, blocks in expected.items():
+    for name, block in blocks.items():
+      difference = np.linalg.norm(parameters[layer][name] - block)
+      assert difference <= 1e-5 * np.linalg.norm(block), (layer, name)
+
+
+def test_each_device_holds_half_of_every_kernel(tiny_network, key):
+  parts = build.make_parts(
+    tiny_network, catalog.TWO_COLUMN, None, batch_size=8
+  )
+  state = parts.abstract_state()
+  for name, layer in state.parameters.items():
+    kernel = layer["kernel"]
+    held = kernel.sharding.shard_shape(kernel.shape)
+    assert 2 * np.prod(held) == kernel.size, name
+
+
+def test_draws_are_the_same_on_every_layout(
+  layout, tiny_network, tiny_augmentation, key
+):
+  parts = build.make_parts(
+    tiny_network, layout, tiny_augmentation, batch_size=8
+  )
+
+  def draws(spec, mask_spec):
+    drawn = tiny_augmentation.draw(key, 8, spec=spec)
+    mask = jax.random.bernoulli(key, 0.5, (8, 512), out_sharding=mask_spec)
+    return drawn | {"mask": mask}
+
+  with jax.set_mesh(parts.mesh):
+    split = jax.jit(lambda: draws(parts.specs.images, parts.specs.masks["fc6"]))
+    found = jax.tree.map(np.asarray, split())
+  expected = draws(None, None)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  assert 0.45 < found["mask"].mean() < 0.55  # 4096 draws: 0.5 +- 0.008
+
+
+def test_overrides_of_single_layers_match_one_device(
+  tiny_network, tiny_augmentation, tiny_batch, one_device, key
+):
+  layout = layout_lib.override(
+    catalog.TWO_COLUMN,
+    mesh={},
+    placements={"fc6": {"arrive": "sum"}, "fc8": {"arrive": "gather"}},
+  )
+  parts = build.make_parts(
+    tiny_network, layout, tiny_augmentation, batch_size=8
+  )
+  losses, _, _ = run(parts, tiny_batch, key)
+  np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
