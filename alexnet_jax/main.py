@@ -10,6 +10,7 @@ import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from alexnet_jax import run as run_lib
 from alexnet_jax import train
 from alexnet_jax.partition import audit
 
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
   if not console.is_terminal:
     console.width = 120
   try:
-    run = train.prepare(
+    run = run_lib.prepare(
       config,
       workdir=_WORKDIR.value or _default_workdir(),
       data_dir=_DATA_DIR.value,
@@ -67,11 +68,26 @@ def _default_workdir() -> str:
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
     unused = flags.FLAGS(argv)
-  except (flags.Error, ValueError, TypeError, AttributeError, OSError) as error:
+  except (AttributeError, KeyError) as error:  # no such field
+    _fail(_name_field(error, argv))
+  except (flags.Error, ValueError, TypeError, OSError) as error:
     _fail(error)
   if flags.FLAGS["verbosity"].using_default_value:
     flags.FLAGS.verbosity = logging.WARNING  # libraries talk a lot
   return unused
+
+
+def _name_field(error: Exception, argv: list[str]) -> Exception:
+  """The error of ml_collections for a misspelt field, with its whole name."""
+  while isinstance(error.args[0], Exception):
+    error = error.args[0]
+  name, _, hint = error.args[0].partition("\n")
+  given = [flag.split("=")[0].lstrip("-") for flag in argv]
+  fields = [flag for flag in given if name.strip("'") in flag.split(".")]
+  return ValueError(
+    f"the config has no field {' or '.join(fields) or name}. "
+    f"{hint or 'configs/default.py lists all fields.'}"
+  )
 
 
 def _fail(error: Exception) -> None:

@@ -6,6 +6,42 @@ import jax
 import optax
 
 
+def check(
+  *,
+  learning_rate: float,
+  drop_epochs: Sequence[float],
+  drop_factor: float,
+  bias_rate: float,
+  bias_drop_epochs: Sequence[float],
+  momentum: float,
+  weight_decay: float,
+) -> None:
+  """Refuses values of `config.optimizer` that are out of range.
+
+  Raises:
+    ValueError: names the field, its value and what was expected.
+  """
+  for name, value, good, expected in (
+    ("learning_rate", learning_rate, learning_rate >= 0, "0 or more"),
+    ("drop_factor", drop_factor, 0 < drop_factor <= 1, "0 < factor <= 1"),
+    ("bias_rate", bias_rate, bias_rate >= 0, "0 or more"),
+    ("momentum", momentum, 0 <= momentum < 1, "0 <= momentum < 1"),
+    ("weight_decay", weight_decay, weight_decay >= 0, "0 or more"),
+    *(
+      (name, drops, [*drops] == sorted({*drops}), "increasing epochs")
+      for name, drops in (
+        ("drop_epochs", drop_epochs),
+        ("bias_drop_epochs", bias_drop_epochs),
+      )
+    ),
+  ):
+    if not good:
+      raise ValueError(
+        f"optimizer.{name} is {value}, expected {expected}. "
+        f"Set config.optimizer.{name}."
+      )
+
+
 def make_schedule(
   learning_rate: float, *, drop_steps: Sequence[int], drop_factor: float
 ) -> optax.Schedule:

@@ -57,9 +57,7 @@ def layout(
       *(f"{whole:,}", f"{block:,}"),
     )
   table.add_section()
-  table.add_row(
-    "sum", *[""] * 6, f"{whole_bytes:,}", f"{device_bytes:,}"
-  )
+  table.add_row("sum", *[""] * 6, f"{whole_bytes:,}", f"{device_bytes:,}")
   return table
 
 
@@ -92,9 +90,7 @@ def plan(
   return table
 
 
-def repeated(
-  network: wiring.Network, layout: layout_lib.Layout
-) -> list[str]:
+def repeated(network: wiring.Network, layout: layout_lib.Layout) -> list[str]:
   """A line for each axis along which layers are computed several times."""
   lines = []
   for axis, size in layout.mesh.items():

@@ -1,7 +1,7 @@
 """Two devices, the whole network on each, the batch split in two.
 
-    python -m alexnet_jax.main --config=configs/data_parallel.py            digits
-    python -m alexnet_jax.main --config=configs/data_parallel.py:imagenet   full size
+    python -m alexnet_jax.main --config=configs/data_parallel.py
+    python -m alexnet_jax.main --config=configs/data_parallel.py:imagenet
 
 RESULTS
 """

@@ -68,6 +68,8 @@ def imagenet() -> ml_collections.ConfigDict:
 
   # WHAT is computed.
   config.network = ml_collections.ConfigDict()
+  # The table of layers, and who reads what: alexnet2012.
+  config.network.wiring = "alexnet2012"
   # Groups of feature maps, K. [P] 2
   config.network.columns = 2
   # Multiplies the features of every layer but the last.
@@ -149,7 +151,7 @@ def use_digits(config: ml_collections.ConfigDict) -> None:
   config.network.init = "he"
 
   config.data.name = "digits"
-  config.data.stored_size = 72
+  config.data.stored_size = 77
   config.data.threads = 2
 
   # A mirrored digit is another sign.

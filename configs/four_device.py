@@ -1,7 +1,7 @@
 """Two columns, twice: four devices, the batch split in two.
 
-    python -m alexnet_jax.main --config=configs/four_device.py            digits
-    python -m alexnet_jax.main --config=configs/four_device.py:imagenet   full size
+    python -m alexnet_jax.main --config=configs/four_device.py
+    python -m alexnet_jax.main --config=configs/four_device.py:imagenet
 
 RESULTS
 """

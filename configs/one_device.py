@@ -1,7 +1,7 @@
 """One device, the whole network on it.
 
-    python -m alexnet_jax.main --config=configs/one_device.py            digits
-    python -m alexnet_jax.main --config=configs/one_device.py:imagenet   full size
+    python -m alexnet_jax.main --config=configs/one_device.py
+    python -m alexnet_jax.main --config=configs/one_device.py:imagenet
 
 RESULTS
 """

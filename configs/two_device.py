@@ -1,7 +1,7 @@
 """The split of 2012: two devices, one column on each.
 
-    python -m alexnet_jax.main --config=configs/two_device.py            digits
-    python -m alexnet_jax.main --config=configs/two_device.py:imagenet   full size
+    python -m alexnet_jax.main --config=configs/two_device.py
+    python -m alexnet_jax.main --config=configs/two_device.py:imagenet
 
 RESULTS
 """

@@ -1,11 +1,14 @@
 """Eight simulated devices, strict types, and the fixtures that tests share."""
 
+import tempfile
+
 import jax
 import numpy as np
 import pytest
 from ml_collections import config_dict
 
 from alexnet_jax.data import augment
+from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, mesh
 from configs import default
@@ -13,6 +16,11 @@ from configs import default
 mesh.simulate_devices(8, only_cpu=True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A program that several tests compile is compiled once a session.
+_COMPILED = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+assert len(jax.devices()) == 8  # from here on the devices are settled
 
 
 @pytest.fixture
@@ -29,7 +37,7 @@ def layout(request):
 def tiny_network() -> wiring.Network:
   """An eighth of the width; two columns, dropout on."""
   return wiring.make_network(
-    width=1 / 8, image_size=67, num_classes=10, init="he"
+    wirings.ALEXNET_2012, width=1 / 8, image_size=67, num_classes=10, init="he"
   )
 
 

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 from jax import lax
 
+from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import audit, catalog, exchange, plan
+from alexnet_jax.partition import (
+  audit,
+  catalog,
+  collectives,
+  exchange,
+  plan,
+)
 from tests import build
 from tests.test_placement import MIXED
 
@@ -40,12 +47,15 @@ def test_step_communicates_as_planned_and_in_no_groups(
   # XLA's CPU compiler keeps every collective as it was asked for.
   assert sorted(found.compiled) == sorted(parts.plan)
   assert "convolution(" in hlo or "conv" in hlo
-  assert audit.grouped_convolutions(hlo) == []
+  assert collectives.grouped_convolutions(hlo) == []
 
 
 def test_two_column_plan_has_the_published_numbers():
   exchanges = plan.make_plan(
-    wiring.make_network(), catalog.TWO_COLUMN, batch_size=128, loss_values=4
+    wiring.make_network(wirings.ALEXNET_2012),
+    catalog.TWO_COLUMN,
+    batch_size=128,
+    loss_values=4,
   )
   # Reference: elements per image that cross, both directions of the link.
   assert [
@@ -191,6 +201,6 @@ def test_compiled_collectives_of_other_platforms_are_read(
   line, kind, axes, elements
 ):
   mesh = {"data": 2, "column": 2}
-  (found,) = audit.find_compiled(line, ["fc7"], mesh)
+  (found,) = collectives.find_compiled(line, ["fc7"], mesh)
   assert (found.layer, found.kind) == ("fc7", kind)
   assert (found.axes, found.elements) == (axes, elements)

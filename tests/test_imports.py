@@ -70,7 +70,7 @@ def test_file_imports_only_what_it_may(file):
   if place == "step.py":
     allowed = ("network", "metrics", "partition")
     assert all(name.startswith(allowed) for name in ours)
-  if place not in ("main.py", "train.py"):
+  if place not in ("main.py", "run.py"):
     assert "ml_collections" not in tops
   if place != "checkpoint.py":
     assert "orbax" not in tops

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, mesh, route
 from alexnet_jax.partition import layout as layout_lib
@@ -10,14 +11,16 @@ Layout, Placement = layout_lib.Layout, layout_lib.Placement
 
 
 def test_every_named_layout_fits_the_full_size_network(layout):
-  layout.check(wiring.make_network(), batch_size=128)
+  layout.check(wiring.make_network(wirings.ALEXNET_2012), batch_size=128)
 
 
 @pytest.mark.parametrize(
   ("layout", "words"),
   [
     (
-      Layout(name="x", mesh={"column": 4}, conv=Placement(features=("column",))),
+      Layout(
+        name="x", mesh={"column": 4}, conv=Placement(features=("column",))
+      ),
       ["conv1", "4 devices of axis 'column'", "2 columns", "config.layout"],
     ),
     (
@@ -76,7 +79,7 @@ def test_every_named_layout_fits_the_full_size_network(layout):
 )
 def test_layout_that_does_not_fit_is_refused(layout, words):
   with pytest.raises(ValueError) as error:
-    layout.check(wiring.make_network(), batch_size=128)
+    layout.check(wiring.make_network(wirings.ALEXNET_2012), batch_size=128)
   assert [word for word in words if word not in str(error.value)] == []
 
 
@@ -87,7 +90,7 @@ def test_axes_in_another_order_are_refused():
     conv=Placement(batch=("a", "b")),
     fc=Placement(batch=("b", "a")),
   )
-  network = wiring.make_network()
+  network = wiring.make_network(wirings.ALEXNET_2012)
   layout.check(network, batch_size=128)
   with pytest.raises(ValueError, match=r"fc6 wants a split over \('b', 'a'\)"):
     route.find_routes(network, layout, batch_size=128)

@@ -19,7 +19,9 @@ def test_totals_match_a_loop():
 
 
 def test_padding_counts_for_nothing():
-  logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+  logits = jnp.asarray(
+    np.random.default_rng(0).normal(size=(4, 3)), jnp.float32
+  )
   labels = jnp.array([0, 1, metrics.PADDING, metrics.PADDING])
   np.testing.assert_allclose(
     metrics.totals(logits, labels), metrics.totals(logits[:2], labels[:2])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import model, wiring
 from tests import reference
 
@@ -16,9 +17,13 @@ def relative_difference(a, b):
 @pytest.mark.parametrize(
   "network",
   [
-    wiring.make_network(),
+    wiring.make_network(wirings.ALEXNET_2012),
     wiring.make_network(
-      width=1 / 8, image_size=67, num_classes=10, init="he"
+      wirings.ALEXNET_2012,
+      width=1 / 8,
+      image_size=67,
+      num_classes=10,
+      init="he",
     ),
   ],
   ids=["full_size", "tiny"],
@@ -65,7 +70,7 @@ def test_module_runs_on_one_device_without_a_mesh(tiny_network, key):
 
 
 def test_parameters_are_plain_global_arrays():
-  network = wiring.make_network()
+  network = wiring.make_network(wirings.ALEXNET_2012)
   parameters = jax.eval_shape(
     lambda: model.init_parameters(network, jax.random.key(0))
   )
@@ -85,7 +90,7 @@ def test_parameters_are_plain_global_arrays():
 
 
 def test_source_init_has_the_published_spread(key):
-  network = wiring.make_network(width=1 / 4)
+  network = wiring.make_network(wirings.ALEXNET_2012, width=1 / 4)
   parameters = model.init_parameters(network, key)
   # Reference: std .01 but .03 in conv3-5; mean |w| = std * sqrt(2 / pi).
   for name, mean_abs in (("conv1", 0.0079), ("conv3", 0.0236)):

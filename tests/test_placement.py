@@ -101,9 +101,7 @@ def test_layout_matches_one_device(
 
 
 def test_each_device_holds_half_of_every_kernel(tiny_network, key):
-  parts = build.make_parts(
-    tiny_network, catalog.TWO_COLUMN, None, batch_size=8
-  )
+  parts = build.make_parts(tiny_network, catalog.TWO_COLUMN, None, batch_size=8)
   state = parts.abstract_state()
   for name, layer in state.parameters.items():
     kernel = layer["kernel"]

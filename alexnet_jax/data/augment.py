@@ -95,9 +95,7 @@ class Augment:
       * jax.random.normal(colour_key, (n, 3), out_sharding=spec),
     }
 
-  def apply(
-    self, images: jax.Array, draws: dict[str, jax.Array]
-  ) -> jax.Array:
+  def apply(self, images: jax.Array, draws: dict[str, jax.Array]) -> jax.Array:
     """Applies draws to the images of one device.
 
     Args:

@@ -49,9 +49,7 @@ def train_batches(
   Yields:
     images u8[N, side, side, 3] and labels i32[N], global arrays.
   """
-  order = (
-    grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
-  )
+  order = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
   rows = _local_rows(shardings, batch_size)
 
   def load(step: int):
@@ -76,8 +74,8 @@ def validation_batches(
 ) -> Iterator[Batch]:
   """Yields every image of a split exactly once, in order.
 
-  The last batch is filled up with rows whose label is `metrics.PADDING`. Arguments and
-  arrays are those of `train_batches`.
+  The last batch is filled up with rows whose label is `metrics.PADDING`.
+  Arguments and arrays are those of `train_batches`.
   """
   rows = _local_rows(shardings, batch_size)
 

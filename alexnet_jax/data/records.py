@@ -92,9 +92,7 @@ def open_builder(
   return builder
 
 
-def check_classes(
-  builder: tfds.core.DatasetBuilder, num_classes: int
-) -> None:
+def check_classes(builder: tfds.core.DatasetBuilder, num_classes: int) -> None:
   """Refuses a set that is not one of images in so many classes.
 
   Raises:
@@ -183,10 +181,12 @@ def _open_source(
     source = builder.as_data_source(
       split=split, decoders={image_key: tfds.decode.SkipDecoding()}
     )
-  except (ValueError, KeyError):
+  except (ValueError, KeyError) as error:
+    reason = str(error).partition("\n")[0].rstrip(".")
     raise ValueError(
-      f"dataset {builder.name!r} has no split {split!r}, expected one of "
-      f"{', '.join(builder.info.splits)}. Set config.data.train_split or "
+      f"dataset {builder.name!r} has no split {split!r} ({reason}), expected "
+      f"one of {', '.join(builder.info.splits)} or a part of one, as "
+      "'train[:90%]'. Set config.data.train_split or "
       "config.data.validation_split."
     ) from None
   except NotImplementedError:
@@ -195,11 +195,6 @@ def _open_source(
       f"{builder.info.file_format.value}, which has no random access, expected "
       "array_record. Prepare it again with --file_format=array_record."
     ) from None
-  if not len(source):
-    raise ValueError(
-      f"split {split!r} of dataset {builder.name!r} is empty. Set "
-      "config.data.train_split or config.data.validation_split."
-    )
   return source
 
 

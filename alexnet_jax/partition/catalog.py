@@ -52,6 +52,5 @@ def find(name: str, layouts: Iterable[Layout] = LAYOUTS) -> Layout:
       return candidate
   names = ", ".join(candidate.name for candidate in layouts)
   raise ValueError(
-    f"unknown layout {name!r}, expected one of {names}. "
-    "Set config.layout.name."
+    f"unknown layout {name!r}, expected one of {names}. Set config.layout.name."
   )

@@ -1,7 +1,7 @@
 """The only collectives in the project.
 
 Called inside the mapped function of a step, on per-device arrays. What to move
-comes from `route.py`; how much that is, is in `plan.py`.
+comes from `route.py`; how much that is, `plan.py` says.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import jax
 from jax import lax
 
+from alexnet_jax.partition import moves as moves_lib
 from alexnet_jax.partition import route as route_lib
 from alexnet_jax.partition import specs as specs_lib
 
@@ -107,7 +108,7 @@ def _share(name: str, block: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return lax.pcast(block, axes, to="varying")
 
 
-def _move(move: route_lib.Move, x: jax.Array) -> jax.Array:
+def _move(move: moves_lib.Move, x: jax.Array) -> jax.Array:
   source = None if move.source is None else move.source % x.ndim
   target = None if move.target is None else move.target % x.ndim
   if move.kind == "all_gather":

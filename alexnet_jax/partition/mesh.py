@@ -23,18 +23,25 @@ def simulate_devices(count: int, *, only_cpu: bool) -> None:
 
   Where the machine has an accelerator, it stays the default and this has no
   effect unless `only_cpu`. A count that the user has set for JAX itself
-  (JAX_NUM_CPU_DEVICES or XLA_FLAGS) is left as it is.
+  (JAX_NUM_CPU_DEVICES or XLA_FLAGS) is left as it is, and so are the devices
+  of a program that has already used JAX: `make_mesh` says if they are too few.
 
   Args:
     count: devices to simulate.
     only_cpu: whether to leave accelerators unused.
   """
+  set_by_user = "JAX_NUM_CPU_DEVICES" in os.environ or (
+    "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+  )
+  if not only_cpu and (set_by_user or count > MAX_SIMULATED):
+    return
+  try:
+    jax.config.update("jax_num_cpu_devices", count)
+  except RuntimeError:  # JAX is in use already
+    return
   if only_cpu:
     jax.config.update("jax_platforms", "cpu")
-  elif _set_by_user() or count > MAX_SIMULATED:
-    return
-  jax.config.update("jax_num_cpu_devices", count)
-  if 1 < count and os.cpu_count() < count * CORES_PER_SHARED_POOL:
+  if 1 < count and (os.cpu_count() or 1) < count * CORES_PER_SHARED_POOL:
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
 
@@ -70,9 +77,3 @@ def make_mesh(layout: layout_lib.Layout) -> jax.sharding.Mesh:
 def is_simulated(mesh: jax.sharding.Mesh) -> bool:
   """Whether the mesh has several devices that are all one CPU."""
   return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-
-
-def _set_by_user() -> bool:
-  return "JAX_NUM_CPU_DEVICES" in os.environ or (
-    "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-  )

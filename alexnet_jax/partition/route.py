@@ -1,75 +1,16 @@
-"""How each layer's input gets to where the layer is computed.
+"""What happens around each layer, on the way of an image to the loss.
 
-The one place where a layout becomes communication. A running activation lies
-split over mesh axes; the next layer wants it to lie otherwise; each axis on
-which the two differ is one `Move`. `exchange.py` performs the moves and
-`plan.py` counts them; neither decides anything.
-
-    lies split by  wanted by batch     wanted by features  wanted whole
-    batch          -                   all-to-all          all-gather
-    features       all-to-all          -                   all-gather
-    whole          local slice         local slice         - (or `spread`)
-
-`whole` comes in two kinds, which matters for the gradient only. After a
-gather the devices of an axis hold equal `copies`, and the gather's transpose
-adds up their gradients. What was whole from the start, or is the result of a
-sum, is one array; where a layer then computes something different on each
-device from it, the gradients are added there (`spread`, and every slice).
+The one place where a layout becomes communication: `exchange.py` performs the
+routes and `plan.py` counts them; neither decides anything.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
-
-# Dimensions of an activation: f32[n, ..., channels], and between a map and a
-# fully connected layer f32[n, positions, channels].
-BATCH, POSITIONS, CHANNELS = 0, 1, -1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Lie:
-  """How an activation lies over the mesh; axes in none of these: one array.
-
-  Attributes:
-    batch: axes that split the images, slowest first.
-    features: axes that split the channels or units, slowest first.
-    copies: axes along which the devices hold equal copies after a gather.
-  """
-
-  batch: tuple[str, ...] = ()
-  features: tuple[str, ...] = ()
-  copies: tuple[str, ...] = ()
-
-  @property
-  def varying(self) -> tuple[str, ...]:
-    return self.batch + self.features + self.copies
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Move:
-  """One step of an activation on its way into a layer.
-
-  Attributes:
-    kind: `all_gather`, `all_to_all`, `slice` or `spread`.
-    axes: the mesh axes along which it happens.
-    source: the dimension that was split before; None where none was.
-    target: the dimension that is split after; None where none is.
-    elements: of the array that one device holds before it.
-    images: whose activations the devices along the axes hold together.
-    copied: whether the devices held copies before it, after a gather.
-  """
-
-  kind: str
-  axes: tuple[str, ...]
-  source: int | None
-  target: int | None
-  elements: int
-  images: int
-  copied: bool
+from alexnet_jax.partition import moves as moves_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,21 +19,21 @@ class Route:
 
   Attributes:
     moves: bring the input, in order.
-    joins_positions: whether the layer reads a map as one row of units.
     arrived: how the input lies where the layer is computed.
+    leaves: how the output lies.
+    joins_positions: whether the layer reads a map as one row of units.
     sums: axes over which partial results are added.
     scatters: whether the sum is left split by features, for the next layer.
     sum_elements: of one partial result on one device.
-    leaves: how the output lies.
   """
 
-  moves: tuple[Move, ...]
-  joins_positions: bool
-  arrived: Lie
-  sums: tuple[str, ...]
-  scatters: bool
-  sum_elements: int
-  leaves: Lie
+  moves: tuple[moves_lib.Move, ...]
+  arrived: moves_lib.Lie
+  leaves: moves_lib.Lie
+  joins_positions: bool = False
+  sums: tuple[str, ...] = ()
+  scatters: bool = False
+  sum_elements: int = 0
 
 
 def find_routes(
@@ -115,35 +56,27 @@ def find_routes(
   routes = {}
   sizes = network.sizes()
   names = list(sizes)
-  lie = Lie(batch=layout.placement(names[0]).batch)
+  lie = moves_lib.Lie(batch=layout.placement(names[0]).batch)
   for name, following in zip(names, [*names[1:], None], strict=True):
     layer, placement = network.layer(name), layout.placement(name)
     size = sizes[name]
     joins = not layer.window and size.positions > 1
     sums = placement.features if placement.arrive == "sum" else ()
     own = placement.features if layer.reads == "own" else ()
-    moves, arrived = _moves(
+    moves, arrived = moves_lib.find_moves(
       name,
       lie,
-      Lie(batch=placement.batch, features=own or sums),
+      moves_lib.Lie(batch=placement.batch, features=own or sums),
       layout,
       elements=batch_size * size.positions * size.channels,
       images=batch_size,
       # The input rows of a fully connected layer are split at positions.
-      target=POSITIONS if joins and sums else CHANNELS,
+      target=(moves_lib.POSITIONS if joins and sums else moves_lib.CHANNELS),
       spread=() if own or sums else placement.features,
     )
-    scatters = bool(
-      sums
-      and following
-      and layout.placement(following).features == sums
-      and (
-        network.layer(following).reads == "own"
-        or layout.placement(following).arrive == "sum"
-      )
-    )
+    scatters = bool(sums) and _reads_share(network, layout, following, sums)
     features = placement.features if scatters or not sums else ()
-    leaves = Lie(
+    leaves = moves_lib.Lie(
       batch=placement.batch,
       features=features,
       copies=tuple(
@@ -161,121 +94,29 @@ def find_routes(
       leaves=leaves,
     )
     lie = leaves
-  moves, arrived = _moves(
+  moves, arrived = moves_lib.find_moves(
     "loss",
     lie,
-    Lie(batch=lie.batch),
+    moves_lib.Lie(batch=lie.batch),
     layout,
     elements=batch_size * network.layers[-1].features,
     images=batch_size,
-    target=CHANNELS,
+    target=moves_lib.CHANNELS,
     spread=(),
   )
-  routes["loss"] = Route(
-    moves=moves,
-    joins_positions=False,
-    arrived=arrived,
-    sums=(),
-    scatters=False,
-    sum_elements=0,
-    leaves=arrived,
-  )
+  routes["loss"] = Route(moves=moves, arrived=arrived, leaves=arrived)
   return routes
 
 
-def _moves(
-  name: str,
-  lie: Lie,
-  wanted: Lie,
+def _reads_share(
+  network: wiring.Network,
   layout: layout_lib.Layout,
-  *,
-  elements: int,
-  images: int,
-  target: int,
-  spread: tuple[str, ...],
-) -> tuple[tuple[Move, ...], Lie]:
-  """The moves from one lie to another, and the lie they end in.
-
-  Args:
-    name: the layer, for errors.
-    lie: how the activation lies.
-    wanted: its batch and features axes where the layer is computed.
-    layout: for the mesh.
-    elements: of the whole activation.
-    images: in the whole batch.
-    target: the dimension that `wanted.features` splits.
-    spread: axes along which the layer computes different outputs.
-
-  Returns:
-    The moves in order, and how the activation then lies.
-  """
-  batch, features = list(lie.batch), list(lie.features)
-  copies = list(lie.copies)
-  moves = []
-
-  def move(kind: str, axes: Sequence[str], source, to, copied=False) -> None:
-    moves.append(
-      Move(
-        kind=kind,
-        axes=tuple(axes),
-        source=source,
-        target=to,
-        elements=elements // layout.size((*batch, *features)),
-        images=images // layout.size([a for a in batch if a not in axes]),
-        copied=copied,
-      )
-    )
-
-  for axis in reversed(lie.features):
-    if axis in wanted.features:
-      continue
-    _check_last(name, axis, features)
-    if axis in wanted.batch:
-      move("all_to_all", [axis], CHANNELS, BATCH)
-      batch.append(axis)
-    else:
-      move("all_gather", [axis], CHANNELS, None)
-      copies.append(axis)
-    features.remove(axis)
-  if features and target == POSITIONS:
-    move("all_to_all", features, CHANNELS, POSITIONS)
-  for axis in reversed(lie.batch):
-    if axis in wanted.batch:
-      continue
-    _check_last(name, axis, batch)
-    if axis in wanted.features:
-      move("all_to_all", [axis], BATCH, target)
-      features.append(axis)
-    else:
-      move("all_gather", [axis], BATCH, None)
-      copies.append(axis)
-    batch.remove(axis)
-  for split, axes, to in (
-    (batch, wanted.batch, BATCH),
-    (features, wanted.features, target),
-  ):
-    for axis in axes:
-      if axis not in split:
-        move("slice", [axis], None, to, copied=axis in copies)
-        split.append(axis)
-        copies = [copy for copy in copies if copy != axis]
-    if tuple(split) != axes:
-      raise ValueError(
-        f"{name} wants a split over {axes}, but its input arrives split over "
-        f"{tuple(split)}; the axes that both have must stand first, in one "
-        f"order. Set config.layout.{name}."
-      )
-  for axis in spread:
-    if axis not in copies:
-      move("spread", [axis], None, None)
-      copies.append(axis)
-  return tuple(moves), dataclasses.replace(wanted, copies=tuple(copies))
-
-
-def _check_last(name: str, axis: str, split: Sequence[str]) -> None:
-  if split[-1] != axis:
-    raise ValueError(
-      f"{name} needs axis {axis!r} joined, but the layer before is split over "
-      f"{tuple(split)}, and only the last of these can be joined. "
-      f"Set config.layout.{name}."
-    )
+  name: str | None,
+  axes: tuple[str, ...],
+) -> bool:
+  """Whether each device along the axes reads just its share of the input."""
+  if name is None:
+    return False
+  placement = layout.placement(name)
+  own = network.layer(name).reads == "own" or placement.arrive == "sum"
+  return own and placement.features == axes

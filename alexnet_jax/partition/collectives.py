@@ -1,0 +1,214 @@
+"""The collectives that a program has: as JAX traced it, as XLA compiled it.
+
+Both readings give `plan.Exchange`s, so that they can be compared with a plan
+and with each other. The layer is found by the `jax.named_scope` it runs in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from jax.extend import core as jex_core
+
+from alexnet_jax.partition import plan as plan_lib
+
+Exchange = plan_lib.Exchange
+
+# Operations that name mesh axes and send nothing.
+_LOCAL_PRIMITIVES = frozenset({"axis_index", "pvary", "pcast", "shard_map"})
+_KINDS = {
+  "psum": "sum",
+  "psum_invariant": "sum",
+  "all-gather": "all_gather",
+  "all-reduce": "sum",
+  "reduce-scatter": "reduce_scatter",
+  "all-to-all": "all_to_all",
+}
+_HLO_COLLECTIVE = re.compile(
+  r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>.*?) "
+  r"(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|"
+  r"ragged-all-to-all|collective-permute|collective-broadcast)"
+  r"(?P<start>-start)?\((?P<rest>.*)$"
+)
+_HLO_PIECE = re.compile(
+  r"= .*? get-tuple-element\(%?(?P<name>[\w.\-]+)\), index=(?P<index>\d+)"
+  r".*op_name=\"(?P<scope>[^\"]*)\""
+)
+_HLO_ARRAY = re.compile(
+  r"(?P<type>[a-z]+)(?P<bits>\d*)\w*\[(?P<shape>[\d,]*)\]"
+)
+
+
+def find_traced(
+  jaxpr: jex_core.ClosedJaxpr,
+  layers: Sequence[str],
+  mesh: Mapping[str, int],
+) -> Iterator[Exchange]:
+  """Yields the collectives of a traced step over more than one device."""
+  for primitive, axes, elements, scope in _walk(jaxpr.jaxpr, ""):
+    devices = math.prod(mesh.get(axis, 1) for axis in axes)
+    kind = _KINDS.get(primitive, primitive)
+    if devices == 1:
+      continue
+    if kind in ("all_gather", "all_to_all"):  # the whole array, not the block
+      elements *= devices
+    yield _exchange(kind, axes, devices, elements, scope, layers)
+
+
+def find_compiled(
+  hlo: str, layers: Sequence[str], mesh: Mapping[str, int]
+) -> Iterator[Exchange]:
+  """Yields the collectives of a compiled step, combined ones piece by piece.
+
+  Args:
+    hlo: the text of the optimised module.
+    layers: names to look for in the scopes.
+    mesh: axis name -> devices, slowest axis first.
+  """
+  lines = hlo.splitlines()
+  scopes = {}
+  for match in filter(None, map(_HLO_PIECE.search, lines)):
+    scopes[match["name"], int(match["index"])] = match["scope"]
+  groups = _groups_by_axes(mesh)
+  for line in lines:
+    match = _HLO_COLLECTIVE.match(line)
+    if not match:
+      continue
+    kind = _KINDS.get(match["kind"], match["kind"])
+    axes, devices = _axes_of(match["rest"], groups)
+    if devices == 1:
+      continue
+    own_scope = re.search(r"op_name=\"([^\"]*)\"", match["rest"])
+    pieces = [_elements(piece) for piece in _HLO_ARRAY.finditer(match["type"])]
+    if match["start"] and kind == "all_gather":  # (operands, results)
+      pieces = pieces[len(pieces) // 2 :]
+    if kind == "all_to_all":  # a result per device, or one for all
+      pieces = [sum(pieces)]
+    for index, elements in enumerate(pieces):
+      if kind in ("reduce_scatter", "all_to_all"):
+        elements *= devices
+      scope = scopes.get((match["name"], index))
+      if scope is None or len(pieces) == 1:
+        scope = own_scope[1] if own_scope else ""
+      yield _exchange(kind, axes, devices, elements, scope, layers)
+
+
+def grouped_convolutions(hlo: str) -> list[str]:
+  """The lines of a compiled program that convolve in groups; none is right."""
+  return [
+    line.strip()
+    for line in hlo.splitlines()
+    if re.search(r"(feature|batch)_group_count=([2-9]|1\d)", line)
+  ]
+
+
+def find_layers(jaxpr: jex_core.ClosedJaxpr) -> set[str]:
+  """Layers that the traced step has exchanges in, planned or not."""
+  return {
+    name
+    for _, _, _, scope in _walk(jaxpr.jaxpr, "")
+    for name in re.findall(r"\b(?:conv|fc)\d+\b", scope)
+  }
+
+
+def _walk(
+  jaxpr: jex_core.Jaxpr, outer: str
+) -> Iterator[tuple[str, tuple[str, ...], int, str]]:
+  for equation in jaxpr.eqns:
+    scope = f"{outer}/{equation.source_info.name_stack}"
+    parameters = equation.params
+    axes = parameters.get("axis_name", parameters.get("axes", ()))
+    axes = axes if isinstance(axes, tuple) else (axes,)
+    names = tuple(axis for axis in axes if isinstance(axis, str))
+    if names and equation.primitive.name not in _LOCAL_PRIMITIVES:
+      elements = sum(math.prod(var.aval.shape) for var in equation.invars)
+      yield equation.primitive.name, names, elements, scope
+    for inner in jex_core.jaxprs_in_params(parameters):
+      yield from _walk(inner, scope)
+
+
+def _exchange(
+  kind: str,
+  axes: tuple[str, ...],
+  devices: int,
+  elements: int,
+  scope: str,
+  layers: Iterable[str],
+) -> Exchange:
+  names = "|".join(map(re.escape, layers))
+  match = re.search(rf"\b({names})\b(?:\)*/({'kernel|bias'})\b)?", scope)
+  found = match if match and match[1] else None
+  return Exchange(
+    layer=found[1] if found else "",
+    direction=(
+      plan_lib.BACKWARD if "transpose(" in scope else plan_lib.FORWARD
+    ),
+    tensor=(found and found[2]) or plan_lib.ACTIVATION,
+    kind=kind,
+    axes=axes,
+    devices=devices,
+    elements=elements,
+  )
+
+
+def _elements(match: re.Match[str]) -> int:
+  return math.prod(int(size) for size in match["shape"].split(",") if size)
+
+
+def _groups_by_axes(
+  mesh: Mapping[str, int],
+) -> dict[frozenset[frozenset[int]], tuple[str, ...]]:
+  """The groups of device numbers along every set of axes."""
+  names = list(mesh)
+  numbers = np.arange(math.prod(mesh.values())).reshape(*mesh.values())
+  found = {}
+  for count in range(len(names) + 1):
+    for axes in itertools.combinations(names, count):
+      moved = np.moveaxis(
+        numbers, [names.index(axis) for axis in axes], range(-count, 0)
+      )
+      devices = math.prod(mesh[axis] for axis in axes)
+      groups = moved.reshape(-1, devices)
+      key = frozenset(frozenset(map(int, group)) for group in groups)
+      found.setdefault(key, axes)
+  return found
+
+
+def _axes_of(
+  attributes: str, groups: Mapping[frozenset, tuple[str, ...]]
+) -> tuple[tuple[str, ...], int]:
+  """The axes of a compiled collective, and the devices in a group."""
+  pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
+  listed = re.search(r"replica_groups=\{(\{.*?\})\}", attributes)
+  iota = re.search(
+    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+  )
+  if listed:
+    rows = [
+      [int(number) for number in row.split(",")]
+      for row in re.findall(r"\{([\d,]+)\}", listed[1])
+    ]
+  elif iota:
+    shape, sizes = (_numbers(iota[index]) for index in (1, 2))
+    order = _numbers(iota[3]) if iota[3] else range(len(sizes))
+    numbers = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
+    rows = numbers.reshape(shape).tolist()
+  elif pairs or "replica_groups={}" in attributes:
+    rows = [sorted(set().union(*groups and max(groups, key=_largest)))]
+  else:
+    rows = []
+  key = frozenset(frozenset(row) for row in rows)
+  devices = max(map(len, rows), default=0)
+  return groups.get(key, ("devices " + str(rows),)), devices
+
+
+def _largest(key: frozenset[frozenset[int]]) -> int:
+  return max(map(len, key))
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(number) for number in text.split(",")]

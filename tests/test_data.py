@@ -1,0 +1,280 @@
+import dataclasses
+import io
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn import datasets
+
+from alexnet_jax import metrics
+from alexnet_jax.data import augment, digits, pipeline, records
+from alexnet_jax.partition import catalog, mesh, specs
+from tests import build
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def splits(data_dir):
+  builder = records.open_builder("digits", data_dir=data_dir)
+  records.check_classes(builder, 10)
+  return records.open_splits(builder, ("train", "validation"), stored_size=8)
+
+
+def test_digits_are_those_of_scikit_learn_each_once(splits):
+  train, validation = splits
+  assert (len(train), len(validation)) == (1498, 299)
+  original = datasets.load_digits()
+  expected = {
+    (np.round(image * 255 / 16).astype(np.uint8).tobytes(), int(label))
+    for image, label in zip(original.images, original.target, strict=True)
+  }
+  found = set()
+  for split in splits:
+    for index in range(len(split)):
+      image, label = split[index]
+      assert image.shape == (8, 8, 3) and image.dtype == np.uint8
+      assert (image[..., 0] == image[..., 2]).all()
+      found.add((image[..., 0].tobytes(), label))
+  assert found == expected
+
+
+def test_splits_do_not_depend_on_the_machine(splits):
+  original = datasets.load_digits().target
+  validation = [splits[1][index][1] for index in range(10)]
+  # TFDS orders records by a hash of their key: the same set on any machine.
+  assert sorted(np.bincount([splits[1][i][1] for i in range(299)])) == sorted(
+    np.bincount(original[digits.VALIDATION_STRIDE - 1 :: 6])
+  )
+  assert len(set(validation)) > 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA"])
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (40, 40), (17, 90)])
+def test_any_picture_becomes_a_square_of_bytes(mode, size):
+  picture = Image.fromarray(datasets.load_sample_image("china.jpg"))
+  encoded = io.BytesIO()
+  kind = "JPEG" if mode in ("RGB", "L", "CMYK") else "PNG"
+  picture.resize(size).convert(mode).save(encoded, format=kind)
+  square = records.decode(encoded.getvalue(), 32)
+  assert square.shape == (32, 32, 3) and square.dtype == np.uint8
+  assert square.std() > 10  # not a blank
+
+
+def test_square_is_the_centre_of_the_picture():
+  pixels = np.zeros((8, 24, 3), np.uint8)
+  pixels[:, 8:16] = 200
+  encoded = io.BytesIO()
+  Image.fromarray(pixels).save(encoded, format="PNG")
+  assert (records.decode(encoded.getvalue(), 8) == 200).all()
+
+
+class Numbered(records.Records):
+  """Records whose image is their number, in the place of a real set."""
+
+  def __getitem__(self, index):
+    image = np.full((2, 2, 3), index // 256, np.uint8)
+    image[0, 0, 0] = index % 256
+    return image, index
+
+
+def numbered(count):
+  return Numbered(
+    name="numbered",
+    source=range(count),
+    image_key="image",
+    label_key="label",
+    num_classes=count,
+    stored_size=2,
+  )
+
+
+def shardings(layout):
+  made = mesh.make_mesh(layout)
+  spec = jax.P(tuple(layout.placement("conv1").batch) or None)
+  return specs.to_shardings(made, (spec, spec))
+
+
+def labels_of(layout, *, first_step=0, num_steps, seed=3, count=100):
+  batches = pipeline.train_batches(
+    numbered(count),
+    batch_size=16,
+    seed=seed,
+    first_step=first_step,
+    num_steps=num_steps,
+    shardings=shardings(layout),
+    threads=2,
+    batches_ahead=2,
+  )
+  found = []
+  for images, labels in batches:
+    images, labels = np.asarray(images, int), np.asarray(labels)
+    assert (images[:, 1, 1, 0] * 256 + images[:, 0, 0, 0] == labels).all()
+    found.append(labels)
+  return np.array(found)
+
+
+def test_each_epoch_is_another_permutation():
+  order = labels_of(catalog.ONE_DEVICE, num_steps=25).ravel()
+  epochs = order.reshape(4, 100)
+  assert (np.sort(epochs, axis=1) == np.arange(100)).all()
+  assert len({tuple(epoch) for epoch in epochs}) == 4
+  other = labels_of(catalog.ONE_DEVICE, num_steps=25, seed=4).ravel()
+  assert (order != other).any()
+
+
+def test_batch_is_a_function_of_seed_and_step_on_every_layout(layout):
+  expected = labels_of(catalog.ONE_DEVICE, num_steps=12)
+  np.testing.assert_array_equal(labels_of(layout, num_steps=12), expected)
+  np.testing.assert_array_equal(
+    labels_of(layout, first_step=7, num_steps=12), expected[7:]
+  )
+
+
+@pytest.mark.parametrize("count", [1, 16, 37])
+def test_validation_yields_each_image_once(count, layout):
+  batches = pipeline.validation_batches(
+    numbered(count),
+    batch_size=16,
+    shardings=shardings(layout),
+    threads=2,
+    batches_ahead=2,
+  )
+  labels = np.concatenate([np.asarray(labels) for _, labels in batches])
+  assert len(labels) % 16 == 0
+  real = labels[labels != metrics.PADDING]
+  assert real.tolist() == list(range(count))
+
+
+def test_augmentation_matches_numpy(tiny_augmentation, tiny_batch, key):
+  images, _ = tiny_batch
+  draws = tiny_augmentation.draw(key, 8, spec=None)
+  found = tiny_augmentation.apply(images, draws)
+  directions = np.array(
+    [
+      [-0.56351, -0.57618, -0.59200],
+      [-0.71258, -0.02354, 0.70120],
+      [0.41796, -0.81698, 0.39731],
+    ]
+  )
+  stds = np.array([121.780, 37.094, 19.721])
+  for row in range(8):
+    top, left = np.asarray(draws["offset"][row])
+    crop = images[row, top : top + 67, left : left + 67].astype(np.float64)
+    if draws["flip"][row]:
+      crop = crop[:, ::-1]
+    noise = (np.asarray(draws["colour"][row]) * stds) @ directions
+    expected = (crop + noise - [127.0, 120.0, 105.0]) / 64.0
+    # float32; pixels of about 1 after the division.
+    np.testing.assert_allclose(found[row], expected, atol=2e-6)
+
+
+def test_draws_are_spread_as_specified(key):
+  full = augment.Augment(
+    stored_size=256,
+    image_size=224,
+    flip=True,
+    colour_noise=0.1,
+    mean=(0.0, 0.0, 0.0),
+  )
+  draws = jax.tree.map(np.asarray, full.draw(key, 20_000, spec=None))
+  counts = np.bincount(draws["offset"][:, 0], minlength=33)
+  assert len(counts) == 33  # offsets 0..32
+  # 606 expected at each; five standard deviations.
+  assert np.abs(counts - 20_000 / 33).max() < 5 * np.sqrt(606)
+  assert abs(draws["flip"].mean() - 0.5) < 0.018
+  np.testing.assert_allclose(draws["colour"].std(axis=0), 0.1, rtol=0.03)
+
+
+def test_center_crop_takes_the_middle(tiny_augmentation, tiny_batch):
+  images, _ = tiny_batch
+  found = tiny_augmentation.center(images)
+  expected = (images[:, 2:69, 2:69] - np.array([127.0, 120.0, 105.0])) / 64.0
+  np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_catalogue_set_is_read_through_the_same_code(tmp_path):
+  # A set of TFDS's own catalogue, its records mocked: 32x32 in ten classes.
+  with tfds.testing.mock_data(num_examples=5):
+    source = tfds.data_source("cifar10", split="train", data_dir=tmp_path)
+    assert source[0]["image"].shape == (32, 32, 3)
+  with pytest.raises(FileNotFoundError, match="'cifar10' is not prepared"):
+    records.open_builder("cifar10", data_dir=str(tmp_path))
+
+
+class Pictures(tfds.core.GeneratorBasedBuilder):
+  """A set as TFDS has many: JPEGs of any size, under its own class names."""
+
+  VERSION = tfds.core.Version("2.3.4")
+  pkg_dir_path = None
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Image(encoding_format="jpeg"),
+          "file_name": tfds.features.Text(),
+          "label": tfds.features.ClassLabel(names=["china", "flower"]),
+        }
+      ),
+      supervised_keys=("image", "label"),
+    )
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    for number, name in enumerate(("china", "flower")):
+      pixels = datasets.load_sample_image(f"{name}.jpg")
+      for width in (300, 427):
+        encoded = io.BytesIO()
+        Image.fromarray(pixels[:, :width]).save(encoded, format="JPEG")
+        encoded.seek(0)
+        yield (
+          f"{name}{width}",
+          {"image": encoded, "file_name": name, "label": number},
+        )
+
+
+def test_pictures_of_any_size_come_out_as_squares(tmp_path):
+  Pictures(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+  builder = records.open_builder("pictures", data_dir=str(tmp_path))
+  with pytest.raises(ValueError, match="10 classes, but .* has 2"):
+    records.check_classes(builder, 10)
+  records.check_classes(builder, 2)
+  (split,) = records.open_splits(builder, ("train",), stored_size=96)
+  assert sorted(split[index][1] for index in range(4)) == [0, 0, 1, 1]
+  assert all(split[index][0].shape == (96, 96, 3) for index in range(4))
+
+
+def test_unknown_set_and_split_are_named(data_dir):
+  with pytest.raises(ValueError, match="unknown dataset 'digit'"):
+    records.open_builder("digit", data_dir=data_dir)
+  builder = records.open_builder("digits", data_dir=data_dir)
+  with pytest.raises(ValueError, match="no split 'test' .*expected one of"):
+    records.open_splits(builder, ("test",), stored_size=8)
+  with pytest.raises(ValueError, match=r"no split .train\[:0\]. "):
+    records.open_splits(builder, ("train[:0]",), stored_size=8)
+
+
+def test_label_out_of_range_names_the_record(splits):
+  narrow = dataclasses.replace(splits[0], num_classes=1)
+  with pytest.raises(ValueError, match=r"record \d+ of digits/train has label"):
+    [narrow[index] for index in range(50)]
+
+
+def test_parts_of_a_step_take_what_the_pipeline_gives(
+  tiny_network, tiny_augmentation, tiny_batch, layout
+):
+  parts = build.make_parts(
+    tiny_network, layout, tiny_augmentation, batch_size=8
+  )
+  images, labels = parts.put(tiny_batch)
+  assert images.sharding == specs.to_shardings(parts.mesh, parts.specs.images)
+  assert labels.shape == (8,)
