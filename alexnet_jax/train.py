@@ -80,8 +80,8 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
       # The host stays this close ahead of the devices, which never wait.
       jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
       if is_due(number, config.report_every_steps):
-        rate = float(run.schedule(number - 1))
-        reporter.training(number, totals, learning_rate=rate)
+        rate = run.schedule(number - 1)
+        reporter.training(number, totals, learning_rate=float(f"{rate:.6g}"))
         totals = []
       validates = is_due(number, config.validate_every_steps)
       saves = is_due(number, config.checkpoint_every_steps)

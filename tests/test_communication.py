@@ -191,9 +191,26 @@ def test_communication_outside_the_layers_is_found():
     ),
     (
       "%cp = f32[2,8]{1,0} collective-permute(%x), "
-      "source_target_pairs={{0,1},{1,0}}, "
+      "source_target_pairs={{0,1},{1,0},{2,3},{3,2}}, "
       'metadata={op_name="jit(f)/fc7/ppermute"}',
-      *("collective-permute", ("data", "column"), 16),
+      *("collective-permute", ("column",), 16),
+    ),
+    (
+      "%ag = f32[8,8]{1,0} all-gather(%x), "
+      "replica_groups=mesh['data'=2,'column'=2] {'column'}, dimensions={0}, "
+      'metadata={op_name="jit(f)/fc7/all_gather"}',
+      *("all_gather", ("column",), 64),
+    ),
+    (
+      "%ar = f32[10]{0} all-reduce(%x), "
+      "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]<=[2,2]T(1,0)) "
+      "{'b'}, metadata={op_name=\"jit(f)/fc7/psum\"}",
+      *("sum", ("data",), 10),
+    ),
+    (
+      "%ar = f32[10]{0} all-reduce(%x), replica_groups={}, "
+      'metadata={op_name="jit(f)/fc7/psum"}',
+      *("sum", ("data", "column"), 10),
     ),
   ],
 )

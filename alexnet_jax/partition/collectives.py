@@ -182,32 +182,63 @@ def _axes_of(
   attributes: str, groups: Mapping[frozenset, tuple[str, ...]]
 ) -> tuple[tuple[str, ...], int]:
   """The axes of a compiled collective, and the devices in a group."""
-  pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
-  listed = re.search(r"replica_groups=\{(\{.*?\})\}", attributes)
-  iota = re.search(
-    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
-  )
-  if listed:
-    rows = [
-      [int(number) for number in row.split(",")]
-      for row in re.findall(r"\{([\d,]+)\}", listed[1])
-    ]
-  elif iota:
-    shape, sizes = (_numbers(iota[index]) for index in (1, 2))
-    order = _numbers(iota[3]) if iota[3] else range(len(sizes))
-    numbers = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
-    rows = numbers.reshape(shape).tolist()
-  elif pairs or "replica_groups={}" in attributes:
-    rows = [sorted(set().union(*groups and max(groups, key=_largest)))]
-  else:
-    rows = []
-  key = frozenset(frozenset(row) for row in rows)
-  devices = max(map(len, rows), default=0)
-  return groups.get(key, ("devices " + str(rows),)), devices
+  everything = max(groups, key=lambda key: max(map(len, key)))
+  rows = _replica_groups(attributes) or [list(*everything)]
+  key = frozenset(map(frozenset, rows))
+  names = groups.get(key, (f"device groups {rows}",))
+  return names, max(map(len, rows))
 
 
-def _largest(key: frozenset[frozenset[int]]) -> int:
-  return max(map(len, key))
+def _replica_groups(attributes: str) -> list[list[int]]:
+  """Reads who takes part, in any of the ways in which HLO writes it.
+
+  {{0,1},{2,3}}; [2,2]<=[4] and [2,2]<=[2,2]T(1,0), an iota; since jax 0.12
+  mesh['data'=2,'column'=2] {'column'}; of a permutation the pairs. Nothing
+  stands for all devices.
+  """
+  if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
+    return [_numbers(row) for row in re.findall(r"\{([\d,]+)\}", listed[1])]
+  if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
+    return _joined(map(_numbers, re.findall(r"\{([\d,]+)\}", pairs[1])))
+  if named := re.search(
+    r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}",
+    attributes,
+  ):
+    mesh = dict(re.findall(r"'([^']*)'=(\d+)", named[1]))
+    sizes = [int(size) for size in mesh.values()]
+    numbers = _iota(named[2] or f"[{math.prod(sizes)}]<=[{math.prod(sizes)}]")
+    axes = [list(mesh).index(axis) for axis in re.findall(r"\w+", named[3])]
+    moved = np.moveaxis(numbers.reshape(sizes), axes, range(-len(axes), 0))
+    return moved.reshape(-1, math.prod(sizes[axis] for axis in axes)).tolist()
+  if iota := re.search(r"replica_groups=(\[\S+)", attributes):
+    return _iota(iota[1]).tolist()
+  return []
+
+
+def _iota(text: str) -> np.ndarray:
+  """[2,2]<=[2,2]T(1,0): shape, then the sizes and order of the count.
+
+  A plain list of numbers is taken as it is.
+  """
+  if "<=" not in text:
+    return np.array(_numbers(text))
+  shape, sizes, order = re.match(
+    r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
+  ).groups()
+  counted = np.arange(math.prod(_numbers(sizes))).reshape(_numbers(sizes))
+  if order:
+    counted = counted.transpose(_numbers(order))
+  return counted.reshape(_numbers(shape))
+
+
+def _joined(pairs: Iterable[list[int]]) -> list[list[int]]:
+  """The groups of devices that pairs connect."""
+  groups: list[set[int]] = []
+  for pair in pairs:
+    touched = [group for group in groups if group & {*pair}]
+    groups = [group for group in groups if group not in touched]
+    groups.append(set(pair).union(*touched))
+  return [sorted(group) for group in groups]
 
 
 def _numbers(text: str) -> list[int]:

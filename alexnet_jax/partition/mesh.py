@@ -30,8 +30,12 @@ def simulate_devices(count: int, *, only_cpu: bool) -> None:
     count: devices to simulate.
     only_cpu: whether to leave accelerators unused.
   """
+  flags = os.environ.get("XLA_FLAGS", "")
+  if 1 < count and (os.cpu_count() or 1) < count * CORES_PER_SHARED_POOL:
+    # First, so that what the user has set wins.
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen=false {flags}"
   set_by_user = "JAX_NUM_CPU_DEVICES" in os.environ or (
-    "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    "xla_force_host_platform_device_count" in flags
   )
   if not only_cpu and (set_by_user or count > MAX_SIMULATED):
     return
@@ -41,9 +45,6 @@ def simulate_devices(count: int, *, only_cpu: bool) -> None:
     return
   if only_cpu:
     jax.config.update("jax_platforms", "cpu")
-  if 1 < count and (os.cpu_count() or 1) < count * CORES_PER_SHARED_POOL:
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
 
 
 def make_mesh(layout: layout_lib.Layout) -> jax.sharding.Mesh:
