@@ -49,21 +49,20 @@ class Reporter:
       rich.progress.TextColumn("step"),
       rich.progress.MofNCompleteColumn(),
       rich.progress.BarColumn(),
-      rich.progress.TextColumn("{task.fields[rate]:,.0f} images/s, left"),
       rich.progress.TimeRemainingColumn(),
-      rich.progress.TextColumn("loss {task.fields[loss]:.3f}"),
+      rich.progress.TextColumn("left {task.fields[shown]}"),
       console=console,
       disable=not console.is_terminal,
       transient=True,
     )
     self._task = self._progress.add_task(
-      "train",
-      total=num_steps,
-      completed=first_step,
-      rate=math.nan,
-      loss=math.nan,
+      "train", total=num_steps, completed=first_step, shown=""
     )
     self._progress.start()
+
+  def advance(self, step: int) -> None:
+    """Moves the progress bar."""
+    self._progress.update(self._task, completed=step)
 
   def training(
     self, step: int, totals: Sequence[jax.Array], *, learning_rate: float
@@ -100,12 +99,15 @@ class Reporter:
     rate = means.pop("images") / seconds
     values = {f"training_{name}": value for name, value in means.items()}
     values |= {"learning_rate": learning_rate, "images_per_second": rate}
-    self._progress.update(
-      self._task, completed=step, rate=rate, loss=means["loss"]
-    )
+    shown = f"{rate:,.0f} images/s, loss {means['loss']:.3f}"
+    self._progress.update(self._task, shown=shown)
     self._write(step, values)
     if not self._console.is_terminal:
-      self._line(step, values)
+      self._line(
+        step,
+        f"loss {means['loss']:.4g}, {_errors(means)}, {rate:,.0f} images/s, "
+        f"rate {learning_rate:g}",
+      )
 
   def validation(self, step: int, totals: np.ndarray) -> None:
     """Reports on a validation.
@@ -117,7 +119,11 @@ class Reporter:
     means = metrics.to_means(totals)
     values = {f"validation_{name}": value for name, value in means.items()}
     self._write(step, values)
-    self._line(step, values)
+    self._line(
+      step,
+      f"validation loss {means['loss']:.4g}, {_errors(means)}, "
+      f"{means['images']:,} images",
+    )
 
   def resume_clock(self) -> None:
     """Leaves what was done since the last report out of the next rate."""
@@ -134,13 +140,15 @@ class Reporter:
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
 
-  def _line(self, step: int, values: Mapping[str, float]) -> None:
-    shown = ", ".join(
-      f"{name.replace('_', ' ')} {value:,.4g}" for name, value in values.items()
-    )
+  def _line(self, step: int, text: str) -> None:
     width = len(str(self._num_steps))
     self._console.print(
-      f"step {step:{width}}/{self._num_steps}: {shown}",
+      f"step {step:{width}}/{self._num_steps}: {text}",
       highlight=False,
       soft_wrap=True,
     )
+
+
+def _errors(means: Mapping[str, float]) -> str:
+  top1, top5 = means["top1_error"], means["top5_error"]
+  return f"top-1 error {top1:.2%}, top-5 error {top5:.2%}"

@@ -40,7 +40,7 @@ def layout(
   table = _table(
     f"layout {layout.name}, mesh {mesh}",
     *("layer", "reads", "batch", "features", "arrive"),
-    *("kernel", "on one device", "bytes", "on one device"),
+    *("kernel", "one device's part", "bytes", "one device's bytes"),
   )
   blocks = plan_lib.block_shapes(network, layout, specs.parameters)
   whole_bytes = device_bytes = 0
@@ -132,7 +132,7 @@ def _positions(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _table(title: str, *headers: str) -> rich.table.Table:
-  table = rich.table.Table(title=title, title_justify="left", box=None)
+  table = rich.table.Table(title=f"\n{title}", title_justify="left", box=None)
   for header in headers:
     is_number = "bytes" in header or "element" in header
     table.add_column(header, justify="right" if is_number else "left")

@@ -53,7 +53,8 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
       f"goes on after step {first_step} of {run.num_steps}"
       if first_step < run.num_steps
       else f"finished already, at step {first_step}; set config.num_epochs to "
-      "go on, or --workdir to start another run"
+      "go on, or --workdir to start another run",
+      soft_wrap=True,
     )
   else:
     with jax.set_mesh(run.mesh):
@@ -79,6 +80,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
       totals.append(total)
       # The host stays this close ahead of the devices, which never wait.
       jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
+      reporter.advance(number)
       if is_due(number, config.report_every_steps):
         rate = run.schedule(number - 1)
         reporter.training(number, totals, learning_rate=float(f"{rate:.6g}"))
@@ -118,13 +120,14 @@ def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:
   if mesh_lib.is_simulated(run.mesh):
     console.print(
       f"no accelerator is used: the {run.mesh.size} devices are simulated on "
-      "this machine's CPU"
+      "this machine's CPU",
+      highlight=False,
     )
   console.print(tables.devices(run.mesh))
   console.print(tables.layout(run.network, run.layout, run.specs))
   console.print(tables.plan(run.plan, batch_size=run.config.batch_size))
   for line in tables.repeated(run.network, run.layout):
-    console.print(line)
+    console.print(line, soft_wrap=True, highlight=False)
 
 
 def _compile(
@@ -150,8 +153,9 @@ def _compile(
     hlo=compiled.as_text(),
     mesh=dict(run.mesh.shape),
   )
+  console.print()
   for line in tables.verdict(found):
-    console.print(line)
+    console.print(line, soft_wrap=True, highlight=False)
   if not run.config.layout.allow_unplanned:
     audit.check(found)
   return compiled

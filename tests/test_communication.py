@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from alexnet_jax.data import augment
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import (
@@ -71,6 +72,37 @@ def test_two_column_plan_has_the_published_numbers():
   ]
   # Each of two devices sends its half: 128 x 21,632 float32.
   assert exchanges[0].sent_bytes == 128 * 21_632 * 4
+
+
+def test_full_size_two_column_step_sends_what_was_published():
+  network = wiring.make_network(wirings.ALEXNET_2012)
+  augmentation = augment.Augment(
+    stored_size=256,
+    image_size=224,
+    flip=True,
+    colour_noise=0.1,
+    mean=(127.30, 119.72, 104.91),
+  )
+  parts = build.make_parts(
+    network, catalog.TWO_COLUMN, augmentation, batch_size=4
+  )
+  batch = np.zeros((4, 256, 256, 3), np.uint8), np.zeros(4, np.int32)
+  found, hlo = audited(parts, batch)
+  assert found.agrees
+  # Of the whole activation, in the batch of 4: both directions of the link.
+  elements = [
+    ("conv3", "forward", "all_gather", 4 * 43_264),
+    ("conv3", "backward", "reduce_scatter", 4 * 43_264),
+    ("fc6", "forward", "all_gather", 4 * 9_216),
+    ("fc6", "backward", "reduce_scatter", 4 * 9_216),
+    ("fc7", "forward", "all_gather", 4 * 4_096),
+    ("fc7", "backward", "reduce_scatter", 4 * 4_096),
+    ("fc8", "forward", "sum", 4 * 1_000),
+  ]
+  assert sorted(elements) == sorted(
+    (e.layer, e.direction, e.kind, e.elements) for e in found.compiled
+  )
+  assert collectives.grouped_convolutions(hlo) == []
 
 
 def test_no_collective_of_two_column_has_the_size_of_a_parameter(

@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog
 from alexnet_jax.partition import layout as layout_lib
 from tests import build
@@ -100,8 +102,9 @@ def test_layout_matches_one_device(
       assert difference <= 1e-5 * np.linalg.norm(block), (layer, name)
 
 
-def test_each_device_holds_half_of_every_kernel(tiny_network, key):
-  parts = build.make_parts(tiny_network, catalog.TWO_COLUMN, None, batch_size=8)
+def test_each_device_holds_half_of_every_kernel_at_full_size():
+  network = wiring.make_network(wirings.ALEXNET_2012)
+  parts = build.make_parts(network, catalog.TWO_COLUMN, None, batch_size=8)
   state = parts.abstract_state()
   for name, layer in state.parameters.items():
     kernel = layer["kernel"]
