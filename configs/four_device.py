@@ -3,7 +3,12 @@
     python -m alexnet_jax.main --config=configs/four_device.py
     python -m alexnet_jax.main --config=configs/four_device.py:imagenet
 
-RESULTS
+digits    Four devices (here simulated) on two cores; 38 s with start-up.
+          Validation top-1 error 1.3 % of 299 images, seed 0; other seeds and
+          machines gave 1 % to 2.5 %.
+imagenet  Time and result: not measured. The run of 2012 reached 40.7 % top-1,
+          18.2 % top-5 error with ten views (Krizhevsky et al. 2012, table 2);
+          its network was that of `two_column`.
 """
 
 import ml_collections
