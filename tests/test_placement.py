@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from alexnet_jax import metrics
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog
@@ -56,7 +57,10 @@ MIXED = (
 
 
 def run(parts, batch, key, steps=5):
-  """Losses of some steps, the final parameters, and an evaluation."""
+  """Losses of some steps, the final parameters, and an evaluation.
+
+  The evaluation is of a batch whose last three rows are no images.
+  """
   init_key, step_key = jax.random.split(key)
   with jax.set_mesh(parts.mesh):
     state = parts.init(init_key)
@@ -66,6 +70,8 @@ def run(parts, batch, key, steps=5):
     for _ in range(steps):
       state, totals = step(state, step_key, images, labels)
       losses.append(np.asarray(totals)[0])
+    padded = np.where(np.arange(8) < 5, batch[1], metrics.PADDING)
+    images, labels = parts.put((batch[0], padded))
     evaluated = parts.eval_step()(state.parameters, images, labels)
   parameters = jax.tree.map(np.asarray, state.parameters)
   return np.array(losses), parameters, np.asarray(evaluated)
@@ -96,6 +102,7 @@ def test_layout_matches_one_device(
   # Sums in another order, in float32, carried through five steps.
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
   np.testing.assert_allclose(evaluated, expected_evaluated, rtol=1e-5)
+  assert evaluated[metrics.NAMES.index("images")] == 5
   for layer, blocks in expected.items():
     for name, block in blocks.items():
       difference = np.linalg.norm(parameters[layer][name] - block)
