@@ -56,6 +56,8 @@ def main(argv: list[str]) -> None:
     train.train(run, console)
   except (audit.PlanMismatch, FloatingPointError, OSError) as error:
     _fail(error)
+  except KeyboardInterrupt:
+    sys.exit("interrupted; the same command goes on from the last checkpoint.")
 
 
 def _default_workdir() -> str:
@@ -70,6 +72,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     unused = flags.FLAGS(argv)
   except (AttributeError, KeyError) as error:  # no such field
     _fail(_name_field(error, argv))
+  except ImportError as error:
+    _fail(ImportError(f"{error}. Start from the folder that holds configs/."))
   except (flags.Error, ValueError, TypeError, OSError) as error:
     _fail(error)
   if flags.FLAGS["verbosity"].using_default_value:

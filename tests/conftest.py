@@ -1,7 +1,5 @@
 """Eight simulated devices, strict types, and the fixtures that tests share."""
 
-import tempfile
-
 import jax
 import numpy as np
 import pytest
@@ -12,14 +10,11 @@ from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, mesh
 from configs import default
+from tests import build
 
 mesh.simulate_devices(8, only_cpu=True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A program that several tests compile is compiled once a session.
-_COMPILED = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 assert len(jax.devices()) == 8  # from here on the devices are settled
 
 
@@ -60,6 +55,23 @@ def tiny_batch() -> tuple[np.ndarray, np.ndarray]:
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (8, 72, 72, 3), dtype=np.uint8)
   return images, rng.integers(0, 10, 8, dtype=np.int32)
+
+
+@pytest.fixture(scope="session")
+def program(tiny_network, tiny_augmentation, tiny_batch):
+  """layout -> its parts, its traced and its compiled step, made once."""
+  made = {}
+
+  def make(layout):
+    if layout.name not in made:
+      parts = build.make_parts(
+        tiny_network, layout, tiny_augmentation, batch_size=8
+      )
+      traced = parts.trace(tiny_batch)
+      made[layout.name] = parts, traced, traced.lower().compile()
+    return made[layout.name]
+
+  return make
 
 
 @pytest.fixture

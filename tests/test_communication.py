@@ -1,6 +1,7 @@
 """The plan is the whole truth about communication."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,36 +20,59 @@ from alexnet_jax.partition import (
   plan,
 )
 from tests import build
-from tests.test_placement import MIXED
+from tests.test_placement import MIXED, OVERRIDDEN
 
 
-def audited(parts, batch, *, planned=None):
-  traced = parts.trace(batch)
-  hlo = traced.lower().compile().as_text()
+def audited(program, *, planned=None):
+  parts, traced, compiled = program
   return audit.audit_step(
     parts.plan if planned is None else planned,
     jaxpr=traced.jaxpr,
-    hlo=hlo,
+    hlo=compiled.as_text(),
     mesh=dict(parts.mesh.shape),
-  ), hlo
+  )
 
 
 @pytest.mark.parametrize(
-  "layout", [*catalog.LAYOUTS, *MIXED], ids=lambda layout: layout.name
+  "layout",
+  [*catalog.LAYOUTS, *MIXED, OVERRIDDEN],
+  ids=lambda layout: layout.name,
 )
-def test_step_communicates_as_planned_and_in_no_groups(
-  layout, tiny_network, tiny_augmentation, tiny_batch
-):
-  parts = build.make_parts(
-    tiny_network, layout, tiny_augmentation, batch_size=8
-  )
-  found, hlo = audited(parts, tiny_batch)
+def test_step_communicates_as_planned(layout, program):
+  found = audited(program(layout))
   assert found.unplanned == () and found.missing == ()
-  assert sorted(found.traced) == sorted(parts.plan)
+  assert sorted(found.traced) == sorted(found.plan)
   # XLA's CPU compiler keeps every collective as it was asked for.
-  assert sorted(found.compiled) == sorted(parts.plan)
-  assert "convolution(" in hlo or "conv" in hlo
+  assert sorted(found.compiled) == sorted(found.plan)
+
+
+def test_no_convolution_is_grouped(layout, program):
+  _, traced, compiled = program(layout)
+  hlo = compiled.as_text()
+  # Forward, and backward for the kernel and all inputs but the image.
+  assert len(re.findall(r"= .* convolution\(", hlo)) >= 14
   assert collectives.grouped_convolutions(hlo) == []
+  assert collectives.grouped_convolutions(traced.lower().as_text("hlo")) == []
+
+
+@pytest.mark.parametrize("groups", [2, 16])
+def test_grouped_convolution_is_found(groups):
+  images, kernel = np.ones((1, 8, 8, 32)), np.ones((3, 3, 32 // groups, 32))
+
+  def convolve(images, kernel):
+    return lax.conv_general_dilated(
+      images,
+      kernel,
+      (1, 1),
+      "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups,
+    )
+
+  lowered = jax.jit(convolve).lower(
+    *(jnp.asarray(x, jnp.float32) for x in (images, kernel))
+  )
+  assert collectives.grouped_convolutions(lowered.as_text("hlo"))
 
 
 def test_two_column_plan_has_the_published_numbers():
@@ -87,7 +111,9 @@ def test_full_size_two_column_step_sends_what_was_published():
     network, catalog.TWO_COLUMN, augmentation, batch_size=4
   )
   batch = np.zeros((4, 256, 256, 3), np.uint8), np.zeros(4, np.int32)
-  found, hlo = audited(parts, batch)
+  traced = parts.trace(batch)
+  compiled = traced.lower().compile()
+  found = audited((parts, traced, compiled))
   assert found.agrees
   # Of the whole activation, in the batch of 4: both directions of the link.
   elements = [
@@ -102,16 +128,14 @@ def test_full_size_two_column_step_sends_what_was_published():
   assert sorted(elements) == sorted(
     (e.layer, e.direction, e.kind, e.elements) for e in found.compiled
   )
+  hlo = compiled.as_text()
   assert collectives.grouped_convolutions(hlo) == []
 
 
 def test_no_collective_of_two_column_has_the_size_of_a_parameter(
-  tiny_network, tiny_augmentation, tiny_batch
+  program, tiny_network
 ):
-  parts = build.make_parts(
-    tiny_network, catalog.TWO_COLUMN, tiny_augmentation, batch_size=8
-  )
-  found, _ = audited(parts, tiny_batch)
+  found = audited(program(catalog.TWO_COLUMN))
   assert {e.tensor for e in found.compiled} == {"activation"}
   sizes = {s.parameters for s in tiny_network.sizes().values()}
   sizes |= {np.prod(s.kernel) for s in tiny_network.sizes().values()}
@@ -150,7 +174,8 @@ def test_unplanned_gather_is_found_by_name_of_layer(
   parts = dataclasses.replace(
     parts, exchange=GathersTooMuch(routes, parts.specs)
   )
-  found, _ = audited(parts, tiny_batch)
+  traced = parts.trace(tiny_batch)
+  found = audited((parts, traced, traced.lower().compile()))
   assert not found.agrees and found.missing == ()
   lines = "\n".join(found.unplanned)
   assert "traced: conv4 forward: all_gather of the activation" in lines
@@ -159,14 +184,11 @@ def test_unplanned_gather_is_found_by_name_of_layer(
     audit.check(found)
 
 
-def test_plan_with_one_too_many_is_found_by_name_of_layer(
-  tiny_network, tiny_augmentation, tiny_batch
-):
-  parts = build.make_parts(
-    tiny_network, catalog.TWO_COLUMN, tiny_augmentation, batch_size=8
-  )
-  extra = dataclasses.replace(parts.plan[0], layer="conv5", elements=1_234)
-  found, _ = audited(parts, tiny_batch, planned=(*parts.plan, extra))
+def test_plan_with_one_too_many_is_found_by_name_of_layer(program):
+  two_column = program(catalog.TWO_COLUMN)
+  plan = two_column[0].plan
+  extra = dataclasses.replace(plan[0], layer="conv5", elements=1_234)
+  found = audited(two_column, planned=(*plan, extra))
   assert found.unplanned == ()
   assert len(found.missing) == 1 and "conv5 forward" in found.missing[0]
   with pytest.raises(audit.PlanMismatch, match="but absent: .*conv5 forward"):

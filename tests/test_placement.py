@@ -1,5 +1,7 @@
 """Placement never changes the numbers."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -56,19 +58,19 @@ MIXED = (
 )
 
 
-def run(parts, batch, key, steps=5):
+def run(program, batch, steps=5):
   """Losses of some steps, the final parameters, and an evaluation.
 
   The evaluation is of a batch whose last three rows are no images.
   """
-  init_key, step_key = jax.random.split(key)
+  parts, _, train_step = program
+  init_key, step_key = jax.random.split(jax.random.key(0))
   with jax.set_mesh(parts.mesh):
     state = parts.init(init_key)
-    step = parts.train_step()
     images, labels = parts.put(batch)
     losses = []
     for _ in range(steps):
-      state, totals = step(state, step_key, images, labels)
+      state, totals = train_step(state, step_key, images, labels)
       losses.append(np.asarray(totals)[0])
     padded = np.where(np.arange(8) < 5, batch[1], metrics.PADDING)
     images, labels = parts.put((batch[0], padded))
@@ -78,25 +80,27 @@ def run(parts, batch, key, steps=5):
 
 
 @pytest.fixture(scope="module")
-def one_device(tiny_network, tiny_augmentation, tiny_batch):
-  parts = build.make_parts(
-    tiny_network, catalog.ONE_DEVICE, tiny_augmentation, batch_size=8
-  )
-  return run(parts, tiny_batch, jax.random.key(0))
+def one_device(program, tiny_batch):
+  return run(program(catalog.ONE_DEVICE), tiny_batch)
+
+
+OVERRIDDEN = dataclasses.replace(
+  layout_lib.override(
+    catalog.TWO_COLUMN,
+    mesh={},
+    placements={"fc6": {"arrive": "sum"}, "fc8": {"arrive": "gather"}},
+  ),
+  name="overridden",
+)
 
 
 @pytest.mark.parametrize(
   "layout",
-  [*catalog.LAYOUTS[1:], *MIXED],
+  [*catalog.LAYOUTS[1:], *MIXED, OVERRIDDEN],
   ids=lambda layout: layout.name,
 )
-def test_layout_matches_one_device(
-  layout, tiny_network, tiny_augmentation, tiny_batch, one_device, key
-):
-  parts = build.make_parts(
-    tiny_network, layout, tiny_augmentation, batch_size=8
-  )
-  losses, parameters, evaluated = run(parts, tiny_batch, key)
+def test_layout_matches_one_device(layout, program, tiny_batch, one_device):
+  losses, parameters, evaluated = run(program(layout), tiny_batch)
   expected_losses, expected, expected_evaluated = one_device
   assert len(set(expected_losses)) == 5  # it does train
   # Sums in another order, in float32, carried through five steps.
@@ -137,18 +141,3 @@ def test_draws_are_the_same_on_every_layout(
   expected = draws(None, None)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
   assert 0.45 < found["mask"].mean() < 0.55  # 4096 draws: 0.5 +- 0.008
-
-
-def test_overrides_of_single_layers_match_one_device(
-  tiny_network, tiny_augmentation, tiny_batch, one_device, key
-):
-  layout = layout_lib.override(
-    catalog.TWO_COLUMN,
-    mesh={},
-    placements={"fc6": {"arrive": "sum"}, "fc8": {"arrive": "gather"}},
-  )
-  parts = build.make_parts(
-    tiny_network, layout, tiny_augmentation, batch_size=8
-  )
-  losses, _, _ = run(parts, tiny_batch, key)
-  np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
