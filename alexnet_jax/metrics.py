@@ -30,7 +30,7 @@ def totals(logits: jax.Array, labels: jax.Array) -> jax.Array:
   label = jnp.where(real, labels, 0)
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
   of_label = jnp.take_along_axis(logits, label[:, None], axis=1)
-  rank = jnp.sum(~(logits < of_label), axis=1) - 1  # f32[n], 0 is first
+  rank = jnp.sum(~(logits < of_label), axis=1) - 1  # i32[n], 0 is first
   per_image = jnp.stack(
     [loss, rank >= 1, rank >= 5, jnp.ones_like(loss)], dtype=jnp.float32
   )

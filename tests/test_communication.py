@@ -275,3 +275,56 @@ def test_compiled_collectives_of_other_platforms_are_read(
   (found,) = collectives.find_compiled(line, ["fc7"], mesh)
   assert (found.layer, found.kind) == ("fc7", kind)
   assert (found.axes, found.elements) == (axes, elements)
+
+
+def test_pieces_of_an_asynchronous_collective_keep_their_layers():
+  hlo = """
+  %s = (f32[6]{0}, f32[8]{0}) all-reduce-start(%a, %b), replica_groups={{0,1}}
+  %d = (f32[6]{0}, f32[8]{0}) all-reduce-done(%s)
+  %x = f32[6]{0} get-tuple-element(%d), index=0, metadata={op_name="f/fc6/bias"}
+  %y = f32[8]{0} get-tuple-element(%d), index=1, metadata={op_name="f/fc7/bias"}
+  """
+  found = collectives.find_compiled(hlo, ["fc6", "fc7"], {"data": 2})
+  assert [(e.layer, e.tensor, e.elements) for e in found] == [
+    ("fc6", "bias", 6),
+    ("fc7", "bias", 8),
+  ]
+
+
+def sums(*layers_and_elements):
+  return [
+    plan.Exchange(
+      layer=layer,
+      direction="backward",
+      tensor="kernel",
+      kind="sum",
+      axes=("data",),
+      devices=2,
+      elements=elements,
+    )
+    for layer, elements in layers_and_elements
+  ]
+
+
+def test_combined_sums_are_explained_by_their_total_and_no_more():
+  planned = sums(("fc6", 60), ("fc7", 40))
+  unplanned, notes = audit._explain(planned, sums(("fc6", 100)))
+  assert unplanned == []
+  assert notes == [
+    "fc6, fc7: the compiler combined 2 of kind sum over data into 1, "
+    "100 elements as planned"
+  ]
+  unplanned, _ = audit._explain(planned, sums(("fc6", 101)))
+  assert unplanned == [
+    "fc6 backward: sum of the kernel over data, 101 elements"
+  ]
+
+
+def test_reduce_scatter_turned_into_a_sum_is_explained():
+  planned = [
+    dataclasses.replace(exchange, kind="reduce_scatter")
+    for exchange in sums(("conv3", 64))
+  ]
+  unplanned, notes = audit._explain(planned, sums(("conv3", 64)))
+  assert unplanned == []
+  assert "made it a sum (128 bytes planned, 256 sent)" in notes[0]

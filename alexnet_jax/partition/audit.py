@@ -132,22 +132,39 @@ def _explain(
   def place(exchange: Exchange) -> tuple:
     return (exchange.layer, exchange.direction, exchange.tensor)
 
+  strangers = []
   for exchange in extra:
     replaced = [
       other
       for other in absent
       if place(other) == place(exchange)
-      and set(other.axes) == set(exchange.axes)
+      and other.axes == exchange.axes
       and other.elements >= exchange.elements
     ]
     if not replaced:
-      unplanned.append(describe(exchange))
+      strangers.append(exchange)
       continue
     absent.remove(replaced[0])
     notes.append(
       f"{describe(replaced[0])}: the compiler made it a {exchange.kind} "
       f"({replaced[0].sent_bytes:,} bytes planned, "
       f"{exchange.sent_bytes:,} sent)"
+    )
+  # Combined collectives do not always say which piece is whose.
+  for kind, axes in sorted({(e.kind, e.axes) for e in strangers}):
+    found, planned = (
+      [e for e in exchanges if (e.kind, e.axes) == (kind, axes)]
+      for exchanges in (strangers, absent)
+    )
+    total = sum(exchange.elements for exchange in found)
+    if total != sum(exchange.elements for exchange in planned):
+      unplanned.extend(map(describe, found))
+      continue
+    absent = [exchange for exchange in absent if exchange not in planned]
+    notes.append(
+      f"{', '.join(e.layer for e in planned)}: the compiler combined "
+      f"{len(planned)} of kind {kind} over {' x '.join(axes)} into "
+      f"{len(found)}, {total:,} elements as planned"
     )
   notes.extend(
     f"{describe(exchange)}: the compiler removed it, or merged it with another"

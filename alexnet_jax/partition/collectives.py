@@ -38,6 +38,9 @@ _HLO_PIECE = re.compile(
   r"= .*? get-tuple-element\(%?(?P<name>[\w.\-]+)\), index=(?P<index>\d+)"
   r".*op_name=\"(?P<scope>[^\"]*)\""
 )
+_HLO_DONE = re.compile(
+  r"%?(?P<name>[\w.\-]+) = .*? [a-z\-]+-done\(%?(?P<start>[\w.\-]+)\)"
+)
 _HLO_ARRAY = re.compile(
   r"(?P<type>[a-z]+)(?P<bits>\d*)\w*\[(?P<shape>[\d,]*)\]"
 )
@@ -56,6 +59,7 @@ def find_traced(
       continue
     if kind in ("all_gather", "all_to_all"):  # the whole array, not the block
       elements *= devices
+    axes = tuple(axis for axis in mesh if axis in axes)
     yield _exchange(kind, axes, devices, elements, scope, layers)
 
 
@@ -70,9 +74,14 @@ def find_compiled(
     mesh: axis name -> devices, slowest axis first.
   """
   lines = hlo.splitlines()
+  started = {
+    match["name"]: match["start"]
+    for match in filter(None, map(_HLO_DONE.search, lines))
+  }
   scopes = {}
   for match in filter(None, map(_HLO_PIECE.search, lines)):
-    scopes[match["name"], int(match["index"])] = match["scope"]
+    name = started.get(match["name"], match["name"])
+    scopes[name, int(match["index"])] = match["scope"]
   groups = _groups_by_axes(mesh)
   for line in lines:
     match = _HLO_COLLECTIVE.match(line)

@@ -36,7 +36,7 @@ class Exchange:
     tensor: `activation`, or the parameter whose gradient is summed, `kernel`
       or `bias`.
     kind: `all_gather`, `reduce_scatter`, `all_to_all` or `sum`.
-    axes: the mesh axes along which it happens.
+    axes: the mesh axes along which it happens, in the order of the mesh.
     devices: along those axes.
     elements: of the whole array that one group of devices gathers, scatters,
       exchanges or sums.
@@ -125,7 +125,7 @@ def make_plan(
           direction=direction,
           tensor=tensor,
           kind=kind,
-          axes=axes,
+          axes=tuple(axis for axis in layout.mesh if axis in axes),
           devices=devices,
           elements=elements,
           images=images,
