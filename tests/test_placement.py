@@ -9,7 +9,7 @@ import pytest
 from alexnet_jax import metrics
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog
+from alexnet_jax.partition import audit, catalog
 from alexnet_jax.partition import layout as layout_lib
 from tests import build
 
@@ -141,3 +141,40 @@ def test_draws_are_the_same_on_every_layout(
   expected = draws(None, None)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
   assert 0.45 < found["mask"].mean() < 0.55  # 4096 draws: 0.5 +- 0.008
+
+
+def test_sum_over_the_positions_of_a_map_matches_one_device(
+  tiny_augmentation,
+):
+  # 99 pixels leave a map of 2 x 2 for fc6: its rows split at positions, so
+  # channels are traded for positions in an all-to-all.
+  network = wiring.make_network(
+    wirings.ALEXNET_2012, width=1 / 8, image_size=99, num_classes=10, init="he"
+  )
+  augmentation = dataclasses.replace(
+    tiny_augmentation, stored_size=104, image_size=99
+  )
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (8, 104, 104, 3), dtype=np.uint8)
+  batch = images, rng.integers(0, 10, 8, dtype=np.int32)
+  results = []
+  for layout in (catalog.ONE_DEVICE, OVERRIDDEN):
+    parts = build.make_parts(network, layout, augmentation, batch_size=8)
+    traced = parts.trace(batch)
+    compiled = traced.lower().compile()
+    found = audit.audit_step(
+      parts.plan,
+      jaxpr=traced.jaxpr,
+      hlo=compiled.as_text(),
+      mesh=dict(parts.mesh.shape),
+    )
+    assert found.agrees and sorted(found.compiled) == sorted(found.plan)
+    results.append(run((parts, traced, compiled), batch, steps=3))
+  kinds = {(e.layer, e.direction, e.kind) for e in found.plan}
+  assert ("fc6", "forward", "all_to_all") in kinds
+  assert ("fc6", "backward", "all_to_all") in kinds
+  (expected, parameters, _), (losses, split_parameters, _) = results
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  kernel = parameters["fc6"]["kernel"]
+  difference = np.linalg.norm(split_parameters["fc6"]["kernel"] - kernel)
+  assert difference <= 1e-5 * np.linalg.norm(kernel)
