@@ -1,0 +1,43 @@
+import re
+
+import jax
+import numpy as np
+
+from alexnet_jax.partition import catalog
+
+
+def test_state_is_donated_to_the_step(layout, program):
+  parts, _, compiled = program(layout)
+  leaves = len(jax.tree.leaves(parts.abstract_state()))
+  header = compiled.as_text().partition("\n")[0]
+  aliases = re.search(r"input_output_alias=\{(.*?)\}, \w+=", header)[1]
+  # Parameters, velocity, and the counts of steps: each in its own place.
+  assert len(re.findall(r"\(\d+, \{\}", aliases)) == leaves
+
+
+def test_steps_draw_anew_and_a_repeated_step_draws_the_same(
+  program, tiny_batch
+):
+  parts, _, train_step = program(catalog.TWO_COLUMN)
+  key = jax.random.key(5)
+  losses = []
+  with jax.set_mesh(parts.mesh):
+    batch = parts.put(tiny_batch)
+    for steps_before in (0, 0, 1):
+      state = parts.init(key)
+      state = state._replace(step=state.step + steps_before)
+      _, totals = train_step(state, key, *batch)
+      losses.append(float(totals[0]))
+  assert losses[0] == losses[1] != losses[2]
+
+
+def test_fresh_network_evaluates_near_chance(program, tiny_batch):
+  parts, _, _ = program(catalog.ONE_DEVICE)
+  with jax.set_mesh(parts.mesh):
+    images, labels = parts.put(tiny_batch)
+    state = parts.init(jax.random.key(0))
+    evaluated = np.asarray(parts.eval_step()(state.parameters, images, labels))
+  assert evaluated[3] == 8
+  assert 0 <= evaluated[2] <= evaluated[1] <= 8
+  # ln 10 nats an image, within a factor of two.
+  assert 0.5 < evaluated[0] / 8 / np.log(10) < 2
