@@ -15,7 +15,7 @@ import optax
 
 from alexnet_jax import metrics, optimizer
 from alexnet_jax import workdir as workdir_lib
-from alexnet_jax.data import augment, records
+from alexnet_jax.data import augment, records, sets
 from alexnet_jax.network import catalog as network_catalog
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, exchange, plan, route, specs
@@ -93,10 +93,10 @@ def prepare(
     simulate_devices or layout.devices, only_cpu=simulate_devices is not None
   )
   mesh = mesh_lib.make_mesh(layout)
-  builder = records.open_builder(config.data.name, data_dir=data_dir)
-  records.check_classes(builder, config.network.num_classes)
+  builder = sets.open_builder(config.data.name, data_dir=data_dir)
+  sets.check_classes(builder, config.network.num_classes)
   workdir_lib.claim(workdir, config.to_dict())
-  train_records, validation_records = records.open_splits(
+  train_records, validation_records = sets.open_splits(
     builder,
     (config.data.train_split, config.data.validation_split),
     stored_size=config.data.stored_size,

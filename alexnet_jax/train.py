@@ -97,9 +97,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
   finally:
     reporter.close()
     checkpoints.close()
-  console.print(
-    f"finished after step {run.num_steps}: {run.workdir}/metrics.jsonl"
-  )
+  console.print(f"the run is in {run.workdir}/metrics.jsonl", highlight=False)
   return state
 
 

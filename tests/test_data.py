@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn import datasets
 
 from alexnet_jax import metrics
-from alexnet_jax.data import augment, digits, pipeline, records
+from alexnet_jax.data import augment, digits, pipeline, records, sets
 from alexnet_jax.partition import catalog, mesh, specs
 from tests import build
 
@@ -21,9 +21,9 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def splits(data_dir):
-  builder = records.open_builder("digits", data_dir=data_dir)
-  records.check_classes(builder, 10)
-  return records.open_splits(builder, ("train", "validation"), stored_size=8)
+  builder = sets.open_builder("digits", data_dir=data_dir)
+  sets.check_classes(builder, 10)
+  return sets.open_splits(builder, ("train", "validation"), stored_size=8)
 
 
 def test_digits_are_those_of_scikit_learn_each_once(splits):
@@ -199,7 +199,7 @@ def test_center_crop_takes_the_middle(tiny_augmentation, tiny_batch):
 
 def test_catalogue_set_is_read_through_the_same_code(tmp_path):
   with pytest.raises(FileNotFoundError, match="'cifar10' is not prepared"):
-    records.open_builder("cifar10", data_dir=str(tmp_path))
+    sets.open_builder("cifar10", data_dir=str(tmp_path))
   official = tfds.builder_cls("cifar10")
   picture = datasets.load_sample_image("flower.jpg")
 
@@ -237,10 +237,10 @@ def test_catalogue_set_is_read_through_the_same_code(tmp_path):
           yield number, example
 
   Cifar10(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-  builder = records.open_builder("cifar10", data_dir=str(tmp_path))
+  builder = sets.open_builder("cifar10", data_dir=str(tmp_path))
   assert isinstance(builder, official)
-  records.check_classes(builder, 10)
-  (split,) = records.open_splits(builder, ("train",), stored_size=32)
+  sets.check_classes(builder, 10)
+  (split,) = sets.open_splits(builder, ("train",), stored_size=32)
   assert len(split) == 6
   for index in range(6):
     image, label = split[index]
@@ -285,23 +285,23 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
 
 def test_pictures_of_any_size_come_out_as_squares(tmp_path):
   Pictures(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-  builder = records.open_builder("pictures", data_dir=str(tmp_path))
+  builder = sets.open_builder("pictures", data_dir=str(tmp_path))
   with pytest.raises(ValueError, match="10 classes, but .* has 2"):
-    records.check_classes(builder, 10)
-  records.check_classes(builder, 2)
-  (split,) = records.open_splits(builder, ("train",), stored_size=96)
+    sets.check_classes(builder, 10)
+  sets.check_classes(builder, 2)
+  (split,) = sets.open_splits(builder, ("train",), stored_size=96)
   assert sorted(split[index][1] for index in range(4)) == [0, 0, 1, 1]
   assert all(split[index][0].shape == (96, 96, 3) for index in range(4))
 
 
 def test_unknown_set_and_split_are_named(data_dir):
   with pytest.raises(ValueError, match="unknown dataset 'digit'"):
-    records.open_builder("digit", data_dir=data_dir)
-  builder = records.open_builder("digits", data_dir=data_dir)
+    sets.open_builder("digit", data_dir=data_dir)
+  builder = sets.open_builder("digits", data_dir=data_dir)
   with pytest.raises(ValueError, match="no split 'test' .*expected one of"):
-    records.open_splits(builder, ("test",), stored_size=8)
+    sets.open_splits(builder, ("test",), stored_size=8)
   with pytest.raises(ValueError, match=r"no split .train\[:0\]. "):
-    records.open_splits(builder, ("train[:0]",), stored_size=8)
+    sets.open_splits(builder, ("train[:0]",), stored_size=8)
 
 
 def test_label_out_of_range_names_the_record(splits):
