@@ -18,13 +18,13 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: str, *, keep: int):
-    policies = ocp.training
-    self._checkpointer = ocp.training.Checkpointer(
+    training = ocp.training
+    self._checkpointer = training.Checkpointer(
       os.path.abspath(os.path.join(workdir, "checkpoints")),
-      save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(
+      save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
         1
       ),
-      preservation_policy=policies.preservation_policies.LatestN(keep),
+      preservation_policy=training.preservation_policies.LatestN(keep),
       cleanup_tmp_directories=True,
     )
 

@@ -106,7 +106,7 @@ class Reporter:
       self._line(
         step,
         f"loss {means['loss']:.4g}, {_errors(means)}, {rate:,.0f} images/s, "
-        f"rate {learning_rate:g}",
+        f"learning rate {learning_rate:g}",
       )
 
   def validation(self, step: int, totals: np.ndarray) -> None:

@@ -88,11 +88,9 @@ def make_train_step(
   graphdef = model.make_graphdef(network)
 
   def totals_on_device(parameters, images, labels, draws, masks):
-    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
     with jax.named_scope("augment"):
       x = augmentation.apply(images, draws)
-    logits = alexnet(x, masks=masks, exchange=exchange)
-    return _totals(exchange, logits, labels)
+    return _totals(graphdef, exchange, parameters, x, labels, masks)
 
   mapped = jax.shard_map(
     totals_on_device,
@@ -159,9 +157,8 @@ def make_eval_step(
   graphdef = model.make_graphdef(network)
 
   def totals_on_device(parameters, images, labels):
-    alexnet = nnx.merge(graphdef, parameters)
-    logits = alexnet(augmentation.center(images), exchange=exchange)
-    return _totals(exchange, logits, labels)
+    x = augmentation.center(images)
+    return _totals(graphdef, exchange, parameters, x, labels, None)
 
   return jax.jit(
     jax.shard_map(
@@ -172,7 +169,10 @@ def make_eval_step(
   )
 
 
-def _totals(exchange, logits, labels):
+def _totals(graphdef, exchange, parameters, x, labels, masks):
+  """What one device does with its images, from weights to totals."""
+  alexnet = nnx.merge(graphdef, exchange.weights(parameters))
+  logits = alexnet(x, masks=masks, exchange=exchange)
   with jax.named_scope(exchange_lib.LOSS):
     logits = exchange.bring(exchange_lib.LOSS, logits)
     return exchange.total(metrics.totals(logits, labels))

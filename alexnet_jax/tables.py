@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 import rich.table
 
 from alexnet_jax.network import wiring
@@ -20,13 +21,9 @@ BYTES_PER_PARAMETER = 4  # float32
 def devices(mesh: jax.sharding.Mesh) -> rich.table.Table:
   """A row per device: its place in the mesh, its kind, its process."""
   table = _table("devices", "device", *mesh.axis_names, "kind", "process")
-  positions = (
-    [str(index) for index in position]
-    for position in _positions(mesh.devices.shape)
-  )
-  for place, device in zip(positions, mesh.devices.flat, strict=True):
+  for place, device in np.ndenumerate(mesh.devices):
     kind, process = device.device_kind, device.process_index
-    table.add_row(str(device.id), *place, kind, str(process))
+    table.add_row(str(device.id), *map(str, place), kind, str(process))
   return table
 
 
@@ -122,13 +119,6 @@ def verdict(audit: audit_lib.Audit) -> list[str]:
     f"and no others; the compiled one sends {sent:,} bytes from each device",
     *(f"  {line}" for line in audit.notes),
   ]
-
-
-def _positions(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-  positions = [()]
-  for size in shape:
-    positions = [(*at, index) for at in positions for index in range(size)]
-  return positions
 
 
 def _table(title: str, *headers: str) -> rich.table.Table:

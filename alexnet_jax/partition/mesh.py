@@ -7,7 +7,7 @@ import jax
 from alexnet_jax.partition import layout as layout_lib
 
 # More than this many simulated devices is a slip of the hand, not an
-# experiment: each is a thread pool and a copy of whatever is not split.
+# experiment: each holds a copy of whatever is not split.
 MAX_SIMULATED = 64
 
 # Simulated devices meet in collectives by blocking threads of one pool that
@@ -16,6 +16,7 @@ MAX_SIMULATED = 64
 # device, a device computes on the one thread that it owns instead; on 2 cores
 # that is also the faster way.
 CORES_PER_SHARED_POOL = 4
+_OWN_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
 def simulate_devices(count: int, *, only_cpu: bool) -> None:
@@ -31,9 +32,10 @@ def simulate_devices(count: int, *, only_cpu: bool) -> None:
     only_cpu: whether to leave accelerators unused.
   """
   flags = os.environ.get("XLA_FLAGS", "")
-  if 1 < count and (os.cpu_count() or 1) < count * CORES_PER_SHARED_POOL:
+  few_cores = (os.cpu_count() or 1) < count * CORES_PER_SHARED_POOL
+  if count > 1 and few_cores and _OWN_THREAD not in flags:
     # First, so that what the user has set wins.
-    os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen=false {flags}"
+    os.environ["XLA_FLAGS"] = f"{_OWN_THREAD} {flags}"
   set_by_user = "JAX_NUM_CPU_DEVICES" in os.environ or (
     "xla_force_host_platform_device_count" in flags
   )

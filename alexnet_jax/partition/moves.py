@@ -115,30 +115,22 @@ def find_moves(
       )
     )
 
-  for axis in reversed(lie.features):
-    if axis in wanted.features:
-      continue
-    _check_last(name, axis, features)
-    if axis in wanted.batch:
-      move("all_to_all", [axis], CHANNELS, BATCH)
-      batch.append(axis)
-    else:
-      move("all_gather", [axis], CHANNELS, None)
-      copies.append(axis)
-    features.remove(axis)
+  def leave(here, stays, there, enters, source: int, to: int) -> None:
+    """Takes axes off one dimension, the fastest first."""
+    for axis in reversed([axis for axis in here if axis not in stays]):
+      _check_last(name, axis, here)
+      if axis in enters:
+        move("all_to_all", [axis], source, to)
+        there.append(axis)
+      else:
+        move("all_gather", [axis], source, None)
+        copies.append(axis)
+      here.remove(axis)
+
+  leave(features, wanted.features, batch, wanted.batch, CHANNELS, BATCH)
   if features and target == POSITIONS:
     move("all_to_all", features, CHANNELS, POSITIONS)
-  for axis in reversed(lie.batch):
-    if axis in wanted.batch:
-      continue
-    _check_last(name, axis, batch)
-    if axis in wanted.features:
-      move("all_to_all", [axis], BATCH, target)
-      features.append(axis)
-    else:
-      move("all_gather", [axis], BATCH, None)
-      copies.append(axis)
-    batch.remove(axis)
+  leave(batch, wanted.batch, features, wanted.features, BATCH, target)
   for split, axes, to in (
     (batch, wanted.batch, BATCH),
     (features, wanted.features, target),
@@ -147,7 +139,8 @@ def find_moves(
       if axis not in split:
         move("slice", [axis], None, to, copied=axis in copies)
         split.append(axis)
-        copies = [copy for copy in copies if copy != axis]
+        if axis in copies:
+          copies.remove(axis)
     if tuple(split) != axes:
       raise ValueError(
         f"{name} wants a split over {axes}, but its input arrives split over "

@@ -1,0 +1,58 @@
+"""What the audit says of what a compiler did with a plan."""
+
+import dataclasses
+
+from alexnet_jax.partition import audit, plan
+
+
+def sums(*layers_and_elements):
+  return [
+    plan.Exchange(
+      layer=layer,
+      direction="backward",
+      tensor="kernel",
+      kind="sum",
+      axes=("data",),
+      devices=2,
+      elements=elements,
+    )
+    for layer, elements in layers_and_elements
+  ]
+
+
+def test_combined_sums_are_explained_by_their_total_and_no_more():
+  planned = sums(("fc6", 60), ("fc7", 40))
+  unplanned, notes = audit._explain(planned, sums(("fc6", 100)))
+  assert unplanned == []
+  assert notes == [
+    "fc6, fc7: the compiler combined 2 of kind sum over data into 1, "
+    "100 elements as planned"
+  ]
+  unplanned, _ = audit._explain(planned, sums(("fc6", 101)))
+  assert unplanned == [
+    "fc6 backward: sum of the kernel over data, 101 elements"
+  ]
+
+
+def test_reduce_scatter_turned_into_a_sum_is_explained():
+  planned = [
+    dataclasses.replace(exchange, kind="reduce_scatter")
+    for exchange in sums(("conv3", 64))
+  ]
+  unplanned, notes = audit._explain(planned, sums(("conv3", 64)))
+  assert unplanned == []
+  assert "made it a sum (128 bytes planned, 256 sent)" in notes[0]
+
+
+def test_gather_turned_into_a_permutation_is_explained():
+  planned = [
+    dataclasses.replace(exchange, kind="all_gather")
+    for exchange in sums(("conv3", 64))
+  ]
+  permuted = [
+    dataclasses.replace(exchange, kind="collective-permute", elements=32)
+    for exchange in planned
+  ]
+  unplanned, notes = audit._explain(planned, permuted)
+  assert unplanned == []
+  assert "made it a collective-permute (128 bytes planned, 128" in notes[0]

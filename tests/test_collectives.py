@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from alexnet_jax.partition import collectives
+
+
+@pytest.mark.parametrize("groups", [2, 16])
+def test_grouped_convolution_is_found(groups):
+  images, kernel = np.ones((1, 8, 8, 32)), np.ones((3, 3, 32 // groups, 32))
+
+  def convolve(images, kernel):
+    return lax.conv_general_dilated(
+      images,
+      kernel,
+      (1, 1),
+      "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups,
+    )
+
+  lowered = jax.jit(convolve).lower(
+    *(jnp.asarray(x, jnp.float32) for x in (images, kernel))
+  )
+  assert collectives.grouped_convolutions(lowered.as_text("hlo"))
+
+
+@pytest.mark.parametrize(
+  ("line", "kind", "axes", "elements"),
+  [
+    # Lines as compilers for GPU and TPU print them.
+    (
+      "%ag = (f32[4,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%x), "
+      'replica_groups=[2,2]<=[4], metadata={op_name="jit(f)/fc7/all_gather"}',
+      *("all_gather", ("column",), 64),
+    ),
+    (
+      "%rs = bf16[4,8]{1,0} reduce-scatter(%x), "
+      "replica_groups=[2,2]<=[2,2]T(1,0), "
+      'metadata={op_name="jit(f)/fc7/psum_scatter"}',
+      *("reduce_scatter", ("data",), 64),
+    ),
+    (
+      "ROOT %ar = f32[10]{0} all-reduce(%x), replica_groups={{0,1,2,3}}, "
+      'metadata={op_name="jit(f)/fc7/psum"}',
+      *("sum", ("data", "column"), 10),
+    ),
+    (
+      "%aa = (f32[2,8]{1,0}, f32[2,8]{1,0}) all-to-all(%x, %y), "
+      "replica_groups={{0,1},{2,3}}, "
+      'metadata={op_name="jit(f)/fc7/all_to_all"}',
+      *("all_to_all", ("column",), 64),
+    ),
+    (
+      "%cp = f32[2,8]{1,0} collective-permute(%x), "
+      "source_target_pairs={{0,1},{1,0},{2,3},{3,2}}, "
+      'metadata={op_name="jit(f)/fc7/ppermute"}',
+      *("collective-permute", ("column",), 16),
+    ),
+    (
+      "%ag = f32[8,8]{1,0} all-gather(%x), "
+      "replica_groups=mesh['data'=2,'column'=2] {'column'}, dimensions={0}, "
+      'metadata={op_name="jit(f)/fc7/all_gather"}',
+      *("all_gather", ("column",), 64),
+    ),
+    (
+      "%ar = f32[10]{0} all-reduce(%x), "
+      "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]<=[2,2]T(1,0)) "
+      "{'b'}, metadata={op_name=\"jit(f)/fc7/psum\"}",
+      *("sum", ("data",), 10),
+    ),
+    (
+      "%ar = f32[10]{0} all-reduce(%x), replica_groups={}, "
+      'metadata={op_name="jit(f)/fc7/psum"}',
+      *("sum", ("data", "column"), 10),
+    ),
+  ],
+)
+def test_compiled_collectives_of_other_platforms_are_read(
+  line, kind, axes, elements
+):
+  mesh = {"data": 2, "column": 2}
+  (found,) = collectives.find_compiled(line, ["fc7"], mesh)
+  assert (found.layer, found.kind) == ("fc7", kind)
+  assert (found.axes, found.elements) == (axes, elements)
+
+
+def test_pieces_of_an_asynchronous_collective_keep_their_layers():
+  hlo = """
+  %s = (f32[6]{0}, f32[8]{0}) all-reduce-start(%a, %b), replica_groups={{0,1}}
+  %d = (f32[6]{0}, f32[8]{0}) all-reduce-done(%s)
+  %x = f32[6]{0} get-tuple-element(%d), index=0, metadata={op_name="f/fc6/bias"}
+  %y = f32[8]{0} get-tuple-element(%d), index=1, metadata={op_name="f/fc7/bias"}
+  """
+  found = collectives.find_compiled(hlo, ["fc6", "fc7"], {"data": 2})
+  assert [(e.layer, e.tensor, e.elements) for e in found] == [
+    ("fc6", "bias", 6),
+    ("fc7", "bias", 8),
+  ]
