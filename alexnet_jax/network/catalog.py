@@ -1,8 +1,41 @@
 """The named wirings. A wiring is the network: another one, other results."""
 
+import dataclasses
+from typing import Any
+
 from alexnet_jax.network import wiring
 
 Layer = wiring.Layer
+Wiring = wiring.Wiring
+
+
+def rewire(
+  base: Wiring,
+  name: str,
+  *,
+  columns: int | None = None,
+  **changes: dict[str, Any],
+) -> Wiring:
+  """A wiring that differs from another in some rows.
+
+  Args:
+    base: the wiring to start from.
+    name: of the new one.
+    columns: of the new one; None keeps.
+    **changes: layer -> {field of `Layer`: value}.
+
+  Returns:
+    The new wiring.
+  """
+  return Wiring(
+    name=name,
+    columns=base.columns if columns is None else columns,
+    layers=tuple(
+      dataclasses.replace(layer, **changes.get(layer.name, {}))
+      for layer in base.layers
+    ),
+  )
+
 
 # The network of 2012 with the released code's own initial values: standard
 # deviation .03 in conv3-5 where the paper says .01 everywhere, and biases of 1
@@ -22,71 +55,153 @@ Layer = wiring.Layer
 #   fc6     4096                                      all
 #   fc7     4096                                      all
 #   fc8     1000                                      all
-ALEXNET_2012 = (
-  Layer(
-    name="conv1",
-    reads="image",
-    features=96,
-    window=11,
-    stride=4,
-    padding=(0, 3),
-    normalise=True,
-    pool=True,
+ALEXNET_2012 = Wiring(
+  name="alexnet2012",
+  columns=2,
+  layers=(
+    Layer(
+      name="conv1",
+      reads="image",
+      features=96,
+      window=11,
+      stride=4,
+      padding=(0, 3),
+      normalise=True,
+      pool=True,
+    ),
+    Layer(
+      name="conv2",
+      reads="own",
+      features=256,
+      window=5,
+      padding=(2, 2),
+      normalise=True,
+      pool=True,
+      bias=1.0,
+    ),
+    Layer(
+      name="conv3",
+      reads="all",
+      features=384,
+      window=3,
+      padding=(1, 1),
+      kernel_std=0.03,
+    ),
+    Layer(
+      name="conv4",
+      reads="own",
+      features=384,
+      window=3,
+      padding=(1, 1),
+      kernel_std=0.03,
+      bias=1.0,
+    ),
+    Layer(
+      name="conv5",
+      reads="own",
+      features=256,
+      window=3,
+      padding=(1, 1),
+      pool=True,
+      kernel_std=0.03,
+      bias=1.0,
+    ),
+    Layer(name="fc6", reads="all", features=4096, dropout=True, bias=1.0),
+    Layer(name="fc7", reads="all", features=4096, dropout=True, bias=1.0),
+    Layer(name="fc8", reads="all", features=1000, relu=False),
   ),
-  Layer(
-    name="conv2",
-    reads="own",
-    features=256,
-    window=5,
-    padding=(2, 2),
-    normalise=True,
-    pool=True,
-    bias=1.0,
-  ),
-  Layer(
-    name="conv3",
-    reads="all",
-    features=384,
-    window=3,
-    padding=(1, 1),
-    kernel_std=0.03,
-  ),
-  Layer(
-    name="conv4",
-    reads="own",
-    features=384,
-    window=3,
-    padding=(1, 1),
-    kernel_std=0.03,
-    bias=1.0,
-  ),
-  Layer(
-    name="conv5",
-    reads="own",
-    features=256,
-    window=3,
-    padding=(1, 1),
-    pool=True,
-    kernel_std=0.03,
-    bias=1.0,
-  ),
-  Layer(name="fc6", reads="all", features=4096, dropout=True, bias=1.0),
-  Layer(name="fc7", reads="all", features=4096, dropout=True, bias=1.0),
-  Layer(name="fc8", reads="all", features=1000, relu=False),
 )
 
-WIRINGS = {"alexnet2012": ALEXNET_2012}
+# The comparison net of the paper's section 3.2, footnote: half of the maps but
+# in the last convolution, everything else as above (layers-145-half.cfg).
+# 59,798,312 parameters.
+ONE_GPU = rewire(
+  ALEXNET_2012,
+  "one_gpu",
+  columns=1,
+  conv1={"features": 48},
+  conv2={"features": 128, "reads": "all"},
+  conv3={"features": 192},
+  conv4={"features": 192, "reads": "all"},
+  conv5={"features": 256, "reads": "all"},
+)
+
+# One tower, as in "one weird trick" (Krizhevsky 2014) and in torchvision. The
+# paper's footnote has 384 maps in conv4; its parameter count and the released
+# files have 256. 61,100,840 parameters.
+MERGED_TOWER = rewire(
+  ALEXNET_2012,
+  "merged_tower",
+  columns=1,
+  conv1={"features": 64},
+  conv2={"features": 192, "reads": "all"},
+  conv4={"features": 256, "reads": "all"},
+  conv5={"reads": "all"},
+)
+
+# Two columns that meet at the logits only (run 150): 160 maps a column in
+# conv2, 4096 units in fc6 and 2048 in fc7, each from its own column.
+# 60,714,408 parameters.
+INDEPENDENT_COLUMNS = rewire(
+  ALEXNET_2012,
+  "independent_columns",
+  conv2={"features": 320},
+  conv3={"reads": "own"},
+  fc6={"features": 8192, "reads": "own"},
+  fc7={"reads": "own"},
+)
+
+# The columns meet one layer later (runs 132, 133), or at the fully connected
+# layers only, with 256 maps a column in conv3 (run 127). Those runs also fed a
+# small copy of the image into conv2 and had 64 maps in conv1; these do not, so
+# that they differ from the network of 2012 in where its columns meet.
+# 61,186,408 and 60,891,624 parameters.
+JOIN_AT_CONV4 = rewire(
+  ALEXNET_2012,
+  "join_at_conv4",
+  conv3={"reads": "own"},
+  conv4={"reads": "all"},
+)
+JOIN_AT_FC = rewire(
+  ALEXNET_2012,
+  "join_at_fc",
+  conv3={"features": 512, "reads": "own"},
+)
+
+# Four columns of 32, 64, 192, 192, 64 maps and 1024 units, the widths of run
+# 129; there conv3 read pairs of columns, here it reads all four. Without that
+# run's small copy of the image. 62,423,528 parameters.
+FOUR_COLUMN = rewire(
+  ALEXNET_2012,
+  "four_column",
+  columns=4,
+  conv1={"features": 128},
+  conv3={"features": 768},
+  conv4={"features": 768},
+)
+
+WIRINGS = (
+  ALEXNET_2012,
+  ONE_GPU,
+  MERGED_TOWER,
+  INDEPENDENT_COLUMNS,
+  JOIN_AT_CONV4,
+  JOIN_AT_FC,
+  FOUR_COLUMN,
+)
 
 
-def find(name: str) -> tuple[Layer, ...]:
-  """The table of that name.
+def find(name: str) -> Wiring:
+  """The wiring of that name.
 
   Raises:
     ValueError: there is none.
   """
-  if name not in WIRINGS:
-    raise ValueError(
-      f"unknown wiring {name!r}, expected one of {', '.join(WIRINGS)}. "
-      "Set config.network.wiring."
-    )
-  return WIRINGS[name]
+  for candidate in WIRINGS:
+    if candidate.name == name:
+      return candidate
+  names = ", ".join(candidate.name for candidate in WIRINGS)
+  raise ValueError(
+    f"unknown wiring {name!r}, expected one of {names}. "
+    "Set config.network.wiring."
+  )

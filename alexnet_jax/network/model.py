@@ -114,10 +114,7 @@ class AlexNet(nnx.Module):
         weights = getattr(self, layer.name)
         kernel = weights.kernel[...]
         x = exchange.bring(layer.name, x)
-        if layer.window:
-          x = _convolve(layer, x, kernel)  # f32[n, h, w, maps]
-        else:
-          x = x.reshape(x.shape[0], -1) @ kernel  # f32[n, units]
+        x = _by_column(layer, x, kernel)  # f32[n, h, w, maps] or [n, units]
         x = exchange.add(layer.name, x)
         x = x + jnp.expand_dims(weights.bias[...], tuple(range(x.ndim - 1)))
         if layer.relu:
@@ -133,10 +130,10 @@ class AlexNet(nnx.Module):
     return x
 
 
-def _convolve(
+def _by_column(
   layer: wiring.Layer, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-  """One dense convolution for each column that this device holds.
+  """One dense operation for each column that this device holds.
 
   A grouped convolution would say the same, but its backward pass is 4 to 25
   times slower on CPU, and under plain `jit` the compiler gathers a whole batch
@@ -144,21 +141,18 @@ def _convolve(
 
   Args:
     layer: the row of the table.
-    x: f32[n, h, w, channels].
-    kernel: f32[window, window, channels / columns here, maps].
+    x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
+    kernel: f32[window, window, channels / columns here, maps], or
+      f32[positions * channels / columns here, units].
 
   Returns:
-    f32[n, h', w', maps].
+    f32[n, h', w', maps] or f32[n, units].
   """
-  columns_here = x.shape[-1] // kernel.shape[2]
+  operation = _convolve if layer.window else _multiply
+  positions = 1 if layer.window else math.prod(x.shape[1:-1])
+  columns_here = positions * x.shape[-1] // kernel.shape[-2]
   outputs = [
-    lax.conv_general_dilated(
-      own,
-      own_kernel,
-      window_strides=(layer.stride, layer.stride),
-      padding=(layer.padding, layer.padding),
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    operation(layer, own, own_kernel)
     for own, own_kernel in zip(
       jnp.split(x, columns_here, axis=-1),
       jnp.split(kernel, columns_here, axis=-1),
@@ -166,6 +160,25 @@ def _convolve(
     )
   ]
   return jnp.concatenate(outputs, axis=-1)
+
+
+def _convolve(
+  layer: wiring.Layer, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    window_strides=(layer.stride, layer.stride),
+    padding=(layer.padding, layer.padding),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+
+
+def _multiply(
+  layer: wiring.Layer, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+  del layer
+  return x.reshape(x.shape[0], -1) @ kernel
 
 
 def make_graphdef(network: wiring.Network) -> nnx.GraphDef:

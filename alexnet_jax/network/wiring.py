@@ -1,8 +1,8 @@
 """The network as a table: eight layers, K columns, and who reads what.
 
-A `Layer` is one row of the table and a `Network` is the table with the sizes
-that follow from it. Standard library only: the model, the layout's checks and
-the plan of communication are all computed from here.
+A `Layer` is one row, a `Wiring` is a named table of them, and a `Network` is a
+table in a given size. Standard library only: the model, the layout's checks
+and the plan of communication are all computed from here.
 """
 
 from __future__ import annotations
@@ -49,6 +49,21 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Wiring:
+  """The rows of a network, before its width and its image are chosen.
+
+  Attributes:
+    name: what users type.
+    columns: groups of feature maps, K.
+    layers: the rows, first to last.
+  """
+
+  name: str
+  columns: int
+  layers: tuple[Layer, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
   """What follows for one layer from the table and the size of the image.
 
@@ -56,7 +71,7 @@ class Sizes:
     positions: places in the map that arrives, height x width; 1 for units.
     channels: maps or units that arrive, over all columns.
     kernel: shape of the kernel, HWIO with I = channels one output reads, or
-      (in, out).
+      (in, out) with in = units one output reads.
     map_side: side of the convolution's own output map, 1 for units.
     out_side: side after pooling, 1 for units.
   """
@@ -71,18 +86,30 @@ class Sizes:
   def parameters(self) -> int:
     return math.prod(self.kernel) + self.kernel[-1]
 
+  @property
+  def multiplications(self) -> int:
+    """Multiply-accumulates of one image's forward pass."""
+    return self.map_side**2 * math.prod(self.kernel)
+
+  @property
+  def outputs(self) -> int:
+    """Values that one image has before pooling."""
+    return self.map_side**2 * self.kernel[-1]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
   """The table of layers with everything its sizes depend on.
 
   Attributes:
+    name: of the wiring.
     layers: the rows, first to last.
     columns: groups of feature maps, K; 2 in the 2012 network.
     image_size: side of the square image that enters `conv1`, in pixels.
     dropout_rate: probability that a unit is dropped, in [0, 1).
   """
 
+  name: str
   layers: tuple[Layer, ...]
   columns: int
   image_size: int
@@ -101,14 +128,14 @@ class Network:
     side, channels = self.image_size, IMAGE_CHANNELS
     for layer in self.layers:
       arriving, positions = channels, side * side
+      reads = channels // self.columns if layer.reads == "own" else channels
       if layer.window:
-        reads = channels // self.columns if layer.reads == "own" else channels
         kernel = (layer.window, layer.window, reads, layer.features)
         side = _window_count(
           side + sum(layer.padding), layer.window, layer.stride, self, layer
         )
       else:
-        kernel = (positions * channels, layer.features)
+        kernel = (positions * reads, layer.features)
         side = 1
       map_side = side
       if layer.pool:
@@ -125,20 +152,21 @@ class Network:
 
 
 def make_network(
-  table: tuple[Layer, ...],
+  wiring: Wiring,
   *,
-  columns: int = 2,
+  columns: int | None = None,
   width: float = 1.0,
   image_size: int = 224,
   num_classes: int = 1000,
   dropout_rate: float = 0.5,
   init: str = "source",
 ) -> Network:
-  """Makes a network from a table of layers.
+  """Makes a network of a given size from a wiring.
 
   Args:
-    table: the rows; the last one's features are replaced by `num_classes`.
-    columns: groups of feature maps. With 1, `own` and `all` are the same.
+    wiring: the rows; the last one's features are replaced by `num_classes`.
+    columns: another number of columns than the wiring has. With 1, `own` and
+      `all` are the same.
     width: multiplies the features of every layer but the last.
     image_size: side of the image that enters conv1, in pixels.
     num_classes: number of labels.
@@ -153,6 +181,9 @@ def make_network(
   Raises:
     ValueError: a value is out of range, or the columns do not divide a layer.
   """
+  table = wiring.layers
+  if columns is None:
+    columns = wiring.columns
   if columns < 1:
     raise ValueError(
       f"network.columns is {columns}, expected 1 or more. "
@@ -198,6 +229,7 @@ def make_network(
       dataclasses.replace(layer, kernel_std=None, bias=0.0) for layer in layers
     ]
   network = Network(
+    name=wiring.name,
     layers=tuple(layers),
     columns=columns,
     image_size=image_size,
