@@ -1,7 +1,8 @@
 """A run: everything about it that is known before anything compiles.
 
-`prepare` goes from a config to the objects of a run, and is the edge at which
-bad input is refused.
+From a config to the objects of a run, and the edge at which bad input is
+refused. `check` needs neither devices nor data, `make_program` devices only,
+`prepare` everything.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import jax
 import ml_collections
 import optax
 
-from alexnet_jax import metrics, optimizer
+from alexnet_jax import optimizer
+from alexnet_jax import program as program_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.data import augment, records, sets
 from alexnet_jax.network import catalog as network_catalog
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog, exchange, plan, route, specs
+from alexnet_jax.partition import catalog, plan, route
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
 
@@ -29,28 +30,42 @@ class Run:
 
   config: ml_collections.ConfigDict
   workdir: str
-  network: wiring.Network
-  layout: layout_lib.Layout
-  mesh: jax.sharding.Mesh
-  specs: specs.Specs
-  exchange: exchange.MeshExchange
-  plan: tuple[plan.Exchange, ...]
-  augmentation: augment.Augment
+  program: program_lib.Program
   train_records: records.Records
   validation_records: records.Records
   num_steps: int
   schedule: optax.Schedule
-  optimizer: optax.GradientTransformation
 
 
 def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
-  """The named layout, with the sizes and placements that a config sets."""
+  """The named layout, with the sizes and placements that a config sets.
+
+  A config that sets every placement has a layout of its own; its name is not
+  in the catalogue.
+
+  Raises:
+    ValueError: there is no such layout, or a layout of a config's own has the
+      name of another.
+  """
   fields = config.layout.to_dict()
-  return layout_lib.override(
-    catalog.find(fields["name"]),
-    mesh=fields["mesh"],
-    placements={name: fields[name] for name in layout_lib.LAYERS},
+  name = fields["name"]
+  placements = {layer: fields[layer] for layer in layout_lib.LAYERS}
+  is_own = all(
+    value is not None
+    for placement in placements.values()
+    for value in placement.values()
   )
+  if is_own and name in [named.name for named in catalog.LAYOUTS]:
+    raise ValueError(
+      f"the config has a layout of its own under the name {name!r}, which the "
+      "catalogue has too. Set config.layout.name to another name, or start "
+      "from a config that sets the name only."
+    )
+  if is_own:
+    start = layout_lib.Layout(name=name, mesh={})
+  else:
+    start = catalog.find(name)
+  return layout_lib.override(start, mesh=fields["mesh"], placements=placements)
 
 
 def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
@@ -58,6 +73,65 @@ def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
   fields = config.network.to_dict()
   return wiring.make_network(
     network_catalog.find(fields.pop("wiring")), **fields
+  )
+
+
+def check(
+  config: ml_collections.ConfigDict,
+) -> tuple[wiring.Network, layout_lib.Layout]:
+  """Checks all that needs neither devices nor data.
+
+  Returns:
+    The network, and a layout that fits it.
+
+  Raises:
+    ValueError, TypeError: with one line on what to change.
+  """
+  _check_numbers(config)
+  optimizer.check(**config.optimizer)
+  layout = make_layout(config)
+  network = make_network(config)
+  layout.check(network, batch_size=config.batch_size)
+  route.find_routes(network, layout, batch_size=config.batch_size)
+  _make_augmentation(config, network)
+  return network, layout
+
+
+def make_program(
+  config: ml_collections.ConfigDict,
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  *,
+  devices=None,
+  num_images: int | None = None,
+) -> program_lib.Program:
+  """The program of a config.
+
+  Args:
+    config: the config.
+    network: from `check`.
+    layout: from `check`, or another that fits the network.
+    devices: to compute on; None: those that JAX has.
+    num_images: in the training split, for the drops of the learning rate;
+      None where nothing is trained: they change neither what a step holds nor
+      what it computes or sends.
+
+  Raises:
+    ValueError: there are fewer devices than the layout needs.
+  """
+  rule = config.optimizer
+  return program_lib.make_program(
+    network,
+    layout,
+    batch_size=config.batch_size,
+    mesh=mesh_lib.make_mesh(layout, devices),
+    augmentation=_make_augmentation(config, network),
+    optimizer=optimizer.make_optimizer(
+      *_make_schedules(config, num_images or config.batch_size),
+      momentum=rule.momentum,
+      weight_decay=rule.weight_decay,
+    ),
+    precision=config.exchange_precision,
   )
 
 
@@ -75,24 +149,11 @@ def prepare(
   Raises:
     ValueError, TypeError, OSError: with one line on what to change.
   """
-  _check_numbers(config)
-  rule = config.optimizer
-  optimizer.check(**rule)
-  layout = make_layout(config)
-  network = make_network(config)
-  batch_size = config.batch_size
-  layout.check(network, batch_size=batch_size)
-  routes = route.find_routes(network, layout, batch_size=batch_size)
-  array_specs = specs.make_specs(network, routes)
-  augmentation = augment.Augment(
-    stored_size=config.data.stored_size,
-    image_size=network.image_size,
-    **config.augment,
-  )
+  network, layout = check(config)
   mesh_lib.simulate_devices(
     simulate_devices or layout.devices, only_cpu=simulate_devices is not None
   )
-  mesh = mesh_lib.make_mesh(layout)
+  mesh_lib.make_mesh(layout)
   builder = sets.open_builder(config.data.name, data_dir=data_dir)
   sets.check_classes(builder, config.network.num_classes)
   workdir_lib.claim(workdir, config.to_dict())
@@ -101,44 +162,51 @@ def prepare(
     (config.data.train_split, config.data.validation_split),
     stored_size=config.data.stored_size,
   )
+  num_images = len(train_records)
+  schedule, _ = _make_schedules(config, num_images)
+  return Run(
+    config=config,
+    workdir=workdir,
+    program=make_program(config, network, layout, num_images=num_images),
+    train_records=train_records,
+    validation_records=validation_records,
+    num_steps=_to_steps(config, config.num_epochs, num_images),
+    schedule=schedule,
+  )
 
-  def to_steps(epochs: float) -> int:
-    return math.ceil(epochs * len(train_records) / batch_size)
 
-  schedule, bias_schedule = (
+def _to_steps(
+  config: ml_collections.ConfigDict, epochs: float, num_images: int
+) -> int:
+  return math.ceil(epochs * num_images / config.batch_size)
+
+
+def _make_schedules(
+  config: ml_collections.ConfigDict, num_images: int
+) -> tuple[optax.Schedule, optax.Schedule]:
+  """Learning rates of the kernels and of the biases."""
+  rule = config.optimizer
+  kernels, biases = (
     optimizer.make_schedule(
-      rate, drop_steps=[*map(to_steps, drops)], drop_factor=rule.drop_factor
+      rate,
+      drop_steps=[_to_steps(config, epoch, num_images) for epoch in drops],
+      drop_factor=rule.drop_factor,
     )
     for rate, drops in (
       (rule.learning_rate, rule.drop_epochs),
       (rule.learning_rate * rule.bias_rate, rule.bias_drop_epochs),
     )
   )
-  return Run(
-    config=config,
-    workdir=workdir,
-    network=network,
-    layout=layout,
-    mesh=mesh,
-    specs=array_specs,
-    exchange=exchange.MeshExchange(routes, array_specs),
-    plan=plan.make_plan(
-      network,
-      layout,
-      batch_size=batch_size,
-      loss_values=len(metrics.NAMES),
-    ),
-    augmentation=augmentation,
-    train_records=train_records,
-    validation_records=validation_records,
-    num_steps=to_steps(config.num_epochs),
-    schedule=schedule,
-    optimizer=optimizer.make_optimizer(
-      schedule,
-      bias_schedule,
-      momentum=rule.momentum,
-      weight_decay=rule.weight_decay,
-    ),
+  return kernels, biases
+
+
+def _make_augmentation(
+  config: ml_collections.ConfigDict, network: wiring.Network
+) -> augment.Augment:
+  return augment.Augment(
+    stored_size=config.data.stored_size,
+    image_size=network.image_size,
+    **config.augment,
   )
 
 
@@ -162,3 +230,8 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
       raise ValueError(
         f"{name} is {value}, expected a number above 0. Set config.{name}."
       )
+  if config.exchange_precision not in plan.PRECISIONS:
+    raise ValueError(
+      f"exchange_precision is {config.exchange_precision!r}, expected one of "
+      f"{', '.join(plan.PRECISIONS)}. Set config.exchange_precision."
+    )

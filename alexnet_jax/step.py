@@ -38,6 +38,8 @@ class TrainState(NamedTuple):
 class Augmentation(Protocol):
   """What a step asks of the augmentation; see `data/augment.py`."""
 
+  stored_size: int
+
   def draw(self, key: jax.Array, n: int, *, spec) -> dict[str, jax.Array]: ...
 
   def apply(self, images: jax.Array, draws) -> jax.Array: ...

@@ -1,7 +1,4 @@
-"""The training loop: steps, reports, validations, checkpoints; no arithmetic.
-
-The only place that enters the mesh.
-"""
+"""The loop: steps, reports, validations, checkpoints; no arithmetic."""
 
 from __future__ import annotations
 
@@ -10,9 +7,10 @@ import numpy as np
 import rich.console
 
 from alexnet_jax import checkpoint, report, step, tables
+from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import pipeline
-from alexnet_jax.partition import audit, specs
+from alexnet_jax.partition import audit
 from alexnet_jax.partition import mesh as mesh_lib
 
 # How far the host runs ahead of the devices: enough that they never wait for
@@ -34,21 +32,13 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
   _introduce(run, console)
   init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
-  def init(key: jax.Array) -> step.TrainState:
-    return step.init_state(run.network, run.specs, run.optimizer, key)
-
-  with jax.set_mesh(run.mesh):
-    like = specs.with_shardings(run.mesh, jax.eval_shape(init, init_key))
-    train_step = _compile(run, like, step_key, console)
-    eval_step = step.make_eval_step(
-      run.network, run.specs, run.exchange, run.augmentation
-    )
+  train_step = _compile(run, console)
   checkpoints = checkpoint.Checkpoints(
     run.workdir, keep=config.keep_checkpoints
   )
   first_step = checkpoints.latest_step() or 0
   if first_step:
-    state = checkpoints.restore(like)
+    state = checkpoints.restore(run.program.abstract_state)
     console.print(
       f"goes on after step {first_step} of {run.num_steps}"
       if first_step < run.num_steps
@@ -57,8 +47,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
       soft_wrap=True,
     )
   else:
-    with jax.set_mesh(run.mesh):
-      state = jax.jit(init)(init_key)
+    state = run.program.init(init_key)
   reporter = report.Reporter(
     run.workdir, console, first_step=first_step, num_steps=run.num_steps
   )
@@ -90,7 +79,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
       if validates or saves:
         reporter.flush()
         if validates:
-          reporter.validation(number, evaluate(run, eval_step, state))
+          reporter.validation(number, evaluate(run, state))
         if saves:
           checkpoints.save(number, state)
         reporter.resume_clock()
@@ -101,72 +90,48 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
   return state
 
 
-def evaluate(
-  run: run_lib.Run, eval_step: step.EvalStep, state: step.TrainState
-) -> np.ndarray:
+def evaluate(run: run_lib.Run, state: step.TrainState) -> np.ndarray:
   """Sums `metrics.NAMES` over the whole validation split: f32[4]."""
   batches = pipeline.validation_batches(
     run.validation_records, **_batch_options(run)
   )
-  with jax.set_mesh(run.mesh):
-    totals = [eval_step(state.parameters, *batch) for batch in batches]
+  totals = [run.program.evaluate(state.parameters, *batch) for batch in batches]
   return np.sum(jax.device_get(totals), axis=0)
 
 
 def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:
   """Shows what is about to run."""
-  if mesh_lib.is_simulated(run.mesh):
+  program = run.program
+  if mesh_lib.is_simulated(program.mesh):
     console.print(
-      f"no accelerator is used: the {run.mesh.size} devices are simulated on "
-      "this machine's CPU",
+      f"no accelerator is used: the {program.mesh.size} devices are simulated "
+      "on this machine's CPU",
       highlight=False,
     )
-  console.print(tables.devices(run.mesh))
-  console.print(tables.layout(run.network, run.layout, run.specs))
-  console.print(tables.plan(run.plan, batch_size=run.config.batch_size))
-  for line in tables.repeated(run.network, run.layout):
+  console.print(tables.devices(program.mesh))
+  console.print(tables.layout(program.network, program.layout, program.specs))
+  console.print(tables.plan(program.plan, batch_size=program.batch_size))
+  for line in tables.repeated(program.network, program.layout):
     console.print(line, soft_wrap=True, highlight=False)
 
 
 def _compile(
-  run: run_lib.Run,
-  state: step.TrainState,
-  key: jax.Array,
-  console: rich.console.Console,
-) -> step.TrainStep:
+  run: run_lib.Run, console: rich.console.Console
+) -> jax.stages.Compiled:
   """Compiles the training step once, and audits what came of it."""
-  side = run.config.data.stored_size
-  shapes = ((side, side, 3), np.uint8), ((), np.int32)
-  batch = [
-    jax.ShapeDtypeStruct((run.config.batch_size, *shape), dtype, sharding=split)
-    for (shape, dtype), split in zip(shapes, _shardings(run), strict=True)
-  ]
-  traced = step.make_train_step(
-    run.network, run.specs, run.exchange, run.augmentation, run.optimizer
-  ).trace(state, key, *batch)
-  compiled = traced.lower().compile()
-  found = audit.audit_step(
-    run.plan,
-    jaxpr=traced.jaxpr,
-    hlo=compiled.as_text(),
-    mesh=dict(run.mesh.shape),
-  )
+  train_step, found = program_lib.compile_step(run.program)
   console.print()
   for line in tables.verdict(found):
     console.print(line, soft_wrap=True, highlight=False)
   if not run.config.layout.allow_unplanned:
     audit.check(found)
-  return compiled
-
-
-def _shardings(run: run_lib.Run):
-  return specs.to_shardings(run.mesh, (run.specs.images, run.specs.labels))
+  return train_step
 
 
 def _batch_options(run: run_lib.Run) -> dict:
   return {
     "batch_size": run.config.batch_size,
-    "shardings": _shardings(run),
+    "shardings": run.program.batch_shardings,
     "threads": run.config.data.threads,
     "batches_ahead": run.config.data.batches_ahead,
   }

@@ -10,6 +10,8 @@ Numbers marked [P] are from Krizhevsky et al. 2012, [S] from its released code
 import ml_collections
 from ml_collections import config_dict
 
+from alexnet_jax.partition import layout as layout_lib
+
 VARIANTS = ("digits", "imagenet")
 
 
@@ -43,7 +45,7 @@ def imagenet() -> ml_collections.ConfigDict:
 
   # WHERE it is computed. Never changes a number.
   config.layout = ml_collections.ConfigDict()
-  # one_device, two_column, data_parallel or two_column_data.
+  # A layout of partition/catalog.py; `use_layout` sets one of your own.
   config.layout.name = "one_device"
   # Devices along each axis; None as the named layout has it.
   config.layout.mesh = ml_collections.ConfigDict()
@@ -51,10 +53,7 @@ def imagenet() -> ml_collections.ConfigDict:
   config.layout.mesh.column = config_dict.placeholder(int)
   config.layout.mesh.model = config_dict.placeholder(int)
   # Placement of single layers; None as the named layout has it.
-  for layer in (
-    *("conv1", "conv2", "conv3", "conv4", "conv5"),
-    *("fc6", "fc7", "fc8"),
-  ):
+  for layer in layout_lib.LAYERS:
     placement = ml_collections.ConfigDict()
     # Axes that split the images, as ("data",).
     placement.batch = config_dict.placeholder(tuple)
@@ -62,16 +61,23 @@ def imagenet() -> ml_collections.ConfigDict:
     placement.features = config_dict.placeholder(tuple)
     # gather or sum.
     placement.arrive = config_dict.placeholder(str)
+    # Axes of batch over which the kernel is stored in shares, as ("data",).
+    placement.stored = config_dict.placeholder(tuple)
     config.layout[layer] = placement
   # Train even where the step communicates otherwise than planned.
   config.layout.allow_unplanned = False
 
+  # Type in which activations and their gradients cross devices: float32 or
+  # bfloat16. The latter rounds them, so it changes results a little. [S] had
+  # half precision as an option.
+  config.exchange_precision = "float32"
+
   # WHAT is computed.
   config.network = ml_collections.ConfigDict()
-  # The table of layers, and who reads what: alexnet2012.
+  # The table of layers, and who reads what; of network/catalog.py.
   config.network.wiring = "alexnet2012"
-  # Groups of feature maps, K. [P] 2
-  config.network.columns = 2
+  # Groups of feature maps, K; None as the wiring has it. [P] 2
+  config.network.columns = config_dict.placeholder(int)
   # Multiplies the features of every layer but the last.
   config.network.width = 1.0
   # Side of the crop that enters conv1, pixels. [P] 224
@@ -132,6 +138,17 @@ def imagenet() -> ml_collections.ConfigDict:
   # Newest checkpoints to keep.
   config.keep_checkpoints = 3
   return config
+
+
+def use_layout(config: ml_collections.ConfigDict, layout) -> None:
+  """Gives a config a layout of its own.
+
+  Args:
+    config: the config to change.
+    layout: a `Layout` (see alexnet_jax/partition/catalog.py) under a name that
+      the catalogue does not have.
+  """
+  config.layout.update(layout_lib.to_fields(layout))
 
 
 def use_digits(config: ml_collections.ConfigDict) -> None:

@@ -58,16 +58,16 @@ def tiny_batch() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def program(tiny_network, tiny_augmentation, tiny_batch):
-  """layout -> its parts, its traced and its compiled step, made once."""
+def program(tiny_network, tiny_augmentation):
+  """layout -> its program, its traced and its compiled step, made once."""
   made = {}
 
   def make(layout):
     if layout.name not in made:
-      parts = build.make_parts(
+      parts = build.make_program(
         tiny_network, layout, tiny_augmentation, batch_size=8
       )
-      traced = parts.trace(tiny_batch)
+      traced = parts.trace()
       made[layout.name] = parts, traced, traced.lower().compile()
     return made[layout.name]
 

@@ -87,11 +87,10 @@ def test_full_size_two_column_step_sends_what_was_published():
     colour_noise=0.1,
     mean=(127.30, 119.72, 104.91),
   )
-  parts = build.make_parts(
+  parts = build.make_program(
     network, catalog.TWO_COLUMN, augmentation, batch_size=4
   )
-  batch = np.zeros((4, 256, 256, 3), np.uint8), np.zeros(4, np.int32)
-  traced = parts.trace(batch)
+  traced = parts.trace()
   compiled = traced.lower().compile()
   found = audited((parts, traced, compiled))
   assert found.agrees
@@ -145,16 +144,16 @@ class GathersTooMuch(exchange.MeshExchange):
 
 
 def test_unplanned_gather_is_found_by_name_of_layer(
-  tiny_network, tiny_augmentation, tiny_batch
+  tiny_network, tiny_augmentation
 ):
-  parts = build.make_parts(
+  parts = build.make_program(
     tiny_network, catalog.TWO_COLUMN, tiny_augmentation, batch_size=8
   )
   routes = parts.exchange._routes
   parts = dataclasses.replace(
     parts, exchange=GathersTooMuch(routes, parts.specs)
   )
-  traced = parts.trace(tiny_batch)
+  traced = parts.trace()
   found = audited((parts, traced, traced.lower().compile()))
   assert not found.agrees and found.missing == ()
   lines = "\n".join(found.unplanned)

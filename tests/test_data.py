@@ -266,9 +266,9 @@ def test_label_out_of_range_names_the_record(splits):
 def test_parts_of_a_step_take_what_the_pipeline_gives(
   tiny_network, tiny_augmentation, tiny_batch, layout
 ):
-  parts = build.make_parts(
+  parts = build.make_program(
     tiny_network, layout, tiny_augmentation, batch_size=8
   )
-  images, labels = parts.put(tiny_batch)
+  images, labels = build.put(parts, tiny_batch)
   assert images.sharding == specs.to_shardings(parts.mesh, parts.specs.images)
   assert labels.shape == (8,)

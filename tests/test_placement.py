@@ -65,16 +65,15 @@ def run(program, batch, steps=5):
   """
   parts, _, train_step = program
   init_key, step_key = jax.random.split(jax.random.key(0))
-  with jax.set_mesh(parts.mesh):
-    state = parts.init(init_key)
-    images, labels = parts.put(batch)
-    losses = []
-    for _ in range(steps):
-      state, totals = train_step(state, step_key, images, labels)
-      losses.append(np.asarray(totals)[0])
-    padded = np.where(np.arange(8) < 5, batch[1], metrics.PADDING)
-    images, labels = parts.put((batch[0], padded))
-    evaluated = parts.eval_step()(state.parameters, images, labels)
+  state = parts.init(init_key)
+  images, labels = build.put(parts, batch)
+  losses = []
+  for _ in range(steps):
+    state, totals = train_step(state, step_key, images, labels)
+    losses.append(np.asarray(totals)[0])
+  padded = np.where(np.arange(8) < 5, batch[1], metrics.PADDING)
+  images, labels = build.put(parts, (batch[0], padded))
+  evaluated = parts.evaluate(state.parameters, images, labels)
   parameters = jax.tree.map(np.asarray, state.parameters)
   return np.array(losses), parameters, np.asarray(evaluated)
 
@@ -115,8 +114,8 @@ def test_layout_matches_one_device(layout, program, tiny_batch, one_device):
 
 def test_each_device_holds_half_of_every_kernel_at_full_size():
   network = wiring.make_network(wirings.ALEXNET_2012)
-  parts = build.make_parts(network, catalog.TWO_COLUMN, None, batch_size=8)
-  state = parts.abstract_state()
+  parts = build.make_program(network, catalog.TWO_COLUMN, None, batch_size=8)
+  state = parts.abstract_state
   for name, layer in state.parameters.items():
     kernel = layer["kernel"]
     held = kernel.sharding.shard_shape(kernel.shape)
@@ -126,7 +125,7 @@ def test_each_device_holds_half_of_every_kernel_at_full_size():
 def test_draws_are_the_same_on_every_layout(
   layout, tiny_network, tiny_augmentation, key
 ):
-  parts = build.make_parts(
+  parts = build.make_program(
     tiny_network, layout, tiny_augmentation, batch_size=8
   )
 
@@ -159,8 +158,8 @@ def test_sum_over_the_positions_of_a_map_matches_one_device(
   batch = images, rng.integers(0, 10, 8, dtype=np.int32)
   results = []
   for layout in (catalog.ONE_DEVICE, OVERRIDDEN):
-    parts = build.make_parts(network, layout, augmentation, batch_size=8)
-    traced = parts.trace(batch)
+    parts = build.make_program(network, layout, augmentation, batch_size=8)
+    traced = parts.trace()
     compiled = traced.lower().compile()
     found = audit.audit_step(
       parts.plan,

@@ -4,11 +4,12 @@ import jax
 import numpy as np
 
 from alexnet_jax.partition import catalog
+from tests import build
 
 
 def test_state_is_donated_to_the_step(layout, program):
   parts, _, compiled = program(layout)
-  leaves = len(jax.tree.leaves(parts.abstract_state()))
+  leaves = len(jax.tree.leaves(parts.abstract_state))
   header = compiled.as_text().partition("\n")[0]
   aliases = re.search(r"input_output_alias=\{(.*?)\}, \w+=", header)[1]
   # Parameters, velocity, and the counts of steps: each in its own place.
@@ -22,7 +23,7 @@ def test_steps_draw_anew_and_a_repeated_step_draws_the_same(
   key = jax.random.key(5)
   losses = []
   with jax.set_mesh(parts.mesh):
-    batch = parts.put(tiny_batch)
+    batch = build.put(parts, tiny_batch)
     for steps_before in (0, 0, 1):
       state = parts.init(key)
       state = state._replace(step=state.step + steps_before)
@@ -33,10 +34,9 @@ def test_steps_draw_anew_and_a_repeated_step_draws_the_same(
 
 def test_fresh_network_evaluates_near_chance(program, tiny_batch):
   parts, _, _ = program(catalog.ONE_DEVICE)
-  with jax.set_mesh(parts.mesh):
-    images, labels = parts.put(tiny_batch)
-    state = parts.init(jax.random.key(0))
-    evaluated = np.asarray(parts.eval_step()(state.parameters, images, labels))
+  images, labels = build.put(parts, tiny_batch)
+  state = parts.init(jax.random.key(0))
+  evaluated = np.asarray(parts.evaluate(state.parameters, images, labels))
   assert evaluated[3] == 8
   assert 0 <= evaluated[2] <= evaluated[1] <= 8
   # ln 10 nats an image, within a factor of two.

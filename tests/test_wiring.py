@@ -23,6 +23,52 @@ def test_227_pixels_give_the_same_maps_as_224():
   )
 
 
+# Reference, sections 1.4, 2.2 and 9, or added up by hand from its widths:
+# conv1 + conv2 + conv3 + conv4 + conv5, then fc6 + fc7 + fc8.
+PARAMETERS = {
+  "alexnet2012": 60_965_224,
+  "one_gpu": 59_798_312,
+  "merged_tower": 61_100_840,
+  "independent_columns": (34_944 + 384_320 + 553_344 + 663_936 + 442_624)
+  + (37_756_928 + 16_781_312 + 4_097_000),
+  "join_at_conv4": (34_944 + 307_456 + 442_752 + 1_327_488 + 442_624)
+  + 58_631_144,
+  "join_at_fc": (34_944 + 307_456 + 590_336 + 885_120 + 442_624) + 58_631_144,
+  "four_column": (46_592 + 205_056 + 1_770_240 + 1_327_872 + 442_624)
+  + 58_631_144,
+}
+
+
+@pytest.mark.parametrize("table", wirings.WIRINGS, ids=lambda table: table.name)
+def test_wiring_has_its_published_number_of_parameters(table):
+  sizes = wiring.make_network(table).sizes()
+  found = sum(size.parameters for size in sizes.values())
+  assert found == PARAMETERS[table.name]
+
+
+@pytest.mark.parametrize(
+  ("table", "recorded"),
+  [(wirings.JOIN_AT_CONV4, 61.09e6), (wirings.JOIN_AT_FC, 60.80e6)],
+  ids=lambda value: getattr(value, "name", None),
+)
+def test_recorded_runs_differ_by_the_small_copy_of_the_image(table, recorded):
+  # They had 64 maps in conv1, and three more in all that conv2 reads.
+  table = wirings.rewire(table, "recorded", conv1={"features": 64})
+  sizes = wiring.make_network(table).sizes()
+  found = sum(size.parameters for size in sizes.values()) + 5 * 5 * 3 * 256
+  assert abs(found - recorded) <= 0.005e6
+
+
+def test_multiplications_are_the_published_ones():
+  sizes = wiring.make_network(wirings.ALEXNET_2012).sizes()
+  millions = [round(s.multiplications / 1e6, 3) for s in sizes.values()]
+  assert millions == [
+    *(105.415, 223.949, 149.520, 112.140, 74.760),
+    *(37.749, 16.777, 4.096),
+  ]
+  assert sum(s.outputs for s in sizes.values()) == 659_272
+
+
 def test_one_column_is_the_network_without_groups():
   sizes = wiring.make_network(wirings.ALEXNET_2012, columns=1).sizes()
   # Reference: the same widths without groups.

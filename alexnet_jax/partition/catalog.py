@@ -38,7 +38,63 @@ TWO_COLUMN_DATA = Layout(
   },
 )
 
-LAYOUTS = (ONE_DEVICE, TWO_COLUMN, DATA_PARALLEL, TWO_COLUMN_DATA)
+# "One weird trick" (Krizhevsky 2014): the convolutions, most of the work and
+# few of the weights, split the batch over every device; the fully connected
+# layers, the reverse, split their features over `model`.
+ONE_WEIRD_TRICK = Layout(
+  name="one_weird_trick",
+  mesh={"data": 2, "model": 2},
+  conv=Placement(batch=("data", "model")),
+  fc=Placement(batch=("data",), features=("model",)),
+  layers={"fc8": Placement(batch=("data",), features=("model",), arrive="sum")},
+)
+
+# Every layer by features. fc7 reads just the units that its device has of fc6,
+# so one exchange, the sum after fc7, serves both; fc8, 0.6 % of the work, is
+# then computed on every device and needs none.
+TENSOR_PARALLEL = Layout(
+  name="tensor_parallel",
+  mesh={"data": 1, "model": 2},
+  conv=Placement(batch=("data",), features=("model",)),
+  fc=Placement(batch=("data",), features=("model",)),
+  layers={
+    "fc7": Placement(batch=("data",), features=("model",), arrive="sum"),
+    "fc8": Placement(batch=("data",)),
+  },
+)
+
+# Data parallelism that keeps each kernel and its velocity once, not once a
+# device (Rajbhandari et al. 2020, "ZeRO").
+FULLY_SHARDED = Layout(
+  name="fully_sharded",
+  mesh={"data": 2},
+  conv=Placement(batch=("data",), stored=("data",)),
+  fc=Placement(batch=("data",), stored=("data",)),
+)
+
+# The same for the columns' halves of the kernels.
+TWO_COLUMN_SHARDED = Layout(
+  name="two_column_sharded",
+  mesh={"data": 2, "column": 2},
+  conv=Placement(batch=("data",), features=("column",), stored=("data",)),
+  fc=Placement(batch=("data",), features=("column",), stored=("data",)),
+  layers={
+    "fc8": Placement(
+      batch=("data",), features=("column",), arrive="sum", stored=("data",)
+    )
+  },
+)
+
+LAYOUTS = (
+  ONE_DEVICE,
+  TWO_COLUMN,
+  DATA_PARALLEL,
+  TWO_COLUMN_DATA,
+  ONE_WEIRD_TRICK,
+  TENSOR_PARALLEL,
+  FULLY_SHARDED,
+  TWO_COLUMN_SHARDED,
+)
 
 
 def find(name: str, layouts: Iterable[Layout] = LAYOUTS) -> Layout:

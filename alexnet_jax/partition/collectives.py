@@ -51,7 +51,7 @@ def find_traced(
   mesh: Mapping[str, int],
 ) -> Iterator[Exchange]:
   """Yields the collectives of a traced step over more than one device."""
-  for primitive, axes, elements, scope in _walk(jaxpr.jaxpr, ""):
+  for primitive, axes, (elements, size), scope in _walk(jaxpr.jaxpr, ""):
     devices = math.prod(mesh.get(axis, 1) for axis in axes)
     kind = _KINDS.get(primitive, primitive)
     if devices == 1:
@@ -59,7 +59,7 @@ def find_traced(
     if kind in ("all_gather", "all_to_all"):  # the whole array, not the block
       elements *= devices
     axes = tuple(axis for axis in mesh if axis in axes)
-    yield _exchange(kind, axes, devices, elements, scope, layers)
+    yield _exchange(kind, axes, devices, (elements, size), scope, layers)
 
 
 def find_compiled(
@@ -91,18 +91,18 @@ def find_compiled(
     if devices == 1:
       continue
     own_scope = re.search(r"op_name=\"([^\"]*)\"", match["rest"])
-    pieces = [_elements(piece) for piece in _HLO_ARRAY.finditer(match["type"])]
+    pieces = [_size(piece) for piece in _HLO_ARRAY.finditer(match["type"])]
     if match["start"] and kind == "all_gather":  # (operands, results)
       pieces = pieces[len(pieces) // 2 :]
     if kind == "all_to_all":  # a result per device, or one for all
-      pieces = [sum(pieces)]
-    for index, elements in enumerate(pieces):
+      pieces = [(sum(count for count, _ in pieces), pieces[0][1])]
+    for index, (elements, size) in enumerate(pieces):
       if kind in ("reduce_scatter", "all_to_all"):
         elements *= devices
       scope = scopes.get((match["name"], index))
       if scope is None or len(pieces) == 1:
         scope = own_scope[1] if own_scope else ""
-      yield _exchange(kind, axes, devices, elements, scope, layers)
+      yield _exchange(kind, axes, devices, (elements, size), scope, layers)
 
 
 def grouped_convolutions(hlo: str) -> list[str]:
@@ -125,7 +125,8 @@ def find_layers(jaxpr: jex_core.ClosedJaxpr) -> set[str]:
 
 def _walk(
   jaxpr: jex_core.Jaxpr, outer: str
-) -> Iterator[tuple[str, tuple[str, ...], int, str]]:
+) -> Iterator[tuple[str, tuple[str, ...], tuple[int, int], str]]:
+  """Yields (primitive, axes, (elements, bytes of each), scope)."""
   for equation in jaxpr.eqns:
     scope = f"{outer}/{equation.source_info.name_stack}"
     parameters = equation.params
@@ -134,7 +135,8 @@ def _walk(
     names = tuple(axis for axis in axes if isinstance(axis, str))
     if names and equation.primitive.name not in _LOCAL_PRIMITIVES:
       elements = sum(math.prod(var.aval.shape) for var in equation.invars)
-      yield equation.primitive.name, names, elements, scope
+      size = equation.invars[0].aval.dtype.itemsize
+      yield equation.primitive.name, names, (elements, size), scope
     for inner in jex_core.jaxprs_in_params(parameters):
       yield from _walk(inner, scope)
 
@@ -143,7 +145,7 @@ def _exchange(
   kind: str,
   axes: tuple[str, ...],
   devices: int,
-  elements: int,
+  size: tuple[int, int],
   scope: str,
   layers: Iterable[str],
 ) -> Exchange:
@@ -159,9 +161,12 @@ def _exchange(
     kind=kind,
     axes=axes,
     devices=devices,
-    elements=elements,
+    elements=size[0],
+    bytes_per_element=size[1],
   )
 
 
-def _elements(match: re.Match[str]) -> int:
-  return math.prod(int(size) for size in match["shape"].split(",") if size)
+def _size(match: re.Match[str]) -> tuple[int, int]:
+  """Elements, and bytes of each; `pred` and other types without bits have 1."""
+  elements = math.prod(int(n) for n in match["shape"].split(",") if n)
+  return elements, max(1, int(match["bits"] or 8) // 8)

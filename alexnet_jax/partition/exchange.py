@@ -24,13 +24,20 @@ class MeshExchange:
   Args:
     routes: from `route.find_routes`.
     specs: of the parameters, from `specs.make_specs`.
+    precision: type in which activations and their gradients cross devices,
+      `float32` or `bfloat16`; they are computed in float32.
   """
 
   def __init__(
-    self, routes: Mapping[str, route_lib.Route], specs: specs_lib.Specs
+    self,
+    routes: Mapping[str, route_lib.Route],
+    specs: specs_lib.Specs,
+    *,
+    precision: str = "float32",
   ):
     self._routes = routes
     self._specs = specs
+    self._precision = precision
 
   def bring(self, layer: str, x: jax.Array) -> jax.Array:
     """Moves an activation to where `layer` reads it.
@@ -47,7 +54,10 @@ class MeshExchange:
     if route.joins_positions:
       x = x.reshape(x.shape[0], -1, x.shape[-1])
     for move in route.moves:
-      x = _move(move, x)
+      if move.sends:
+        x = _send(move, x.astype(self._precision)).astype(x.dtype)
+      else:
+        x = _stay(move, x)
     return x
 
   def add(self, layer: str, x: jax.Array) -> jax.Array:
@@ -64,27 +74,38 @@ class MeshExchange:
     route = self._routes[layer]
     if not route.sums:
       return x
+    partial = x.astype(self._precision)
     if route.scatters:
-      return lax.psum_scatter(
-        x, route.sums, scatter_dimension=x.ndim - 1, tiled=True
+      total = lax.psum_scatter(
+        partial, route.sums, scatter_dimension=x.ndim - 1, tiled=True
       )
-    return lax.psum(x, route.sums)
+    else:
+      total = lax.psum(partial, route.sums)
+    return total.astype(x.dtype)
 
   def weights(
     self, parameters: Mapping[str, Mapping[str, jax.Array]]
   ) -> dict[str, dict[str, jax.Array]]:
-    """Hands this device's block of the parameters to the network.
+    """Hands the network its weights, from this device's share of them.
 
-    Nothing is sent on the way in. On the way back, the gradient of what
-    several devices share is summed over them.
+    A kernel that is stored in shares is gathered, and its gradient comes back
+    reduce-scattered. The gradient of what several devices use for different
+    work is summed over them.
     """
-    return {
-      layer: {
-        name: _share(f"{layer}/{name}", block, self._specs.shared[layer][name])
-        for name, block in blocks.items()
-      }
-      for layer, blocks in parameters.items()
-    }
+    weights = {}
+    for layer, blocks in parameters.items():
+      weights[layer] = {}
+      for name, block in blocks.items():
+        with jax.named_scope(f"{layer}/{name}"):
+          if shared := self._specs.shared[layer][name]:
+            block = lax.pcast(block, shared, to="varying")
+          if (layer, name) in self._specs.gathers:
+            axes, dimension = self._specs.gathers[layer, name]
+            block = lax.all_gather(
+              block, axes, axis=dimension % block.ndim, tiled=True
+            )
+        weights[layer][name] = block
+    return weights
 
   def total(self, values: jax.Array) -> jax.Array:
     """Sums values over all images.
@@ -101,25 +122,26 @@ class MeshExchange:
     return lax.psum(values, lie.varying) / lax.axis_size(lie.copies)
 
 
-def _share(name: str, block: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  if not axes:
-    return block
-  with jax.named_scope(name):
-    return lax.pcast(block, axes, to="varying")
-
-
-def _move(move: moves_lib.Move, x: jax.Array) -> jax.Array:
-  source = None if move.source is None else move.source % x.ndim
-  target = None if move.target is None else move.target % x.ndim
+def _send(move: moves_lib.Move, x: jax.Array) -> jax.Array:
+  """Moves an activation between devices."""
+  source = move.source % x.ndim
   if move.kind == "all_gather":
     return lax.all_gather(x, move.axes, axis=source, tiled=True)
-  if move.kind == "all_to_all":
-    return lax.all_to_all(
-      x, move.axes, split_axis=target, concat_axis=source, tiled=True
-    )
+  return lax.all_to_all(
+    x,
+    move.axes,
+    split_axis=move.target % x.ndim,
+    concat_axis=source,
+    tiled=True,
+  )
+
+
+def _stay(move: moves_lib.Move, x: jax.Array) -> jax.Array:
+  """Takes this device's share of an activation, or marks it as shared."""
   if not move.copied:
     x = lax.pcast(x, move.axes, to="varying")
   if move.kind == "slice":
+    target = move.target % x.ndim
     size = x.shape[target] // lax.axis_size(move.axes)
     start = lax.axis_index(move.axes) * size
     x = lax.dynamic_slice_in_dim(x, start, size, target)

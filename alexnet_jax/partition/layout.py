@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   from alexnet_jax.network import wiring
 
+_WORDS = {"batch": "batch", "features": "features", "stored": "weights"}
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 
@@ -29,13 +30,17 @@ class Placement:
     arrive: `gather`: every device receives all that the layer reads and
       computes its share of the outputs. `sum`: every device reads only its
       share, and the partial results are added.
+    stored: axes of `batch` over which the kernel and its optimizer state are
+      kept in shares; gathered at use, and the gradient reduce-scattered.
 
-  An axis in neither computes the layer again on each of its devices.
+  An axis in neither batch nor features computes the layer again on each of its
+  devices.
   """
 
   batch: tuple[str, ...] = ()
   features: tuple[str, ...] = ()
   arrive: str = "gather"
+  stored: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,7 @@ class Layout:
       self._check_axes(name)
       self._check_batch(name, batch_size)
       self._check_features(network, network.layer(name), sizes)
+      self._check_stored(network.layer(name), sizes)
 
   def _check_axes(self, name: str) -> None:
     placement = self.placement(name)
@@ -97,13 +103,13 @@ class Layout:
         f"{name} arrives by {placement.arrive!r}, expected 'gather' or 'sum'. "
         f"Set {field}.arrive."
       )
-    for kind in ("batch", "features"):
+    for kind in ("batch", "features", "stored"):
       axes = getattr(placement, kind)
       for axis in axes:
         if axis not in self.mesh:
           raise ValueError(
-            f"{name} splits its {kind} over axis {axis!r}, but the mesh of "
-            f"layout '{self.name}' has {_listed(self.mesh)}. "
+            f"{name} splits its {_WORDS[kind]} over axis {axis!r}, but the "
+            f"mesh of layout '{self.name}' has {_listed(self.mesh)}. "
             f"Set {field}.{kind} or config.layout.mesh."
           )
       if len(set(axes)) < len(axes):
@@ -116,6 +122,13 @@ class Layout:
         raise ValueError(
           f"{name} splits both its batch and its features over axis {axis!r}, "
           f"expected one of the two. Set {field}.batch or {field}.features."
+        )
+    for axis in placement.stored:
+      if axis not in placement.batch:
+        raise ValueError(
+          f"{name} stores its weights in shares over axis {axis!r}, which does "
+          f"not split its batch; it is split by {_axes(placement.batch)}. "
+          f"Set {field}.stored or {field}.batch."
         )
 
   def _check_batch(self, name: str, batch_size: int) -> None:
@@ -168,6 +181,24 @@ class Layout:
           f"reads. {fix}"
         )
 
+  def _check_stored(self, layer: wiring.Layer, sizes: wiring.Sizes) -> None:
+    placement = self.placement(layer.name)
+    devices = self.size(placement.stored)
+    # Convolutions are kept in shares of their outputs, fully connected layers
+    # in shares of their input rows, both after the split of the layer itself.
+    split = bool(layer.window) == (placement.arrive == "gather")
+    size = sizes.kernel[-1 if layer.window else 0]
+    if split:
+      devices *= self.size(placement.features)
+    if size % devices:
+      raise ValueError(
+        f"{layer.name} has {size} {'outputs' if layer.window else 'inputs'}, "
+        f"which the {devices} devices of "
+        f"{_axes(placement.features * split + placement.stored)} that keep "
+        f"shares of its kernel in layout '{self.name}' do not divide. "
+        f"Set config.layout.{layer.name}.stored or config.layout.mesh."
+      )
+
 
 def override(
   layout: Layout,
@@ -200,8 +231,19 @@ def override(
   )
 
 
+def to_fields(layout: Layout) -> dict[str, object]:
+  """A layout as nested dicts: {"name", "mesh", and each layer's placement}."""
+  return {
+    "name": layout.name,
+    "mesh": dict(layout.mesh),
+    **{name: dataclasses.asdict(layout.placement(name)) for name in LAYERS},
+  }
+
+
 def _axes(axes: tuple[str, ...]) -> str:
-  return "axis " + " x ".join(repr(axis) for axis in axes)
+  return (
+    "no axis" if not axes else "axis " + " x ".join(repr(axis) for axis in axes)
+  )
 
 
 def _listed(mesh: Mapping[str, int]) -> str:

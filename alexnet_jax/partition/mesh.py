@@ -1,6 +1,7 @@
 """A mesh of real devices, or of simulated ones, from a layout's sizes."""
 
 import os
+from collections.abc import Sequence
 
 import jax
 
@@ -49,11 +50,14 @@ def simulate_devices(count: int, *, only_cpu: bool) -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def make_mesh(layout: layout_lib.Layout) -> jax.sharding.Mesh:
+def make_mesh(
+  layout: layout_lib.Layout, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
   """Puts the first devices of this run on the axes of a layout.
 
   Args:
     layout: with the sizes of the axes.
+    devices: to put there; None: those that JAX has.
 
   Returns:
     A mesh with explicit axes, so that arrays carry their split in their type.
@@ -61,7 +65,8 @@ def make_mesh(layout: layout_lib.Layout) -> jax.sharding.Mesh:
   Raises:
     ValueError: there are fewer devices than the layout needs.
   """
-  devices = jax.devices()
+  if devices is None:
+    devices = jax.devices()
   if len(devices) < layout.devices:
     sizes = " x ".join(f"{axis}={size}" for axis, size in layout.mesh.items())
     raise ValueError(

@@ -68,6 +68,11 @@ class Move:
   images: int
   copied: bool
 
+  @property
+  def sends(self) -> bool:
+    """Whether anything crosses devices on the way forward."""
+    return self.kind in ("all_gather", "all_to_all")
+
 
 def find_moves(
   name: str,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
@@ -18,6 +18,8 @@ from alexnet_jax.partition import specs as specs_lib
 FORWARD, BACKWARD = "forward", "backward"
 ACTIVATION, KERNEL, BIAS = "activation", "kernel", "bias"
 
+# Bytes of an element, by the precision in which activations cross devices.
+PRECISIONS = {"float32": 4, "bfloat16": 2}
 TRANSPOSES = {
   "all_gather": "reduce_scatter",
   "all_to_all": "all_to_all",
@@ -33,15 +35,15 @@ class Exchange:
     layer: the layer that reads what is moved, or owns the parameter; `loss`
       for the reductions of the loss.
     direction: `forward` or `backward`.
-    tensor: `activation`, or the parameter whose gradient is summed, `kernel`
-      or `bias`.
+    tensor: `activation`; `kernel` or `bias` for a parameter that is gathered,
+      and for its gradient.
     kind: `all_gather`, `reduce_scatter`, `all_to_all` or `sum`.
     axes: the mesh axes along which it happens, in the order of the mesh.
     devices: along those axes.
     elements: of the whole array that one group of devices gathers, scatters,
       exchanges or sums.
     images: whose activations these are; 0 for gradients and the loss.
-    bytes_per_element: 4 for float32.
+    bytes_per_element: 4 for float32, 2 for bfloat16.
   """
 
   layer: str
@@ -98,6 +100,7 @@ def make_plan(
   *,
   batch_size: int,
   loss_values: int,
+  precision: str = "float32",
 ) -> tuple[Exchange, ...]:
   """Lists what a training step sends, in the order of the forward pass.
 
@@ -106,15 +109,17 @@ def make_plan(
     layout: a layout that `Layout.check` has accepted for it.
     batch_size: images in a step, over all devices.
     loss_values: numbers that are summed over the images: the loss, the errors.
+    precision: of activations and their gradients while they cross devices, a
+      key of `PRECISIONS`. Weights, their gradients and the loss stay float32.
 
   Returns:
     The exchanges. Axes of one device send nothing and are left out.
   """
   routes = route_lib.find_routes(network, layout, batch_size=batch_size)
-  specs = specs_lib.make_specs(network, routes)
+  specs = specs_lib.make_specs(network, layout, routes)
   exchanges = []
 
-  def plan(layer, direction, tensor, kind, axes, elements, images=0) -> None:
+  def add(layer, direction, tensor, kind, axes, elements, images=0, size=4):
     devices = layout.size(axes)
     if devices > 1:
       exchanges.append(
@@ -127,43 +132,53 @@ def make_plan(
           devices=devices,
           elements=elements,
           images=images,
+          bytes_per_element=size,
         )
       )
 
-  first = network.layers[0].name
   for name, route in routes.items():
-    for move in route.moves:
-      axes, elements, images = move.axes, move.elements, move.images
-      if move.kind in TRANSPOSES:
-        elements *= layout.size(axes)
-        plan(name, FORWARD, ACTIVATION, move.kind, axes, elements, images)
-      if name == first:  # the image needs no gradient
-        continue
-      if move.kind in TRANSPOSES:
-        kind = TRANSPOSES[move.kind]
-        plan(name, BACKWARD, ACTIVATION, kind, axes, elements, images)
-      elif not move.copied:
-        plan(name, BACKWARD, ACTIVATION, "sum", axes, elements, images)
-    if route.sums:
-      kind = "reduce_scatter" if route.scatters else "sum"
-      axes, elements = route.sums, route.sum_elements
-      images = batch_size // layout.size(route.arrived.batch)
-      plan(name, FORWARD, ACTIVATION, kind, axes, elements, images)
-      if route.scatters:
-        kind = TRANSPOSES[kind]
-        plan(name, BACKWARD, ACTIVATION, kind, axes, elements, images)
+    _add_activations(add, name, route, layout, size=PRECISIONS[precision])
   loss_axes = routes["loss"].leaves.varying
-  plan("loss", FORWARD, ACTIVATION, "sum", loss_axes, loss_values)
+  add("loss", FORWARD, ACTIVATION, "sum", loss_axes, loss_values)
   for name, sizes in network.sizes().items():
     for tensor, shape in (
       (KERNEL, sizes.kernel),
       (BIAS, sizes.kernel[-1:]),
     ):
-      axes = specs.shared[name][tensor]
       spec = specs.parameters[name][tensor]
       elements = math.prod(block_shape(shape, spec, layout))
-      plan(name, BACKWARD, tensor, "sum", axes, elements)
+      gathered, _ = specs.gathers.get((name, tensor), ((), 0))
+      whole = elements * layout.size(gathered)
+      add(name, FORWARD, tensor, "all_gather", gathered, whole)
+      add(name, BACKWARD, tensor, "reduce_scatter", gathered, whole)
+      add(name, BACKWARD, tensor, "sum", specs.shared[name][tensor], elements)
   return tuple(exchanges)
+
+
+def _add_activations(
+  add: Callable[..., None],
+  name: str,
+  route: route_lib.Route,
+  layout: layout_lib.Layout,
+  *,
+  size: int,
+) -> None:
+  """Adds what the activations around one layer send."""
+  for move in route.moves:
+    axes, elements, images = move.axes, move.elements, move.images
+    if move.sends:
+      elements *= layout.size(axes)
+      add(name, FORWARD, ACTIVATION, move.kind, axes, elements, images, size)
+      kind = TRANSPOSES[move.kind]
+      add(name, BACKWARD, ACTIVATION, kind, axes, elements, images, size)
+    elif not move.copied and not route.reads_images:
+      add(name, BACKWARD, ACTIVATION, "sum", axes, elements, images)
+  if route.sums:
+    kind = "reduce_scatter" if route.scatters else "sum"
+    what = (route.sums, route.sum_elements, route.sum_images, size)
+    add(name, FORWARD, ACTIVATION, kind, *what)
+    if route.scatters:
+      add(name, BACKWARD, ACTIVATION, TRANSPOSES[kind], *what)
 
 
 def block_shape(

@@ -25,6 +25,8 @@ class Route:
     sums: axes over which partial results are added.
     scatters: whether the sum is left split by features, for the next layer.
     sum_elements: of one partial result on one device.
+    sum_images: whose partial results these are.
+    reads_images: whether the layer reads the image, which needs no gradient.
   """
 
   moves: tuple[moves_lib.Move, ...]
@@ -34,6 +36,8 @@ class Route:
   sums: tuple[str, ...] = ()
   scatters: bool = False
   sum_elements: int = 0
+  sum_images: int = 0
+  reads_images: bool = False
 
 
 def find_routes(
@@ -83,14 +87,16 @@ def find_routes(
         axis for axis in arrived.copies if axis not in placement.features
       ),
     )
-    outputs = size.map_side**2 * layer.features
+    images = batch_size // layout.size(placement.batch)
     routes[name] = Route(
       moves=moves,
       joins_positions=joins,
       arrived=arrived,
       sums=sums,
       scatters=scatters,
-      sum_elements=batch_size * outputs // layout.size(placement.batch),
+      sum_elements=images * size.outputs,
+      sum_images=images,
+      reads_images=layer.reads == "image",
       leaves=leaves,
     )
     lie = leaves

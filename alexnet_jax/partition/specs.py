@@ -1,4 +1,4 @@
-"""Network and routes -> how every array of a step is split over the mesh."""
+"""Network and layout -> how every array of a step is split over the mesh."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from alexnet_jax.network import wiring
+from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import route as route_lib
 
 ParameterSpecs = dict[str, dict[str, PartitionSpec]]
@@ -19,7 +20,10 @@ class Specs:
   """The split of every array that enters or leaves the mapped function.
 
   Attributes:
-    parameters: {layer: {"kernel": spec, "bias": spec}}, of global shapes.
+    parameters: {layer: {"kernel": spec, "bias": spec}}, of global shapes, as
+      they are stored.
+    gathers: {(layer, "kernel"): (axes, dimension)}: what is stored in shares,
+      and how these are joined before use.
     shared: {layer: {"kernel": axes, "bias": axes}}: axes along which devices
       use one parameter for different work, so that its gradient is summed.
     images: of [N, ...] arrays that belong to images.
@@ -29,6 +33,7 @@ class Specs:
   """
 
   parameters: ParameterSpecs
+  gathers: Mapping[tuple[str, str], tuple[tuple[str, ...], int]]
   shared: Mapping[str, Mapping[str, tuple[str, ...]]]
   images: PartitionSpec
   labels: PartitionSpec
@@ -37,26 +42,29 @@ class Specs:
 
 
 def make_specs(
-  network: wiring.Network, routes: Mapping[str, route_lib.Route]
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  routes: Mapping[str, route_lib.Route],
 ) -> Specs:
-  """The specs that follow from a network and the routes of a layout."""
-  parameters, shared, masks = {}, {}, {}
+  """The specs that follow from a network, a layout and its routes."""
+  parameters, gathers, shared, masks = {}, {}, {}, {}
   for layer in network.layers:
     route = routes[layer.name]
+    stored = layout.placement(layer.name).stored
     outputs = route.leaves.features
-    if route.sums:
-      kernel_axes = route.sums
-      kernel = [kernel_axes, None]
-    else:
-      kernel_axes = outputs
-      kernel = [None, kernel_axes]
+    kernel_axes = route.sums or outputs
+    kernel = [route.sums, () if route.sums else outputs]
+    if stored:
+      dimension = 1 if layer.window else 0
+      kernel[dimension] = (*kernel[dimension], *stored)
+      gathers[layer.name, "kernel"] = stored, dimension - 2
     window = [None, None] if layer.window else []
     parameters[layer.name] = {
       "kernel": _spec(*window, *kernel),
       "bias": _spec(outputs),
     }
     shared[layer.name] = {
-      "kernel": _without(route.arrived.varying, kernel_axes),
+      "kernel": _without(route.arrived.varying, (*kernel_axes, *stored)),
       "bias": _without(route.leaves.varying, outputs),
     }
     if layer.dropout:
@@ -64,6 +72,7 @@ def make_specs(
   first, last = network.layers[0].name, network.layers[-1].name
   return Specs(
     parameters=parameters,
+    gathers=gathers,
     shared=shared,
     images=_spec(routes[first].arrived.batch),
     labels=_spec(routes[last].leaves.batch),

@@ -1,0 +1,94 @@
+"""What every command does: its config, its console, its errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import rich.console
+from absl import flags, logging
+from ml_collections import config_flags
+
+# Of text that goes to a file or a pipe.
+PLAIN_WIDTH = 120
+
+
+def define_config(default: str | None = None) -> flags.FlagHolder:
+  """Defines --config.
+
+  Args:
+    default: the config where none is given; None: one must be given.
+  """
+  holder = config_flags.DEFINE_config_file(
+    "config",
+    default,
+    "The config: configs/NAME.py or configs/NAME.py:VARIANT.",
+  )
+  if default is None:
+    flags.mark_flag_as_required("config")
+  return holder
+
+
+def config_name() -> str:
+  """The name of the given config, with its variant: `two_device-imagenet`."""
+  name = config_flags.get_config_filename(flags.FLAGS["config"])
+  path, _, variant = name.partition(":")
+  stem = os.path.splitext(os.path.basename(path))[0]
+  return f"{stem}-{variant}" if variant else stem
+
+
+def make_console(*, stderr: bool = False) -> rich.console.Console:
+  console = rich.console.Console(stderr=stderr)
+  if not console.is_terminal:
+    console.width = PLAIN_WIDTH
+  return console
+
+
+def check_no_arguments(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    fail(ValueError(f"unexpected argument {argv[1]!r}, expected flags only."))
+
+
+@contextlib.contextmanager
+def in_one_line(*kinds: type[Exception]) -> Iterator[None]:
+  """Ends the process in one line on errors that a user can cause."""
+  try:
+    yield
+  except kinds as error:
+    fail(error)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """For `app.run`: parses the flags, errors in one line."""
+  try:
+    unused = flags.FLAGS(argv)
+  except (AttributeError, KeyError) as error:  # no such field
+    fail(_name_field(error, argv))
+  except ImportError as error:
+    fail(ImportError(f"{error}. Start from the folder that holds configs/."))
+  except (flags.Error, ValueError, TypeError, OSError) as error:
+    fail(error)
+  if flags.FLAGS["verbosity"].using_default_value:
+    flags.FLAGS.verbosity = logging.WARNING  # libraries talk a lot
+  return unused
+
+
+def fail(error: Exception) -> None:
+  """Ends with one line on standard error; --verbosity=1 adds the place."""
+  logging.debug("where it was found:", exc_info=error)
+  sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _name_field(error: Exception, argv: list[str]) -> Exception:
+  """The error of ml_collections for a misspelt field, with its whole name."""
+  while isinstance(error.args[0], Exception):
+    error = error.args[0]
+  name, _, hint = error.args[0].partition("\n")
+  given = [flag.split("=")[0].lstrip("-") for flag in argv]
+  fields = [flag for flag in given if name.strip("'") in flag.split(".")]
+  return ValueError(
+    f"the config has no field {' or '.join(fields) or name}. "
+    f"{hint or 'configs/default.py lists all fields.'}"
+  )
