@@ -31,6 +31,17 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
   return holder
 
 
+def define_simulate_devices() -> flags.FlagHolder:
+  """Defines --simulate_devices."""
+  return flags.DEFINE_integer(
+    "simulate_devices",
+    None,
+    "Use this many devices simulated on the CPU, and no accelerator. Default: "
+    "as many as the layout needs, where there is no accelerator.",
+    lower_bound=1,
+  )
+
+
 def config_name() -> str:
   """The name of the given config, with its variant: `two_device-imagenet`."""
   name = config_flags.get_config_filename(flags.FLAGS["config"])

@@ -22,13 +22,7 @@ _WORKDIR = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
 )
-_SIMULATE_DEVICES = flags.DEFINE_integer(
-  "simulate_devices",
-  None,
-  "Use this many devices simulated on the CPU, and no accelerator. Default: "
-  "as many as the layout needs, where there is no accelerator.",
-  lower_bound=1,
-)
+_SIMULATE_DEVICES = command.define_simulate_devices()
 
 
 def main(argv: list[str]) -> None:

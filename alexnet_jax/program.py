@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import route, specs
+from alexnet_jax.partition import shares as shares_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,25 @@ class Program:
     with jax.set_mesh(self.mesh):
       state = jax.eval_shape(self._init, key)
     return specs.with_shardings(self.mesh, state)
+
+  @functools.cached_property
+  def shares(self) -> dict[str, shares_lib.Share]:
+    """What one device holds and computes of each layer."""
+    return shares_lib.find_shares(
+      self.network, self.layout, batch_size=self.batch_size
+    )
+
+  @functools.cached_property
+  def optimizer_bytes(self) -> dict[str, int]:
+    """Of the optimizer's state for each layer, on one device."""
+    held = dict.fromkeys(self.shares, 0)
+    state = self.abstract_state.optimizer
+    for path, leaf in jax.tree.leaves_with_path(state):
+      block = leaf.sharding.shard_shape(leaf.shape)
+      for key in path:
+        if getattr(key, "key", None) in held:
+          held[key.key] += math.prod(block) * leaf.dtype.itemsize
+    return held
 
   @functools.cached_property
   def batch_shardings(self) -> tuple:
@@ -155,3 +176,19 @@ def compile_step(
     mesh=dict(program.mesh.shape),
   )
   return compiled, audit
+
+
+def find_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+  """Bytes on one device by the compiler's analysis; {} where it has none."""
+  found = compiled.memory_analysis()
+  if found is None:
+    return {}
+  arguments = found.argument_size_in_bytes
+  outputs = found.output_size_in_bytes - found.alias_size_in_bytes
+  temporaries = found.temp_size_in_bytes
+  return {
+    "arguments": arguments,
+    "outputs": outputs,
+    "temporaries": temporaries,
+    "peak": arguments + outputs + temporaries,
+  }

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 import rich.table
 
+from alexnet_jax import program as program_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
-from alexnet_jax.partition import specs as specs_lib
-
-BYTES_PER_PARAMETER = 4  # float32
 
 
 def devices(mesh: jax.sharding.Mesh) -> rich.table.Table:
@@ -27,63 +24,90 @@ def devices(mesh: jax.sharding.Mesh) -> rich.table.Table:
   return table
 
 
-def layout(
-  network: wiring.Network,
-  layout: layout_lib.Layout,
-  specs: specs_lib.Specs,
-) -> rich.table.Table:
-  """A row per layer: who computes what, and what one device holds of it."""
+def layout(program: program_lib.Program) -> rich.table.Table:
+  """A row per layer: who computes what, and one device's share of it."""
+  network, layout = program.network, program.layout
   mesh = ", ".join(f"{axis}={size}" for axis, size in layout.mesh.items())
+  stored = any(layout.placement(name).stored for name in program.shares)
   table = _table(
-    f"layout {layout.name}, mesh {mesh}",
+    f"layout {layout.name}, mesh {mesh}, network {network.name}: one device's "
+    "share in bytes",
     *("layer", "reads", "batch", "features", "arrive"),
-    *("kernel", "one device's part", "bytes", "one device's bytes"),
+    *(["stored"] if stored else []),
+    *("kernel", "> parameters", "> optimizer", "> activations", "> MFLOP"),
   )
-  blocks = plan_lib.block_shapes(network, layout, specs.parameters)
-  whole_bytes = device_bytes = 0
-  for name, sizes in network.sizes().items():
+  sums = [0, 0, 0, 0.0]
+  for name, share in program.shares.items():
     placement = layout.placement(name)
-    whole = math.prod(sizes.kernel) * BYTES_PER_PARAMETER
-    block = math.prod(blocks[name]) * BYTES_PER_PARAMETER
-    whole_bytes, device_bytes = whole_bytes + whole, device_bytes + block
+    numbers = (
+      share.parameter_bytes,
+      program.optimizer_bytes[name],
+      share.activation_bytes,
+      share.flops / 1e6,
+    )
+    sums = [total + number for total, number in zip(sums, numbers, strict=True)]
     table.add_row(
       *(name, network.layer(name).reads),
       *(_listed(placement.batch), _listed(placement.features)),
       placement.arrive if placement.features else "-",
-      *(_shape(sizes.kernel), _shape(blocks[name])),
-      *(f"{whole:,}", f"{block:,}"),
+      *([_listed(placement.stored)] if stored else []),
+      _shape(share.kernel),
+      *(f"{number:,.0f}" for number in numbers),
     )
   table.add_section()
-  table.add_row("sum", *[""] * 6, f"{whole_bytes:,}", f"{device_bytes:,}")
+  blanks = [""] * (6 if stored else 5)
+  table.add_row("sum", *blanks, *(f"{number:,.0f}" for number in sums))
   return table
 
 
 def plan(
-  exchanges: Sequence[plan_lib.Exchange], *, batch_size: int
+  exchanges: Sequence[plan_lib.Exchange],
+  *,
+  batch_size: int,
+  lines: Sequence[audit_lib.Line] | None = None,
 ) -> rich.table.Table:
-  """A row per exchange of an activation; gradients in a row per axis."""
+  """A row per exchange; what one layer's parameters send in one row.
+
+  Args:
+    exchanges: the plan.
+    batch_size: images in a step.
+    lines: of the audit, for what became of each; None before there is one.
+  """
+  headers = ["bytes"] if lines is None else ["planned", "traced", "compiled"]
   table = _table(
-    f"plan, a step of {batch_size} images",
-    *("layer", "direction", "kind", "axes"),
-    *("elements per image", "bytes sent by one device"),
+    f"plan, a step of {batch_size} images: bytes that one device sends",
+    *("layer", "direction", "tensor", "kind", "axes", "> elements per image"),
+    *(f"> {header}" for header in headers),
   )
-  gradients = {}
-  for exchange in exchanges:
+  rows = {}
+  for index, exchange in enumerate(exchanges):
+    tensor = exchange.tensor
+    if tensor != plan_lib.ACTIVATION:
+      tensor = "weights" if exchange.direction == "forward" else "gradients"
+    per_image = f"{exchange.elements_per_image:,}" if exchange.images else "-"
     axes = _listed(exchange.axes)
-    if exchange.tensor != plan_lib.ACTIVATION:
-      gradients[axes] = gradients.get(axes, 0) + exchange.sent_bytes
-      continue
-    per_image = exchange.elements_per_image
+    key = (exchange.layer, exchange.direction, tensor, axes, per_image)
+    sent = [exchange.sent_bytes]
+    if lines is not None:
+      sent += [lines[index].traced_bytes, lines[index].compiled_bytes]
+    kinds, sums = rows.get(key, ([], [0] * len(sent)))
+    if exchange.kind not in kinds:
+      kinds.append(exchange.kind)
+    rows[key] = kinds, [a + b for a, b in zip(sums, sent, strict=True)]
+  for (layer, direction, tensor, axes, per_image), (
+    kinds,
+    sent,
+  ) in rows.items():
+    kind = ", ".join(kinds).replace("_", "-")
     table.add_row(
-      *(exchange.layer, exchange.direction),
-      *(exchange.kind.replace("_", "-"), axes),
-      *(f"{per_image:,}" if per_image else "-", f"{exchange.sent_bytes:,}"),
+      *(layer, direction, tensor, kind, axes, per_image),
+      *(f"{number:,}" for number in sent),
     )
-  for axes, sent in gradients.items():
-    table.add_row("gradients", "backward", "sum", axes, "-", f"{sent:,}")
-  total = sum(exchange.sent_bytes for exchange in exchanges)
   table.add_section()
-  table.add_row("sum", "", "", "", "", f"{total:,}")
+  totals = [
+    sum(sent[i] for _, sent in rows.values()) for i in range(len(headers))
+  ]
+  table.add_row("sum", *[""] * 5, *(f"{number:,}" for number in totals))
   return table
 
 
@@ -105,6 +129,20 @@ def repeated(network: wiring.Network, layout: layout_lib.Layout) -> list[str]:
   return lines
 
 
+def memory(compiled: jax.stages.Compiled) -> list[str]:
+  """What the compiler says of the memory and the work of one device."""
+  found = program_lib.find_memory(compiled)
+  if not found:
+    return ["the compiler says nothing about memory on this platform"]
+  flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
+  return [
+    f"the compiler: {found['peak']:,} bytes of memory at the peak of a step, "
+    f"of these {found['arguments']:,} state and batch, "
+    f"{found['temporaries']:,} temporary; {flops / 1e6:,.0f} MFLOP, without "
+    "multiplications by padding"
+  ]
+
+
 def verdict(audit: audit_lib.Audit) -> list[str]:
   """The outcome of an audit, in words."""
   if not audit.agrees:
@@ -122,10 +160,11 @@ def verdict(audit: audit_lib.Audit) -> list[str]:
 
 
 def _table(title: str, *headers: str) -> rich.table.Table:
+  """An empty table; a header that begins with > is of numbers."""
   table = rich.table.Table(title=f"\n{title}", title_justify="left", box=None)
   for header in headers:
-    is_number = "bytes" in header or "element" in header
-    table.add_column(header, justify="right" if is_number else "left")
+    justify = "right" if header.startswith("> ") else "left"
+    table.add_column(header.removeprefix("> "), justify=justify)
   return table
 
 

@@ -109,7 +109,7 @@ def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:
       highlight=False,
     )
   console.print(tables.devices(program.mesh))
-  console.print(tables.layout(program.network, program.layout, program.specs))
+  console.print(tables.layout(program))
   console.print(tables.plan(program.plan, batch_size=program.batch_size))
   for line in tables.repeated(program.network, program.layout):
     console.print(line, soft_wrap=True, highlight=False)

@@ -22,13 +22,13 @@ def sums(*layers_and_elements):
 
 def test_combined_sums_are_explained_by_their_total_and_no_more():
   planned = sums(("fc6", 60), ("fc7", 40))
-  unplanned, notes = audit._explain(planned, sums(("fc6", 100)))
+  _, unplanned, notes = audit._explain(planned, sums(("fc6", 100)))
   assert unplanned == []
   assert notes == [
     "fc6, fc7: the compiler combined 2 of kind sum over data into 1, "
     "100 elements as planned"
   ]
-  unplanned, _ = audit._explain(planned, sums(("fc6", 101)))
+  _, unplanned, _ = audit._explain(planned, sums(("fc6", 101)))
   assert unplanned == [
     "fc6 backward: sum of the kernel over data, 101 elements"
   ]
@@ -39,7 +39,7 @@ def test_reduce_scatter_turned_into_a_sum_is_explained():
     dataclasses.replace(exchange, kind="reduce_scatter")
     for exchange in sums(("conv3", 64))
   ]
-  unplanned, notes = audit._explain(planned, sums(("conv3", 64)))
+  _, unplanned, notes = audit._explain(planned, sums(("conv3", 64)))
   assert unplanned == []
   assert "made it a sum (128 bytes planned, 256 sent)" in notes[0]
 
@@ -53,6 +53,6 @@ def test_gather_turned_into_a_permutation_is_explained():
     dataclasses.replace(exchange, kind="collective-permute", elements=32)
     for exchange in planned
   ]
-  unplanned, notes = audit._explain(planned, permuted)
+  _, unplanned, notes = audit._explain(planned, permuted)
   assert unplanned == []
   assert "made it a collective-permute (128 bytes planned, 128" in notes[0]

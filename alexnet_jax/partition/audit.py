@@ -25,6 +25,22 @@ class PlanMismatch(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+  """One planned exchange and what became of it.
+
+  Attributes:
+    planned: the exchange.
+    traced_bytes: that one device sends for it in the traced step.
+    compiled_bytes: the same in the compiled step; 0 where the compiler removed
+      it or made it a part of another.
+  """
+
+  planned: Exchange
+  traced_bytes: int
+  compiled_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Audit:
   """The outcome.
 
@@ -32,6 +48,7 @@ class Audit:
     plan: what was planned.
     traced: what the traced step has.
     compiled: what the compiled step has, in the plan's terms.
+    lines: the plan, each exchange with what became of it.
     unplanned: a line for each thing that is sent and not planned.
     missing: a line for each planned thing that is not in the traced step.
     notes: a line for each liberty that the compiler took.
@@ -40,6 +57,7 @@ class Audit:
   plan: tuple[Exchange, ...]
   traced: tuple[Exchange, ...]
   compiled: tuple[Exchange, ...]
+  lines: tuple[Line, ...]
   unplanned: tuple[str, ...]
   missing: tuple[str, ...]
   notes: tuple[str, ...]
@@ -73,11 +91,19 @@ def audit_step(
   traced = tuple(collectives.find_traced(jaxpr, layers, mesh))
   compiled = tuple(collectives.find_compiled(hlo, layers, mesh))
   unplanned, missing = _difference(plan, traced)
-  compiler_unplanned, notes = _explain(plan, compiled)
+  compiled_bytes, compiler_unplanned, notes = _explain(plan, compiled)
   return Audit(
     plan=tuple(plan),
     traced=traced,
     compiled=compiled,
+    lines=tuple(
+      Line(
+        planned=exchange,
+        traced_bytes=0 if exchange in missing else exchange.sent_bytes,
+        compiled_bytes=sent,
+      )
+      for exchange, sent in zip(plan, compiled_bytes, strict=True)
+    ),
     unplanned=(
       *(f"traced: {describe(exchange)}" for exchange in unplanned),
       *(f"compiled: {line}" for line in compiler_unplanned),
@@ -124,50 +150,80 @@ def _difference(
 
 def _explain(
   plan: Sequence[Exchange], compiled: Sequence[Exchange]
-) -> tuple[list[str], list[str]]:
-  """What the compiler added, and what it did differently, in words."""
+) -> tuple[list[int], list[str], list[str]]:
+  """What the compiler made of a plan.
+
+  Returns:
+    The bytes that one device sends for each exchange of the plan; a line for
+    each thing that is not planned; a line for each liberty taken.
+  """
+  sent = [0] * len(plan)
   unplanned, notes = [], []
-  extra, absent = _difference(plan, compiled)
+  absent = list(range(len(plan)))  # what of the plan has no answer yet
+  extra = []
+  for exchange in sorted(compiled):
+    same = [index for index in absent if plan[index] == exchange]
+    if same:
+      absent.remove(same[0])
+      sent[same[0]] = exchange.sent_bytes
+    else:
+      extra.append(exchange)
 
   def place(exchange: Exchange) -> tuple:
-    return (exchange.layer, exchange.direction, exchange.tensor)
+    return (exchange.layer, exchange.direction, exchange.tensor, exchange.axes)
 
   strangers = []
   for exchange in extra:
     replaced = [
-      other
-      for other in absent
-      if place(other) == place(exchange)
-      and other.axes == exchange.axes
-      and other.elements >= exchange.elements
+      index
+      for index in absent
+      if place(plan[index]) == place(exchange)
+      and plan[index].elements >= exchange.elements
     ]
     if not replaced:
       strangers.append(exchange)
       continue
     absent.remove(replaced[0])
-    notes.append(
-      f"{describe(replaced[0])}: the compiler made it a {exchange.kind} "
-      f"({replaced[0].sent_bytes:,} bytes planned, "
-      f"{exchange.sent_bytes:,} sent)"
-    )
+    sent[replaced[0]] = exchange.sent_bytes
+    notes.append(_note_liberty(plan[replaced[0]], exchange))
   # Combined collectives do not always say which piece is whose.
   for kind, axes in sorted({(e.kind, e.axes) for e in strangers}):
-    found, planned = (
-      [e for e in exchanges if (e.kind, e.axes) == (kind, axes)]
-      for exchanges in (strangers, absent)
-    )
+    found = [e for e in strangers if (e.kind, e.axes) == (kind, axes)]
+    planned = [
+      index
+      for index in absent
+      if (plan[index].kind, plan[index].axes) == (kind, axes)
+    ]
     total = sum(exchange.elements for exchange in found)
-    if total != sum(exchange.elements for exchange in planned):
+    if total != sum(plan[index].elements for index in planned):
       unplanned.extend(map(describe, found))
       continue
-    absent = [exchange for exchange in absent if exchange not in planned]
+    absent = [index for index in absent if index not in planned]
+    total_bytes = sum(exchange.sent_bytes for exchange in found)
+    for index in planned:
+      sent[index] = total_bytes * plan[index].elements // total
     notes.append(
-      f"{', '.join(e.layer for e in planned)}: the compiler combined "
-      f"{len(planned)} of kind {kind} over {' x '.join(axes)} into "
+      f"{', '.join(plan[index].layer for index in planned)}: the compiler "
+      f"combined {len(planned)} of kind {kind} over {' x '.join(axes)} into "
       f"{len(found)}, {total:,} elements as planned"
     )
   notes.extend(
-    f"{describe(exchange)}: the compiler removed it, or merged it with another"
-    for exchange in absent
+    f"{describe(plan[index])}: the compiler removed it, or merged it with "
+    "another"
+    for index in absent
   )
-  return unplanned, notes
+  return sent, unplanned, notes
+
+
+def _note_liberty(planned: Exchange, found: Exchange) -> str:
+  if (found.kind, found.elements) == (planned.kind, planned.elements):
+    change = (
+      f"the compiler sends {found.bytes_per_element} bytes an element instead "
+      f"of {planned.bytes_per_element}"
+    )
+  else:
+    change = f"the compiler made it a {found.kind}"
+  return (
+    f"{describe(planned)}: {change} ({planned.sent_bytes:,} bytes planned, "
+    f"{found.sent_bytes:,} sent)"
+  )

@@ -1,0 +1,87 @@
+"""What one device holds and computes of each layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.partition import route as route_lib
+from alexnet_jax.partition import specs as specs_lib
+
+FLOAT32 = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Share:
+  """One device's share of one layer in a training step.
+
+  Attributes:
+    kernel: shape of the block of the kernel that is stored here.
+    parameter_bytes: of the stored blocks of kernel and bias, float32.
+    images: whose outputs are computed here.
+    activation_bytes: of the outputs that are here, before pooling, float32;
+      where partial results are added, after that.
+    flops: of the convolutions or products: forward, and backward for the
+      kernel and for all inputs but the image. 2 for each multiplication.
+    times: how often the whole mesh computes the layer; 1 where nothing is
+      repeated.
+  """
+
+  kernel: tuple[int, ...]
+  parameter_bytes: int
+  images: int
+  activation_bytes: int
+  flops: int
+  times: int
+
+
+def find_shares(
+  network: wiring.Network, layout: layout_lib.Layout, *, batch_size: int
+) -> dict[str, Share]:
+  """One device's share of every layer; all devices have equal ones.
+
+  Args:
+    network: the network.
+    layout: a layout that `Layout.check` has accepted for it.
+    batch_size: images in a step, over all devices.
+
+  Returns:
+    {layer: Share}, first to last.
+  """
+  routes = route_lib.find_routes(network, layout, batch_size=batch_size)
+  specs = specs_lib.make_specs(network, layout, routes)
+  shares = {}
+  for name, sizes in network.sizes().items():
+    layer, placement = network.layer(name), layout.placement(name)
+    kernel, bias = (
+      plan_lib.block_shape(shape, specs.parameters[name][tensor], layout)
+      for tensor, shape in (
+        (plan_lib.KERNEL, sizes.kernel),
+        (plan_lib.BIAS, sizes.kernel[-1:]),
+      )
+    )
+    images = batch_size // layout.size(placement.batch)
+    parts = layout.size(placement.features)
+    passes = 2 if layer.reads == "image" else 3
+    shares[name] = Share(
+      kernel=kernel,
+      parameter_bytes=FLOAT32 * (math.prod(kernel) + math.prod(bias)),
+      images=images,
+      activation_bytes=FLOAT32
+      * images
+      * (sizes.outputs // layout.size(routes[name].leaves.features)),
+      flops=2 * passes * images * sizes.multiplications // parts,
+      times=layout.devices // (layout.size(placement.batch) * parts),
+    )
+  return shares
+
+
+def repeated_share(shares: Mapping[str, Share]) -> float:
+  """Which part of the work is done a second time or more, 0 to 1."""
+  done = sum(share.flops for share in shares.values())
+  needed = sum(share.flops / share.times for share in shares.values())
+  return 1 - needed / done
