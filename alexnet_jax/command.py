@@ -7,9 +7,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
+import jax
 import rich.console
 from absl import flags, logging
 from ml_collections import config_flags
+
+from alexnet_jax.partition import mesh, topology
 
 # Of text that goes to a file or a pipe.
 PLAIN_WIDTH = 120
@@ -40,6 +43,54 @@ def define_simulate_devices() -> flags.FlagHolder:
     "as many as the layout needs, where there is no accelerator.",
     lower_bound=1,
   )
+
+
+def define_topology() -> flags.FlagHolder:
+  """Defines --topology."""
+  return flags.DEFINE_string(
+    "topology",
+    None,
+    "Compile for a TPU slice that need not be there: v4, v5e, v5p or v6e and "
+    "its chips, as v5e:2x4.",
+  )
+
+
+def choose_devices(
+  count: int, *, simulated: int | None, topology_name: str | None
+) -> Sequence[jax.Device] | None:
+  """The devices to compile for; before JAX is first used.
+
+  Args:
+    count: as many as are needed.
+    simulated: the value of --simulate_devices.
+    topology_name: the value of --topology.
+
+  Returns:
+    The devices of a slice that is not there; None: those that JAX has.
+
+  Raises:
+    ValueError, ImportError: there is no such slice, or no libtpu.
+  """
+  if topology_name:
+    mesh.simulate_devices(1, only_cpu=True)
+    return topology.find_devices(topology_name)
+  mesh.simulate_devices(simulated or count, only_cpu=simulated is not None)
+  return None
+
+
+def to_numbers(flag: str, values: Sequence[str | int]) -> list[int]:
+  """The values of a flag that lists counts.
+
+  Raises:
+    ValueError: one is no whole number of 1 or more.
+  """
+  for value in values:
+    if not str(value).isdecimal() or int(value) < 1:
+      raise ValueError(
+        f"--{flag} has {value!r}, expected whole numbers of 1 or more. "
+        f"Set --{flag}=2,4."
+      )
+  return [int(value) for value in values]
 
 
 def config_name() -> str:

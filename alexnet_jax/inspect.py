@@ -17,12 +17,11 @@ import sys
 import jax
 from absl import app, flags
 
-from alexnet_jax import command, picture, tables
+from alexnet_jax import command, tables
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.partition import audit as audit_lib
-from alexnet_jax.partition import mesh as mesh_lib
-from alexnet_jax.partition import topology
+from alexnet_jax.picture import draw
 
 _CONFIG = command.define_config()
 _SIMULATE_DEVICES = command.define_simulate_devices()
@@ -32,12 +31,7 @@ _FORMAT = flags.DEFINE_enum(
 _PICTURE = flags.DEFINE_string(
   "picture", None, "Draw the layout to this file, .svg or .png."
 )
-_TOPOLOGY = flags.DEFINE_string(
-  "topology",
-  None,
-  "Compile for a TPU slice that need not be there: v4, v5e, v5p or v6e and its "
-  "chips, as v5e:2x4.",
-)
+_TOPOLOGY = command.define_topology()
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +39,7 @@ def main(argv: list[str]) -> None:
   with command.in_one_line(ValueError, TypeError, OSError, ImportError):
     program = _make_program()
     if _PICTURE.value:
-      picture.draw(
+      draw.draw(
         program.network,
         program.layout,
         program.plan,
@@ -63,14 +57,11 @@ def main(argv: list[str]) -> None:
 def _make_program() -> program_lib.Program:
   config = _CONFIG.value
   network, layout = run_lib.check(config)
-  if not _TOPOLOGY.value:
-    mesh_lib.simulate_devices(
-      _SIMULATE_DEVICES.value or layout.devices,
-      only_cpu=_SIMULATE_DEVICES.value is not None,
-    )
-    return run_lib.make_program(config, network, layout)
-  mesh_lib.simulate_devices(1, only_cpu=True)
-  devices = topology.find_devices(_TOPOLOGY.value)
+  devices = command.choose_devices(
+    layout.devices,
+    simulated=_SIMULATE_DEVICES.value,
+    topology_name=_TOPOLOGY.value,
+  )
   return run_lib.make_program(config, network, layout, devices=devices)
 
 

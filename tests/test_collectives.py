@@ -67,7 +67,7 @@ def test_grouped_convolution_is_found(groups):
     ),
     (
       "%ar = f32[10]{0} all-reduce(%x), "
-      "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]<=[2,2]T(1,0)) "
+      "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) "
       "{'b'}, metadata={op_name=\"jit(f)/fc7/psum\"}",
       *("sum", ("data",), 10),
     ),

@@ -58,7 +58,7 @@ def find_traced(
       continue
     if kind in ("all_gather", "all_to_all"):  # the whole array, not the block
       elements *= devices
-    axes = tuple(axis for axis in mesh if axis in axes)
+    axes = plan_lib.crossed(axes, mesh)
     yield _exchange(kind, axes, devices, (elements, size), scope, layers)
 
 
@@ -81,7 +81,9 @@ def find_compiled(
   for match in filter(None, map(_HLO_PIECE.search, lines)):
     name = started.get(match["name"], match["name"])
     scopes[name, int(match["index"])] = match["scope"]
-  groups = groups_lib.groups_by_axes(mesh)
+  groups = groups_lib.groups_by_axes(
+    {axis: size for axis, size in mesh.items() if size > 1}
+  )
   for line in lines:
     match = _HLO_COLLECTIVE.match(line)
     if not match:

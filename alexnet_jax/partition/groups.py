@@ -15,7 +15,7 @@ def groups_by_axes(
 ) -> dict[frozenset[frozenset[int]], tuple[str, ...]]:
   """The groups of device numbers along every set of axes."""
   names = list(mesh)
-  numbers = np.arange(math.prod(mesh.values())).reshape(*mesh.values())
+  numbers = np.arange(math.prod(mesh.values())).reshape([*mesh.values()])
   found = {}
   for count in range(len(names) + 1):
     for axes in itertools.combinations(names, count):
@@ -69,8 +69,9 @@ def _replica_groups(attributes: str) -> list[list[int]]:
 def _iota(text: str) -> np.ndarray:
   """[2,2]<=[2,2]T(1,0): shape, then the sizes and order of the count.
 
-  A plain list of numbers is taken as it is.
+  [2,2]T(1,0) stands for the same. A plain list of numbers is taken as it is.
   """
+  text = re.sub(r"^(\[[\d,]+\])T", r"\1<=\1T", text)
   if "<=" not in text:
     return np.array(_numbers(text))
   shape, sizes, order = re.match(

@@ -8,8 +8,9 @@ bytes) is computed from the two in the modules beside this one.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -94,6 +95,14 @@ class Layout:
       self._check_batch(name, batch_size)
       self._check_features(network, network.layer(name), sizes)
       self._check_stored(network.layer(name), sizes)
+
+  def fits(self, network: wiring.Network, *, batch_size: int) -> bool:
+    """Whether `check` accepts this layout."""
+    try:
+      self.check(network, batch_size=batch_size)
+    except ValueError:
+      return False
+    return True
 
   def _check_axes(self, name: str) -> None:
     placement = self.placement(name)
@@ -229,6 +238,16 @@ def override(
   return dataclasses.replace(
     layout, mesh={**layout.mesh, **sizes}, layers=layers
   )
+
+
+def find_meshes(layout: Layout, devices: int) -> Iterator[Layout]:
+  """Yields the layout on every mesh of its axes with that many devices."""
+  axes = list(layout.mesh)
+  divisors = [size for size in range(1, devices + 1) if devices % size == 0]
+  for sizes in itertools.product(divisors, repeat=len(axes)):
+    if math.prod(sizes) == devices:
+      mesh = dict(zip(axes, sizes, strict=True))
+      yield dataclasses.replace(layout, mesh=mesh)
 
 
 def to_fields(layout: Layout) -> dict[str, object]:

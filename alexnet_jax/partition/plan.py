@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
@@ -38,7 +38,8 @@ class Exchange:
     tensor: `activation`; `kernel` or `bias` for a parameter that is gathered,
       and for its gradient.
     kind: `all_gather`, `reduce_scatter`, `all_to_all` or `sum`.
-    axes: the mesh axes along which it happens, in the order of the mesh.
+    axes: the mesh axes along which it happens, in the order of the mesh; an
+      axis of one device is none.
     devices: along those axes.
     elements: of the whole array that one group of devices gathers, scatters,
       exchanges or sums.
@@ -128,7 +129,7 @@ def make_plan(
           direction=direction,
           tensor=tensor,
           kind=kind,
-          axes=tuple(axis for axis in layout.mesh if axis in axes),
+          axes=crossed(axes, layout.mesh),
           devices=devices,
           elements=elements,
           images=images,
@@ -179,6 +180,12 @@ def _add_activations(
     add(name, FORWARD, ACTIVATION, kind, *what)
     if route.scatters:
       add(name, BACKWARD, ACTIVATION, TRANSPOSES[kind], *what)
+
+
+def crossed(axes: Iterable[str], mesh: Mapping[str, int]) -> tuple[str, ...]:
+  """Those of the axes that have several devices, in the order of the mesh."""
+  wanted = set(axes)
+  return tuple(axis for axis in mesh if axis in wanted and mesh[axis] > 1)
 
 
 def block_shape(

@@ -20,6 +20,7 @@ GENERATIONS = ("v4", "v5e", "v5p", "v6e")
 # belongs to none.
 _NOT_ON_A_TPU = {
   "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
   "TPU_WORKER_HOSTNAMES": "localhost",
 }
 

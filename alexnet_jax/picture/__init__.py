@@ -1,0 +1,1 @@
+"""What a layout looks like: the network over its devices, and charts."""

@@ -1,0 +1,319 @@
+"""What the compiler would have done: python -m benchmarks.plain_jit
+
+The network of 2012 in full size on the layouts of the catalogue, under plain
+`jax.jit`: parameters and batch are split by `NamedSharding` as the layout has
+them, and XLA's partitioner decides what to send. What it sends is read from
+the compiled program and put beside our plan.
+
+It computes what our step does, loss, gradients and update, except:
+- a layer that reads its own column is one grouped convolution, as one writes
+  it without a layout in mind;
+- images arrive as f32[N, 224, 224, 3], and dropout masks as arguments. Ours are
+  augmented and drawn inside the step, which sends nothing.
+
+The state leaves a step split as it came, or the next step could not take it.
+`plain jit` says no more than that. `constrained` also says how the output of
+each layer, and so its gradient, lies in our layout. `dense` is `model.AlexNet`
+itself, one convolution for each column: what it sends is not due to openxla/xla
+issue 47945, by which the batch of a grouped convolution is gathered.
+
+Everything is compiled for simulated CPU devices and nothing is run, so this is
+about XLA's compiler for CPUs. Others differ: that for TPU (libtpu 0.0.42, v5e)
+makes no grouped convolution, so that `plain jit` sends for data_parallel just
+what we plan, and makes one reduce-scatter of a sum and a slice, where the CPU's
+keeps the sum and sends twice as much.
+"""
+
+import collections
+import dataclasses
+import itertools
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import rich.table
+from absl import app, flags
+from flax import nnx
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from alexnet_jax import command, metrics
+from alexnet_jax import program as program_lib
+from alexnet_jax import run as run_lib
+from alexnet_jax import step as step_lib
+from alexnet_jax.network import model, ops, wiring
+from alexnet_jax.partition import collectives, plan, route, specs
+from alexnet_jax.partition import mesh as mesh_lib
+from configs import default
+
+PLAN, OURS = "our plan", "our step"
+# Name -> arguments of `make_step`.
+VARIANTS = {
+  "plain jit": {},
+  "constrained": {"constrained": True},
+  "dense": {"grouped": False},
+}
+PROGRAMS = (PLAN, OURS, *VARIANTS)
+OUTSIDE = "no layer"
+DEVICES = 8  # simulated; no named layout has more
+OFFENDERS = 3
+
+Found = Mapping[str, Sequence[plan.Exchange]]
+Rows = list[tuple[str, ...]]
+
+
+def forward(
+  network: wiring.Network,
+  parameters: Mapping[str, Mapping[str, jax.Array]],
+  images: jax.Array,
+  masks: Mapping[str, jax.Array],
+  outputs: Mapping[str, NamedSharding] | None = None,
+) -> jax.Array:
+  """The network in the global view, columns as groups of a convolution.
+
+  Args:
+    network: whose fully connected layers read all columns.
+    parameters: as `model.init_parameters` has them.
+    images: f32[N, image_size, image_size, 3].
+    masks: per layer with dropout, bool[N, units].
+    outputs: per layer, how its output is to lie; None leaves it open.
+
+  Returns:
+    f32[N, classes], the logits.
+  """
+  x = images
+  for layer in network.layers:
+    with jax.named_scope(layer.name):
+      kernel = parameters[layer.name]["kernel"]
+      bias = parameters[layer.name]["bias"]
+      if layer.window:
+        x = lax.conv_general_dilated(
+          x,
+          kernel,
+          window_strides=(layer.stride, layer.stride),
+          padding=(layer.padding, layer.padding),
+          dimension_numbers=("NHWC", "HWIO", "NHWC"),
+          feature_group_count=network.columns if layer.reads == "own" else 1,
+        )
+      else:
+        x = x.reshape(x.shape[0], -1) @ kernel
+      x = x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+      if layer.relu:
+        x = jax.nn.relu(x)
+      if layer.normalise:
+        x = ops.local_response_norm(x, groups=network.columns)
+      if layer.pool:
+        x = ops.max_pool(x)
+      if layer.dropout:
+        x = x * masks[layer.name].astype(x.dtype)
+      if outputs:
+        x = lax.with_sharding_constraint(x, outputs[layer.name])
+  return x
+
+
+def make_step(
+  program: program_lib.Program,
+  *,
+  constrained: bool = False,
+  grouped: bool = True,
+) -> tuple[jax.stages.Wrapped, tuple]:
+  """The step of a program under plain `jax.jit`.
+
+  Args:
+    program: the network, its layout and its optimizer.
+    constrained: whether the outputs of layers are told how to lie.
+    grouped: `forward`; False: `model.AlexNet`.
+
+  Returns:
+    (state, images, labels, masks) -> (state, totals), jitted, and its
+    arguments as `jax.ShapeDtypeStruct`. As in `step.make_train_step`, but for
+    the images, f32[N, image_size, image_size, 3], and the masks, bool[N,
+    units] per layer with dropout.
+  """
+  network, layout, n = program.network, program.layout, program.batch_size
+  mesh = jax.make_mesh(
+    tuple(layout.mesh.values()),
+    tuple(layout.mesh),
+    axis_types=(AxisType.Auto,) * len(layout.mesh),
+    devices=program.mesh.devices.flatten(),
+  )
+  graphdef = model.make_graphdef(network)
+  routes = route.find_routes(network, layout, batch_size=n)
+  outputs = {}
+  for layer in network.layers if constrained else ():
+    lie = routes[layer.name].leaves
+    sides = (None, None) if layer.window else ()
+    spec = PartitionSpec(lie.batch or None, *sides, lie.features or None)
+    outputs[layer.name] = NamedSharding(mesh, spec)
+
+  def train_step(state, images, labels, masks):
+    def mean_loss(parameters):
+      if grouped:
+        logits = forward(network, parameters, images, masks, outputs)
+      else:
+        logits = nnx.merge(graphdef, parameters)(images, masks=masks)
+      with jax.named_scope("loss"):
+        totals = metrics.totals(logits, labels)
+        return totals[0] / n, totals
+
+    gradients, totals = jax.grad(mean_loss, has_aux=True)(state.parameters)
+    with jax.named_scope("update"):
+      updates, optimizer_state = program.optimizer.update(
+        gradients, state.optimizer, state.parameters
+      )
+      parameters = jax.tree.map(jnp.add, state.parameters, updates)
+    state = step_lib.TrainState(state.step + 1, parameters, optimizer_state)
+    return state, totals
+
+  def per_image(shape, dtype, spec):
+    sharding = NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct((n, *shape), dtype, sharding=sharding)
+
+  state = specs.with_shardings(mesh, program.abstract_state)
+  size = network.image_size
+  arguments = (
+    state,
+    per_image((size, size, 3), "float32", program.specs.images),
+    per_image((), "int32", program.specs.labels),
+    {
+      name: per_image((network.layer(name).features,), "bool", spec)
+      for name, spec in program.specs.masks.items()
+    },
+  )
+  leaves = jax.tree.map(lambda leaf: leaf.sharding, state)
+  whole = NamedSharding(mesh, program.specs.whole)
+  step = jax.jit(
+    train_step, donate_argnames="state", out_shardings=(leaves, whole)
+  )
+  return step, arguments
+
+
+def find_sent(
+  program: program_lib.Program, **variant: bool
+) -> tuple[plan.Exchange, ...]:
+  """Compiles the step of a program under plain `jax.jit`: what it sends."""
+  step, arguments = make_step(program, **variant)
+  hlo = step.lower(*arguments).compile().as_text()
+  scopes = [*program.network.sizes(), "loss", "update"]
+  return tuple(collectives.find_compiled(hlo, scopes, program.layout.mesh))
+
+
+def compare(program: program_lib.Program) -> Found:
+  """Compiles the step in every way: what each of `PROGRAMS` sends."""
+  _, audit = program_lib.compile_step(program)
+  return {
+    PLAN: audit.plan,
+    OURS: audit.compiled,
+    **{name: find_sent(program, **v) for name, v in VARIANTS.items()},
+  }
+
+
+def find_unplanned(
+  found: Sequence[plan.Exchange], planned: Sequence[plan.Exchange]
+) -> list[plan.Exchange]:
+  """What a program sends that the plan does not have, most bytes first."""
+  # A collective of the compiler does not say whether it moves a parameter.
+  planned, found = (
+    collections.Counter(dataclasses.replace(e, tensor="") for e in exchanges)
+    for exchanges in (planned, found)
+  )
+  extra = (found - planned).elements()
+  return sorted(extra, key=lambda exchange: -exchange.sent_bytes)
+
+
+def summarise(layout: str, found: Found) -> Rows:
+  """A row for each program: collectives, bytes, and what nobody planned."""
+  rows = []
+  for program, exchanges in found.items():
+    sent, planned = _sent(exchanges), _sent(found[PLAN])
+    worst = [
+      f"{e.layer or OUTSIDE} {e.direction}: {e.kind} of {e.elements:,} elements"
+      for e in find_unplanned(exchanges, found[PLAN])[:OFFENDERS]
+    ]
+    ratio = f"{sent / planned:.2f}" if planned else "-"
+    numbers = (f"{len(exchanges)}", f"{sent:,}", ratio)
+    rows.append((layout, program, *numbers, "\n".join(worst) or "-"))
+  return rows
+
+
+def list_layers(found: Found) -> Rows:
+  """A row for each layer and direction: bytes sent by each program."""
+  sent = collections.Counter()
+  for program, exchanges in found.items():
+    for e in exchanges:
+      sent[e.layer or OUTSIDE, e.direction, program] += e.sent_bytes
+  places = sorted({(layer, direction) for layer, direction, _ in sent})
+  rows = [
+    (*place, *(f"{sent[*place, program]:,}" for program in found))
+    for place in places
+  ]
+  return [*rows, ("sum", "", *(f"{_sent(found[name]):,}" for name in found))]
+
+
+def main(argv: list[str]) -> None:
+  command.check_no_arguments(argv)
+  values = flags.FLAGS
+  started = time.monotonic()
+  mesh_lib.simulate_devices(DEVICES, only_cpu=True)
+  console = command.make_console()
+  rows, details = [], []
+  for name in dict.fromkeys([*values.layouts, values.detail]):
+    with command.in_one_line(ValueError):
+      config = default.get_config("imagenet")
+      config.layout.name, config.batch_size = name, values.batch_size
+      program = run_lib.make_program(config, *run_lib.check(config))
+    found = compare(program)
+    if name in values.layouts:
+      rows += summarise(name, found)
+    if name == values.detail:
+      details = list_layers(found)
+  tables = (
+    (
+      f"Bytes that one device sends in a step of {values.batch_size} images",
+      ("layout", "program", "collectives", "bytes", "/ plan", "not planned"),
+      rows,
+    ),
+    (f"By layer, {values.detail}", ("layer", "direction", *PROGRAMS), details),
+  )
+  for table in tables:
+    console.print(_to_rich(*table))
+  console.print(f"\n{time.monotonic() - started:.0f} s, jax {jax.__version__}")
+  if values.markdown:
+    text = "\n\n".join(itertools.starmap(_to_markdown, tables))
+    pathlib.Path(values.markdown).write_text(f"{text}\n")
+
+
+def define_flags() -> None:
+  """Not on import: other benchmarks have flags of the same names."""
+  layouts = "two_column,data_parallel,two_column_data,one_weird_trick"
+  flags.DEFINE_integer("batch_size", 128, "Images in a step.", lower_bound=1)
+  flags.DEFINE_list("layouts", layouts, "Named layouts to compare.")
+  flags.DEFINE_string("detail", "two_column_data", "Layout to list by layer.")
+  flags.DEFINE_string("markdown", None, "File to write the tables to as well.")
+
+
+def _sent(exchanges: Sequence[plan.Exchange]) -> int:
+  return sum(exchange.sent_bytes for exchange in exchanges)
+
+
+def _to_rich(title: str, headers, rows: Rows) -> rich.table.Table:
+  table = rich.table.Table(title=f"\n{title}", title_justify="left", box=None)
+  for header, cell in zip(headers, rows[0], strict=True):
+    table.add_column(header, justify="right" if cell[:1].isdigit() else "left")
+  for row in rows:
+    table.add_row(*row)
+  return table
+
+
+def _to_markdown(title: str, headers, rows: Rows) -> str:
+  marks = ["---:" if cell[:1].isdigit() else "---" for cell in rows[0]]
+  lines = [f"| {' | '.join(row)} |" for row in (headers, marks, *rows)]
+  lines = [line.replace("\n", "<br>") for line in lines]
+  return "\n".join((f"{title}:", "", *lines))
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(main, flags_parser=command.parse_flags)
