@@ -65,7 +65,12 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
     start = layout_lib.Layout(name=name, mesh={})
   else:
     start = catalog.find(name)
-  return layout_lib.override(start, mesh=fields["mesh"], placements=placements)
+  return layout_lib.override(
+    start,
+    axes=fields["axes"],
+    mesh=fields["mesh"],
+    placements=placements,
+  )
 
 
 def make_network(config: ml_collections.ConfigDict) -> wiring.Network:

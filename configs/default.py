@@ -47,6 +47,8 @@ def imagenet() -> ml_collections.ConfigDict:
   config.layout = ml_collections.ConfigDict()
   # A layout of partition/catalog.py; `use_layout` sets one of your own.
   config.layout.name = "one_device"
+  # Order of the mesh's axes, slowest first; None as the named layout has it.
+  config.layout.axes = config_dict.placeholder(tuple)
   # Devices along each axis; None as the named layout has it.
   config.layout.mesh = ml_collections.ConfigDict()
   config.layout.mesh.data = config_dict.placeholder(int)

@@ -72,6 +72,24 @@ def test_every_named_layout_fits_the_full_size_network(layout):
       ["conv1", "'scatter'", "'gather' or 'sum'", "config.layout.conv1.arrive"],
     ),
     (
+      Layout(name="x", mesh={"data": 2}, fc=Placement(stored=("data",))),
+      ["fc6 stores its weights", "'data'", "no axis", "config.layout.fc6.sto"],
+    ),
+    (
+      Layout(
+        name="x",
+        mesh={"data": 64},
+        conv=Placement(batch=("data",), stored=("data",)),
+      ),
+      ["conv1 has 96 outputs", "64 devices", "config.layout.conv1.stored"],
+    ),
+    (
+      Layout(
+        name="x", mesh={"data": 2}, conv=Placement(batch=("data", "data"))
+      ),
+      ["conv1", "twice in its batch axes", "config.layout.conv1.batch"],
+    ),
+    (
       Layout(name="x", mesh={"data": 0}),
       ["axis 'data' has 0 devices", "config.layout.mesh.data"],
     ),
@@ -111,6 +129,30 @@ def test_override_changes_one_layer_and_one_axis():
   expected = dataclasses.replace(layout.fc, arrive="sum")
   assert layout.placement("fc6") == expected
   assert layout.placement("fc7") == catalog.TWO_COLUMN_DATA.fc
+
+
+def test_order_of_axes_is_that_of_the_config_and_must_be_complete():
+  layout = layout_lib.override(
+    catalog.TWO_COLUMN_DATA, mesh={}, placements={}, axes=("column", "data")
+  )
+  assert list(layout.mesh) == ["column", "data"]
+  with pytest.raises(ValueError, match="'column',. is not one of the mesh"):
+    layout_lib.override(
+      catalog.TWO_COLUMN_DATA, mesh={}, placements={}, axes=("column",)
+    )
+
+
+def test_layout_survives_its_way_through_a_config(layout):
+  fields = layout_lib.to_fields(layout)
+  made = layout_lib.override(
+    Layout(name=fields["name"], mesh={}),
+    axes=fields["axes"],
+    mesh=dict(sorted(fields["mesh"].items())),
+    placements={name: fields[name] for name in layout_lib.LAYERS},
+  )
+  assert list(made.mesh.items()) == list(layout.mesh.items())
+  for name in layout_lib.LAYERS:
+    assert made.placement(name) == layout.placement(name)
 
 
 def test_more_devices_than_there_are_are_refused():

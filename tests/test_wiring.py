@@ -94,6 +94,6 @@ def test_bad_argument_is_named(arguments, message):
 
 def test_unknown_wiring_lists_the_known_ones():
   with pytest.raises(
-    ValueError, match="'alexnet', expected one of alexnet2012"
+    ValueError, match="'alexnet', expected one of alexnet2012, one_gpu"
   ):
     wirings.find("alexnet")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ def override(
   *,
   mesh: Mapping[str, int | None],
   placements: Mapping[str, Mapping[str, object]],
+  axes: Sequence[str] | None = None,
 ) -> Layout:
   """Replaces single sizes and placements of a layout.
 
@@ -222,11 +223,22 @@ def override(
     mesh: axis -> devices; None keeps the layout's own. An axis the layout does
       not have is added as the fastest one.
     placements: layer -> field of `Placement` -> value; None keeps.
+    axes: all of the mesh, slowest first; None keeps their order.
 
   Returns:
     The changed layout.
+
+  Raises:
+    ValueError: `axes` are not those of the mesh.
   """
   sizes = {axis: size for axis, size in mesh.items() if size is not None}
+  sizes = {**layout.mesh, **sizes}
+  axes = list(sizes) if axes is None else list(axes)
+  if sorted(axes) != sorted(sizes):
+    raise ValueError(
+      f"the order of axes {tuple(axes)} is not one of the mesh "
+      f"({_listed(sizes)}). Set config.layout.axes or config.layout.mesh."
+    )
   layers = {}
   for name in LAYERS:
     fields = {
@@ -236,7 +248,7 @@ def override(
     }
     layers[name] = dataclasses.replace(layout.placement(name), **fields)
   return dataclasses.replace(
-    layout, mesh={**layout.mesh, **sizes}, layers=layers
+    layout, mesh={axis: sizes[axis] for axis in axes}, layers=layers
   )
 
 
@@ -251,9 +263,15 @@ def find_meshes(layout: Layout, devices: int) -> Iterator[Layout]:
 
 
 def to_fields(layout: Layout) -> dict[str, object]:
-  """A layout as nested dicts: {"name", "mesh", and each layer's placement}."""
+  """A layout as nested dicts, for a config.
+
+  Returns:
+    {"name", "axes", "mesh", and each layer's placement}. The axes are there
+    for their order, which the dicts of a config do not keep.
+  """
   return {
     "name": layout.name,
+    "axes": tuple(layout.mesh),
     "mesh": dict(layout.mesh),
     **{name: dataclasses.asdict(layout.placement(name)) for name in LAYERS},
   }
