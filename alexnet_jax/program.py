@@ -43,7 +43,7 @@ class Program:
   def init(self, key: jax.Array) -> step_lib.TrainState:
     """The state before the first step."""
     with jax.set_mesh(self.mesh):
-      return jax.jit(self._init)(key)
+      return self._jitted_init(key)
 
   @functools.cached_property
   def abstract_state(self) -> step_lib.TrainState:
@@ -111,6 +111,10 @@ class Program:
     return step_lib.make_eval_step(
       self.network, self.specs, self.exchange, self.augmentation
     )
+
+  @functools.cached_property
+  def _jitted_init(self):
+    return jax.jit(self._init)
 
   def _init(self, key: jax.Array) -> step_lib.TrainState:
     return step_lib.init_state(self.network, self.specs, self.optimizer, key)

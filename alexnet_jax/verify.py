@@ -12,6 +12,7 @@ promise is broken. Images are noise, so it needs no data.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -30,6 +31,9 @@ from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
 
 STEPS = 5
+# Of one device with rounded weights, to see whether a batch has near ties; a
+# tie that was looked at showed in three of ten.
+TRIALS = 20
 # Sums in another order, in float32, carried through the steps.
 TOLERANCE = 1e-5
 
@@ -76,20 +80,19 @@ def main(argv: list[str]) -> None:
 
 def verify(config, network, layouts, counts) -> bool:
   """Prints a line for each layout and mesh; whether all promises are kept."""
+  one_device = run_lib.make_program(config, network, catalog.ONE_DEVICE)
+  seed, batch, expected = find_batch(config, one_device)
   print(
-    f"network {network.name}, batch {config.batch_size}: bytes that one device "
-    f"sends in a step, and the largest relative difference from one_device "
-    f"after {STEPS} steps (up to {TOLERANCE:g} is rounding)"
+    f"network {network.name}, batch {config.batch_size}, seed {seed}: bytes "
+    f"that one device sends in a step, and the largest relative difference "
+    f"from one_device after {STEPS} steps (up to {TOLERANCE:g} is rounding)"
   )
   print(_ROW.format(*_HEADERS))
-  batch = make_noise(config)
-  expected = None
   all_kept = True
   for layout in allowed(network, layouts, counts, config.batch_size):
     program = run_lib.make_program(config, network, layout)
     compiled, audit = program_lib.compile_step(program)
     steps = take_steps(program, compiled, batch)
-    expected = expected or steps
     differences = differ(steps, expected)
     kept = audit.agrees and max(differences) <= TOLERANCE
     all_kept = all_kept and kept
@@ -110,12 +113,6 @@ def verify(config, network, layouts, counts) -> bool:
     )
     for line in audit.unplanned + audit.missing + audit.notes:
       print(f"    {line}")
-    if max(differences) > TOLERANCE >= differences[1]:
-      print(
-        "    The first gradients agree. A near tie in a pooling window or at "
-        "the zero of a ReLU,\n    decided by rounding, does this with some "
-        "batches of noise: try another config.seed."
-      )
   return all_kept
 
 
@@ -125,34 +122,75 @@ def allowed(
   counts: Sequence[int],
   batch_size: int,
 ) -> Iterator[layout_lib.Layout]:
-  """Yields one device, then every layout on every mesh that it allows."""
-  yield catalog.ONE_DEVICE
-  for layout in layouts:
-    for count in counts:
-      for candidate in layout_lib.find_meshes(layout, count):
-        if candidate != catalog.ONE_DEVICE and candidate.fits(
-          network, batch_size=batch_size
-        ):
-          yield candidate
+  """Yields every layout on every mesh that it allows."""
+  for layout, count in itertools.product(layouts, counts):
+    for candidate in layout_lib.find_meshes(layout, count):
+      if candidate.fits(network, batch_size=batch_size):
+        yield candidate
 
 
-def make_noise(
-  config: ml_collections.ConfigDict,
-) -> tuple[np.ndarray, np.ndarray]:
-  """A batch of noise: u8[N, side, side, 3], and labels i32[N]."""
-  rng = np.random.default_rng(config.seed)
+def find_batch(
+  config: ml_collections.ConfigDict, one_device: program_lib.Program
+) -> tuple[int, tuple[np.ndarray, np.ndarray], Steps]:
+  """A batch of noise on which rounding stays rounding.
+
+  Near ties in a pooling window, or at the zero of a ReLU, turn a difference of
+  1e-7 into one of 1e-3 within a few steps. Such a batch says nothing about a
+  layout, and one device alone shows it: its weights, changed by their own
+  rounding, lead elsewhere. The first batch without is taken.
+
+  Returns:
+    Its seed, from config.seed on; images u8[N, side, side, 3] and labels
+    i32[N]; what one device makes of it.
+
+  Raises:
+    ValueError: there is none among the first ten seeds.
+  """
+  compiled, _ = program_lib.compile_step(one_device)
   n, side = config.batch_size, config.data.stored_size
-  images = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8)
-  labels = rng.integers(0, config.network.num_classes, n, dtype=np.int32)
-  return images, labels
+  for seed in range(config.seed, config.seed + 10):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+    labels = rng.integers(0, config.network.num_classes, n, dtype=np.int32)
+    batch = images, labels
+    expected = take_steps(one_device, compiled, batch)
+    changed = [
+      take_steps(one_device, compiled, batch, change=trial)
+      for trial in range(1, TRIALS + 1)
+    ]
+    if all(max(differ(steps, expected)) <= TOLERANCE for steps in changed):
+      return seed, batch, expected
+  raise ValueError(
+    f"the batches of seeds {config.seed} to {seed} all have near ties, on "
+    "which rounding leads elsewhere. Set config.batch_size lower."
+  )
 
 
 def take_steps(
-  program: program_lib.Program, compiled: jax.stages.Compiled, batch
+  program: program_lib.Program,
+  compiled: jax.stages.Compiled,
+  batch: tuple[np.ndarray, np.ndarray],
+  *,
+  change: int = 0,
 ) -> Steps:
-  """Takes some training steps on one batch."""
+  """Takes some training steps on one batch.
+
+  Args:
+    program: the program.
+    compiled: its step.
+    batch: images and labels.
+    change: 0, or the seed of a change of the first weights by rounding.
+  """
   init_key, step_key = jax.random.split(jax.random.key(0))
   state = program.init(init_key)
+  if change:
+    rng = np.random.default_rng(change)
+    state = state._replace(
+      parameters=jax.tree.map(
+        lambda x: x * (1 + 3e-7 * rng.standard_normal(x.shape, np.float32)),
+        state.parameters,
+      )
+    )
   images, labels = jax.device_put(batch, program.batch_shardings)
   losses, gradients = [], None
   for _ in range(STEPS):

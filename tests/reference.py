@@ -57,6 +57,27 @@ def forward(parameters, images, keep_masks=None):
   return both @ parameters["fc8"]["kernel"] + parameters["fc8"]["bias"][None]
 
 
+def independent_columns(parameters, images):
+  """Logits of two columns that meet there only; outputs halved after fc6, fc7.
+
+  Args:
+    parameters: {layer: {"kernel", "bias"}}, global shapes.
+    images: f32[n, h, w, 3].
+  """
+  columns = []
+  for which in range(2):
+    own = {name: _half(layer, which) for name, layer in parameters.items()}
+    x = _block2(own["conv2"], _block1(own["conv1"], images))
+    for name in ("conv3", "conv4", "conv5"):
+      x = jax.nn.relu(_conv(own[name], x, pad=1))
+    x = _pool(x)
+    x = x.reshape(x.shape[0], -1)
+    for name in ("fc6", "fc7"):
+      x = 0.5 * jax.nn.relu(_dense(own[name], x))
+    columns.append(x)
+  return _dense(parameters["fc8"], jnp.concatenate(columns, -1))
+
+
 def mean_cross_entropy(logits, labels):
   log_normaliser = jnp.log(jnp.sum(jnp.exp(logits), -1))
   of_label = logits[jnp.arange(len(labels)), labels]

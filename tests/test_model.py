@@ -119,3 +119,20 @@ def test_no_grouped_convolution_for_two_columns_on_one_device(tiny_network):
   ]
   assert len(convolutions) == 8  # conv2, conv4 and conv5 twice
   assert all(c.params["feature_group_count"] == 1 for c in convolutions)
+
+
+def test_independent_columns_are_two_networks_up_to_the_logits(key):
+  network = wiring.make_network(
+    wirings.INDEPENDENT_COLUMNS,
+    width=1 / 8,
+    image_size=99,
+    num_classes=10,
+    init="he",
+  )
+  keys = jax.random.split(key, 2)
+  parameters = model.init_parameters(network, keys[0])
+  images = jax.random.normal(keys[1], (2, 99, 99, 3))
+  found = nnx.merge(model.make_graphdef(network), parameters)(images)
+  logits = reference.independent_columns(parameters, images)
+  # Sums of some hundred float32 products in another order.
+  assert relative_difference(found, logits) <= 1e-5

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import metrics
+from alexnet_jax import program as program_lib
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit, catalog
@@ -110,6 +111,64 @@ def test_layout_matches_one_device(layout, program, tiny_batch, one_device):
     for name, block in blocks.items():
       difference = np.linalg.norm(parameters[layer][name] - block)
       assert difference <= 1e-5 * np.linalg.norm(block), (layer, name)
+
+
+@pytest.mark.parametrize(
+  ("table", "layout"),
+  [
+    (wirings.INDEPENDENT_COLUMNS, catalog.TWO_COLUMN),
+    (
+      wirings.FOUR_COLUMN,
+      dataclasses.replace(catalog.TWO_COLUMN, mesh={"column": 4}),
+    ),
+  ],
+  ids=["independent_columns", "four_column"],
+)
+def test_other_wirings_match_one_device(
+  table, layout, tiny_augmentation, tiny_batch
+):
+  network = wiring.make_network(
+    table, width=1 / 8, image_size=67, num_classes=10, init="he"
+  )
+  results = []
+  for candidate in (catalog.ONE_DEVICE, layout):
+    parts = build.make_program(
+      network, candidate, tiny_augmentation, batch_size=8
+    )
+    compiled, found = program_lib.compile_step(parts)
+    assert found.agrees and sorted(found.compiled) == sorted(found.plan)
+    results.append(run((parts, None, compiled), tiny_batch, steps=3))
+  (expected, parameters, _), (losses, split_parameters, _) = results
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  for layer, blocks in parameters.items():
+    difference = np.linalg.norm(
+      split_parameters[layer]["kernel"] - blocks["kernel"]
+    )
+    assert difference <= 1e-5 * np.linalg.norm(blocks["kernel"]), layer
+
+
+def test_exchange_in_half_precision_sends_half_and_changes_little(
+  program, tiny_network, tiny_augmentation, tiny_batch
+):
+  parts = build.make_program(
+    tiny_network,
+    catalog.TWO_COLUMN,
+    tiny_augmentation,
+    batch_size=8,
+    precision="bfloat16",
+  )
+  compiled, found = program_lib.compile_step(parts)
+  whole, _, _ = program(catalog.TWO_COLUMN)
+  assert found.agrees and sorted(found.traced) == sorted(found.plan)
+  assert {e.bytes_per_element for e in found.traced} == {2}
+  assert 2 * sum(e.sent_bytes for e in found.plan) == (
+    sum(e.sent_bytes for e in whole.plan)
+  )
+  halved, _, _ = run((parts, None, compiled), tiny_batch)
+  expected, _, _ = run(program(catalog.TWO_COLUMN), tiny_batch)
+  # Eight bits of mantissa: a relative error of 2^-9 for each value sent.
+  assert not np.array_equal(halved, expected)
+  np.testing.assert_allclose(halved, expected, rtol=0.02)
 
 
 def test_each_device_holds_half_of_every_kernel_at_full_size():
