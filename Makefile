@@ -1,12 +1,15 @@
 # make demo   sets up .venv and trains the two-column network on digits
 # make test   sets up .venv and runs the tests
+# make verify sets up .venv and holds every layout to its promises, on every mesh
+# make slices sets up .venv with libtpu and compiles for TPU slices
 # make lint   sets up .venv and checks the style
+# make docs   sets up .venv and makes the tables and pictures of docs/ again
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test verify slices lint docs
 
 setup: .venv/runtime.done
 
@@ -16,6 +19,28 @@ demo: setup
 
 test: .venv/test.done
 	$(BIN)/python -m pytest
+
+verify: setup
+	$(BIN)/python -m alexnet_jax.verify --config.batch_size=8
+
+slices: .venv/tpu.done
+	$(BIN)/python -m pytest -m slices
+
+LAYOUTS := one_device two_column data_parallel two_column_data \
+  one_weird_trick tensor_parallel fully_sharded two_column_sharded
+
+docs: setup
+	@for layout in $(LAYOUTS); do \
+	  $(BIN)/python -m alexnet_jax.inspect \
+	    --config=configs/one_device.py:imagenet --config.layout.name=$$layout \
+	    --picture=docs/layouts/$$layout.svg \
+	    | sed 's/ *$$//' > docs/layouts/$$layout.txt || exit 1; \
+	done
+	$(BIN)/python -m alexnet_jax.compare \
+	  --config=configs/one_device.py:imagenet --devices=2,4,8 \
+	  --batch_sizes=128,1024 --chart=docs/layouts/compare.svg \
+	  | sed 's/ *$$//' > docs/layouts/compare.txt
+	$(BIN)/python -m benchmarks.plain_jit --markdown=docs/plain_jit.md
 
 lint: .venv/lint.done
 	$(BIN)/ruff check .
@@ -30,6 +55,10 @@ lint: .venv/lint.done
 
 .venv/test.done: requirements-test.txt .venv/runtime.done
 	$(PIP) -r requirements-test.txt
+	@touch $@
+
+.venv/tpu.done: requirements-tpu.txt .venv/test.done
+	$(PIP) -r requirements-tpu.txt
 	@touch $@
 
 .venv/lint.done: requirements-lint.txt | .venv/bin/python

@@ -281,7 +281,15 @@ def main(argv: list[str]) -> None:
     console.print(_to_rich(*table))
   console.print(f"\n{time.monotonic() - started:.0f} s, jax {jax.__version__}")
   if values.markdown:
-    text = "\n\n".join(itertools.starmap(_to_markdown, tables))
+    _, _, explanation = __doc__.partition("\n\n")
+    text = "\n\n".join(
+      (
+        "# What the compiler would have done",
+        f"`make docs` writes this page, with jax {jax.__version__}.",
+        explanation.strip(),
+        *itertools.starmap(_to_markdown, tables),
+      )
+    )
     pathlib.Path(values.markdown).write_text(f"{text}\n")
 
 
