@@ -56,3 +56,24 @@ def test_gather_turned_into_a_permutation_is_explained():
   _, unplanned, notes = audit._explain(planned, permuted)
   assert unplanned == []
   assert "made it a collective-permute (128 bytes planned, 128" in notes[0]
+
+
+def test_piece_of_a_combined_sum_is_found_by_its_size():
+  planned = [
+    dataclasses.replace(exchange, kind="reduce_scatter")
+    for exchange in sums(("conv1", 64), ("conv2", 96))
+  ]
+  combined = sums(("conv1", 96), ("conv1", 64))
+  sent, unplanned, notes = audit._explain(planned, combined)
+  assert unplanned == [] and len(notes) == 2
+  assert sent == [2 * 64 // 2 * 4, 2 * 96 // 2 * 4]
+  sent, unplanned, _ = audit._explain(planned, sums(("conv1", 97)))
+  assert len(unplanned) == 1 and sent == [0, 0]
+
+
+def test_other_precision_is_explained_in_bytes():
+  planned = sums(("fc6", 64))
+  halved = [dataclasses.replace(planned[0], bytes_per_element=2)]
+  sent, unplanned, notes = audit._explain(planned, halved)
+  assert (sent, unplanned) == ([128], [])
+  assert "sends 2 bytes an element instead of 4 (256 bytes planned" in notes[0]

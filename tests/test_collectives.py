@@ -99,3 +99,29 @@ def test_pieces_of_an_asynchronous_collective_keep_their_layers():
     ("fc6", "bias", 6),
     ("fc7", "bias", 8),
   ]
+
+
+def test_collective_that_runs_in_pieces_beside_computations_counts_once():
+  line = (
+    "  %ag = bf16[8,4]{1,0} all-gather(%p), replica_groups={{0,1}}, "
+    'dimensions={0}, frontend_attributes={chain_id="3"}, '
+    'metadata={op_name="f/fc6/kernel/all_gather"}'
+  )
+  other = line.replace('"3"', '"4"').replace("fc6", "fc7")
+  hlo = "\n".join([line, line, other, line])
+  found = collectives.find_compiled(hlo, ["fc6", "fc7"], {"data": 2})
+  assert [
+    (e.layer, e.tensor, e.elements, e.bytes_per_element) for e in found
+  ] == [
+    ("fc6", "kernel", 32, 2),
+    ("fc7", "kernel", 32, 2),
+  ]
+
+
+def test_axes_of_one_device_are_left_out():
+  line = (
+    "%ar = f32[10]{0} all-reduce(%x), replica_groups={{0,1}}, "
+    'metadata={op_name="f/fc7/kernel/psum"}'
+  )
+  (found,) = collectives.find_compiled(line, ["fc7"], {"data": 1, "model": 2})
+  assert found.axes == ("model",)

@@ -56,7 +56,7 @@ def test_full_size_step_communicates_as_planned(topology, kind, flags):
       assert line["compiled_bytes"] == line["planned_bytes"]
 
 
-@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5p:2x2x2", "v6e:2x4"])
+@pytest.mark.parametrize("topology", ["v4:2x2x2", "v5p:2x2x2", "v6e:2x4"])
 def test_every_generation_compiles_a_small_step(topology):
   found = inspect(
     topology,

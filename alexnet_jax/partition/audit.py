@@ -172,20 +172,24 @@ def _explain(
   def place(exchange: Exchange) -> tuple:
     return (exchange.layer, exchange.direction, exchange.tensor, exchange.axes)
 
-  strangers = []
-  for exchange in extra:
-    replaced = [
-      index
-      for index in absent
-      if place(plan[index]) == place(exchange)
-      and plan[index].elements >= exchange.elements
-    ]
-    if not replaced:
-      strangers.append(exchange)
-      continue
-    absent.remove(replaced[0])
-    sent[replaced[0]] = exchange.sent_bytes
-    notes.append(_note_liberty(plan[replaced[0]], exchange))
+  def is_replaced(planned: Exchange, found: Exchange) -> bool:
+    return place(planned) == place(found) and planned.elements >= found.elements
+
+  def is_elsewhere(planned: Exchange, found: Exchange) -> bool:
+    """A combined collective may give all its pieces the place of one."""
+    return (planned.axes, planned.elements) == (found.axes, found.elements)
+
+  strangers = extra
+  for answers in (is_replaced, is_elsewhere):
+    extra, strangers = strangers, []
+    for exchange in extra:
+      replaced = [index for index in absent if answers(plan[index], exchange)]
+      if not replaced:
+        strangers.append(exchange)
+        continue
+      absent.remove(replaced[0])
+      sent[replaced[0]] = exchange.sent_bytes
+      notes.append(_note_liberty(plan[replaced[0]], exchange))
   # Combined collectives do not always say which piece is whose.
   for kind, axes in sorted({(e.kind, e.axes) for e in strangers}):
     found = [e for e in strangers if (e.kind, e.axes) == (kind, axes)]

@@ -84,10 +84,17 @@ def find_compiled(
   groups = groups_lib.groups_by_axes(
     {axis: size for axis, size in mesh.items() if size > 1}
   )
+  chains = set()
   for line in lines:
     match = _HLO_COLLECTIVE.match(line)
     if not match:
       continue
+    # TPU's compiler runs a collective piece by piece beside the computations
+    # of one chain, and writes it out whole in each.
+    if chain := re.search(r"chain_id=\"(\d+)\"", line):
+      if chain[1] in chains:
+        continue
+      chains.add(chain[1])
     kind = _KINDS.get(match["kind"], match["kind"])
     axes, devices = groups_lib.axes_of(match["rest"], groups)
     if devices == 1:

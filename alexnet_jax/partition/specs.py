@@ -55,9 +55,9 @@ def make_specs(
     kernel_axes = route.sums or outputs
     kernel = [route.sums, () if route.sums else outputs]
     if stored:
-      dimension = 1 if layer.window else 0
+      dimension = layout_lib.stored_dimension(layer.name)
       kernel[dimension] = (*kernel[dimension], *stored)
-      gathers[layer.name, "kernel"] = stored, dimension - 2
+      gathers[layer.name, "kernel"] = stored, dimension
     window = [None, None] if layer.window else []
     parameters[layer.name] = {
       "kernel": _spec(*window, *kernel),

@@ -30,7 +30,7 @@ def find_devices(name: str) -> Sequence[jax.Device]:
 
   Args:
     name: generation and chips along each dimension, as `v5e:2x4` or
-      `v5p:4x4x4`. A chip of v4 counts as two devices.
+      `v5p:4x4x4`.
 
   Returns:
     The devices; they compile and do not run.
@@ -55,9 +55,11 @@ def find_devices(name: str) -> Sequence[jax.Device]:
     )
   for variable, value in _NOT_ON_A_TPU.items():
     os.environ.setdefault(variable, value)
+  # A chip of v4 is two cores, which JAX uses as one device.
+  options = {"chip_config_name": "megacore"} if generation == "v4" else {}
   try:
     return topologies.get_topology_desc(
-      platform="tpu", topology_name=name
+      platform="tpu", topology_name=name, **options
     ).devices
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(
