@@ -20,7 +20,8 @@ demo: setup
 test: .venv/test.done
 	$(BIN)/python -m pytest
 
-verify: setup
+verify: .venv/test.done
+	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m alexnet_jax.verify --config.batch_size=8
 
 slices: .venv/tpu.done

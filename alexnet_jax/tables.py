@@ -13,6 +13,7 @@ from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.partition import shares as shares_lib
 
 
 def devices(mesh: jax.sharding.Mesh) -> rich.table.Table:
@@ -36,7 +37,7 @@ def layout(program: program_lib.Program) -> rich.table.Table:
     *(["stored"] if stored else []),
     *("kernel", "> parameters", "> optimizer", "> activations", "> MFLOP"),
   )
-  sums = [0, 0, 0, 0.0]
+  sums = [0.0] * 4
   for name, share in program.shares.items():
     placement = layout.placement(name)
     numbers = (
@@ -57,6 +58,12 @@ def layout(program: program_lib.Program) -> rich.table.Table:
   table.add_section()
   blanks = [""] * (6 if stored else 5)
   table.add_row("sum", *blanks, *(f"{number:,.0f}" for number in sums))
+  whole = sum(sizes.parameters for sizes in network.sizes().values())
+  table.caption = (
+    f"one device holds {sums[0]:,.0f} of "
+    f"{shares_lib.FLOAT32 * whole:,} bytes of parameters"
+  )
+  table.caption_justify = "left"
   return table
 
 

@@ -145,6 +145,7 @@ def test_bad_flag_ends_in_one_line(flags, message):
   assert len(process.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_compare_lists_planned_and_compiled_bytes():
   process = test_main.start(
     [
@@ -161,6 +162,7 @@ def test_compare_lists_planned_and_compiled_bytes():
     assert row["memory_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_verify_finds_the_promises_of_a_layout_kept():
   process = test_main.start(
     [
@@ -170,7 +172,7 @@ def test_verify_finds_the_promises_of_a_layout_kept():
   )
   assert process.returncode == 0, process.stdout + process.stderr
   lines = process.stdout.splitlines()
-  assert sum(line.endswith("kept") for line in lines) == 2, process.stdout
+  assert sum(line.endswith("kept") for line in lines) == 1, process.stdout
 
 
 def test_topology_is_checked_before_libtpu_is_asked():

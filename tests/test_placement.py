@@ -113,6 +113,7 @@ def test_layout_matches_one_device(layout, program, tiny_batch, one_device):
       assert difference <= 1e-5 * np.linalg.norm(block), (layer, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("table", "layout"),
   [
@@ -147,6 +148,7 @@ def test_other_wirings_match_one_device(
     assert difference <= 1e-5 * np.linalg.norm(blocks["kernel"]), layer
 
 
+@pytest.mark.slow
 def test_exchange_in_half_precision_sends_half_and_changes_little(
   program, tiny_network, tiny_augmentation, tiny_batch
 ):
@@ -201,6 +203,7 @@ def test_draws_are_the_same_on_every_layout(
   assert 0.45 < found["mask"].mean() < 0.55  # 4096 draws: 0.5 +- 0.008
 
 
+@pytest.mark.slow
 def test_sum_over_the_positions_of_a_map_matches_one_device(
   tiny_augmentation,
 ):

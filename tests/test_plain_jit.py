@@ -12,6 +12,8 @@ from alexnet_jax.network import model
 from alexnet_jax.partition import catalog
 from benchmarks import plain_jit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("variant", ["plain jit", "constrained"])
 def test_plain_step_trains_the_same_network(

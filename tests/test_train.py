@@ -1,5 +1,6 @@
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -52,8 +53,12 @@ def test_run_reports_validates_and_leaves_a_checkpoint(
   assert list(tmp_path.glob("events.out.tfevents.*"))
   assert "layout two_column, mesh column=2" in said
   assert "the traced step has the 7 exchanges of the plan" in said
-  # Half of conv1: 11 x 11 x 3 x 12 float32 and 11 x 11 x 3 x 6.
-  assert "17,424" in said and "8,712" in said
+  # Half of conv1: 6 kernels of 11 x 11 x 3 and 6 biases, float32.
+  assert f"{4 * (11 * 11 * 3 * 6 + 6):,}" in said
+  # All in halves, but for the ten biases of fc8.
+  held, whole = re.search(r"holds ([\d,]+) of ([\d,]+) bytes", said).groups()
+  held, whole = int(held.replace(",", "")), int(whole.replace(",", ""))
+  assert 2 * (held - 40) == whole - 40
 
 
 def test_stopped_and_restarted_run_ends_as_one_that_ran_through(
