@@ -152,7 +152,7 @@ def _print_tables(network, groups, traffic) -> None:
       compiled = _to_mb(row.compiled_bytes)
       table.add_row(
         row.layout.name,
-        " ".join(f"{axis}={size}" for axis, size in row.layout.mesh.items()),
+        layout_lib.listed(row.layout.mesh),
         f"{row.batch_size:,}",
         *map(_to_mb, (row.activation_bytes, row.parameter_bytes)),
         _to_mb(row.planned_bytes),

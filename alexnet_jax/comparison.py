@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from alexnet_jax import metrics
 from alexnet_jax.network import wiring
+from alexnet_jax.partition import fit
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import shares as shares_lib
@@ -97,7 +98,7 @@ def find_layouts(
   seen = set()
   for layout in layouts:
     for candidate in layout_lib.find_meshes(layout, devices):
-      if not candidate.fits(network, batch_size=batch_size):
+      if not fit.fits(candidate, network, batch_size=batch_size):
         continue
       plan = _make_plan(network, candidate, batch_size)
       shares = shares_lib.find_shares(network, candidate, batch_size=batch_size)
@@ -170,9 +171,8 @@ def find_overtakings(traffic: Sequence[Traffic]) -> list[Overtaking]:
 def describe(line: Traffic) -> str:
   """The layouts of a line, each with its mesh."""
   return " = ".join(
-    f"{layout.name} ({mesh})"
+    f"{layout.name} ({layout_lib.listed(layout.mesh)})"
     for layout in line.layouts
-    for mesh in (", ".join(f"{a}={n}" for a, n in layout.mesh.items()),)
   )
 
 

@@ -134,7 +134,7 @@ def make_program(
 
   Args:
     network: the network.
-    layout: a layout that `Layout.check` has accepted for it.
+    layout: a layout that `fit.check` has accepted for it.
     batch_size: images in a step, over all devices.
     mesh: from `mesh.make_mesh`.
     augmentation: see `data/augment.py`.

@@ -19,7 +19,7 @@ from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.data import augment, records, sets
 from alexnet_jax.network import catalog as network_catalog
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog, plan, route
+from alexnet_jax.partition import catalog, fit, plan, route
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
 
@@ -96,7 +96,7 @@ def check(
   optimizer.check(**config.optimizer)
   layout = make_layout(config)
   network = make_network(config)
-  layout.check(network, batch_size=config.batch_size)
+  fit.check(layout, network, batch_size=config.batch_size)
   route.find_routes(network, layout, batch_size=config.batch_size)
   _make_augmentation(config, network)
   return network, layout

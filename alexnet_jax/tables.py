@@ -28,7 +28,7 @@ def devices(mesh: jax.sharding.Mesh) -> rich.table.Table:
 def layout(program: program_lib.Program) -> rich.table.Table:
   """A row per layer: who computes what, and one device's share of it."""
   network, layout = program.network, program.layout
-  mesh = ", ".join(f"{axis}={size}" for axis, size in layout.mesh.items())
+  mesh = layout_lib.listed(layout.mesh)
   stored = any(layout.placement(name).stored for name in program.shares)
   table = _table(
     f"layout {layout.name}, mesh {mesh}, network {network.name}: one device's "

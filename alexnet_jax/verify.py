@@ -26,7 +26,7 @@ from alexnet_jax import command
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog
+from alexnet_jax.partition import catalog, fit
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
 
@@ -103,7 +103,7 @@ def verify(config, network, layouts, counts) -> bool:
     print(
       _ROW.format(
         layout.name,
-        " ".join(f"{axis}={size}" for axis, size in layout.mesh.items()),
+        layout_lib.listed(layout.mesh),
         len(audit.plan),
         *(f"{number:,}" for number in sent),
         *(f"{difference:.1e}" for difference in differences),
@@ -125,7 +125,7 @@ def allowed(
   """Yields every layout on every mesh that it allows."""
   for layout, count in itertools.product(layouts, counts):
     for candidate in layout_lib.find_meshes(layout, count):
-      if candidate.fits(network, batch_size=batch_size):
+      if fit.fits(candidate, network, batch_size=batch_size):
         yield candidate
 
 

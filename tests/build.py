@@ -4,13 +4,13 @@ import jax
 
 from alexnet_jax import optimizer
 from alexnet_jax import program as program_lib
-from alexnet_jax.partition import mesh
+from alexnet_jax.partition import fit, mesh
 
 
 def make_program(
   network, layout, augmentation, *, batch_size, precision="float32"
 ) -> program_lib.Program:
-  layout.check(network, batch_size=batch_size)
+  fit.check(layout, network, batch_size=batch_size)
   schedule, bias_schedule = (
     optimizer.make_schedule(rate, drop_steps=[3], drop_factor=0.1)
     for rate in (0.01, 0.02)

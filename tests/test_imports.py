@@ -71,6 +71,8 @@ def test_file_imports_only_what_it_may(file):
     assert not [name for name in ours if name.startswith(forbidden)]
   if place in ("partition/layout.py", "network/wiring.py"):
     assert tops <= set(sys.stdlib_module_names) and not ours
+  if place == "partition/fit.py":
+    assert ours <= {"partition.layout"}
   if place == "step.py":
     allowed = ("network", "metrics", "partition")
     assert all(name.startswith(allowed) for name in ours)

@@ -13,7 +13,7 @@ from matplotlib.backends import backend_agg
 
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog
+from alexnet_jax.partition import catalog, fit
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.picture import captions, draw, grid, scene
@@ -59,7 +59,7 @@ CASES = [
 
 
 def make_plan(network, layout, batch_size=BATCH_SIZE):
-  layout.check(network, batch_size=batch_size)
+  fit.check(layout, network, batch_size=batch_size)
   return plan_lib.make_plan(
     network, layout, batch_size=batch_size, loss_values=4
   )

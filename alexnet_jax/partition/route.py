@@ -47,7 +47,7 @@ def find_routes(
 
   Args:
     network: the network.
-    layout: a layout that `Layout.check` has accepted for it.
+    layout: a layout that `fit.check` has accepted for it.
     batch_size: images in a step, over all devices.
 
   Returns:

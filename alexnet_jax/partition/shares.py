@@ -46,7 +46,7 @@ def find_shares(
 
   Args:
     network: the network.
-    layout: a layout that `Layout.check` has accepted for it.
+    layout: a layout that `fit.check` has accepted for it.
     batch_size: images in a step, over all devices.
 
   Returns:

@@ -65,7 +65,7 @@ def title(
   network: wiring.Network, layout: layout_lib.Layout, batch_size: int
 ) -> tuple[str, str]:
   """The layout's name, and what the picture was computed from."""
-  mesh = ", ".join(f"{axis}={size}" for axis, size in layout.mesh.items())
+  mesh = layout_lib.listed(layout.mesh)
   size = network.image_size
   return layout.name, (
     f"mesh {mesh}  ·  network {network.name}  ·  {size} × {size} pixels  ·  "

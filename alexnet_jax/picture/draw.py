@@ -67,7 +67,7 @@ def draw(
 
   Args:
     network: the network.
-    layout: a layout that `Layout.check` has accepted for it.
+    layout: a layout that `fit.check` has accepted for it.
     plan: what `plan.make_plan` lists for the two.
     batch_size: images in a step, over all devices.
     path: file to write, `.svg` or `.png`. The same layout gives the same file.

@@ -101,7 +101,7 @@ def make_scene(
 
   Args:
     network: the network.
-    layout: a layout that `Layout.check` has accepted for it.
+    layout: a layout that `fit.check` has accepted for it.
     plan: what `plan.make_plan` lists for the two.
     batch_size: images in a step, over all devices.
 
