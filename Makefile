@@ -1,6 +1,7 @@
 # make demo   sets up .venv and trains the two-column network on digits
 # make test   sets up .venv and runs the tests
-# make verify sets up .venv and holds every layout to its promises, on every mesh
+# make verify sets up .venv, runs the slow tests, and holds every layout to its
+#             promises, on every mesh of up to eight simulated devices
 # make slices sets up .venv with libtpu and compiles for TPU slices
 # make lint   sets up .venv and checks the style
 # make docs   sets up .venv and makes the tables and pictures of docs/ again
@@ -35,12 +36,16 @@ docs: setup
 	  $(BIN)/python -m alexnet_jax.inspect \
 	    --config=configs/one_device.py:imagenet --config.layout.name=$$layout \
 	    --picture=docs/layouts/$$layout.svg \
-	    | sed 's/ *$$//' > docs/layouts/$$layout.txt || exit 1; \
+	    > docs/layouts/$$layout.txt.partial || exit 1; \
+	  sed 's/ *$$//' docs/layouts/$$layout.txt.partial \
+	    > docs/layouts/$$layout.txt; \
 	done
 	$(BIN)/python -m alexnet_jax.compare \
 	  --config=configs/one_device.py:imagenet --devices=2,4,8 \
 	  --batch_sizes=128,1024 --chart=docs/layouts/compare.svg \
-	  | sed 's/ *$$//' > docs/layouts/compare.txt
+	  > docs/layouts/compare.txt.partial
+	sed 's/ *$$//' docs/layouts/compare.txt.partial > docs/layouts/compare.txt
+	rm docs/layouts/*.partial
 	$(BIN)/python -m benchmarks.plain_jit --markdown=docs/plain_jit.md
 
 lint: .venv/lint.done

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import rich.console
+import rich.measure
+import rich.table
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -57,7 +59,7 @@ def define_topology() -> flags.FlagHolder:
 
 def choose_devices(
   count: int, *, simulated: int | None, topology_name: str | None
-) -> Sequence[jax.Device] | None:
+) -> Sequence[jax.Device]:
   """The devices to compile for; before JAX is first used.
 
   Args:
@@ -66,24 +68,36 @@ def choose_devices(
     topology_name: the value of --topology.
 
   Returns:
-    The devices of a slice that is not there; None: those that JAX has.
+    At least `count` devices, maybe of a slice that is not there.
 
   Raises:
-    ValueError, ImportError: there is no such slice, or no libtpu.
+    ValueError, ImportError: too few, no such slice, or no libtpu.
   """
   if topology_name:
     mesh.simulate_devices(1, only_cpu=True)
-    return topology.find_devices(topology_name)
-  mesh.simulate_devices(simulated or count, only_cpu=simulated is not None)
-  return None
+    devices = topology.find_devices(topology_name)
+  else:
+    mesh.simulate_devices(simulated or count, only_cpu=simulated is not None)
+    devices = jax.devices()
+  if len(devices) < count:
+    raise ValueError(
+      f"{count} devices are needed, and there are {len(devices)} "
+      f"({devices[0].device_kind}). Set config.layout.mesh or --devices lower, "
+      f"or --simulate_devices or --topology higher."
+    )
+  return devices
 
 
 def to_numbers(flag: str, values: Sequence[str | int]) -> list[int]:
   """The values of a flag that lists counts.
 
   Raises:
-    ValueError: one is no whole number of 1 or more.
+    ValueError: there is none, or one is no whole number of 1 or more.
   """
+  if not values:
+    raise ValueError(
+      f"--{flag} is empty, expected whole numbers. Set --{flag}=2,4."
+    )
   for value in values:
     if not str(value).isdecimal() or int(value) < 1:
       raise ValueError(
@@ -101,11 +115,18 @@ def config_name() -> str:
   return f"{stem}-{variant}" if variant else stem
 
 
-def make_console(*, stderr: bool = False) -> rich.console.Console:
-  console = rich.console.Console(stderr=stderr)
+def make_console() -> rich.console.Console:
+  console = rich.console.Console()
   if not console.is_terminal:
     console.width = PLAIN_WIDTH
   return console
+
+
+def print_whole(console: rich.console.Console, table: rich.table.Table) -> None:
+  """Prints a table as wide as it is, so that no number is cut."""
+  unlimited = console.options.update_width(1000)
+  needed = rich.measure.Measurement.get(console, unlimited, table).maximum
+  console.print(table, width=max(console.width, needed), crop=False)
 
 
 def check_no_arguments(argv: Sequence[str]) -> None:

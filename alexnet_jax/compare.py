@@ -7,7 +7,7 @@
 In one table: what one device sends, planned and in the compiled step, what it
 computes and holds, and which part of the work is repeated; then the batches at
 which one layout overtakes another. Every layout stands on every mesh of its
-axes that it allows.
+axes that it allows. Ends with 1 where a step does not communicate as planned.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -27,15 +28,14 @@ from alexnet_jax import command, comparison
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog
 from alexnet_jax.partition import layout as layout_lib
-from alexnet_jax.picture import chart
+from alexnet_jax.picture import chart, files
 
 _CONFIG = command.define_config()
 _SIMULATE_DEVICES = command.define_simulate_devices()
 _TOPOLOGY = command.define_topology()
 _LAYOUTS = flags.DEFINE_list(
-  "layouts", [], "Names of layouts. Default: the config's and the catalogue."
+  "layouts", [], "Names of layouts. Default: the catalogue and the config's."
 )
 _DEVICES = flags.DEFINE_list("devices", ["2", "4", "8"], "Device counts.")
 _BATCH_SIZES = flags.DEFINE_list(
@@ -57,54 +57,74 @@ def main(argv: list[str]) -> None:
   with command.in_one_line(ValueError, TypeError, OSError, ImportError):
     config = _CONFIG.value
     network, own = run_lib.check(config)
-    layouts = _choose_layouts(own)
+    layouts = run_lib.choose_layouts(own, _LAYOUTS.value)
     counts = command.to_numbers("devices", _DEVICES.value)
     sizes = command.to_numbers(
       "batch_sizes", _BATCH_SIZES.value or [config.batch_size]
     )
     if _CHART.value:
-      chart.check_path(_CHART.value)
-    devices = command.choose_devices(
-      max(counts),
-      simulated=_SIMULATE_DEVICES.value,
-      topology_name=_TOPOLOGY.value,
-    )
-    groups = [
-      _make_group(config, network, layouts, count, size, devices)
+      files.check_path(_CHART.value, flag="chart")
+    cases = {
+      (count, size): _find_layouts(config, network, layouts, count, size)
       for count, size in itertools.product(counts, sizes)
+    }
+    devices = None
+    if _COMPILE.value:
+      devices = command.choose_devices(
+        max(counts),
+        simulated=_SIMULATE_DEVICES.value,
+        topology_name=_TOPOLOGY.value,
+      )
+    groups = [
+      _make_group(config, network, found, size, devices)
+      for (_, size), found in cases.items()
     ]
     traffic = {
       count: comparison.find_traffic(
-        network,
-        comparison.find_layouts(network, layouts, count, batch_size=count),
+        network, cases[count, sizes[0]], precision=config.exchange_precision
       )
       for count in counts
     }
     if _CHART.value:
       chart.draw(
-        traffic, batch_sizes=sizes, network=network.name, path=_CHART.value
+        traffic,
+        batch_sizes=sizes,
+        network=network.name,
+        precision=config.exchange_precision,
+        path=_CHART.value,
       )
   if _FORMAT.value == "json":
     print(json.dumps(_to_json(network, groups, traffic), indent=2))
   else:
     _print_tables(network, groups, traffic)
+  agrees = all(row.agrees is not False for rows in groups for row in rows)
+  sys.exit(0 if agrees else 1)
 
 
-def _choose_layouts(own: layout_lib.Layout) -> list[layout_lib.Layout]:
-  """The named layouts; the config's own one, if it has one, goes first."""
-  layouts = list(catalog.LAYOUTS)
-  if own.name not in [layout.name for layout in layouts]:
-    layouts.insert(0, own)
-  if not _LAYOUTS.value:
-    return layouts
-  return [catalog.find(name, layouts) for name in _LAYOUTS.value]
+def _find_layouts(config, network, layouts, count, size):
+  """The layouts on meshes of one number of devices that a batch fits."""
+  found = list(
+    comparison.find_layouts(
+      network,
+      layouts,
+      count,
+      batch_size=size,
+      precision=config.exchange_precision,
+    )
+  )
+  if not found:
+    raise ValueError(
+      f"none of the layouts {', '.join(layout.name for layout in layouts)} "
+      f"splits {network.name} over {count} devices with a batch of {size}. "
+      "Set --layouts, --devices or --batch_sizes."
+    )
+  return found
 
 
 def _make_group(
   config: ml_collections.ConfigDict,
   network: wiring.Network,
   layouts: Sequence[layout_lib.Layout],
-  count: int,
   batch_size: int,
   devices: Sequence[jax.Device] | None,
 ) -> list[comparison.Row]:
@@ -112,10 +132,13 @@ def _make_group(
   rows = []
   config = copy.deepcopy(config)
   config.batch_size = batch_size
-  for layout in comparison.find_layouts(
-    network, layouts, count, batch_size=batch_size
-  ):
-    row = comparison.make_row(network, layout, batch_size=batch_size)
+  for layout in layouts:
+    row = comparison.make_row(
+      network,
+      layout,
+      batch_size=batch_size,
+      precision=config.exchange_precision,
+    )
     if _COMPILE.value:
       compiled, audit = program_lib.compile_step(
         run_lib.make_program(config, network, layout, devices=devices)
@@ -163,7 +186,7 @@ def _print_tables(network, groups, traffic) -> None:
         f"{row.repeated:.1%}",
       )
     table.add_section()
-  console.print(table)
+  command.print_whole(console, table)
   for count, lines in traffic.items():
     console.print(f"\n{count} devices: the batch at which two send the same")
     for overtaking in comparison.find_overtakings(lines):

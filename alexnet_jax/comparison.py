@@ -89,6 +89,7 @@ def find_layouts(
   devices: int,
   *,
   batch_size: int,
+  precision: str = "float32",
 ) -> Iterator[layout_lib.Layout]:
   """Yields each layout on each mesh of that many devices that it allows.
 
@@ -100,7 +101,7 @@ def find_layouts(
     for candidate in layout_lib.find_meshes(layout, devices):
       if not fit.fits(candidate, network, batch_size=batch_size):
         continue
-      plan = _make_plan(network, candidate, batch_size)
+      plan = _make_plan(network, candidate, batch_size, precision)
       shares = shares_lib.find_shares(network, candidate, batch_size=batch_size)
       same = (plan, *shares.values())
       splits = any(share.times < devices for share in shares.values())
@@ -110,10 +111,14 @@ def find_layouts(
 
 
 def make_row(
-  network: wiring.Network, layout: layout_lib.Layout, *, batch_size: int
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  *,
+  batch_size: int,
+  precision: str = "float32",
 ) -> Row:
   """What the plan says, before anything compiles."""
-  plan = _make_plan(network, layout, batch_size)
+  plan = _make_plan(network, layout, batch_size, precision)
   shares = shares_lib.find_shares(network, layout, batch_size=batch_size)
   sent = {True: 0, False: 0}
   for exchange in plan:
@@ -130,14 +135,19 @@ def make_row(
 
 
 def find_traffic(
-  network: wiring.Network, layouts: Iterable[layout_lib.Layout]
+  network: wiring.Network,
+  layouts: Iterable[layout_lib.Layout],
+  *,
+  precision: str = "float32",
 ) -> list[Traffic]:
   """The line of each layout, through what it sends at two batches."""
   lines = {}
   for layout in layouts:
     one, two = layout.devices, 2 * layout.devices
     sent = [
-      make_row(network, layout, batch_size=size).planned_bytes
+      make_row(
+        network, layout, batch_size=size, precision=precision
+      ).planned_bytes
       for size in (one, two)
     ]
     per_image = (sent[1] - sent[0]) / (two - one)
@@ -177,11 +187,15 @@ def describe(line: Traffic) -> str:
 
 
 def _make_plan(
-  network: wiring.Network, layout: layout_lib.Layout, batch_size: int
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  batch_size: int,
+  precision: str,
 ) -> tuple[plan_lib.Exchange, ...]:
   return plan_lib.make_plan(
     network,
     layout,
     batch_size=batch_size,
     loss_values=len(metrics.NAMES),
+    precision=precision,
   )

@@ -21,7 +21,7 @@ from alexnet_jax import command, tables
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.partition import audit as audit_lib
-from alexnet_jax.picture import draw
+from alexnet_jax.picture import draw, files
 
 _CONFIG = command.define_config()
 _SIMULATE_DEVICES = command.define_simulate_devices()
@@ -37,6 +37,8 @@ _TOPOLOGY = command.define_topology()
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   with command.in_one_line(ValueError, TypeError, OSError, ImportError):
+    if _PICTURE.value:
+      files.check_path(_PICTURE.value, flag="picture")
     program = _make_program()
     if _PICTURE.value:
       draw.draw(
@@ -125,9 +127,10 @@ def _print_tables(
   audit: audit_lib.Audit,
 ) -> None:
   console = command.make_console()
-  console.print(tables.layout(program))
-  console.print(
-    tables.plan(program.plan, batch_size=program.batch_size, lines=audit.lines)
+  command.print_whole(console, tables.layout(program))
+  command.print_whole(
+    console,
+    tables.plan(program.plan, batch_size=program.batch_size, lines=audit.lines),
   )
   console.print()
   for line in (

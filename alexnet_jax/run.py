@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
+import jax
 import ml_collections
 import optax
 
@@ -73,6 +75,28 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
   )
 
 
+def choose_layouts(
+  own: layout_lib.Layout, names: Sequence[str]
+) -> list[layout_lib.Layout]:
+  """The catalogue with the layout of a config, and of these the named ones.
+
+  Args:
+    own: from `make_layout`; takes the place of its namesake.
+    names: of --layouts; empty: all.
+
+  Raises:
+    ValueError: there is no layout of a name.
+  """
+  layouts = [
+    own if layout.name == own.name else layout for layout in catalog.LAYOUTS
+  ]
+  if own not in layouts:
+    layouts.insert(0, own)
+  if not names:
+    return layouts
+  return [catalog.find(name, layouts, field="--layouts") for name in names]
+
+
 def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
   """The named wiring, in the size that a config sets."""
   fields = config.network.to_dict()
@@ -107,7 +131,7 @@ def make_program(
   network: wiring.Network,
   layout: layout_lib.Layout,
   *,
-  devices=None,
+  devices: Sequence[jax.Device] | None = None,
   num_images: int | None = None,
 ) -> program_lib.Program:
   """The program of a config.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -39,19 +40,18 @@ TOLERANCE = 1e-5
 
 _CONFIG = command.define_config("configs/one_device.py")
 _LAYOUTS = flags.DEFINE_list(
-  "layouts", [], "Names of layouts. Default: the whole catalogue."
+  "layouts", [], "Names of layouts. Default: the catalogue and the config's."
 )
 _DEVICES = flags.DEFINE_list(
   "devices", ["1", "2", "4", "8"], "Numbers of devices to simulate."
 )
 
-_NAMES = [layout.name for layout in catalog.LAYOUTS]
 _HEADERS = ("layout", "mesh", "exchanges", "planned", "traced", "compiled")
 _HEADERS += ("loss", "gradients", "weights", "promises")
 _ROW = "{:<18} {:<16} {:>9} {:>12} {:>12} {:>12} {:>8} {:>9} {:>8}  {}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Steps:
   """What some steps came to.
 
@@ -70,16 +70,38 @@ def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   config = _CONFIG.value
   with command.in_one_line(ValueError, TypeError):
-    network, _ = run_lib.check(config)
-    layouts = [catalog.find(name) for name in _LAYOUTS.value or _NAMES]
+    network, own = run_lib.check(config)
+    layouts = run_lib.choose_layouts(own, _LAYOUTS.value)
     counts = command.to_numbers("devices", _DEVICES.value)
+    if config.exchange_precision != "float32":
+      raise ValueError(
+        f"exchange_precision is {config.exchange_precision!r}, which changes "
+        "results; layouts are compared in 'float32'. "
+        "Set config.exchange_precision."
+      )
     mesh_lib.simulate_devices(max(counts), only_cpu=True)
     kept = verify(config, network, layouts, counts)
   sys.exit(0 if kept else 1)
 
 
-def verify(config, network, layouts, counts) -> bool:
-  """Prints a line for each layout and mesh; whether all promises are kept."""
+def verify(
+  config: ml_collections.ConfigDict,
+  network: wiring.Network,
+  layouts: Sequence[layout_lib.Layout],
+  counts: Sequence[int],
+) -> bool:
+  """Prints a line for each layout and mesh; whether all promises are kept.
+
+  Raises:
+    ValueError: no layout fits, or no batch is free of near ties.
+  """
+  candidates = list(allowed(network, layouts, counts, config.batch_size))
+  if not candidates:
+    raise ValueError(
+      f"none of the layouts {', '.join(layout.name for layout in layouts)} "
+      f"fits {network.name}, {', '.join(map(str, counts))} devices and a batch "
+      f"of {config.batch_size}. Set --layouts, --devices or config.batch_size."
+    )
   one_device = run_lib.make_program(config, network, catalog.ONE_DEVICE)
   seed, batch, expected = find_batch(config, one_device)
   print(
@@ -89,7 +111,7 @@ def verify(config, network, layouts, counts) -> bool:
   )
   print(_ROW.format(*_HEADERS))
   all_kept = True
-  for layout in allowed(network, layouts, counts, config.batch_size):
+  for layout in candidates:
     program = run_lib.make_program(config, network, layout)
     compiled, audit = program_lib.compile_step(program)
     steps = take_steps(program, compiled, batch)
@@ -198,20 +220,27 @@ def take_steps(
     losses.append(float(totals[0]))
     if gradients is None:
       gradients = jax.device_get(optax.tree.get(state.optimizer, "trace"))
-  return Steps(np.array(losses), gradients, jax.device_get(state.parameters))
+  return Steps(
+    losses=np.array(losses),
+    gradients=gradients,
+    parameters=jax.device_get(state.parameters),
+  )
 
 
 def differ(steps: Steps, expected: Steps) -> tuple[float, float, float]:
   """Largest relative differences: losses, gradients, parameters."""
 
   def distance(a, b) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+    if np.array_equal(a, b):
+      return 0.0
+    found = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
+    return float(found) if np.isfinite(found) else math.inf
 
   def largest(a, b) -> float:
     return max(jax.tree.leaves(jax.tree.map(distance, a, b)))
 
   return (
-    float(np.max(np.abs(steps.losses / expected.losses - 1))),
+    max(map(distance, steps.losses, expected.losses)),
     largest(steps.gradients, expected.gradients),
     largest(steps.parameters, expected.parameters),
   )

@@ -1,6 +1,6 @@
 """What the compiler would have done: python -m benchmarks.plain_jit
 
-The network of 2012 in full size on the layouts of the catalogue, under plain
+The network of 2012 in full size on layouts of the catalogue, under plain
 `jax.jit`: parameters and batch are split by `NamedSharding` as the layout has
 them, and XLA's partitioner decides what to send. What it sends is read from
 the compiled program and put beside our plan.
@@ -258,12 +258,20 @@ def main(argv: list[str]) -> None:
   started = time.monotonic()
   mesh_lib.simulate_devices(DEVICES, only_cpu=True)
   console = command.make_console()
-  rows, details = [], []
-  for name in dict.fromkeys([*values.layouts, values.detail]):
-    with command.in_one_line(ValueError):
+  programs = {}
+  with command.in_one_line(ValueError, OSError):
+    for name in dict.fromkeys([*values.layouts, values.detail]):
       config = default.get_config("imagenet")
       config.layout.name, config.batch_size = name, values.batch_size
-      program = run_lib.make_program(config, *run_lib.check(config))
+      programs[name] = run_lib.make_program(config, *run_lib.check(config))
+    if not values.layouts:
+      raise ValueError("--layouts is empty, expected names of layouts.")
+    if values.markdown and not pathlib.Path(values.markdown).parent.is_dir():
+      raise ValueError(
+        f"{values.markdown!r} is in no folder that is there. Set --markdown."
+      )
+  rows, details = [], []
+  for name, program in programs.items():
     found = compare(program)
     if name in values.layouts:
       rows += summarise(name, found)

@@ -150,6 +150,7 @@ def use_layout(config: ml_collections.ConfigDict, layout) -> None:
     layout: a `Layout` (see alexnet_jax/partition/catalog.py) under a name that
       the catalogue does not have.
   """
+  config.layout.mesh = ml_collections.ConfigDict()
   config.layout.update(layout_lib.to_fields(layout))
 
 

@@ -66,9 +66,24 @@ def test_piece_of_a_combined_sum_is_found_by_its_size():
   combined = sums(("conv1", 96), ("conv1", 64))
   sent, unplanned, notes = audit._explain(planned, combined)
   assert unplanned == [] and len(notes) == 2
+  assert "made it a sum, as part of one in conv1 (" in notes[-1]
   assert sent == [2 * 64 // 2 * 4, 2 * 96 // 2 * 4]
   sent, unplanned, _ = audit._explain(planned, sums(("conv1", 97)))
   assert len(unplanned) == 1 and sent == [0, 0]
+
+
+def test_gather_elsewhere_does_not_answer_for_a_sum_of_its_size():
+  planned = sums(("fc7", 64))
+  gather = dataclasses.replace(
+    planned[0],
+    layer="conv4",
+    direction="forward",
+    tensor="activation",
+    kind="all_gather",
+  )
+  _, unplanned, notes = audit._explain(planned, [gather])
+  assert len(unplanned) == 1 and "conv4 forward: all_gather" in unplanned[0]
+  assert "removed it" in notes[0]
 
 
 def test_other_precision_is_explained_in_bytes():

@@ -72,6 +72,25 @@ def test_grouped_convolution_is_found(groups):
       *("sum", ("data",), 10),
     ),
     (
+      "%rs = ((f32[8,8]{1,0}), f32[4,8]{1,0}) reduce-scatter-start(%x), "
+      "replica_groups={{0,1},{2,3}}, dimensions={0}, "
+      'metadata={op_name="jit(f)/fc7/reduce_scatter"}',
+      *("reduce_scatter", ("column",), 64),
+    ),
+    (
+      "%aa = ((f32[8,8]{1,0}), f32[8,8]{1,0}) all-to-all-start(%x), "
+      "replica_groups={{0,1},{2,3}}, dimensions={0}, "
+      'metadata={op_name="jit(f)/fc7/all_to_all"}',
+      *("all_to_all", ("column",), 128),
+    ),
+    (
+      "%cp = (f32[2,8]{1,0}, f32[2,8]{1,0}, u32[], u32[]) "
+      "collective-permute-start(%x), "
+      "source_target_pairs={{0,1},{1,0},{2,3},{3,2}}, "
+      'metadata={op_name="jit(f)/fc7/ppermute"}',
+      *("collective-permute", ("column",), 16),
+    ),
+    (
       "%ar = f32[10]{0} all-reduce(%x), replica_groups={}, "
       'metadata={op_name="jit(f)/fc7/psum"}',
       *("sum", ("data", "column"), 10),

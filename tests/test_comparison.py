@@ -6,7 +6,7 @@ from alexnet_jax import comparison
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog
-from alexnet_jax.picture import chart
+from alexnet_jax.picture import chart, files
 
 NETWORK = wiring.make_network(wirings.ALEXNET_2012)
 PARAMETERS = 60_965_224
@@ -88,10 +88,27 @@ def test_chart_is_drawn(tmp_path, suffix):
       NETWORK, [catalog.TWO_COLUMN, catalog.DATA_PARALLEL]
     )
   }
-  chart.draw(traffic, batch_sizes=[128], network="x", path=str(path))
+  chart.draw(
+    traffic, batch_sizes=[128], network="x", precision="float32", path=str(path)
+  )
   assert path.stat().st_size > 10_000
 
 
-def test_chart_of_another_kind_is_refused():
-  with pytest.raises(ValueError, match="'a.pdf' is neither .svg nor .png"):
-    chart.check_path("a.pdf")
+@pytest.mark.parametrize(
+  ("path", "message"),
+  [
+    ("a.pdf", "'a.pdf' is neither .svg nor .png. Set --chart"),
+    ("nosuch/a.svg", "'nosuch' is no folder, or not yours. Set --chart"),
+  ],
+)
+def test_file_that_cannot_be_drawn_to_is_refused(path, message):
+  with pytest.raises(ValueError, match=message):
+    files.check_path(path, flag="chart")
+
+
+def test_plan_is_that_of_the_precision_of_the_exchange():
+  whole = row(catalog.TWO_COLUMN, 128)
+  halved = comparison.make_row(
+    NETWORK, catalog.TWO_COLUMN, batch_size=128, precision="bfloat16"
+  )
+  assert whole.planned_bytes == 2 * halved.planned_bytes

@@ -145,7 +145,6 @@ def test_bad_flag_ends_in_one_line(flags, message):
   assert len(process.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
 def test_compare_lists_planned_and_compiled_bytes():
   process = test_main.start(
     [

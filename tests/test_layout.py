@@ -2,10 +2,12 @@ import dataclasses
 
 import pytest
 
+from alexnet_jax import run
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, fit, mesh, route
 from alexnet_jax.partition import layout as layout_lib
+from configs import default
 
 Layout, Placement = layout_lib.Layout, layout_lib.Placement
 
@@ -90,6 +92,10 @@ def test_every_named_layout_fits_the_full_size_network(layout):
       ["conv1", "twice in its batch axes", "config.layout.conv1.batch"],
     ),
     (
+      Layout(name="x", mesh={}),
+      ["layout 'x' has no axis", "config.layout.mesh"],
+    ),
+    (
       Layout(name="x", mesh={"data": 0}),
       ["axis 'data' has 0 devices", "config.layout.mesh.data"],
     ),
@@ -110,7 +116,9 @@ def test_axes_in_another_order_are_refused():
   )
   network = wiring.make_network(wirings.ALEXNET_2012)
   fit.check(layout, network, batch_size=128)
-  with pytest.raises(ValueError, match=r"fc6 wants a split over \('b', 'a'\)"):
+  with pytest.raises(
+    ValueError, match=r"fc6 wants its input split over \(b=2, a=2\)"
+  ):
     route.find_routes(network, layout, batch_size=128)
 
 
@@ -143,16 +151,37 @@ def test_order_of_axes_is_that_of_the_config_and_must_be_complete():
 
 
 def test_layout_survives_its_way_through_a_config(layout):
-  fields = layout_lib.to_fields(layout)
-  made = layout_lib.override(
-    Layout(name=fields["name"], mesh={}),
-    axes=fields["axes"],
-    mesh=dict(sorted(fields["mesh"].items())),
-    placements={name: fields[name] for name in layout_lib.LAYERS},
-  )
-  assert list(made.mesh.items()) == list(layout.mesh.items())
+  own = dataclasses.replace(layout, name="own")
+  config = default.get_config("digits")
+  default.use_layout(config, catalog.TWO_COLUMN)
+  default.use_layout(config, own)  # nothing of the first remains
+  made = run.make_layout(config)
+  assert list(made.mesh.items()) == list(own.mesh.items())
   for name in layout_lib.LAYERS:
-    assert made.placement(name) == layout.placement(name)
+    assert made.placement(name) == own.placement(name)
+
+
+def test_misspelt_layer_is_refused():
+  with pytest.raises(ValueError, match="places a layer 'fc_7', expected one"):
+    Layout(name="x", mesh={"data": 2}, layers={"fc_7": Placement()})
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_two_axes_go_from_the_batch_to_the_features_in_either_order(order):
+  layout = Layout(
+    name="x",
+    mesh={"a": 2, "b": 2},
+    conv=Placement(batch=("a", "b")),
+    fc=Placement(features=order),
+    layers={"fc6": Placement(features=order, arrive="sum")},
+  )
+  network = wiring.make_network(wirings.ALEXNET_2012)
+  fit.check(layout, network, batch_size=128)
+  moves = route.find_routes(network, layout, batch_size=128)["fc6"].moves
+  kinds = [(move.kind, move.axes) for move in moves]
+  together = [("all_to_all", ("a", "b"))]
+  one_by_one = [("all_to_all", ("b",)), ("all_to_all", ("a",))]
+  assert kinds == (together if order == ("a", "b") else one_by_one)
 
 
 def test_more_devices_than_there_are_are_refused():

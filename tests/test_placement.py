@@ -46,6 +46,13 @@ MIXED = (
       "fc8": Placement(features=("data",), arrive="sum"),
     },
   ),
+  Layout(  # two axes at once from the batch to the features
+    name="two_axes",
+    mesh={"a": 2, "b": 2},
+    conv=Placement(batch=("a", "b")),
+    fc=Placement(features=("a", "b")),
+    layers={"fc6": Placement(features=("a", "b"), arrive="sum")},
+  ),
   Layout(  # whole layers between split ones: copies, slices, repeated work
     name="here_and_there",
     mesh={"column": 2},
@@ -148,7 +155,6 @@ def test_other_wirings_match_one_device(
     assert difference <= 1e-5 * np.linalg.norm(blocks["kernel"]), layer
 
 
-@pytest.mark.slow
 def test_exchange_in_half_precision_sends_half_and_changes_little(
   program, tiny_network, tiny_augmentation, tiny_batch
 ):
@@ -203,7 +209,6 @@ def test_draws_are_the_same_on_every_layout(
   assert 0.45 < found["mask"].mean() < 0.55  # 4096 draws: 0.5 +- 0.008
 
 
-@pytest.mark.slow
 def test_sum_over_the_positions_of_a_map_matches_one_device(
   tiny_augmentation,
 ):

@@ -176,8 +176,13 @@ def _explain(
     return place(planned) == place(found) and planned.elements >= found.elements
 
   def is_elsewhere(planned: Exchange, found: Exchange) -> bool:
-    """A combined collective may give all its pieces the place of one."""
-    return (planned.axes, planned.elements) == (found.axes, found.elements)
+    """A combined sum may give all its pieces the place of one, or none."""
+    return (
+      (planned.axes, planned.elements) == (found.axes, found.elements)
+      and found.kind in (planned.kind, "sum")
+      and planned.kind in (found.kind, "reduce_scatter")
+      and (not found.layer or planned.direction == found.direction)
+    )
 
   strangers = extra
   for answers in (is_replaced, is_elsewhere):
@@ -220,13 +225,19 @@ def _explain(
 
 
 def _note_liberty(planned: Exchange, found: Exchange) -> str:
-  if (found.kind, found.elements) == (planned.kind, planned.elements):
-    change = (
-      f"the compiler sends {found.bytes_per_element} bytes an element instead "
-      f"of {planned.bytes_per_element}"
+  change = "the compiler "
+  if (found.kind, found.elements) != (planned.kind, planned.elements):
+    change += f"made it a {found.kind}"
+  elif found.bytes_per_element != planned.bytes_per_element:
+    change += (
+      f"sends {found.bytes_per_element} bytes an element instead of "
+      f"{planned.bytes_per_element}"
     )
   else:
-    change = f"the compiler made it a {found.kind}"
+    change += "moved it"
+  if (found.layer, found.tensor) != (planned.layer, planned.tensor):
+    where = found.layer or "no layer"
+    change += f", as part of one in {where}"
   return (
     f"{describe(planned)}: {change} ({planned.sent_bytes:,} bytes planned, "
     f"{found.sent_bytes:,} sent)"

@@ -7,8 +7,9 @@ from alexnet_jax.partition import layout
 Layout = layout.Layout
 Placement = layout.Placement
 
-# fc8 arrives as a sum in every split layout: whole logits on every device, no
-# rule for the number of classes, and 1,000 numbers sent instead of 2,048.
+# Where fc8 is split by features it arrives as a sum: whole logits on every
+# device, no rule for the number of classes, and 1,000 numbers sent instead of
+# 2,048.
 
 ONE_DEVICE = Layout(name="one_device", mesh={"device": 1})
 
@@ -97,8 +98,13 @@ LAYOUTS = (
 )
 
 
-def find(name: str, layouts: Iterable[Layout] = LAYOUTS) -> Layout:
-  """The layout of that name.
+def find(
+  name: str,
+  layouts: Iterable[Layout] = LAYOUTS,
+  *,
+  field: str = "config.layout.name",
+) -> Layout:
+  """The layout of that name; `field` is what an error says to set.
 
   Raises:
     ValueError: there is none.
@@ -108,5 +114,5 @@ def find(name: str, layouts: Iterable[Layout] = LAYOUTS) -> Layout:
       return candidate
   names = ", ".join(candidate.name for candidate in layouts)
   raise ValueError(
-    f"unknown layout {name!r}, expected one of {names}. Set config.layout.name."
+    f"unknown layout {name!r}, expected one of {names}. Set {field}."
   )

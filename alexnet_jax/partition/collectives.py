@@ -89,20 +89,20 @@ def find_compiled(
     match = _HLO_COLLECTIVE.match(line)
     if not match:
       continue
+    shapes = _results(match)
+    own_scope = re.search(r"op_name=\"([^\"]*)\"", match["rest"])
     # TPU's compiler runs a collective piece by piece beside the computations
     # of one chain, and writes it out whole in each.
     if chain := re.search(r"chain_id=\"(\d+)\"", line):
-      if chain[1] in chains:
+      piece = (chain[1], match["kind"], *shapes, own_scope and own_scope[1])
+      if piece in chains:
         continue
-      chains.add(chain[1])
+      chains.add(piece)
     kind = _KINDS.get(match["kind"], match["kind"])
     axes, devices = groups_lib.axes_of(match["rest"], groups)
     if devices == 1:
       continue
-    own_scope = re.search(r"op_name=\"([^\"]*)\"", match["rest"])
-    pieces = [_size(piece) for piece in _HLO_ARRAY.finditer(match["type"])]
-    if match["start"] and kind == "all_gather":  # (operands, results)
-      pieces = pieces[len(pieces) // 2 :]
+    pieces = list(shapes)
     if kind == "all_to_all":  # a result per device, or one for all
       pieces = [(sum(count for count, _ in pieces), pieces[0][1])]
     for index, (elements, size) in enumerate(pieces):
@@ -173,6 +173,25 @@ def _exchange(
     elements=size[0],
     bytes_per_element=size[1],
   )
+
+
+def _results(match: re.Match[str]) -> tuple[tuple[int, int], ...]:
+  """(elements, bytes of each) of what a collective results in.
+
+  One that is only started, but a sum, has a tuple: operands, results and, for
+  some, numbers of its own.
+  """
+  text = match["type"]
+  if match["start"] and match["kind"] != "all-reduce":
+    depth, parts = 0, [""]
+    for character in text[1:-1]:
+      depth += (character in "([{") - (character in ")]}")
+      if character == "," and depth == 0:
+        parts.append("")
+      else:
+        parts[-1] += character
+    text = parts[1]
+  return tuple(map(_size, _HLO_ARRAY.finditer(text)))
 
 
 def _size(match: re.Match[str]) -> tuple[int, int]:

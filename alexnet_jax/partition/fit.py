@@ -1,6 +1,6 @@
 """Whether a network fits a layout: every reason why it may not, in one line.
 
-Standard library only, and before anything is compiled.
+Before anything is compiled, and without JAX.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ def check(
   Raises:
     ValueError: names the layer, the axis, the sizes and the field to change.
   """
+  if not layout.mesh:
+    raise ValueError(
+      f"the mesh of layout '{layout.name}' has no axis, expected one or more. "
+      "Set config.layout.mesh."
+    )
   for axis, size in layout.mesh.items():
     if size < 1:
       raise ValueError(

@@ -59,6 +59,14 @@ class Layout:
   fc: Placement = Placement()
   layers: Mapping[str, Placement] = dataclasses.field(default_factory=dict)
 
+  def __post_init__(self):
+    for layer in self.layers:
+      if layer not in LAYERS:
+        raise ValueError(
+          f"layout '{self.name}' places a layer {layer!r}, expected one of "
+          f"{', '.join(LAYERS)}. Change the keys of its layers."
+        )
+
   def placement(self, layer: str) -> Placement:
     group = self.conv if layer.startswith("conv") else self.fc
     return self.layers.get(layer, group)

@@ -122,8 +122,15 @@ def find_moves(
 
   def leave(here, stays, there, enters, source: int, to: int) -> None:
     """Takes axes off one dimension, the fastest first."""
-    for axis in reversed([axis for axis in here if axis not in stays]):
-      _check_last(name, axis, here)
+    leaving = [axis for axis in here if axis not in stays]
+    if len(leaving) > 1 and here[-len(leaving) :] == leaving:
+      if [axis for axis in enters if axis in leaving] == leaving:
+        move("all_to_all", leaving, source, to)  # in the order they stand in
+        there.extend(leaving)
+        del here[-len(leaving) :]
+        return
+    for axis in reversed(leaving):
+      _check_last(name, axis, here, layout)
       if axis in enters:
         move("all_to_all", [axis], source, to)
         there.append(axis)
@@ -148,9 +155,10 @@ def find_moves(
           copies.remove(axis)
     if tuple(split) != axes:
       raise ValueError(
-        f"{name} wants a split over {axes}, but its input arrives split over "
-        f"{tuple(split)}; the axes that both have must stand first, in one "
-        f"order. Set config.layout.{name}."
+        f"{name} wants its input split over {_sized(axes, layout)}, but it "
+        f"arrives split over {_sized(split, layout)}; the axes that both have "
+        f"must stand first, in one order. Set config.layout.{name}.batch or "
+        f"config.layout.{name}.features."
       )
   for axis in spread:
     if axis not in copies:
@@ -159,10 +167,17 @@ def find_moves(
   return tuple(moves), dataclasses.replace(wanted, copies=tuple(copies))
 
 
-def _check_last(name: str, axis: str, split: Sequence[str]) -> None:
+def _check_last(
+  name: str, axis: str, split: Sequence[str], layout: layout_lib.Layout
+) -> None:
   if split[-1] != axis:
     raise ValueError(
       f"{name} needs axis {axis!r} joined, but the layer before is split over "
-      f"{tuple(split)}, and only the last of these can be joined. "
-      f"Set config.layout.{name}."
+      f"{_sized(split, layout)}, and only the last of these can be joined. "
+      f"Set config.layout.{name}.batch or config.layout.{name}.features."
     )
+
+
+def _sized(axes: Sequence[str], layout: layout_lib.Layout) -> str:
+  """Axes with their sizes, in their order: `(a=2, b=4)`."""
+  return f"({layout_lib.listed({axis: layout.mesh[axis] for axis in axes})})"

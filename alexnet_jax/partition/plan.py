@@ -10,6 +10,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 
+import jax
+
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import route as route_lib
@@ -189,7 +191,9 @@ def crossed(axes: Iterable[str], mesh: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def block_shape(
-  shape: tuple[int, ...], spec, layout: layout_lib.Layout
+  shape: tuple[int, ...],
+  spec: jax.sharding.PartitionSpec,
+  layout: layout_lib.Layout,
 ) -> tuple[int, ...]:
   """What one device holds of an array: its global shape, divided."""
   axes = [*spec, *[None] * (len(shape) - len(spec))]
@@ -197,15 +201,3 @@ def block_shape(
     size // layout.size((names,) if isinstance(names, str) else names or ())
     for size, names in zip(shape, axes, strict=True)
   )
-
-
-def block_shapes(
-  network: wiring.Network,
-  layout: layout_lib.Layout,
-  parameters: specs_lib.ParameterSpecs,
-) -> Mapping[str, tuple[int, ...]]:
-  """What one device holds of every kernel: {layer: shape}."""
-  return {
-    name: block_shape(sizes.kernel, parameters[name]["kernel"], layout)
-    for name, sizes in network.sizes().items()
-  }

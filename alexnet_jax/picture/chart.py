@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import figure, ticker
 
 from alexnet_jax import comparison
+from alexnet_jax.picture import files
 
 _STYLES = ("-", "--", "-.", ":")
 _SETTINGS = {
@@ -23,6 +24,7 @@ def draw(
   *,
   batch_sizes: Sequence[int],
   network: str,
+  precision: str,
   path: str,
 ) -> None:
   """Draws bytes sent by one device over the batch, both logarithmic.
@@ -31,12 +33,13 @@ def draw(
     traffic: number of devices -> lines of the layouts.
     batch_sizes: marked in the panels, which reach 16 times as far either way.
     network: name of the network.
+    precision: in which activations are sent.
     path: .svg or .png.
 
   Raises:
-    ValueError: the path ends otherwise.
+    ValueError: the file cannot be drawn to.
   """
-  check_path(path)
+  files.check_path(path, flag="chart")
   names = sorted(
     {line.layouts[0].name for lines in traffic.values() for line in lines}
   )
@@ -48,23 +51,10 @@ def draw(
     for panel, (devices, lines) in zip(panels, traffic.items(), strict=True):
       _draw_panel(panel, lines, names, batch_sizes)
       panel.set_title(f"{devices} devices", fontsize="medium")
-    panels[0].set_ylabel("MB that one device sends in a step, float32")
+    panels[0].set_ylabel(f"MB that one device sends in a step, {precision}")
     drawn.suptitle(f"What each layout sends: {network}", fontsize="large")
     drawn.savefig(
       path, dpi=200, metadata={"Date": None} if path.endswith("svg") else {}
-    )
-
-
-def check_path(path: str) -> None:
-  """Refuses what is neither SVG nor PNG.
-
-  Raises:
-    ValueError: names the file.
-  """
-  if not path.endswith((".svg", ".png")):
-    raise ValueError(
-      f"the chart {path!r} is neither .svg nor .png. Set --chart to a name "
-      "that ends in one of these."
     )
 
 

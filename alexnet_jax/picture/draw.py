@@ -6,7 +6,6 @@ arrows only where something crosses devices.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 
 import matplotlib
@@ -16,7 +15,7 @@ from matplotlib import figure, lines, patches
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
-from alexnet_jax.picture import grid
+from alexnet_jax.picture import files, grid
 from alexnet_jax.picture import scene as scene_lib
 
 DOTS_PER_INCH = 200
@@ -73,16 +72,11 @@ def draw(
     path: file to write, `.svg` or `.png`. The same layout gives the same file.
 
   Raises:
-    ValueError: the path ends in something else.
+    ValueError: the file cannot be drawn to.
   """
-  suffix = pathlib.PurePath(path).suffix
-  if suffix not in (".svg", ".png"):
-    raise ValueError(
-      f"the picture's name {path!r} ends in {suffix!r}, expected .svg or .png. "
-      "Set --picture to a name that ends in .svg or .png."
-    )
+  files.check_path(path, flag="picture")
   scene = scene_lib.make_scene(network, layout, plan, batch_size=batch_size)
-  metadata = {"Date": None} if suffix == ".svg" else None
+  metadata = {"Date": None} if path.endswith(".svg") else None
   with matplotlib.style.context(["default", STYLE]):
     to_figure(scene).savefig(path, dpi=DOTS_PER_INCH, metadata=metadata)
 
