@@ -51,7 +51,10 @@ MIXED = (
     mesh={"a": 2, "b": 2},
     conv=Placement(batch=("a", "b")),
     fc=Placement(features=("a", "b")),
-    layers={"fc6": Placement(features=("a", "b"), arrive="sum")},
+    layers={
+      "fc6": Placement(features=("a", "b"), arrive="sum"),
+      "fc8": Placement(features=("a", "b"), arrive="sum"),
+    },
   ),
   Layout(  # whole layers between split ones: copies, slices, repeated work
     name="here_and_there",
