@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import ml_collections
@@ -50,6 +50,10 @@ _CHART = flags.DEFINE_string(
 _FORMAT = flags.DEFINE_enum(
   "format", "table", ["table", "json"], "A table for people, or data."
 )
+
+# The rows of each number of devices and batch; the lines of each number.
+Groups = Sequence[Sequence[comparison.Row]]
+Traffic = Mapping[int, Sequence[comparison.Traffic]]
 
 
 def main(argv: list[str]) -> None:
@@ -101,8 +105,18 @@ def main(argv: list[str]) -> None:
   sys.exit(0 if agrees else 1)
 
 
-def _find_layouts(config, network, layouts, count, size):
-  """The layouts on meshes of one number of devices that a batch fits."""
+def _find_layouts(
+  config: ml_collections.ConfigDict,
+  network: wiring.Network,
+  layouts: Sequence[layout_lib.Layout],
+  count: int,
+  size: int,
+) -> list[layout_lib.Layout]:
+  """The layouts on meshes of one number of devices that a batch fits.
+
+  Raises:
+    ValueError: there is none.
+  """
   found = list(
     comparison.find_layouts(
       network,
@@ -153,7 +167,9 @@ def _make_group(
   return sorted(rows, key=lambda row: row.planned_bytes)
 
 
-def _print_tables(network, groups, traffic) -> None:
+def _print_tables(
+  network: wiring.Network, groups: Groups, traffic: Traffic
+) -> None:
   console = command.make_console()
   table = rich.table.Table(
     title=f"network {network.name}: one device in one step, in MB of 10^6 "
@@ -201,7 +217,7 @@ def _print_tables(network, groups, traffic) -> None:
     console.print(f"\nthe chart is in {_CHART.value}", highlight=False)
 
 
-def _to_json(network, groups, traffic) -> dict:
+def _to_json(network: wiring.Network, groups: Groups, traffic: Traffic) -> dict:
   """What the tables show, as data."""
   return {
     "network": network.name,
