@@ -208,7 +208,11 @@ def test_draws_are_the_same_on_every_layout(
     split = jax.jit(lambda: draws(parts.specs.images, parts.specs.masks["fc6"]))
     found = jax.tree.map(np.asarray, split())
   expected = draws(None, None)
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  for name, drawn in expected.items():
+    # The bits are the same; what the normal distribution makes of them may be
+    # rounded otherwise in arrays of another shape.
+    rtol = 1e-6 if name == "colour" else 0
+    np.testing.assert_allclose(found[name], drawn, rtol=rtol, err_msg=name)
   assert 0.45 < found["mask"].mean() < 0.55  # 4096 draws: 0.5 +- 0.008
 
 
