@@ -20,7 +20,7 @@ from alexnet_jax.partition import (
   plan,
 )
 from tests import build
-from tests.test_placement import MIXED, OVERRIDDEN
+from tests.test_placement import OVERRIDDEN, UNUSUAL
 
 
 def audited(program, *, planned=None):
@@ -35,7 +35,7 @@ def audited(program, *, planned=None):
 
 @pytest.mark.parametrize(
   "layout",
-  [*catalog.LAYOUTS, *MIXED, OVERRIDDEN],
+  [*catalog.LAYOUTS, OVERRIDDEN, *UNUSUAL],
   ids=lambda layout: layout.name,
 )
 def test_step_communicates_as_planned(layout, program):
