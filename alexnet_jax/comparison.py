@@ -93,21 +93,27 @@ def find_layouts(
 ) -> Iterator[layout_lib.Layout]:
   """Yields each layout on each mesh of that many devices that it allows.
 
-  Of those that come to the same, as any layout with one device along `model`
-  and `data_parallel`, only the first; and none that splits nothing.
+  Of those that come to the same, only the one with the fewest axes of one
+  device: `data_parallel`, and no other layout with one device along `model`.
+  None that splits nothing.
   """
-  seen = set()
-  for layout in layouts:
-    for candidate in layout_lib.find_meshes(layout, devices):
-      if not fit.fits(candidate, network, batch_size=batch_size):
-        continue
-      plan = _make_plan(network, candidate, batch_size, precision)
-      shares = shares_lib.find_shares(network, candidate, batch_size=batch_size)
-      same = (plan, *shares.values())
-      splits = any(share.times < devices for share in shares.values())
-      if same not in seen and (splits or devices == 1):
-        seen.add(same)
-        yield candidate
+  candidates = [
+    candidate
+    for layout in layouts
+    for candidate in layout_lib.find_meshes(layout, devices)
+    if fit.fits(candidate, network, batch_size=batch_size)
+  ]
+  plainest = {}
+  for candidate in sorted(
+    candidates, key=lambda layout: list(layout.mesh.values()).count(1)
+  ):
+    plan = _make_plan(network, candidate, batch_size, precision)
+    shares = shares_lib.find_shares(network, candidate, batch_size=batch_size)
+    splits = any(share.times < devices for share in shares.values())
+    if splits or devices == 1:
+      plainest.setdefault((plan, *shares.values()), candidate)
+  kept = list(plainest.values())
+  yield from (candidate for candidate in candidates if candidate in kept)
 
 
 def make_row(
