@@ -5,46 +5,122 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_jax.data import digits, records
+from alexnet_jax.data import (
+  digits,
+  imagenet256,
+  preparation,
+  records,
+  statistics,
+)
+
+# Sets of this project; importing their builders makes TFDS know them.
+OWN = (digits.Digits.name, imagenet256.Imagenet256.name)
 
 
 def open_builder(
   name: str, *, data_dir: str | None
 ) -> tfds.core.DatasetBuilder:
-  """Finds a set; writes nothing.
+  """Finds a set that can be read; writes nothing.
 
   Args:
-    name: `digits`, or an image-classification set of TFDS.
+    name: `digits`, `imagenet256/jpeg`, `imagenet256/raw`, or an
+      image-classification set of TFDS.
     data_dir: where TFDS keeps its sets; None for TFDS's own default.
 
   Raises:
-    ValueError: there is no such set.
+    ValueError: there is no such set, or not in this version.
     FileNotFoundError: the set has not been prepared in `data_dir`.
   """
-  if name == "digits":
-    return digits.Digits(data_dir=data_dir, file_format="array_record")
-  # TFDS warns of a missing dataset_info.json; the error below says it better.
+  builder = find_builder(name, data_dir=data_dir)
+  if builder.name == "digits" or builder.info.splits:
+    return builder
+  folder, version = os.path.split(os.fspath(builder.data_dir))
+  how = (
+    f"`python -m alexnet_jax.prepare --dataset={name} "
+    "--manual_dir=FOLDER_OF_THE_TARS`"
+    if _is_own(builder)
+    else "Where TensorFlow is installed: `tfds build "
+    f"{name} --file_format=array_record`"
+  )
+  others = [found for found in _list(folder) if _is_version(found)]
+  if others:
+    raise FileNotFoundError(
+      f"dataset {name!r} is in {folder} in version {', '.join(others)}, "
+      f"expected {version}. Prepare it again, {how}, or set --data_dir."
+    )
+  begun = f"{version}{preparation.UNFINISHED}" in _list(folder)
+  raise FileNotFoundError(
+    f"dataset {name!r} is not prepared{' to the end' if begun else ''}: there "
+    f"is no {builder.data_dir}/dataset_info.json. Prepare it, {how}, or set "
+    "--data_dir to where it is."
+  )
+
+
+def find_builder(
+  name: str, *, data_dir: str | None, field: str = "config.data.name"
+) -> tfds.core.DatasetBuilder:
+  """Finds a set, prepared or not; writes nothing.
+
+  Args:
+    name: as for `open_builder`.
+    data_dir: as for `open_builder`.
+    field: that the name comes from, for messages.
+
+  Raises:
+    ValueError: there is no such set, or not in this version.
+  """
+  options = {}
+  if name.partition("/")[0].partition(":")[0] in OWN:
+    options["file_format"] = "array_record"
+  # TFDS warns of a missing dataset_info.json; `open_builder` says it better.
   logging.getLogger("absl").addFilter(_is_not_about_info)
   try:
-    builder = tfds.builder(name, data_dir=data_dir)
+    return tfds.builder(name, data_dir=data_dir, **options)
   except tfds.core.DatasetNotFoundError:
     raise ValueError(
-      f"unknown dataset {name!r}, expected 'digits' or the name of an "
-      "image-classification set of TFDS. Set config.data.name."
+      f"unknown dataset {name!r}, expected {', '.join(OWN)} or the name of an "
+      f"image-classification set of TFDS. Set {field}."
+    ) from None
+  except (ValueError, AssertionError) as error:
+    # No such config or version, or no name at all.
+    reason = str(error).partition("\n")[0].rpartition('}": ')[2]
+    reason = reason.partition(". ")[0].rstrip(".")
+    raise ValueError(
+      f"dataset {name!r} cannot be opened ({reason}), expected "
+      f"NAME, NAME/CONFIG or NAME:VERSION of TFDS. Set {field}."
     ) from None
   finally:
     logging.getLogger("absl").removeFilter(_is_not_about_info)
-  if not builder.info.splits:
-    raise FileNotFoundError(
-      f"dataset {name!r} is not prepared: there is no {builder.data_dir}/"
-      "dataset_info.json. Prepare it on a machine with TensorFlow, `tfds build "
-      f"{name} --file_format=array_record`, and point --data_dir at it."
+
+
+def find_to_prepare(
+  name: str, *, data_dir: str | None
+) -> imagenet256.Imagenet256:
+  """Finds a set that `prepare` can make.
+
+  Raises:
+    ValueError: TFDS makes it, or there is no such set.
+  """
+  builder = find_builder(name, data_dir=data_dir, field="--dataset")
+  if isinstance(builder, imagenet256.Imagenet256):
+    return builder
+  if _is_own(builder):
+    raise ValueError(
+      f"{name!r} needs no preparation: it is made when it is first read. Set "
+      "--dataset=imagenet256."
     )
-  return builder
+  raise ValueError(
+    f"{name!r} is prepared by TFDS itself, which needs TensorFlow for it: "
+    f"`pip install tensorflow && tfds build {name} "
+    "--file_format=array_record`; it is then read here without. Set "
+    "--dataset=imagenet256 for what is prepared here."
+  )
 
 
 def check_classes(builder: tfds.core.DatasetBuilder, num_classes: int) -> None:
@@ -56,9 +132,7 @@ def check_classes(builder: tfds.core.DatasetBuilder, num_classes: int) -> None:
   image_key, label_key = builder.info.supervised_keys or (None, None)
   features = dict(builder.info.features)
   image, label = features.get(image_key), features.get(label_key)
-  if not isinstance(image, tfds.features.Image) or not isinstance(
-    label, tfds.features.ClassLabel
-  ):
+  if not _is_image(image) or not isinstance(label, tfds.features.ClassLabel):
     raise ValueError(
       f"dataset {builder.name!r} is not one of image classification: its "
       f"supervised keys are {builder.info.supervised_keys}, expected an image "
@@ -129,6 +203,37 @@ def _open_source(
       "array_record. Prepare it again with --file_format=array_record."
     ) from None
   return source
+
+
+def find_statistics(
+  builder: tfds.core.DatasetBuilder,
+) -> statistics.Statistics | None:
+  """Those kept with the metadata of a set; None where it keeps none."""
+  metadata = builder.info.metadata or {}
+  if "statistics" not in metadata:
+    return None
+  return statistics.from_metadata(metadata["statistics"])
+
+
+def _is_image(feature: Any) -> bool:
+  """Whether a feature is an encoded image, or the pixels of one."""
+  return isinstance(feature, tfds.features.Image) or (
+    isinstance(feature, tfds.features.Tensor)
+    and feature.np_dtype == np.uint8
+    and len(feature.shape) == 3
+  )
+
+
+def _is_own(builder: tfds.core.DatasetBuilder) -> bool:
+  return builder.name in OWN
+
+
+def _list(folder: str) -> list[str]:
+  return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
+def _is_version(name: str) -> bool:
+  return tfds.core.Version.is_valid(name)
 
 
 def _is_not_about_info(record: logging.LogRecord) -> bool:

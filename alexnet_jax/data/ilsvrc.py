@@ -1,0 +1,230 @@
+"""The official tar files of ILSVRC 2012: checked, and listed file by file.
+
+The training tar holds one tar for each class, the validation tar the files
+themselves. Nothing is unpacked: a file is known by its place in its tar.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+
+TARS = {
+  "train": "ILSVRC2012_img_train.tar",
+  "validation": "ILSVRC2012_img_val.tar",
+}
+# Of the official files.
+BYTES = {"train": 147_897_477_120, "validation": 6_744_924_160}
+IMAGES = {"train": 1_281_167, "validation": 50_000}
+
+_CLASS = re.compile(r"(n\d{8})\.tar")
+_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+
+
+class Member(NamedTuple):
+  """A picture in a tar.
+
+  Attributes:
+    name: of the file, as n01440764_18.JPEG.
+    label: 0..999, classes in the order of their WordNet ids.
+    offset: of its first byte in the tar.
+    size: in bytes.
+  """
+
+  name: str
+  label: int
+  offset: int
+  size: int
+
+
+class Part(NamedTuple):
+  """A piece of a tar that is listed on its own.
+
+  Attributes:
+    split: train or validation.
+    path: of the tar.
+    class_name: WordNet id of a class of the training tar; else empty.
+    offset: where its first header lies in the tar.
+    end: where it ends.
+  """
+
+  split: str
+  path: str
+  class_name: str
+  offset: int
+  end: int
+
+
+def labels_file() -> str:
+  """TFDS's own file of the 1,000 WordNet ids, in order."""
+  return os.fspath(tfds.core.tfds_path("datasets/imagenet2012/labels.txt"))
+
+
+@functools.cache
+def class_names() -> tuple[str, ...]:
+  """WordNet ids, in order."""
+  with open(labels_file()) as file:
+    return tuple(file.read().split())
+
+
+@functools.cache
+def validation_labels() -> tuple[str, ...]:
+  """WordNet ids of the validation images, in the order of their numbers.
+
+  As TFDS's own imagenet2012 has them.
+  """
+  path = "datasets/imagenet2012/validation_labels.txt"
+  with open(tfds.core.tfds_path(path)) as file:
+    return tuple(file.read().split())
+
+
+def find_tars(manual_dir: str, *, subset: bool) -> dict[str, str]:
+  """Finds the two tars.
+
+  Args:
+    manual_dir: the folder that holds them.
+    subset: whether they may be smaller than the official ones.
+
+  Returns:
+    {split: path}.
+
+  Raises:
+    FileNotFoundError: one is not there.
+    ValueError: one has another size than the official file.
+  """
+  paths = {
+    split: os.path.join(manual_dir, name) for split, name in TARS.items()
+  }
+  missing = [path for path in paths.values() if not os.path.isfile(path)]
+  if missing:
+    raise FileNotFoundError(
+      f"there is no {' and no '.join(missing)}. Both tars come from "
+      "https://image-net.org/download-images (after registration); set "
+      "--manual_dir to the folder that holds them."
+    )
+  for split, path in paths.items():
+    size = os.path.getsize(path)
+    if size != BYTES[split] and not subset:
+      raise ValueError(
+        f"{path} has {size:,} bytes, expected {BYTES[split]:,}: it is not the "
+        "whole official file. Fetch it again, or set --subset for tars of "
+        "your own in the same layout."
+      )
+  return paths
+
+
+def find_parts(split: str, path: str) -> list[Part]:
+  """The pieces of a tar: its classes, or the validation tar as a whole.
+
+  Raises:
+    ValueError: it is no tar, is cut short, or holds something else.
+  """
+  if split == "validation":
+    return [Part(split, path, "", 0, os.path.getsize(path))]
+  parts = []
+  for header in _headers(path, 0):
+    found = _CLASS.fullmatch(os.path.basename(header.name))
+    if not found or found[1] not in class_names():
+      raise ValueError(
+        f"{path} holds {header.name!r}, expected one tar for each of the "
+        f"1,000 classes, as {class_names()[0]}.tar: it is not the official "
+        "training tar. Fetch it again, or set --manual_dir."
+      )
+    start = header.offset_data
+    parts.append(Part(split, path, found[1], start, start + header.size))
+  return parts
+
+
+def list_members(part: Part) -> list[Member]:
+  """The pictures of a piece, without reading them.
+
+  Raises:
+    ValueError: as for `find_parts`.
+  """
+  return [
+    Member(
+      os.path.basename(header.name),
+      _find_label(part, header.name),
+      header.offset_data,
+      header.size,
+    )
+    for header in _headers(part.path, part.offset, part.end)
+    if header.isfile()
+  ]
+
+
+def check_complete(split: str, path: str, members: list[Member]) -> None:
+  """Refuses two pictures of one name, and none at all.
+
+  Raises:
+    ValueError: names the file.
+  """
+  if not members:
+    raise ValueError(
+      f"{path} holds no pictures. Fetch it again, or set --manual_dir."
+    )
+  names = sorted(member.name for member in members)
+  for name, following in zip(names, names[1:], strict=False):
+    if name == following:
+      raise ValueError(
+        f"{path} holds two files of the name {name!r}, expected one. Fetch it "
+        "again, or set --manual_dir."
+      )
+  whole = os.path.getsize(path) == BYTES[split]
+  if whole and len(members) != IMAGES[split]:
+    raise ValueError(
+      f"{path} holds {len(members):,} pictures, expected {IMAGES[split]:,}: it "
+      "is damaged. Fetch it again."
+    )
+
+
+def read(file, member: Member) -> bytes:
+  """The bytes of a picture.
+
+  Args:
+    file: the tar, opened for reading bytes.
+    member: of that tar.
+  """
+  return os.pread(file.fileno(), member.size, member.offset)
+
+
+def _find_label(part: Part, name: str) -> int:
+  base = os.path.basename(name)
+  if part.class_name:
+    if base.startswith(f"{part.class_name}_") and base.endswith(".JPEG"):
+      return class_names().index(part.class_name)
+    expected = f"pictures as {part.class_name}_18.JPEG in {part.class_name}.tar"
+  else:
+    found = _VALIDATION.fullmatch(base)
+    if found and 1 <= int(found[1]) <= len(validation_labels()):
+      return class_names().index(validation_labels()[int(found[1]) - 1])
+    expected = "pictures ILSVRC2012_val_00000001.JPEG to 00050000"
+  raise ValueError(
+    f"{part.path} holds {name!r}, expected {expected}: it is not the official "
+    f"{part.split} tar. Fetch it again, or set --manual_dir."
+  )
+
+
+def _headers(
+  path: str, start: int, end: int | None = None
+) -> Iterator[tarfile.TarInfo]:
+  """The headers of a tar that lies from `start` to `end` of a file."""
+  end = end or os.path.getsize(path)
+  try:
+    with open(path, "rb") as file:
+      file.seek(start)
+      with tarfile.open(fileobj=file, mode="r:") as tar:
+        for header in tar:
+          if header.offset_data + header.size > end:
+            raise tarfile.ReadError(f"{header.name} is cut short")
+          yield header
+  except tarfile.TarError as error:
+    raise ValueError(
+      f"{path} is not a whole tar file ({error}). Fetch it again."
+    ) from None

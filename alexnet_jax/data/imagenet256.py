@@ -1,0 +1,99 @@
+"""`imagenet256`: ImageNet as the paper prepared it, squares of 256 pixels.
+
+From the two official tar files of ILSVRC 2012 (`ilsvrc.py`), in two encodings:
+
+    imagenet256/jpeg   about 40 GB, decoded on the host
+    imagenet256/raw    252 GB, only copied
+
+Classes are in the order of their WordNet ids, as in TFDS's own `imagenet2012`.
+The metadata keep the statistics that the augmentation needs, and the odd files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import tensorflow_datasets as tfds
+
+from alexnet_jax.data import preparation, shards
+
+
+@dataclasses.dataclass(eq=False)
+class DownloadConfig(tfds.download.DownloadConfig):
+  """How to prepare `imagenet256`, beside what TFDS asks.
+
+  Attributes:
+    subset: whether the tars may be smaller than the official ones.
+    leave_out: whether unreadable files are left out.
+    jobs: processes.
+    shard_images: in a shard, at most.
+  """
+
+  subset: bool = False
+  leave_out: bool = False
+  jobs: int = 1
+  shard_images: int = preparation.SHARD_IMAGES
+
+
+class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
+  """TFDS builder: 1,281,167 images to train on, 50,000 to validate."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "First release."}
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+    "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, from "
+    "https://image-net.org/download-images; then "
+    "python -m alexnet_jax.prepare --manual_dir=FOLDER"
+  )
+  BUILDER_CONFIGS = [
+    tfds.core.BuilderConfig(
+      name="jpeg", description=f"JPEG of quality {shards.QUALITY}"
+    ),
+    tfds.core.BuilderConfig(name="raw", description="uint8 pixels as such"),
+  ]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=__doc__,
+      features=shards.make_features(self.builder_config.name),
+      supervised_keys=("image", "label"),
+      homepage="https://image-net.org/",
+      metadata=tfds.core.MetadataDict(),
+    )
+
+  @property
+  def default_manual_dir(self) -> str:
+    """The folder of the tars, as TFDS has it."""
+    data_dir = self.data_path.parents[2]
+    return os.fspath(data_dir / "downloads" / "manual")
+
+  def download_and_prepare(
+    self,
+    *,
+    download_dir=None,
+    download_config: tfds.download.DownloadConfig | None = None,
+    **kwargs,
+  ) -> None:
+    """Prepares the set, on one core; see `alexnet_jax.prepare` for more.
+
+    Not TFDS's own way: that one starts anew after every interruption.
+    """
+    del download_dir, kwargs
+    if os.path.exists(self.data_dir):
+      return
+    asked = download_config or tfds.download.DownloadConfig()
+    if not isinstance(asked, DownloadConfig):
+      asked = DownloadConfig(manual_dir=asked.manual_dir)
+    plan = preparation.plan(
+      self,
+      manual_dir=os.fspath(asked.manual_dir or self.default_manual_dir),
+      subset=asked.subset,
+      leave_out=asked.leave_out,
+      shard_images=asked.shard_images,
+    )
+    preparation.carry_out(plan, jobs=asked.jobs, report=lambda count: None)
+
+  def _download_and_prepare(self, dl_manager, download_config=None):
+    raise NotImplementedError("download_and_prepare does it all")

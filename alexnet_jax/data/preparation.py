@@ -1,0 +1,301 @@
+"""From the official tars to a TFDS set, on all cores, in steps that are kept.
+
+`plan` checks and writes nothing. `carry_out` writes shards into a folder beside
+the set's own, skips those that are there, and moves the folder to its place
+when it is whole: a set that stands under its name is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import PIL
+import tensorflow_datasets as tfds
+
+from alexnet_jax.data import ilsvrc, listing, shards, statistics, workers
+
+# What the folder of a set is called until the set is complete.
+UNFINISHED = ".unfinished"
+# 1,024 shards of the official training tar.
+SHARD_IMAGES = 1_252
+_SAMPLES = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """What is to be written.
+
+  Attributes:
+    builder: of the set.
+    parts: the folder of the unfinished set.
+    made_from: tars and settings that the shards depend on.
+    files: {split: its files, in the order of the records}.
+    shards: {split: its shards}.
+    image_bytes: of one record, measured on some files.
+    image_seconds: of one core for one file, measured on some files.
+    free_bytes: of the disk.
+  """
+
+  builder: tfds.core.DatasetBuilder
+  parts: str
+  made_from: Mapping[str, object]
+  files: listing.Files
+  shards: Mapping[str, list[shards.Shard]]
+  image_bytes: float
+  image_seconds: float
+  free_bytes: int
+
+  @property
+  def waiting(self) -> list[shards.Shard]:
+    """Shards that are not written yet."""
+    return [
+      shard
+      for split in self.shards.values()
+      for shard in split
+      if not shard.is_done()
+    ]
+
+  @property
+  def needed_bytes(self) -> int:
+    """Of disk, for what is not written yet, the sums of its pixels included."""
+    images = sum(len(shard.members) for shard in self.waiting)
+    sums = sum(shard.has_sums for shard in self.waiting)
+    return math.ceil(images * self.image_bytes + sums * shards.SUMS_BYTES)
+
+
+def plan(
+  builder: tfds.core.DatasetBuilder,
+  *,
+  manual_dir: str,
+  subset: bool,
+  leave_out: bool,
+  shard_images: int,
+) -> Plan:
+  """Checks all that can be checked before anything is written.
+
+  Args:
+    builder: of `imagenet256`.
+    manual_dir: the folder of the tars.
+    subset: whether the tars may be smaller than the official ones.
+    leave_out: whether unreadable files are left out.
+    shard_images: in a shard, at most.
+
+  Raises:
+    OSError: a tar is missing, or there is too little disk.
+    ValueError: a tar is not what it should be, or the folder of the unfinished
+      set was begun with others.
+  """
+  tars = ilsvrc.find_tars(manual_dir, subset=subset)
+  parts = f"{os.fspath(builder.data_dir)}{UNFINISHED}"
+  made_from = {
+    "tars": {
+      split: [os.path.getsize(path), os.stat(path).st_mtime_ns]
+      for split, path in tars.items()
+    },
+    "shard_images": shard_images,
+    "pillow": PIL.__version__,
+  }
+  files = listing.load(parts, made_from) or listing.make(tars)
+  split_shards = {
+    split: _make_shards(
+      builder, parts, split, tars[split], listed, leave_out, shard_images
+    )
+    for split, listed in files.items()
+  }
+  image_bytes, image_seconds = _sample(tars["train"], files["train"], builder)
+  made = Plan(
+    builder=builder,
+    parts=parts,
+    made_from=made_from,
+    files=files,
+    shards=split_shards,
+    image_bytes=image_bytes,
+    image_seconds=image_seconds,
+    free_bytes=shutil.disk_usage(_existing(parts)).free,
+  )
+  if made.free_bytes < made.needed_bytes:
+    raise OSError(
+      f"the disk of {_existing(parts)} has {made.free_bytes / 1e6:,.0f} MB "
+      f"free, expected at least {made.needed_bytes / 1e6:,.0f} MB for what is "
+      "to be written. Free some, or set --data_dir to another disk."
+    )
+  return made
+
+
+def carry_out(
+  made: Plan, *, jobs: int, report: Callable[[int], None]
+) -> list[shards.Notes]:
+  """Writes the shards that are missing, and finishes the set.
+
+  Args:
+    made: from `plan`.
+    jobs: processes that write shards.
+    report: called now and then with the files done since the start.
+
+  Returns:
+    The notes of all shards.
+
+  Raises:
+    ValueError: a file cannot be decoded; finished shards are kept, as after
+      every other error and after a kill.
+    OSError: the disk is full, or another process prepares this set.
+  """
+  for split in made.shards:
+    os.makedirs(_folder(made.parts, "set"), exist_ok=True)
+    os.makedirs(_folder(made.parts, f"notes-{split}"), exist_ok=True)
+  with _lock(made.parts, made.builder):
+    listing.save(made.parts, made.made_from, made.files)
+    workers.write(made.waiting, jobs=jobs, report=report)
+    notes = {
+      split: [shards.read_notes(shard) for shard in listed]
+      for split, listed in made.shards.items()
+    }
+    _finish(made, notes)
+    shutil.rmtree(made.parts)
+  return [note for listed in notes.values() for note in listed]
+
+
+def count_odd(notes: list[shards.Notes]) -> dict[str, tuple[int, list[str]]]:
+  """{kind: (files, names of some of them)}, over all shards."""
+  counts = {}
+  for kind in shards.KINDS:
+    count = sum(note.odd.get(kind, 0) for note in notes)
+    if count:
+      names = [name for note in notes for name in note.names.get(kind, [])]
+      counts[kind] = count, sorted(names)
+  return counts
+
+
+def _make_shards(
+  builder: tfds.core.DatasetBuilder,
+  parts: str,
+  split: str,
+  tar: str,
+  members: list[ilsvrc.Member],
+  leave_out: bool,
+  shard_images: int,
+) -> list[shards.Shard]:
+  template = _make_template(builder, _folder(parts, "set"), split)
+  count = -(-len(members) // shard_images)
+  made = []
+  for index in range(count):
+    path = os.fspath(
+      template.sharded_filepath(shard_index=index, num_shards=count)
+    )
+    first = index * len(members) // count
+    last = (index + 1) * len(members) // count
+    made.append(
+      shards.Shard(
+        path=path,
+        notes=os.path.join(
+          _folder(parts, f"notes-{split}"), f"{index:05d}.npz"
+        ),
+        tar=tar,
+        members=tuple(members[first:last]),
+        encoding=builder.builder_config.name,
+        leave_out=leave_out,
+        has_sums=split == "train",
+      )
+    )
+  return made
+
+
+def _make_template(
+  builder: tfds.core.DatasetBuilder, folder: str, split: str
+) -> tfds.core.ShardedFileTemplate:
+  return tfds.core.ShardedFileTemplate(
+    data_dir=tfds.core.Path(folder),
+    dataset_name=builder.name,
+    split=split,
+    filetype_suffix=builder.info.file_format.file_suffix,
+  )
+
+
+def _sample(
+  path: str,
+  members: list[ilsvrc.Member],
+  builder: tfds.core.DatasetBuilder,
+) -> tuple[float, float]:
+  """Bytes of a record, and seconds to make it, on some files of a tar."""
+  sizes, since = [], time.perf_counter()
+  with open(path, "rb") as tar:
+    for member in members[:: max(1, len(members) // _SAMPLES)][:_SAMPLES]:
+      with contextlib.suppress(ValueError):  # unreadable: told when written
+        pixels, _ = shards.read_square(ilsvrc.read(tar, member))
+        record, _ = shards.make_record(
+          pixels, member, builder.builder_config.name
+        )
+        sizes.append(len(record))
+  if not sizes:
+    raise ValueError(
+      f"none of {_SAMPLES} files of {path} can be decoded, expected "
+      "JPEGs. Fetch it again."
+    )
+  return float(np.mean(sizes)), (time.perf_counter() - since) / len(sizes)
+
+
+def _existing(path: str) -> str:
+  """The nearest folder above that exists."""
+  path = os.path.abspath(path)
+  while not os.path.isdir(path):
+    path = os.path.dirname(path)
+  return path
+
+
+def _folder(parts: str, name: str) -> str:
+  return os.path.join(parts, name)
+
+
+@contextlib.contextmanager
+def _lock(parts: str, builder: tfds.core.DatasetBuilder) -> Iterator[None]:
+  with open(os.path.join(parts, "lock"), "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise OSError(
+        f"another process prepares {builder.info.full_name} in {parts}, "
+        "expected none. Wait for it, or end it."
+      ) from None
+    yield
+
+
+def _finish(made: Plan, notes: Mapping[str, list[shards.Notes]]) -> None:
+  """Writes what TFDS keeps of a set, and moves the set to its place."""
+  sums = statistics.Sums(shards.SIDE)
+  for note in notes["train"]:
+    sums.merge(note.sums)
+  everything = [note for listed in notes.values() for note in listed]
+  info = made.builder.info
+  info.metadata.update(
+    statistics=statistics.to_metadata(sums.to_statistics()),
+    odd_files={
+      kind: {"files": count, "names": names}
+      for kind, (count, names) in count_odd(everything).items()
+    },
+    pillow=PIL.__version__,
+  )
+  folder = _folder(made.parts, "set")
+  info.set_splits(
+    tfds.core.SplitDict(
+      [
+        tfds.core.SplitInfo(
+          name=split,
+          shard_lengths=[note.records for note in listed],
+          num_bytes=sum(note.bytes for note in listed),
+          filename_template=_make_template(made.builder, folder, split),
+        )
+        for split, listed in notes.items()
+      ]
+    )
+  )
+  info.write_to_directory(folder)
+  os.rename(folder, made.builder.data_dir)
+  info.read_from_directory(made.builder.data_dir)

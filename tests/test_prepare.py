@@ -1,0 +1,361 @@
+"""ImageNet's official layout, small: checked, prepared, interrupted."""
+
+import functools
+import io
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax import prepare  # noqa: F401  its flags
+from alexnet_jax.data import (
+  ilsvrc,
+  imagenet256,
+  preparation,
+  sets,
+  shards,
+  statistics,
+)
+from tests import small_ilsvrc
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = 4 * small_ilsvrc.TRAINING + 2
+
+
+def command(tars, data_dir, *flags):
+  return [
+    *(sys.executable, "-m", "alexnet_jax.prepare", "--jobs=2"),
+    *(f"--manual_dir={tars}", f"--data_dir={data_dir}", *flags),
+  ]
+
+
+def run(tars, data_dir, *flags, **options):
+  return subprocess.run(
+    command(tars, data_dir, *flags),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=200,
+    **options,
+  )
+
+
+SMALL = ("--subset", "--shard_images=50", "--unreadable=leave_out")
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("tars")
+  small_ilsvrc.write(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def said(tars, data_dir, tmp_path_factory):
+  """What the command has said, {encoding: process}."""
+  # TensorFlow would be found, and asking for it would end the process.
+  trap = tmp_path_factory.mktemp("trap")
+  (trap / "tensorflow.py").write_text("raise SystemExit('TensorFlow asked')")
+  environment = {**os.environ, "PYTHONPATH": str(trap)}
+  return {
+    encoding: run(
+      tars,
+      data_dir,
+      *SMALL,
+      f"--dataset=imagenet256/{encoding}",
+      env=environment,
+    )
+    for encoding in ("jpeg", "raw")
+  }
+
+
+@functools.cache
+def open_split(data_dir, encoding, split):
+  builder = sets.open_builder(f"imagenet256/{encoding}", data_dir=str(data_dir))
+  sets.check_classes(builder, 1000)
+  return list(builder.as_data_source(split=split))
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+def test_command_prepares_the_set_and_tells_of_odd_files(
+  encoding, said, data_dir
+):
+  process = said[encoding]
+  assert process.returncode == 0, process.stderr
+  assert process.stderr == ""
+  for line in (
+    f"1 file CMYK, converted to RGB: {small_ilsvrc.CMYK}",
+    f"1 file not a JPEG in spite of its name: {small_ilsvrc.PNG}",
+    f"1 file grey, stored as RGB: {small_ilsvrc.GREY}",
+    f"1 file unreadable, left out: {small_ilsvrc.TRUNCATED}",
+    f"{FILES - 1} in train, {small_ilsvrc.VALIDATION} in validation",
+  ):
+    assert line in process.stdout
+  assert not list(data_dir.rglob("*.unfinished"))
+  records = open_split(data_dir, encoding, "train")
+  names = {record["file_name"].decode() for record in records}
+  assert len(names) == len(records) == FILES - 1
+  for record in records:
+    wordnet_id = record["file_name"].decode().partition("_")[0]
+    assert record["label"] == ilsvrc.class_names().index(wordnet_id)
+  for record in open_split(data_dir, encoding, "validation"):
+    number = int(record["file_name"].decode()[-13:-5])
+    wordnet_id = ilsvrc.validation_labels()[number - 1]
+    assert record["label"] == ilsvrc.class_names().index(wordnet_id)
+
+
+def as_pillow_has_it(encoded):
+  """Shorter side to 256, central 256 x 256, in Pillow's own words."""
+  picture = Image.open(io.BytesIO(encoded)).convert("RGB")
+  width, height = picture.size
+  if width < height:
+    size = (256, round(height * 256 / width))
+  else:
+    size = (round(width * 256 / height), 256)
+  picture = picture.resize(size, Image.Resampling.BICUBIC)
+  left, top = (size[0] - 256) // 2, (size[1] - 256) // 2
+  return np.asarray(picture.crop((left, top, left + 256, top + 256)))
+
+
+def test_prepared_pixels_are_those_of_pillow(said, tars, data_dir):
+  files = small_ilsvrc.read(tars)
+  ten = [small_ilsvrc.CMYK, small_ilsvrc.PNG, small_ilsvrc.GREY]
+  ten += [f"n01440764_{number}.JPEG" for number in range(10, 17)]
+  for encoding in ("jpeg", "raw"):
+    found = {
+      record["file_name"].decode(): record["image"]
+      for record in open_split(data_dir, encoding, "train")
+    }
+    for name in ten:
+      expected = as_pillow_has_it(files[name]).astype(int)
+      if encoding == "raw":
+        np.testing.assert_array_equal(found[name], expected)
+      else:
+        # Quality 95 with colours at half the resolution: a few grey levels.
+        error = found[name].astype(int) - expected
+        assert np.sqrt(np.mean(error**2)) < 8
+        assert np.abs(error.mean()) < 0.5
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+def test_statistics_are_those_of_numpy_over_all_pixels(
+  encoding, said, data_dir
+):
+  images = np.stack(
+    [record["image"] for record in open_split(data_dir, encoding, "train")]
+  ).astype(np.float64)
+  builder = sets.open_builder(f"imagenet256/{encoding}", data_dir=str(data_dir))
+  found = sets.find_statistics(builder)
+  # Stored to a thousandth of a grey level.
+  np.testing.assert_allclose(found.mean_image, images.mean(axis=0), atol=6e-4)
+  np.testing.assert_allclose(found.mean, images.mean(axis=(0, 1, 2)))
+  covariance = np.cov(images.reshape(-1, 3), rowvar=False, bias=True)
+  variances, vectors = np.linalg.eigh(covariance)
+  np.testing.assert_allclose(np.square(found.stds), variances[::-1], rtol=1e-9)
+  for direction, vector in zip(found.directions, vectors.T[::-1], strict=True):
+    assert abs(np.dot(direction, vector)) == pytest.approx(1, abs=1e-12)
+    assert max(direction, key=abs) > 0
+
+
+def test_sums_of_parts_are_those_of_the_whole():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+  whole, first, second = (statistics.Sums(8) for _ in range(3))
+  for number, image in enumerate(images):
+    whole.add(image)
+    (first if number < 2 else second).add(image)
+  first.merge(statistics.Sums.from_arrays(second.to_arrays()))
+  expected, found = whole.to_statistics(), first.to_statistics()
+  np.testing.assert_array_equal(found.mean_image, expected.mean_image)
+  assert found.directions == expected.directions
+  read = statistics.from_metadata(
+    json.loads(json.dumps(statistics.to_metadata(found)))
+  )
+  assert read.stds == expected.stds
+  np.testing.assert_allclose(read.mean_image, expected.mean_image, atol=6e-4)
+
+
+def content(folder):
+  return {
+    path.name: path.read_bytes()
+    for path in pathlib.Path(folder).rglob("*")
+    if path.is_file()
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_and_started_again_ends_with_the_same_data(
+  number, said, tars, data_dir, tmp_path
+):
+  flags = ("--subset", "--shard_images=10", "--unreadable=leave_out")
+  parts = tmp_path / "imagenet256" / "jpeg" / "1.0.0.unfinished" / "set"
+  process = subprocess.Popen(
+    command(tars, tmp_path, *flags),
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  until = time.monotonic() + 60
+  while not list(parts.glob("*-of-*[0-9]")) and time.monotonic() < until:
+    time.sleep(0.005)
+  process.send_signal(number)
+  _, complaint = process.communicate(timeout=60)
+  assert process.returncode != 0
+  if number == signal.SIGINT:
+    assert complaint.startswith("interrupted; the same command goes on")
+    assert len(complaint.splitlines()) == 1
+  assert not (parts.parents[1] / "1.0.0").exists()
+  with pytest.raises(FileNotFoundError, match="not prepared to the end"):
+    sets.open_builder("imagenet256", data_dir=str(tmp_path))
+
+  kept = {path: path.stat().st_mtime_ns for path in parts.glob("*-of-*[0-9]")}
+  assert kept
+  again = run(tars, tmp_path, *flags)
+  assert again.returncode == 0, again.stderr
+  final = parts.parents[1] / "1.0.0"
+  for path, written in kept.items():
+    assert (final / path.name).stat().st_mtime_ns == written  # not redone
+  straight = tmp_path / "straight"
+  assert run(tars, straight, *flags).returncode == 0
+  expected = content(straight / "imagenet256" / "jpeg" / "1.0.0")
+  assert content(final) == expected  # every file, every byte
+  assert not parts.parent.exists()
+
+
+def make_plan(tars, data_dir, *, subset=True, encoding="jpeg"):
+  builder = imagenet256.Imagenet256(
+    data_dir=str(data_dir), config=encoding, file_format="array_record"
+  )
+  return preparation.plan(
+    builder,
+    manual_dir=str(tars),
+    subset=subset,
+    leave_out=False,
+    shard_images=50,
+  )
+
+
+def damage(tars, kind):
+  train, validation = (tars / name for name in ilsvrc.TARS.values())
+  if kind == "missing":
+    validation.unlink()
+  elif kind == "other size":
+    pass
+  elif kind == "swapped":
+    train.rename(tars / "other")
+    validation.rename(train)
+    (tars / "other").rename(validation)
+  elif kind == "cut short":
+    with open(train, "r+b") as file:
+      file.truncate(train.stat().st_size * 2 // 3)
+  elif kind == "no tar":
+    train.write_bytes(b"<html>please log in</html>" * 100)
+  elif kind == "empty":
+    validation.write_bytes(bytes(10240))
+
+
+@pytest.mark.parametrize(
+  ("kind", "message"),
+  [
+    ("missing", "there is no .*ILSVRC2012_img_val.tar.*set --manual_dir"),
+    ("other size", "expected 147,897,477,120: .*set --subset"),
+    ("swapped", "img_train.tar holds 'ILSVRC2012_val_.*expected one tar for"),
+    ("cut short", "img_train.tar is not a whole tar file"),
+    ("no tar", "img_train.tar is not a whole tar file"),
+    ("empty", "img_val.tar holds no pictures"),
+  ],
+)
+def test_wrong_tars_are_refused_before_anything_is_written(
+  kind, message, tars, tmp_path
+):
+  copied = shutil.copytree(tars, tmp_path / "tars")
+  damage(copied, kind)
+  with pytest.raises((ValueError, OSError), match=message):
+    make_plan(copied, tmp_path / "data", subset=kind != "other size")
+  assert not (tmp_path / "data").exists()
+
+
+def test_too_little_disk_is_refused_before_anything_is_written(
+  tars, tmp_path, monkeypatch
+):
+  plan = make_plan(tars, tmp_path / "data", encoding="raw")
+  pixels = (FILES + small_ilsvrc.VALIDATION) * 256 * 256 * 3
+  assert pixels < plan.needed_bytes < 1.3 * pixels
+  usage = shutil.disk_usage(tmp_path)._replace(free=pixels)
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+  with pytest.raises(OSError, match="has 55 MB free, expected at least"):
+    make_plan(tars, tmp_path / "data", encoding="raw")
+  assert not (tmp_path / "data").exists()
+
+
+def test_full_disk_in_mid_run_leaves_nothing_under_the_name_of_a_shard(
+  tars, tmp_path
+):
+  plan = make_plan(tars, tmp_path, encoding="raw")
+  shard = plan.shards["validation"][0]
+  for path in (shard.path, shard.notes):
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))  # five records
+  try:
+    with pytest.raises(
+      OSError, match="cannot be written .*Finished shards are"
+    ):
+      shards.write(shard)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    signal.signal(signal.SIGXFSZ, before)
+  assert not shard.is_done() and not os.path.exists(shard.path)
+  shards.write(shard)
+  assert shards.read_notes(shard).records == small_ilsvrc.VALIDATION
+
+
+def test_unreadable_file_stops_and_what_is_finished_is_kept(tars, tmp_path):
+  copied = shutil.copytree(tars, tmp_path / "tars")
+  process = run(copied, tmp_path, "--subset", "--shard_images=50")
+  assert process.returncode == 1
+  lines = process.stderr.splitlines()
+  assert len(lines) == 1
+  assert lines[0].startswith(f"error: {small_ilsvrc.TRUNCATED} in ")
+  assert "set --unreadable=leave_out" in lines[0]
+  assert not (tmp_path / "imagenet256" / "jpeg" / "1.0.0").exists()
+  plan = make_plan(copied, tmp_path)
+  assert 0 < len(plan.waiting) < 6
+  # Only with the same tars, though.
+  os.utime(copied / ilsvrc.TARS["train"], (0, 0))
+  with pytest.raises(ValueError, match="was begun with other tars"):
+    make_plan(copied, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("cifar10", "needs TensorFlow .*`pip install tensorflow && tfds build cif"),
+    ("digits", "needs no preparation"),
+    ("imagenet257", "unknown dataset 'imagenet257', .*Set --dataset"),
+    ("imagenet256/png", "BuilderConfig png not found"),
+    ("imagenet256:0.9.0", "cannot be loaded at version 0.9.0, only: 1.0.0"),
+  ],
+)
+def test_set_that_is_not_prepared_here_is_told_in_one_line(
+  name, message, tmp_path
+):
+  with pytest.raises(ValueError, match=message):
+    sets.find_to_prepare(name, data_dir=str(tmp_path))
