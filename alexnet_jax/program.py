@@ -39,6 +39,7 @@ class Program:
   plan: tuple[plan_lib.Exchange, ...]
   augmentation: step_lib.Augmentation
   optimizer: optax.GradientTransformation
+  views: int = 1
 
   def init(self, key: jax.Array) -> step_lib.TrainState:
     """The state before the first step."""
@@ -102,14 +103,18 @@ class Program:
       return train_step.trace(self.abstract_state, key, *batch)
 
   def evaluate(self, parameters, images, labels) -> jax.Array:
-    """`metrics.NAMES` summed over a batch, on centre crops: f32[4]."""
+    """`metrics.NAMES` summed over a batch, of `views` each: f32[4]."""
     with jax.set_mesh(self.mesh):
       return self._eval_step(parameters, images, labels)
 
   @functools.cached_property
   def _eval_step(self) -> step_lib.EvalStep:
     return step_lib.make_eval_step(
-      self.network, self.specs, self.exchange, self.augmentation
+      self.network,
+      self.specs,
+      self.exchange,
+      self.augmentation,
+      views=self.views,
     )
 
   @functools.cached_property
@@ -129,6 +134,7 @@ def make_program(
   augmentation: step_lib.Augmentation,
   optimizer: optax.GradientTransformation,
   precision: str = "float32",
+  views: int = 1,
 ) -> Program:
   """Makes the program of a network on a layout.
 
@@ -140,6 +146,7 @@ def make_program(
     augmentation: see `data/augment.py`.
     optimizer: see `optimizer.py`.
     precision: of activations while they cross devices.
+    views: of each image in an evaluation, 1 or 10.
 
   Raises:
     ValueError: two layers name their axes in orders that do not fit together.
@@ -164,6 +171,7 @@ def make_program(
     ),
     augmentation=augmentation,
     optimizer=optimizer,
+    views=views,
   )
 
 

@@ -13,17 +13,22 @@ from collections.abc import Sequence
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from alexnet_jax import optimizer
 from alexnet_jax import program as program_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.data import augment, records, sets
+from alexnet_jax.data import statistics as statistics_lib
 from alexnet_jax.network import catalog as network_catalog
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, fit, plan, route
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
+
+# Where the augmentation's numbers come from.
+STATISTICS = ("dataset", "published")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +127,7 @@ def check(
   network = make_network(config)
   fit.check(layout, network, batch_size=config.batch_size)
   route.find_routes(network, layout, batch_size=config.batch_size)
-  _make_augmentation(config, network)
+  _make_augmentation(config, network, None)
   return network, layout
 
 
@@ -133,6 +138,7 @@ def make_program(
   *,
   devices: Sequence[jax.Device] | None = None,
   num_images: int | None = None,
+  statistics: statistics_lib.Statistics | None = None,
 ) -> program_lib.Program:
   """The program of a config.
 
@@ -144,6 +150,9 @@ def make_program(
     num_images: in the training split, for the drops of the learning rate;
       None where nothing is trained: they change neither what a step holds nor
       what it computes or sends.
+    statistics: of the training split; None where nothing is trained. Those of
+      2012 then stand in, and zeros for a mean image, of the same sizes: these
+      change neither what a step holds nor what it sends.
 
   Raises:
     ValueError: there are fewer devices than the layout needs.
@@ -154,13 +163,14 @@ def make_program(
     layout,
     batch_size=config.batch_size,
     mesh=mesh_lib.make_mesh(layout, devices),
-    augmentation=_make_augmentation(config, network),
+    augmentation=_make_augmentation(config, network, statistics),
     optimizer=optimizer.make_optimizer(
       *_make_schedules(config, num_images or config.batch_size),
       momentum=rule.momentum,
       weight_decay=rule.weight_decay,
     ),
     precision=config.exchange_precision,
+    views=config.validation_views,
   )
 
 
@@ -185,6 +195,8 @@ def prepare(
   mesh_lib.make_mesh(layout)
   builder = sets.open_builder(config.data.name, data_dir=data_dir)
   sets.check_classes(builder, config.network.num_classes)
+  statistics = _find_statistics(config, builder)
+  _make_augmentation(config, network, statistics)
   workdir_lib.claim(workdir, config.to_dict())
   train_records, validation_records = sets.open_splits(
     builder,
@@ -196,7 +208,9 @@ def prepare(
   return Run(
     config=config,
     workdir=workdir,
-    program=make_program(config, network, layout, num_images=num_images),
+    program=make_program(
+      config, network, layout, num_images=num_images, statistics=statistics
+    ),
     train_records=train_records,
     validation_records=validation_records,
     num_steps=_to_steps(config, config.num_epochs, num_images),
@@ -229,13 +243,54 @@ def _make_schedules(
   return kernels, biases
 
 
+def _find_statistics(
+  config: ml_collections.ConfigDict, builder
+) -> statistics_lib.Statistics:
+  """Of the training split, or those of 2012, as a config has it."""
+  if config.augment.statistics == "published":
+    return statistics_lib.PUBLISHED
+  found = sets.find_statistics(builder)
+  if found is None:
+    raise ValueError(
+      f"dataset {builder.name!r} keeps no statistics of its pixels; set "
+      "config.augment.statistics=published and config.augment.mean=(R, G, B) "
+      "to those of its training split."
+    )
+  return found
+
+
 def _make_augmentation(
-  config: ml_collections.ConfigDict, network: wiring.Network
+  config: ml_collections.ConfigDict,
+  network: wiring.Network,
+  statistics: statistics_lib.Statistics | None,
 ) -> augment.Augment:
+  """The augmentation; without statistics, with some of the same sizes."""
+  fields = config.augment.to_dict()
+  source, mean = fields.pop("statistics"), fields.pop("mean")
+  side = config.data.stored_size
+  if source not in STATISTICS:
+    raise ValueError(
+      f"augment.statistics is {source!r}, expected one of "
+      f"{', '.join(STATISTICS)}. Set config.augment.statistics."
+    )
+  if statistics is None:
+    statistics = dataclasses.replace(
+      statistics_lib.PUBLISHED,
+      mean_image=np.zeros((side, side, 3), np.float32),
+    )
+  if mean is not None:
+    if fields["mean_from"] != "channel":
+      raise ValueError(
+        f"augment.mean is {mean}, but augment.mean_from is "
+        f"{fields['mean_from']!r}, which does not read it, expected None. Set "
+        "config.augment.mean_from=channel, or leave config.augment.mean unset."
+      )
+    statistics = dataclasses.replace(statistics, mean=mean)
   return augment.Augment(
-    stored_size=config.data.stored_size,
+    stored_size=side,
     image_size=network.image_size,
-    **config.augment,
+    statistics=statistics,
+    **fields,
   )
 
 
@@ -259,6 +314,11 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
       raise ValueError(
         f"{name} is {value}, expected a number above 0. Set config.{name}."
       )
+  if config.validation_views not in (1, augment.VIEWS):
+    raise ValueError(
+      f"validation_views is {config.validation_views}, expected 1 or "
+      f"{augment.VIEWS}. Set config.validation_views."
+    )
   if config.exchange_precision not in plan.PRECISIONS:
     raise ValueError(
       f"exchange_precision is {config.exchange_precision!r}, expected one of "

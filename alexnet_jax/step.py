@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax import lax
 
 from alexnet_jax import metrics
 from alexnet_jax.network import model, wiring
@@ -45,6 +46,8 @@ class Augmentation(Protocol):
   def apply(self, images: jax.Array, draws) -> jax.Array: ...
 
   def center(self, images: jax.Array) -> jax.Array: ...
+
+  def view(self, images: jax.Array, index: jax.Array) -> jax.Array: ...
 
 
 TrainStep = Callable[..., tuple[TrainState, jax.Array]]
@@ -92,7 +95,9 @@ def make_train_step(
   def totals_on_device(parameters, images, labels, draws, masks):
     with jax.named_scope("augment"):
       x = augmentation.apply(images, draws)
-    return _totals(graphdef, exchange, parameters, x, labels, masks)
+    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
+    logits = _logits(alexnet, exchange, x, masks)
+    return _totals(exchange, logits, labels)
 
   mapped = jax.shard_map(
     totals_on_device,
@@ -149,8 +154,15 @@ def make_eval_step(
   specs: specs_lib.Specs,
   exchange: exchange_lib.MeshExchange,
   augmentation: Augmentation,
+  *,
+  views: int = 1,
 ) -> EvalStep:
-  """Makes the evaluation of one batch, on centre crops and without dropout.
+  """Makes the evaluation of one batch, without dropout.
+
+  Args:
+    views: 1, the centre crop, or as many as the augmentation has; loss and
+      errors are then those of the softmax outputs averaged over the views
+      (Krizhevsky et al. 2012, section 4.1).
 
   Returns:
     (parameters, images, labels) -> totals, jitted; as for the training step.
@@ -159,8 +171,20 @@ def make_eval_step(
   graphdef = model.make_graphdef(network)
 
   def totals_on_device(parameters, images, labels):
-    x = augmentation.center(images)
-    return _totals(graphdef, exchange, parameters, x, labels, None)
+    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
+    if views == 1:
+      logits = _logits(alexnet, exchange, augmentation.center(images), None)
+      return _totals(exchange, logits, labels)
+
+    def log_probabilities(index):
+      x = augmentation.view(images, index)
+      return jax.nn.log_softmax(_logits(alexnet, exchange, x, None))
+
+    # A loop, so that the program stays as small as that of one view.
+    of_views = lax.map(log_probabilities, jnp.arange(views))
+    # Logarithms of the averages: f32[n, classes], finite where these are 0.
+    averaged = jax.nn.logsumexp(of_views, axis=0) - jnp.log(float(views))
+    return _totals(exchange, averaged, labels)
 
   return jax.jit(
     jax.shard_map(
@@ -171,10 +195,14 @@ def make_eval_step(
   )
 
 
-def _totals(graphdef, exchange, parameters, x, labels, masks):
-  """What one device does with its images, from weights to totals."""
-  alexnet = nnx.merge(graphdef, exchange.weights(parameters))
+def _logits(alexnet, exchange, x, masks):
+  """What one device makes of its images, brought to where the loss is."""
   logits = alexnet(x, masks=masks, exchange=exchange)
   with jax.named_scope(exchange_lib.LOSS):
-    logits = exchange.bring(exchange_lib.LOSS, logits)
+    return exchange.bring(exchange_lib.LOSS, logits)
+
+
+def _totals(exchange, logits, labels):
+  """Sums over the images of all devices."""
+  with jax.named_scope(exchange_lib.LOSS):
     return exchange.total(metrics.totals(logits, labels))

@@ -16,6 +16,7 @@ FREE = (
   "data.batches_ahead",
   "report_every_steps",
   "validate_every_steps",
+  "validation_views",
   "checkpoint_every_steps",
   "keep_checkpoints",
 )

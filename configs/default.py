@@ -93,8 +93,9 @@ def imagenet() -> ml_collections.ConfigDict:
   config.network.init = "source"
 
   config.data = ml_collections.ConfigDict()
-  # digits, or a set of TFDS prepared in --data_dir.
-  config.data.name = "imagenet2012"
+  # digits, imagenet256/jpeg, imagenet256/raw, or an image-classification set of
+  # TFDS, prepared in --data_dir.
+  config.data.name = "imagenet256/jpeg"
   # Splits in TFDS's notation.
   config.data.train_split = "train"
   config.data.validation_split = "validation"
@@ -110,10 +111,20 @@ def imagenet() -> ml_collections.ConfigDict:
   config.augment.flip = True
   # Standard deviation of the colour noise. [P] 0.1
   config.augment.colour_noise = 0.1
-  # Mean of the training set, R G B, 0..255; the mean image made no difference.
-  # Source: cuda-convnet2, make-data, input_meta.
-  config.augment.mean = (127.30, 119.72, 104.91)
-  # What pixels are divided by after the mean is subtracted. [P] 1
+  # Means, and directions and standard deviations of the colours. dataset: those
+  # kept with the set, of its training split [P]. published: those of [S].
+  config.augment.statistics = "dataset"
+  # Mean of each channel, R G B, 0..255, in the place of the statistics'; None
+  # as they have it.
+  config.augment.mean = config_dict.placeholder(tuple)
+  # channel: subtract the mean of each channel. image: the mean image at the
+  # place of the crop [P]. image_center: its centre crop from every crop [S].
+  # A mean per channel made no difference (the authors' run 136).
+  config.augment.mean_from = "channel"
+  # What training images are divided by after the colour noise, and evaluation
+  # images are not. [P] 1, [S] 1.1
+  config.augment.colour_divisor = 1.0
+  # What all images are divided by after the mean is subtracted. [P] 1
   config.augment.scale = 1.0
 
   config.optimizer = ml_collections.ConfigDict()
@@ -135,6 +146,9 @@ def imagenet() -> ml_collections.ConfigDict:
   config.report_every_steps = 100
   # Steps between two validations; there is one at the end in any case.
   config.validate_every_steps = 10_000
+  # Views of an image in a validation: 1, the centre crop, or 10, the ten views
+  # of [P], whose softmax outputs are averaged.
+  config.validation_views = 1
   # Steps between two checkpoints; there is one at the end in any case.
   config.checkpoint_every_steps = 2_000
   # Newest checkpoints to keep.
@@ -176,6 +190,7 @@ def use_digits(config: ml_collections.ConfigDict) -> None:
 
   # A mirrored digit is another sign.
   config.augment.flip = False
+  config.augment.statistics = "published"
   # Mean and standard deviation of the pixels of the training split.
   config.augment.mean = (77.0, 77.0, 77.0)
   config.augment.scale = 90.0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from alexnet_jax.data import augment
+from alexnet_jax.data import augment, statistics
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import (
@@ -85,7 +85,7 @@ def test_full_size_two_column_step_sends_what_was_published():
     image_size=224,
     flip=True,
     colour_noise=0.1,
-    mean=(127.30, 119.72, 104.91),
+    statistics=statistics.PUBLISHED,
   )
   parts = build.make_program(
     network, catalog.TWO_COLUMN, augmentation, batch_size=4

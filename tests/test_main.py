@@ -40,7 +40,10 @@ BAD_INPUT = {
     "needs 2 devices .* there are 1 .* --simulate_devices=2",
   ),
   "variant that is none": (None, "unknown variant 'imagnet'"),
-  "imagenet without data": (None, "dataset 'imagenet2012' is not prepared"),
+  "imagenet without data": (
+    None,
+    "dataset 'imagenet256/jpeg' is not prepared.*alexnet_jax.prepare",
+  ),
   "config that is not there": (None, "configs/three_device.py"),
   "workdir that cannot be written": (
     ["--workdir={tmp}/file/workdir"],

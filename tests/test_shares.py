@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from alexnet_jax import program as program_lib
-from alexnet_jax.data import augment
+from alexnet_jax.data import augment, statistics
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, shares
@@ -67,7 +67,7 @@ def test_compiler_counts_as_many_flops_but_for_padding():
       image_size=224,
       flip=True,
       colour_noise=0.1,
-      mean=(127.30, 119.72, 104.91),
+      statistics=statistics.PUBLISHED,
     ),
     batch_size=4,
   )

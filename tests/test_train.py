@@ -163,6 +163,9 @@ def test_override_on_one_layer_reaches_the_step(tiny_config):
     ("data.threads", 0),
     ("augment.scale", 0.0),
     ("augment.mean", (1.0,)),
+    ("augment.statistics", "own"),
+    ("augment.mean_from", "crop"),
+    ("augment.colour_divisor", 0.0),
     ("augment.colour_noise", -1.0),
     ("data.stored_size", 60),
     ("optimizer.learning_rate", -1.0),
@@ -172,6 +175,7 @@ def test_override_on_one_layer_reaches_the_step(tiny_config):
     ("optimizer.bias_rate", -1.0),
     ("optimizer.drop_factor", 0.0),
     ("seed", -1),
+    ("validation_views", 5),
   ],
 )
 def test_value_out_of_range_names_its_field(

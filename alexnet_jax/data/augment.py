@@ -8,21 +8,20 @@ as the bytes that they are stored as.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-# Directions of the colours of ImageNet (rows, RGB) and the standard deviation
-# along each, in grey levels 0..255. Source: cuda-convnet2, make-data,
-# input_meta. The paper's text scales by the variances; the released code, and
-# we, by the standard deviations: variances would bleach every image.
-COLOUR_DIRECTIONS = (
-  (-0.56351, -0.57618, -0.59200),
-  (-0.71258, -0.02354, 0.70120),
-  (0.41796, -0.81698, 0.39731),
-)
-COLOUR_STDS = (121.780, 37.094, 19.721)
+from alexnet_jax.data import statistics as statistics_lib
+
+# What is subtracted from a crop, see `Augment.mean_from`.
+MEANS = ("channel", "image", "image_center")
+# Views of a test image; one of them is the centre crop.
+VIEWS = 10
+_CENTER = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,16 +33,26 @@ class Augment:
     image_size: side of the crop, in pixels, at most `stored_size`.
     flip: whether half of the images are mirrored, left to right.
     colour_noise: standard deviation of the noise along each colour direction,
-      in units of the data's own; 0.1 in the paper.
-    mean: subtracted from each channel (R, G, B), 0..255.
-    scale: what the difference is divided by; 1 in the paper.
+      in units of the data's own; 0.1 in the paper. The paper's text scales by
+      the variances; the released code, and we, by the standard deviations:
+      variances would bleach every image.
+    statistics: of the training split.
+    mean_from: what is subtracted. `channel`: the mean of each channel. `image`:
+      the mean image at the place of the crop, mirrored with it, as if it were
+      subtracted before all else; the paper. `image_center`: the centre crop of
+      the mean image, from every crop, never mirrored; the released code.
+    colour_divisor: what training images are divided by after the noise, and
+      evaluation images are not; 1 in the paper, 1.1 in the released code.
+    scale: what all images are divided by; 1 in the paper.
   """
 
   stored_size: int
   image_size: int
   flip: bool
   colour_noise: float
-  mean: tuple[float, float, float]
+  statistics: statistics_lib.Statistics
+  mean_from: str = "channel"
+  colour_divisor: float = 1.0
   scale: float = 1.0
 
   def __post_init__(self):
@@ -53,20 +62,49 @@ class Augment:
         f"{self.stored_size}. Set config.network.image_size to at most "
         "config.data.stored_size."
       )
-    if self.scale <= 0:
-      raise ValueError(
-        f"augment.scale is {self.scale}, expected a positive number. "
-        "Set config.augment.scale."
-      )
-    if self.colour_noise < 0:
+    for name in ("colour_divisor", "scale"):
+      if not 0 < getattr(self, name) < float("inf"):
+        raise ValueError(
+          f"augment.{name} is {getattr(self, name)}, expected a positive "
+          f"number. Set config.augment.{name}."
+        )
+    if not 0 <= self.colour_noise < float("inf"):
       raise ValueError(
         f"augment.colour_noise is {self.colour_noise}, expected 0 or more. "
         "Set config.augment.colour_noise."
       )
-    if len(self.mean) != 3:
+    mean = self.statistics.mean
+    if len(mean) != 3 or not all(
+      isinstance(channel, numbers.Real) and 0 <= channel <= 255
+      for channel in mean
+    ):
       raise ValueError(
-        f"augment.mean is {self.mean}, expected three numbers (R, G, B). "
-        "Set config.augment.mean."
+        f"augment.mean is {mean}, expected three numbers (R, G, B) of 0 to "
+        "255. Set config.augment.mean."
+      )
+    if self.mean_from not in MEANS:
+      raise ValueError(
+        f"augment.mean_from is {self.mean_from!r}, expected one of "
+        f"{', '.join(MEANS)}. Set config.augment.mean_from."
+      )
+    if self.mean_from != "channel":
+      self._check_mean_image()
+
+  def _check_mean_image(self) -> None:
+    image, side = self.statistics.mean_image, self.stored_size
+    if image is None:
+      raise ValueError(
+        f"augment.mean_from is {self.mean_from!r}, but the statistics have no "
+        "mean image. Set config.augment.mean_from=channel, or "
+        "config.augment.statistics=dataset and config.data.name to a set that "
+        "keeps one."
+      )
+    if image.shape != (side, side, 3):
+      raise ValueError(
+        f"augment.mean_from is {self.mean_from!r}, but the mean image is "
+        f"{' x '.join(map(str, image.shape))}, expected {side} x {side} x 3. "
+        "Set config.data.stored_size to its side, or "
+        "config.augment.mean_from=channel."
       )
 
   def draw(self, key: jax.Array, n: int, *, spec) -> dict[str, jax.Array]:
@@ -105,32 +143,59 @@ class Augment:
     Returns:
       f32[n, image_size, image_size, 3], mean removed.
     """
-    size = (self.image_size, self.image_size, 3)
-    # Crops stay bytes until they are cut out: a quarter of the traffic.
-    crops = jax.vmap(
-      lambda image, at: lax.dynamic_slice(image, (at[0], at[1], 0), size)
-    )(images, draws["offset"])
-    flip = draws["flip"][:, None, None, None]
-    crops = jnp.where(flip, crops[:, :, ::-1], crops)
-    stds = jnp.asarray(COLOUR_STDS)[:, None]
-    directions = stds * jnp.asarray(COLOUR_DIRECTIONS)  # f32[3, RGB]
-    noise = draws["colour"] @ directions  # f32[n, RGB]
-    return self._normalise(crops, noise[:, None, None, :])
+    offset, flip = draws["offset"], draws["flip"]
+    stds = jnp.asarray(self.statistics.stds)[:, None]
+    directions = stds * jnp.asarray(self.statistics.directions)  # f32[3, RGB]
+    noise = (draws["colour"] @ directions)[:, None, None, :]  # f32[n, 1, 1, 3]
+    crops = self._cut(images, offset, flip) + noise
+    return (crops - self._mean(offset, flip)) / (
+      self.scale * self.colour_divisor
+    )
 
-  def center(self, images: jax.Array) -> jax.Array:
-    """The centre crop of each image, for evaluation.
+  def view(self, images: jax.Array, index: jax.Array | int) -> jax.Array:
+    """One of the ten views of each image, for evaluation.
 
     Args:
       images: u8[n, stored_size, stored_size, 3].
+      index: 0..9; the crop at the top left, top right, centre, bottom left,
+        bottom right, and these five mirrored, as in the released code.
 
     Returns:
       f32[n, image_size, image_size, 3], mean removed.
+
+    Source: Krizhevsky et al. 2012, section 4.1.
     """
+    end = self.stored_size - self.image_size
+    center = (end // 2, end // 2)
+    places = jnp.asarray([(0, 0), (0, end), center, (end, 0), (end, end)])
+    n = images.shape[0]
+    offset = jnp.broadcast_to(places[index % 5], (n, 2))
+    flip = jnp.broadcast_to(index >= 5, (n,))
+    crops = self._cut(images, offset, flip)
+    return (crops - self._mean(offset[:1], flip[:1])) / self.scale
+
+  def center(self, images: jax.Array) -> jax.Array:
+    """The centre crop of each image, for evaluation: a view."""
+    return self.view(images, _CENTER)
+
+  def _cut(self, images, offset, flip) -> jax.Array:
+    """Cuts crops out of images u8[n, ...] or out of one image f32[...]."""
+    size = (self.image_size, self.image_size, 3)
+    # Crops stay bytes until they are cut out: a quarter of the traffic.
+    crops = jax.vmap(
+      lambda image, at: lax.dynamic_slice(image, (at[0], at[1], 0), size),
+      in_axes=(0 if images.ndim == 4 else None, 0),
+    )(images, offset)
+    crops = jnp.where(flip[:, None, None, None], crops[:, :, ::-1], crops)
+    return crops.astype(jnp.float32)
+
+  def _mean(self, offset, flip) -> jax.Array:
+    """What is subtracted: f32[n or 1, image_size or 1, image_size or 1, 3]."""
+    if self.mean_from == "channel":
+      return jnp.asarray(self.statistics.mean, jnp.float32)[None, None, None]
+    image = np.asarray(self.statistics.mean_image, np.float32)
+    if self.mean_from == "image":
+      return self._cut(jnp.asarray(image), offset, flip)
     at = (self.stored_size - self.image_size) // 2
     until = at + self.image_size
-    crops = images[:, at:until, at:until]
-    return self._normalise(crops, jnp.zeros((1, 1, 1, 3)))
-
-  def _normalise(self, crops: jax.Array, noise: jax.Array) -> jax.Array:
-    mean = jnp.asarray(self.mean, jnp.float32)[None, None, None]
-    return (crops.astype(jnp.float32) + noise - mean) / self.scale
+    return jnp.asarray(image[None, at:until, at:until])

@@ -1,0 +1,97 @@
+"""What a run takes from its config and its set, and what it refuses."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from alexnet_jax import run as run_lib
+from alexnet_jax.data import sets, statistics
+from configs import default
+
+
+@pytest.fixture
+def prepare(tmp_path):
+  def prepare(config):
+    return run_lib.prepare(
+      config,
+      workdir=str(tmp_path / "workdir"),
+      data_dir=str(tmp_path / "data"),
+      simulate_devices=None,
+    )
+
+  return prepare
+
+
+def with_mean_image(side):
+  return dataclasses.replace(
+    statistics.PUBLISHED,
+    mean=(1.0, 2.0, 3.0),
+    mean_image=np.ones((side, side, 3), np.float32),
+  )
+
+
+def test_set_without_statistics_is_refused_before_anything_is_written(
+  tiny_config, tmp_path, prepare
+):
+  tiny_config.augment.statistics = "dataset"
+  with pytest.raises(ValueError) as caught:
+    prepare(tiny_config)
+  assert str(caught.value) == (
+    "dataset 'digits' keeps no statistics of its pixels; set "
+    "config.augment.statistics=published and config.augment.mean=(R, G, B) to "
+    "those of its training split."
+  )
+  assert not (tmp_path / "workdir").exists()
+
+
+def test_mean_image_of_another_side_is_refused_before_anything_is_written(
+  tiny_config, tmp_path, prepare, monkeypatch
+):
+  monkeypatch.setattr(sets, "find_statistics", lambda _: with_mean_image(76))
+  tiny_config.augment.statistics = "dataset"
+  tiny_config.augment.mean = None
+  tiny_config.augment.mean_from = "image"
+  with pytest.raises(ValueError, match="76 x 76 x 3, expected 77 x 77 x 3"):
+    prepare(tiny_config)
+  assert not (tmp_path / "workdir").exists()
+
+
+def test_run_takes_the_statistics_of_its_set(tiny_config, prepare, monkeypatch):
+  found = with_mean_image(77)
+  monkeypatch.setattr(sets, "find_statistics", lambda _: found)
+  tiny_config.augment.statistics = "dataset"
+  tiny_config.augment.mean = None
+  tiny_config.augment.mean_from = "image_center"
+  tiny_config.augment.colour_divisor = 1.1
+  tiny_config.validation_views = 10
+  program = prepare(tiny_config).program
+  assert program.augmentation.statistics is found
+  assert program.augmentation.mean_from == "image_center"
+  assert program.augmentation.colour_divisor == 1.1
+  assert program.views == 10
+
+
+def test_mean_of_a_config_takes_the_place_of_the_statistics(
+  tiny_config, prepare
+):
+  found = prepare(tiny_config).program.augmentation.statistics
+  assert found.mean == (77.0, 77.0, 77.0)
+  assert found.stds == statistics.PUBLISHED.stds
+
+
+@pytest.mark.parametrize("mean_from", ["channel", "image"])
+def test_program_without_data_has_statistics_of_the_same_sizes(mean_from):
+  config = default.get_config("imagenet")
+  config.augment.mean_from = mean_from
+  network, layout = run_lib.check(config)
+  program = run_lib.make_program(config, network, layout)
+  found = program.augmentation.statistics
+  assert found.mean == (127.30, 119.72, 104.91)
+  assert found.mean_image.shape == (256, 256, 3)
+
+
+def test_mean_that_would_not_be_read_is_refused(tiny_config):
+  tiny_config.augment.mean_from = "image"
+  with pytest.raises(ValueError, match="which does not read it"):
+    run_lib.check(tiny_config)
