@@ -10,6 +10,7 @@ from absl import app, flags
 
 from alexnet_jax import command, train
 from alexnet_jax import run as run_lib
+from alexnet_jax.data import source
 from alexnet_jax.partition import audit
 
 _CONFIG = command.define_config()
@@ -36,7 +37,9 @@ def main(argv: list[str]) -> None:
       simulate_devices=_SIMULATE_DEVICES.value,
     )
   try:
-    with command.in_one_line(audit.PlanMismatch, FloatingPointError, OSError):
+    with command.in_one_line(
+      audit.PlanMismatch, FloatingPointError, source.RecordError, OSError
+    ):
       train.train(run, command.make_console())
   except KeyboardInterrupt:
     sys.exit("interrupted; the same command goes on from the last checkpoint.")

@@ -43,7 +43,7 @@ class Reporter:
     self._num_steps = num_steps
     self._file = open(os.path.join(workdir, "metrics.jsonl"), "a")
     self._events = tensorboardX.SummaryWriter(workdir, flush_secs=10)
-    self._due: tuple[int, list[jax.Array], float, float] | None = None
+    self._due: tuple[int, list[jax.Array], float, int, float] | None = None
     self._since = time.monotonic()
     self._progress = rich.progress.Progress(
       rich.progress.TextColumn("step"),
@@ -65,7 +65,12 @@ class Reporter:
     self._progress.update(self._task, completed=step)
 
   def training(
-    self, step: int, totals: Sequence[jax.Array], *, learning_rate: float
+    self,
+    step: int,
+    totals: Sequence[jax.Array],
+    *,
+    learning_rate: float,
+    replaced: int = 0,
   ) -> None:
     """Reports on the steps since the last report.
 
@@ -73,20 +78,24 @@ class Reporter:
       step: steps taken so far.
       totals: f32[4] of each step since the last report, still on the devices.
       learning_rate: of the last of them.
+      replaced: images whose own record could not be read, of the rows that
+        this process reads.
 
     Raises:
       FloatingPointError: a loss is not finite.
     """
     self.flush()
     now = time.monotonic()
-    self._due = (step, list(totals), learning_rate, now - self._since)
+    seconds = now - self._since
+    self._due = (step, list(totals), learning_rate, replaced, seconds)
     self._since = now
 
   def flush(self) -> None:
     """Writes the report that is due; waits for its last step."""
     if self._due is None:
       return
-    (step, totals, learning_rate, seconds), self._due = self._due, None
+    step, totals, learning_rate, replaced, seconds = self._due
+    self._due = None
     sums = np.stack(jax.device_get(totals))
     for index, loss in enumerate(sums[:, 0]):
       if not math.isfinite(loss):
@@ -99,6 +108,7 @@ class Reporter:
     rate = means.pop("images") / seconds
     values = {f"training_{name}": value for name, value in means.items()}
     values |= {"learning_rate": learning_rate, "images_per_second": rate}
+    values["training_replaced_images"] = replaced
     shown = f"{rate:,.0f} images/s, loss {means['loss']:.3f}"
     self._progress.update(self._task, shown=shown)
     self._write(step, values)
@@ -106,23 +116,27 @@ class Reporter:
       self._line(
         step,
         f"loss {means['loss']:.4g}, {_errors(means)}, {rate:,.0f} images/s, "
-        f"learning rate {learning_rate:g}",
+        f"learning rate {learning_rate:g}{_replaced(replaced)}",
       )
 
-  def validation(self, step: int, totals: np.ndarray) -> None:
+  def validation(
+    self, step: int, totals: np.ndarray, replaced: int = 0
+  ) -> None:
     """Reports on a validation.
 
     Args:
       step: steps taken so far.
       totals: f32[4], over the whole split.
+      replaced: as for `training`.
     """
     means = metrics.to_means(totals)
     values = {f"validation_{name}": value for name, value in means.items()}
+    values["validation_replaced_images"] = replaced
     self._write(step, values)
     self._line(
       step,
       f"validation loss {means['loss']:.4g}, {_errors(means)}, "
-      f"{means['images']:,} images",
+      f"{means['images']:,} images{_replaced(replaced)}",
     )
 
   def resume_clock(self) -> None:
@@ -152,3 +166,7 @@ class Reporter:
 def _errors(means: Mapping[str, float]) -> str:
   top1, top5 = means["top1_error"], means["top5_error"]
   return f"top-1 error {top1:.2%}, top-5 error {top5:.2%}"
+
+
+def _replaced(images: int) -> str:
+  return f", {images:,} replaced" if images else ""

@@ -197,12 +197,10 @@ def prepare(
   sets.check_classes(builder, config.network.num_classes)
   statistics = _find_statistics(config, builder)
   _make_augmentation(config, network, statistics)
+  workdir_lib.check(workdir, config.to_dict())
+  # `digits` is made by now, if it was not there.
+  train_records, validation_records = open_splits(config, builder)
   workdir_lib.claim(workdir, config.to_dict())
-  train_records, validation_records = sets.open_splits(
-    builder,
-    (config.data.train_split, config.data.validation_split),
-    stored_size=config.data.stored_size,
-  )
   num_images = len(train_records)
   schedule, _ = _make_schedules(config, num_images)
   return Run(
@@ -215,6 +213,26 @@ def prepare(
     validation_records=validation_records,
     num_steps=_to_steps(config, config.num_epochs, num_images),
     schedule=schedule,
+  )
+
+
+def open_splits(
+  config: ml_collections.ConfigDict, builder
+) -> tuple[records.Records, records.Records]:
+  """The training and the validation split of a set.
+
+  Args:
+    config: the config.
+    builder: from `sets.open_builder`, and accepted by `sets.check_classes`.
+
+  Raises:
+    ValueError, OSError: a split cannot be opened.
+  """
+  return sets.open_splits(
+    builder,
+    (config.data.train_split, config.data.validation_split),
+    stored_size=config.data.stored_size,
+    unreadable=config.data.unreadable,
   )
 
 
@@ -306,14 +324,20 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
     "checkpoint_every_steps": config.checkpoint_every_steps,
     "keep_checkpoints": config.keep_checkpoints,
     "data.stored_size": config.data.stored_size,
-    "data.threads": config.data.threads,
     "data.batches_ahead": config.data.batches_ahead,
   }
+  if config.data.threads is not None:
+    positive["data.threads"] = config.data.threads
   for name, value in positive.items():
     if not value > 0:
       raise ValueError(
         f"{name} is {value}, expected a number above 0. Set config.{name}."
       )
+  if config.data.unreadable not in records.UNREADABLE:
+    raise ValueError(
+      f"data.unreadable is {config.data.unreadable!r}, expected one of "
+      f"{', '.join(records.UNREADABLE)}. Set config.data.unreadable."
+    )
   if config.validation_views not in (1, augment.VIEWS):
     raise ValueError(
       f"validation_views is {config.validation_views}, expected 1 or "

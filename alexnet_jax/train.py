@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import numpy as np
 import rich.console
@@ -27,6 +29,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
   Raises:
     audit.PlanMismatch: the step does not communicate as planned.
     FloatingPointError: a loss is not finite.
+    source.RecordError: a record cannot be read.
   """
   config = run.config
   _introduce(run, console)
@@ -56,7 +59,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
     return number % every == 0 or number == run.num_steps
 
   try:
-    totals = []
+    totals, replaced = [], 0
     batches = pipeline.train_batches(
       run.train_records,
       seed=config.seed,
@@ -64,25 +67,29 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
       num_steps=run.num_steps,
       **_batch_options(run),
     )
-    for number, batch in enumerate(batches, start=first_step + 1):
-      state, total = train_step(state, step_key, *batch)
-      totals.append(total)
-      # The host stays this close ahead of the devices, which never wait.
-      jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
-      reporter.advance(number)
-      if is_due(number, config.report_every_steps):
-        rate = run.schedule(number - 1)
-        reporter.training(number, totals, learning_rate=float(f"{rate:.6g}"))
-        totals = []
-      validates = is_due(number, config.validate_every_steps)
-      saves = is_due(number, config.checkpoint_every_steps)
-      if validates or saves:
-        reporter.flush()
-        if validates:
-          reporter.validation(number, evaluate(run, state))
-        if saves:
-          checkpoints.save(number, state)
-        reporter.resume_clock()
+    with contextlib.closing(batches):
+      for number, batch in enumerate(batches, start=first_step + 1):
+        state, total = train_step(state, step_key, batch.images, batch.labels)
+        totals.append(total)
+        replaced += batch.replaced
+        # The host stays this close ahead of the devices, which never wait.
+        jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
+        reporter.advance(number)
+        if is_due(number, config.report_every_steps):
+          rate = float(f"{run.schedule(number - 1):.6g}")
+          reporter.training(
+            number, totals, learning_rate=rate, replaced=replaced
+          )
+          totals, replaced = [], 0
+        validates = is_due(number, config.validate_every_steps)
+        saves = is_due(number, config.checkpoint_every_steps)
+        if validates or saves:
+          reporter.flush()
+          if validates:
+            reporter.validation(number, *evaluate(run, state))
+          if saves:
+            checkpoints.save(number, state)
+          reporter.resume_clock()
   finally:
     reporter.close()
     checkpoints.close()
@@ -90,13 +97,27 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
   return state
 
 
-def evaluate(run: run_lib.Run, state: step.TrainState) -> np.ndarray:
-  """Sums `metrics.NAMES` over the whole validation split: f32[4]."""
+def evaluate(
+  run: run_lib.Run, state: step.TrainState
+) -> tuple[np.ndarray, int]:
+  """Goes through the whole validation split.
+
+  Returns:
+    `metrics.NAMES` summed over it, f32[4], and the images of this process
+    whose own record could not be read.
+
+  Raises:
+    source.RecordError: a record cannot be read.
+  """
+  totals, replaced = [], 0
   batches = pipeline.validation_batches(
     run.validation_records, **_batch_options(run)
   )
-  totals = [run.program.evaluate(state.parameters, *batch) for batch in batches]
-  return np.sum(jax.device_get(totals), axis=0)
+  with contextlib.closing(batches):
+    for images, labels, lost in batches:
+      totals.append(run.program.evaluate(state.parameters, images, labels))
+      replaced += lost
+  return np.sum(jax.device_get(totals), axis=0), replaced
 
 
 def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:

@@ -13,6 +13,7 @@ FREE = (
   "layout",
   "num_epochs",
   "data.threads",
+  "data.unreadable",
   "data.batches_ahead",
   "report_every_steps",
   "validate_every_steps",
@@ -20,36 +21,58 @@ FREE = (
   "checkpoint_every_steps",
   "keep_checkpoints",
 )
+_NAME = "config.json"
 
 
-def claim(path: str, config: Mapping[str, Any]) -> None:
-  """Makes the directory, or accepts that of the same run.
+def check(path: str, config: Mapping[str, Any]) -> None:
+  """Refuses a directory that `claim` would not get; writes nothing.
 
   Args:
     path: of the directory.
-    config: all fields of the run; kept as `config.json`.
+    config: all fields of the run.
 
   Raises:
     OSError: the directory cannot be written.
     ValueError: it belongs to a run whose fields give other results.
   """
-  # As JSON has them: tuples are lists there.
-  fields = json.loads(json.dumps(_flatten(config)))
-  file = os.path.join(path, "config.json")
+  above = os.path.abspath(path)
+  while not os.path.lexists(above):
+    above = os.path.dirname(above)
+  if not os.path.isdir(above):
+    raise _cannot_write(path, f"{above} is no directory")
+  if not os.access(above, os.W_OK | os.X_OK):
+    raise _cannot_write(path, f"{above} is not yours to write to")
+  file = os.path.join(path, _NAME)
+  if os.path.exists(file):
+    with open(file) as before:
+      _check_same(path, json.load(before), _to_fields(config))
+
+
+def claim(path: str, config: Mapping[str, Any]) -> None:
+  """Makes the directory, and keeps the fields of the run as `config.json`.
+
+  Args and errors are those of `check`.
+  """
+  check(path, config)
+  file = os.path.join(path, _NAME)
   try:
     os.makedirs(path, exist_ok=True)
-    if os.path.exists(file):
-      with open(file) as before:
-        _check_same(path, json.load(before), fields)
-    partial = f"{file}.partial"
-    with open(partial, "w") as now:
-      json.dump(fields, now, indent=2)
-    os.replace(partial, file)
+    with open(f"{file}.partial", "w") as now:
+      json.dump(_to_fields(config), now, indent=2)
+    os.replace(f"{file}.partial", file)
   except OSError as error:
-    raise OSError(
-      f"the workdir {path!r} cannot be written: {error.strerror}. "
-      "Set --workdir."
-    ) from error
+    raise _cannot_write(path, error.strerror) from error
+
+
+def _cannot_write(path: str, reason: str) -> OSError:
+  return OSError(
+    f"the workdir {path!r} cannot be written: {reason}. Set --workdir."
+  )
+
+
+def _to_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+  """As JSON has them: tuples are lists there."""
+  return json.loads(json.dumps(_flatten(config)))
 
 
 def _check_same(

@@ -101,8 +101,11 @@ def imagenet() -> ml_collections.ConfigDict:
   config.data.validation_split = "validation"
   # Side of the square that images are brought to on the host, pixels. [P]
   config.data.stored_size = 256
-  # Threads that read and decode, a batch each.
-  config.data.threads = 8
+  # What becomes of a record that cannot be read: stop, or replace it by its
+  # neighbour in the split, which is counted in the reports.
+  config.data.unreadable = "stop"
+  # Threads that read and decode; None: one for each core, up to 16.
+  config.data.threads = config_dict.placeholder(int)
   # Batches on the devices before they are asked for.
   config.data.batches_ahead = 2
 
@@ -186,7 +189,6 @@ def use_digits(config: ml_collections.ConfigDict) -> None:
 
   config.data.name = "digits"
   config.data.stored_size = 77
-  config.data.threads = 2
 
   # A mirrored digit is another sign.
   config.augment.flip = False

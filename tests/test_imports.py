@@ -8,7 +8,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "alexnet_jax").rglob("*.py"))
-COMMANDS = {"main", "inspect", "compare", "verify", "prepare"}
+COMMANDS = {"main", "inspect", "compare", "verify", "prepare", "bench"}
 COLLECTIVES = {
   *("psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute"),
   *("psum_scatter", "pcast", "pvary", "axis_index"),

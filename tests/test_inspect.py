@@ -107,6 +107,7 @@ def test_layout_of_a_config_outside_the_package_is_inspected(own_config):
   assert picture.read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_layout_of_a_config_outside_the_package_trains(own_config):
   process = test_main.start(
     test_main.command(own_config.parent, str(own_config))
@@ -145,6 +146,7 @@ def test_bad_flag_ends_in_one_line(flags, message):
   assert len(process.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_compare_lists_planned_and_compiled_bytes():
   process = test_main.start(
     [

@@ -8,7 +8,12 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2
+
+from alexnet_jax.data import order, sets
+from tests import small_sets
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -47,7 +52,7 @@ BAD_INPUT = {
   "config that is not there": (None, "configs/three_device.py"),
   "workdir that cannot be written": (
     ["--workdir={tmp}/file/workdir"],
-    "workdir '.*/file/workdir' cannot be written: Not a directory",
+    "workdir '.*/file/workdir' cannot be written: .*/file is no directory",
   ),
   "argument that is no flag": (["two_device"], "unexpected argument"),
 }
@@ -138,3 +143,48 @@ def test_four_simulated_devices_train_and_resume_from_the_command_line(
   steps = [json.loads(line)["step"] for line in lines]
   assert steps == [1, 2, 2, 3, 4, 4]
   assert json.loads(lines[-1])["validation_images"] == 299
+
+
+@pytest.mark.slow
+def test_record_that_is_lost_stops_the_run_in_one_line_or_is_replaced(
+  tmp_path,
+):
+  builder = sets.open_builder("digits", data_dir=str(tmp_path / "data"))
+  (split,) = sets.open_splits(builder, ("train",), stored_size=8)
+  stored = [split.source[index] for index in range(len(split))]
+  # In the ninth of ten batches of the only epoch, seed 0.
+  (lost,) = order.Order(160, 0).find(np.array([16 * 8 + 3]))
+  example = tf_example_pb2.Example.FromString(stored[lost])
+  image = example.features.feature["image"].bytes_list
+  image.value[0] = image.value[0][:-30]
+  stored[lost] = example.SerializeToString()
+  (shard,) = (tmp_path / "data").rglob("*train.array_record*")
+  small_sets.write_shard(shard, stored)
+
+  flags = (
+    *("--config.network.width=0.125", "--config.batch_size=16"),
+    *("--config.data.train_split=train[:160]", "--config.num_epochs=1.0"),
+    *("--config.report_every_steps=1", "--config.checkpoint_every_steps=2"),
+  )
+  first = start(command(tmp_path, "one_device", *flags))
+  assert first.returncode == 1, first.stderr
+  (line,) = first.stderr.strip().splitlines()
+  assert line.startswith(
+    f"error: record {lost} of digits/train[:160] (number {lost} in {shard}) "
+    "has an image that cannot be decoded ("
+  )
+  assert "set config.data.unreadable=replace" in line
+  second = start(
+    command(tmp_path, "one_device", *flags, "--config.data.unreadable=replace")
+  )
+  assert second.returncode == 0, second.stderr
+  assert "goes on after step 6 of 10" in second.stdout
+  assert "1 replaced" in second.stdout
+  lines = (tmp_path / "workdir" / "metrics.jsonl").read_text().splitlines()
+  replaced = {
+    line["step"]: line["training_replaced_images"]
+    for line in map(json.loads, lines)
+    if "training_loss" in line
+  }
+  assert replaced == {step: int(step == 9) for step in range(1, 11)}
+  assert json.loads(lines[-1])["validation_replaced_images"] == 0

@@ -121,6 +121,7 @@ def test_no_grouped_convolution_for_two_columns_on_one_device(tiny_network):
   assert all(c.params["feature_group_count"] == 1 for c in convolutions)
 
 
+@pytest.mark.slow
 def test_independent_columns_are_two_networks_up_to_the_logits(key):
   network = wiring.make_network(
     wirings.INDEPENDENT_COLUMNS,

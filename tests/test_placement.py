@@ -213,6 +213,7 @@ def test_draws_are_the_same_on_every_layout(
   assert 0.45 < found["mask"].mean() < 0.55  # 4096 draws: 0.5 +- 0.008
 
 
+@pytest.mark.slow
 def test_sum_over_the_positions_of_a_map_matches_one_device(
   tiny_augmentation,
 ):

@@ -95,3 +95,12 @@ def test_mean_that_would_not_be_read_is_refused(tiny_config):
   tiny_config.augment.mean_from = "image"
   with pytest.raises(ValueError, match="which does not read it"):
     run_lib.check(tiny_config)
+
+
+def test_split_that_is_none_does_not_claim_the_workdir(
+  tiny_config, tmp_path, prepare
+):
+  tiny_config.data.validation_split = "test"
+  with pytest.raises(ValueError, match="no split 'test'"):
+    prepare(tiny_config)
+  assert not (tmp_path / "workdir").exists()

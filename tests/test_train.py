@@ -91,6 +91,7 @@ def test_checkpoint_in_mid_run_is_not_touched_by_the_steps_after_it(
   assert same_bits(resumed, straight)
 
 
+@pytest.mark.slow
 def test_finished_run_says_so_and_changes_nothing(
   tiny_config, tmp_path, data_dir
 ):
@@ -161,6 +162,8 @@ def test_override_on_one_layer_reaches_the_step(tiny_config):
     ("report_every_steps", 0),
     ("keep_checkpoints", -1),
     ("data.threads", 0),
+    ("data.batches_ahead", 0),
+    ("data.unreadable", "skip"),
     ("augment.scale", 0.0),
     ("augment.mean", (1.0,)),
     ("augment.statistics", "own"),

@@ -2,22 +2,41 @@
 
 Batch k is a function of (seed, k) alone: the state of the input is the step
 number. Each process reads the rows that its devices hold, and no others.
+
+The devices hold the batch that was asked for and `batches_ahead` more, besides
+what `blocks.py` holds in the memory of this process. On CPU, JAX takes that
+memory over as it is.
 """
 
 from __future__ import annotations
 
 import collections
-import itertools
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-import grain
 import jax
 import numpy as np
 
-from alexnet_jax import metrics
+from alexnet_jax.data import blocks as blocks_lib
 from alexnet_jax.data import records as records_lib
 
-Batch = tuple[jax.Array, jax.Array]
+Shardings = tuple[jax.sharding.Sharding, jax.sharding.Sharding]
+
+
+class Batch(NamedTuple):
+  """A batch on the devices.
+
+  Attributes:
+    images: u8[N, side, side, 3], global.
+    labels: i32[N], global.
+    replaced: images whose own record could not be read, of the rows that this
+      process reads.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  replaced: int
 
 
 def train_batches(
@@ -27,14 +46,15 @@ def train_batches(
   seed: int,
   first_step: int,
   num_steps: int,
-  shardings: tuple[jax.sharding.Sharding, jax.sharding.Sharding],
-  threads: int,
+  shardings: Shardings,
+  threads: int | None,
   batches_ahead: int,
 ) -> Iterator[Batch]:
   """Yields the batches of steps `first_step` to `num_steps - 1`.
 
   Every epoch is a permutation of the split, a function of (seed, epoch);
-  batches run on across the end of an epoch.
+  batches run on across the end of an epoch. Close the iterator where it is
+  left before its end: that stops the threads.
 
   Args:
     records: the split.
@@ -43,24 +63,27 @@ def train_batches(
     first_step: the step to start at.
     num_steps: the step to end before.
     shardings: of the images and of the labels.
-    threads: that read and decode, a batch each.
+    threads: that read and decode; None: one for each core, up to 16.
     batches_ahead: batches that are on the devices before they are asked for.
 
-  Yields:
-    images u8[N, side, side, 3] and labels i32[N], global arrays.
+  Raises:
+    source.RecordError: see `Records.fill`.
   """
-  order = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
-  rows = _local_rows(shardings, batch_size)
-
-  def load(step: int):
-    return _stack(records, [order[step * batch_size + row] for row in rows])
-
-  yield from _to_devices(
-    _read(load, range(first_step, num_steps), threads),
-    rows,
-    batch_size,
-    shardings,
-    batches_ahead,
+  rows = find_rows(shardings, batch_size)
+  blocks = blocks_lib.train_blocks(
+    records,
+    rows=rows,
+    batch_size=batch_size,
+    seed=seed,
+    steps=range(first_step, num_steps),
+    threads=threads,
+  )
+  return to_devices(
+    blocks,
+    rows=rows,
+    batch_size=batch_size,
+    shardings=shardings,
+    batches_ahead=batches_ahead,
   )
 
 
@@ -68,41 +91,32 @@ def validation_batches(
   records: records_lib.Records,
   *,
   batch_size: int,
-  shardings: tuple[jax.sharding.Sharding, jax.sharding.Sharding],
-  threads: int,
+  shardings: Shardings,
+  threads: int | None,
   batches_ahead: int,
 ) -> Iterator[Batch]:
   """Yields every image of a split exactly once, in order.
 
   The last batch is filled up with rows whose label is `metrics.PADDING`.
-  Arguments and arrays are those of `train_batches`.
+  Arguments, arrays and errors are those of `train_batches`.
   """
-  rows = _local_rows(shardings, batch_size)
-
-  def load(step: int):
-    indices = [step * batch_size + row for row in rows]
-    real = [index for index in indices if index < len(records)]
-    images, labels = _stack(records, real)
-    fill = len(indices) - len(real)
-    return (
-      np.pad(images, ((0, fill), (0, 0), (0, 0), (0, 0))),
-      np.pad(labels, (0, fill), constant_values=metrics.PADDING),
-    )
-
-  steps = -(-len(records) // batch_size)
-  yield from _to_devices(
-    _read(load, range(steps), threads),
-    rows,
-    batch_size,
-    shardings,
-    batches_ahead,
+  rows = find_rows(shardings, batch_size)
+  blocks = blocks_lib.validation_blocks(
+    records, rows=rows, batch_size=batch_size, threads=threads
+  )
+  return to_devices(
+    blocks,
+    rows=rows,
+    batch_size=batch_size,
+    shardings=shardings,
+    batches_ahead=batches_ahead,
   )
 
 
-def _local_rows(
+def find_rows(
   shardings: Iterable[jax.sharding.Sharding], batch_size: int
 ) -> list[int]:
-  """The rows of a batch that the devices of this process hold."""
+  """The rows of a batch that the devices of this process hold, ascending."""
   rows = set()
   for sharding in shardings:
     indices = sharding.addressable_devices_indices_map((batch_size,))
@@ -111,47 +125,38 @@ def _local_rows(
   return sorted(rows)
 
 
-def _stack(
-  records: records_lib.Records, indices: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
-  side = records.stored_size
-  images = np.empty((len(indices), side, side, 3), np.uint8)
-  labels = np.empty(len(indices), np.int32)
-  for row, index in enumerate(indices):
-    images[row], labels[row] = records[index]
-  return images, labels
-
-
-def _read(load, steps: range, threads: int) -> Iterator:
-  """Loads batches in order, ahead of their use, in background threads."""
-  options = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=2 * threads
-  )
-  batches = grain.MapDataset.range(steps.start, steps.stop).map(load)
-  return iter(batches.to_iter_dataset(options))
-
-
-def _to_devices(
-  batches: Iterator,
-  rows: list[int],
+def to_devices(
+  blocks: Iterator[records_lib.Block],
+  *,
+  rows: Sequence[int],
   batch_size: int,
-  shardings: tuple[jax.sharding.Sharding, jax.sharding.Sharding],
-  ahead: int,
+  shardings: Shardings,
+  batches_ahead: int,
 ) -> Iterator[Batch]:
-  """Copies batches to the devices, `ahead` of the one that is asked for."""
+  """Copies blocks to the devices, ahead of the one that is asked for.
+
+  Args:
+    blocks: of these rows; closed at the end.
+    rows: of each batch, from `find_rows`.
+
+  The other arguments are those of `train_batches`.
+  """
   held = np.asarray(rows)
 
   def put(local: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    def block(index):
+    def cut(index):
       first, last, _ = index[0].indices(batch_size)
       return local[slice(*np.searchsorted(held, (first, last)))]
 
     shape = (batch_size, *local.shape[1:])
-    return jax.make_array_from_callback(shape, sharding, block)
+    return jax.make_array_from_callback(shape, sharding, cut)
 
   queue = collections.deque()
-  arrays = (tuple(map(put, batch, shardings)) for batch in batches)
-  queue.extend(itertools.islice(arrays, ahead))
-  while queue:
-    yield queue.popleft()
-    queue.extend(itertools.islice(arrays, 1))
+  with contextlib.closing(blocks):
+    for block in blocks:
+      images, labels = map(put, (block.images, block.labels), shardings)
+      queue.append(Batch(images, labels, block.replaced))
+      del block, images, labels  # the memory is used again
+      if len(queue) > batches_ahead:
+        yield queue.popleft()
+    yield from queue

@@ -1,16 +1,38 @@
-"""A TFDS image-classification set, record by record: uint8 image, int label.
+"""The records of a split as uint8 images and int labels, many at a time.
 
-Read with `tfds.data_source` from ArrayRecord files; TensorFlow is not used.
+A record is a `tf.train.Example` as TFDS writes it; TensorFlow is not used.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from alexnet_jax.data import decode
+from alexnet_jax.data import source as source_lib
+
+# What becomes of a record that cannot be read, see `Records.unreadable`.
+UNREADABLE = ("stop", "replace")
+# Neighbours that are tried in its place.
+_NEIGHBOURS = 64
+
+
+class Block(NamedTuple):
+  """Rows of a batch, in the memory of this process.
+
+  Attributes:
+    images: u8[n, side, side, 3].
+    labels: i32[n].
+    replaced: rows whose own record could not be read.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  replaced: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,57 +40,125 @@ class Records:
   """One split of a set; `records[i]` is u8[side, side, 3] and its label.
 
   Attributes:
-    name: of the set and the split, for messages.
-    source: random access to the stored records.
-    image_key: of the encoded image in a record.
+    source: the stored records.
+    image_key: of the image in a record.
     label_key: of the label in a record.
     num_classes: labels are 0..num_classes-1.
     stored_size: side of the images returned, in pixels.
+    raw_shape: height, width and channels of images that are stored as pixels;
+      None where they are encoded.
+    unreadable: `stop` where a record or its image cannot be read, or `replace`
+      it by its neighbour: the first of the next 64 that can be read, from the
+      end of the split on at its start.
   """
 
-  name: str
-  source: Any
+  source: source_lib.Source
   image_key: str
   label_key: str
   num_classes: int
   stored_size: int
+  raw_shape: tuple[int, int, int] | None = None
+  unreadable: str = "stop"
 
   def __len__(self) -> int:
     return len(self.source)
 
   def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-    """Reads and decodes one record.
+    """Reads and decodes one record; errors are those of `fill`."""
+    images, labels, _ = self.read([index])
+    return images[0], int(labels[0])
+
+  def read(self, indices: Sequence[int]) -> Block:
+    """Reads and decodes records; errors are those of `fill`."""
+    side = self.stored_size
+    images = np.empty((len(indices), side, side, 3), np.uint8)
+    labels = np.empty(len(indices), np.int32)
+    return Block(images, labels, self.fill(indices, images, labels))
+
+  def fill(
+    self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray
+  ) -> int:
+    """Reads and decodes records into rows of a batch.
+
+    Args:
+      indices: of the records.
+      images: u8[n, side, side, 3], a row for each, contiguous.
+      labels: i32[n].
+
+    Returns:
+      Rows whose record was replaced.
 
     Raises:
-      ValueError: the label is out of range.
+      source.RecordError: a label is out of range, a file of the split cannot
+        be opened, or a record cannot be read and is not to be replaced.
     """
-    record = self.source[index]
-    label = int(record[self.label_key])
-    if not 0 <= label < self.num_classes:
-      raise ValueError(
-        f"record {index} of {self.name} has label {label}, expected "
+    replaced = 0
+    for row, index in enumerate(indices):
+      try:
+        labels[row] = self._read(index, images[row])
+      except source_lib.UnreadableError as error:
+        if self.unreadable == "stop":
+          raise
+        labels[row] = self._read_neighbour(index, images[row], error)
+        replaced += 1
+    return replaced
+
+  def find(self, index: int) -> tuple[bytes, int]:
+    """The stored image of a record, and its label; nothing is decoded.
+
+    Raises:
+      source.RecordError: as for `fill`.
+    """
+    record = tf_example_pb2.Example.FromString(self.source[index])
+    features = record.features.feature
+    # A feature that is not there has no values.
+    images = features[self.image_key].bytes_list.value
+    labels = features[self.label_key].int64_list.value
+    if len(images) != 1 or len(labels) != 1:
+      raise source_lib.RecordError(
+        f"{self.source.describe(index)} has {len(images)} images as bytes "
+        f"under {self.image_key!r} and {len(labels)} labels under "
+        f"{self.label_key!r}, expected one of each. Set config.data.name to "
+        "a set of images, or prepare the set again."
+      )
+    if not 0 <= labels[0] < self.num_classes:
+      raise source_lib.RecordError(
+        f"{self.source.describe(index)} has label {labels[0]}, expected "
         f"0..{self.num_classes - 1}. Prepare the set again."
       )
-    return decode(record[self.image_key], self.stored_size), label
+    return images[0], labels[0]
 
+  def decode(self, image: bytes, out: np.ndarray) -> None:
+    """Decodes a stored image into u8[side, side, 3].
 
-def decode(encoded: bytes, stored_size: int) -> np.ndarray:
-  """Decodes an image and brings it to a square as the paper did.
+    Raises:
+      ValueError: says why it cannot be decoded.
+    """
+    if self.raw_shape is None:
+      decode.decode(image, out)
+    else:
+      decode.copy(image, self.raw_shape, out)
 
-  Args:
-    encoded: a file in any format that Pillow reads.
-    stored_size: the shorter side is scaled to it, and the centre cut out.
+  def _read(self, index: int, out: np.ndarray) -> int:
+    image, label = self.find(index)
+    try:
+      self.decode(image, out)
+    except ValueError as error:
+      raise source_lib.UnreadableError(
+        f"{self.source.describe(index)} has an image that cannot be decoded "
+        f"({error}). Prepare the set again, or set "
+        "config.data.unreadable=replace to train without it."
+      ) from error
+    return label
 
-  Returns:
-    u8[stored_size, stored_size, 3], RGB.
-  """
-  image = Image.open(io.BytesIO(encoded)).convert("RGB")
-  width, height = image.size
-  if min(width, height) != stored_size:
-    scale = stored_size / min(width, height)
-    width, height = round(width * scale), round(height * scale)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-  left, top = (width - stored_size) // 2, (height - stored_size) // 2
-  if (width, height) != (stored_size, stored_size):
-    image = image.crop((left, top, left + stored_size, top + stored_size))
-  return np.asarray(image)
+  def _read_neighbour(
+    self, index: int, out: np.ndarray, error: source_lib.UnreadableError
+  ) -> int:
+    for distance in range(1, _NEIGHBOURS + 1):
+      try:
+        return self._read((index + distance) % len(self), out)
+      except source_lib.UnreadableError:
+        continue
+    raise source_lib.RecordError(
+      f"{error} None of the {_NEIGHBOURS} records after it can be read either."
+    ) from error

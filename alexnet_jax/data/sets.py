@@ -16,6 +16,7 @@ from alexnet_jax.data import (
   imagenet256,
   preparation,
   records,
+  source,
   statistics,
 )
 
@@ -42,23 +43,23 @@ def open_builder(
     return builder
   folder, version = os.path.split(os.fspath(builder.data_dir))
   how = (
-    f"`python -m alexnet_jax.prepare --dataset={name} "
+    f"Prepare it: `python -m alexnet_jax.prepare --dataset={name} "
     "--manual_dir=FOLDER_OF_THE_TARS`"
     if _is_own(builder)
-    else "Where TensorFlow is installed: `tfds build "
-    f"{name} --file_format=array_record`"
+    else "Prepare it where TensorFlow is installed: "
+    f"`tfds build {name} --file_format=array_record`"
   )
   others = [found for found in _list(folder) if _is_version(found)]
   if others:
     raise FileNotFoundError(
       f"dataset {name!r} is in {folder} in version {', '.join(others)}, "
-      f"expected {version}. Prepare it again, {how}, or set --data_dir."
+      f"expected {version}. {how}, or set --data_dir."
     )
   begun = f"{version}{preparation.UNFINISHED}" in _list(folder)
   raise FileNotFoundError(
     f"dataset {name!r} is not prepared{' to the end' if begun else ''}: there "
-    f"is no {builder.data_dir}/dataset_info.json. Prepare it, {how}, or set "
-    "--data_dir to where it is."
+    f"is no {builder.data_dir}/dataset_info.json. {how}, or set --data_dir to "
+    "where it is."
   )
 
 
@@ -150,6 +151,7 @@ def open_splits(
   splits: tuple[str, ...],
   *,
   stored_size: int,
+  unreadable: str = "stop",
 ) -> tuple[records.Records, ...]:
   """Opens splits of a set; builds `digits` at its first use.
 
@@ -157,10 +159,13 @@ def open_splits(
     builder: that `check_classes` has accepted.
     splits: in TFDS's notation, `train` or `train[:90%]`.
     stored_size: side of the images to return, in pixels.
+    unreadable: what becomes of records that cannot be read, see
+      `records.Records`.
 
   Raises:
-    ValueError: there is no such split, it is empty, or it cannot be read at
-      random.
+    ValueError: there is no such split, it has no records, or it cannot be read
+      at random.
+    FileNotFoundError: files of it are missing.
   """
   if builder.name == "digits":
     # TFDS announces a download; there is none.
@@ -168,41 +173,20 @@ def open_splits(
       tfds.disable_progress_bar()
       builder.download_and_prepare()
   image_key, label_key = builder.info.supervised_keys
+  image = builder.info.features[image_key]
+  is_encoded = isinstance(image, tfds.features.Image)
   return tuple(
     records.Records(
-      name=f"{builder.name}/{split}",
-      source=_open_source(builder, split, image_key),
+      source=source.open_source(builder, split),
       image_key=image_key,
       label_key=label_key,
       num_classes=builder.info.features[label_key].num_classes,
       stored_size=stored_size,
+      raw_shape=None if is_encoded else image.shape,
+      unreadable=unreadable,
     )
     for split in splits
   )
-
-
-def _open_source(
-  builder: tfds.core.DatasetBuilder, split: str, image_key: str
-) -> Any:
-  try:
-    source = builder.as_data_source(
-      split=split, decoders={image_key: tfds.decode.SkipDecoding()}
-    )
-  except (ValueError, KeyError) as error:
-    reason = str(error).partition("\n")[0].rstrip(".")
-    raise ValueError(
-      f"dataset {builder.name!r} has no split {split!r} ({reason}), expected "
-      f"one of {', '.join(builder.info.splits)} or a part of one, as "
-      "'train[:90%]'. Set config.data.train_split or "
-      "config.data.validation_split."
-    ) from None
-  except NotImplementedError:
-    raise ValueError(
-      f"dataset {builder.name!r} is stored as "
-      f"{builder.info.file_format.value}, which has no random access, expected "
-      "array_record. Prepare it again with --file_format=array_record."
-    ) from None
-  return source
 
 
 def find_statistics(
