@@ -1,0 +1,115 @@
+"""How fast the training step is, with its augmentation and without.
+
+Both steps are compiled first and then take turns, so that a machine that slows
+down slows both down. Images are noise: what they show does not matter here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from alexnet_jax import program as program_lib
+from alexnet_jax import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoAugmentation:
+  """Crops that arrive as the network takes them, but for their type.
+
+  Attributes:
+    stored_size: side of the crops, in pixels.
+  """
+
+  stored_size: int
+
+  def draw(self, key: jax.Array, n: int, *, spec) -> dict[str, jax.Array]:
+    """Draws nothing."""
+    return {}
+
+  def apply(self, images: jax.Array, draws) -> jax.Array:
+    """u8[n, side, side, 3] -> f32[n, side, side, 3]."""
+    return images.astype(np.float32)
+
+  def center(self, images: jax.Array) -> jax.Array:
+    return self.apply(images, {})
+
+  def view(self, images: jax.Array, index: jax.Array) -> jax.Array:
+    return self.apply(images, {})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speed:
+  """Seconds of single steps, round by round.
+
+  Attributes:
+    with_augmentation: from stored images.
+    without: from crops.
+    batch_size: images in a step.
+  """
+
+  with_augmentation: list[float]
+  without: list[float]
+  batch_size: int
+
+  def added(self) -> float:
+    """What the augmentation adds to a step, as a share of it: median."""
+    pairs = zip(self.with_augmentation, self.without, strict=True)
+    return statistics.median(augmented / bare - 1 for augmented, bare in pairs)
+
+
+def measure(program: program_lib.Program, *, rounds: int) -> Speed:
+  """Measures both steps.
+
+  Args:
+    program: with its augmentation.
+    rounds: steps of each.
+  """
+  bare = dataclasses.replace(
+    program,
+    augmentation=NoAugmentation(stored_size=program.network.image_size),
+  )
+  steps = [_Step(program), _Step(bare)]
+  seconds = [[], []]
+  for number in range(rounds):
+    # Either goes first as often as the other.
+    for which in (0, 1) if number % 2 else (1, 0):
+      seconds[which].append(steps[which].take())
+  return Speed(
+    with_augmentation=seconds[0],
+    without=seconds[1],
+    batch_size=program.batch_size,
+  )
+
+
+class _Step:
+  """A compiled step with the state and the batch that it takes."""
+
+  def __init__(self, program: program_lib.Program):
+    self._compiled, _ = program_lib.compile_step(program)
+    self._state: step_lib.TrainState = program.init(jax.random.key(0))
+    self._key = jax.random.key(1)
+    rng = np.random.default_rng(0)
+    n, side = program.batch_size, program.augmentation.stored_size
+    self._batch = jax.device_put(
+      (
+        rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8),
+        rng.integers(
+          0, program.network.layer("fc8").features, n, dtype=np.int32
+        ),
+      ),
+      program.batch_shardings,
+    )
+    self.take()  # the first is slower
+
+  def take(self) -> float:
+    """Takes a step; its seconds."""
+    jax.block_until_ready((self._state, self._batch))
+    begin = time.perf_counter()
+    self._state, totals = self._compiled(self._state, self._key, *self._batch)
+    jax.block_until_ready((self._state, totals))
+    return time.perf_counter() - begin

@@ -1,0 +1,367 @@
+"""The input beside PyTorch's: python -m benchmarks.dataloader
+
+The same real pictures, squares of 256 pixels as JPEG, twice on this machine's
+disk: as files in folders by class, read by `torch.utils.data.DataLoader` in the
+way of PyTorch's own ImageNet example, and as records of `imagenet256/jpeg`,
+read by this project. Both go through them in random order without an end, so
+that neither pays for the ends of epochs, and from files that the system holds
+in memory.
+
+What each side does for a batch on the host:
+
+- PyTorch, in as many worker processes as there are cores: reads a file, decodes
+  it with Pillow, crops 224 x 224 at random, mirrors half of them, to float32,
+  adds AlexNet's colour noise, normalises, collates, and hands the batch over to
+  the main process.
+- alexnet_jax, in as many threads: reads a record, checks its hash, decodes it,
+  and puts it into the batch as bytes, 256 x 256. No crop, mirror, colours or
+  float: these are part of the training step, on the devices.
+
+So the two do not do the same, and this is their point: the host is left with
+what only it can do. The row `JPEG, augmented` adds what the step does with such
+a batch, on this machine's CPU: crop, mirror, colours, mean, to float32. With an
+accelerator that is its work, in its time. The row `pixels` is that of
+`imagenet256/raw`, in which nothing is left to decode. Nowhere is a batch copied
+to an accelerator, and nothing is trained.
+"""
+
+import contextlib
+import importlib.metadata
+import itertools
+import pathlib
+import statistics
+import tempfile
+import time
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import rich.table
+from absl import app, flags
+from array_record.python import array_record_module
+from PIL import Image
+from sklearn import datasets
+
+from alexnet_jax import command
+from alexnet_jax import run as run_lib
+from alexnet_jax.data import blocks, pipeline, records, shards, source
+from configs import default
+
+TORCH = "2.13.0"
+SIDE, CROP = shards.SIDE, 224
+CLASSES = 1000
+PYTORCH, OURS = "PyTorch DataLoader", "JPEG"
+SEED = 0
+ENDLESS = 2**40
+# AlexNet's colour noise and the usual normalisation, of pixels of 0..1, as in
+# PyTorch programs.
+NOISE = 0.1
+VALUES = (0.2175, 0.0188, 0.0045)
+VECTORS = (
+  (-0.5675, 0.7192, 0.4009),
+  (-0.5808, -0.0045, -0.8140),
+  (-0.5836, -0.6948, 0.4203),
+)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Files:
+  """A data set for DataLoader: JPEG files in folders by class, augmented.
+
+  Args:
+    folder: whose folders are the classes.
+    torch: the module, which is not needed before.
+  """
+
+  def __init__(self, folder: pathlib.Path, torch):
+    self._torch = torch
+    classes = sorted(path.name for path in folder.iterdir())
+    self._files = [
+      (str(path), classes.index(path.parent.name))
+      for path in sorted(folder.glob("*/*.jpeg"))
+    ]
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int):
+    """f32[3, 224, 224], and the class."""
+    torch = self._torch
+    path, label = self._files[index]
+    with open(path, "rb") as file:
+      picture = Image.open(file).convert("RGB")
+    top, left = torch.randint(0, SIDE - CROP + 1, (2,)).tolist()
+    picture = picture.crop((left, top, left + CROP, top + CROP))
+    if torch.rand(1) < 0.5:
+      picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = torch.from_numpy(np.array(picture, copy=True))
+    pixels = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+    weights = torch.normal(0.0, NOISE, (3,)) * torch.tensor(VALUES)
+    pixels += (torch.tensor(VECTORS) @ weights)[:, None, None]
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None]), label
+
+
+def write_pictures(folder: pathlib.Path, count: int) -> None:
+  """Writes cuts of real photographs.
+
+  Args:
+    folder: gets files/CLASS/NUMBER.jpeg, and the same pictures as records of
+      `imagenet256` in the files jpeg and raw.
+    count: pictures.
+  """
+  rng = np.random.default_rng(SEED)
+  photos = [
+    Image.fromarray(datasets.load_sample_image(name))
+    for name in ("china.jpg", "flower.jpg")
+  ]
+  writers = {
+    encoding: array_record_module.ArrayRecordWriter(
+      str(folder / encoding), options
+    )
+    for encoding, options in (
+      ("jpeg", "group_size:1"),
+      ("raw", "group_size:1,uncompressed"),
+    )
+  }
+  for number in range(count):
+    photo = photos[number % 2]
+    side = int(rng.integers(150, photo.height))
+    left = int(rng.integers(0, photo.width - side + 1))
+    top = int(rng.integers(0, photo.height - side + 1))
+    cut = photo.crop((left, top, left + side, top + side))
+    square = cut.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    label = number % CLASSES
+    path = folder / "files" / f"{label:04d}" / f"{number}.jpeg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    square.save(path, quality=shards.QUALITY, subsampling="4:2:0")
+    images = {"jpeg": path, "raw": np.asarray(square)}
+    for encoding, writer in writers.items():
+      features = shards.make_features(encoding)
+      example = {
+        "image": images[encoding],
+        "label": label,
+        "file_name": path.name,
+      }
+      writer.write(features.serialize_example(example))
+  for writer in writers.values():
+    writer.close()
+
+
+def open_records(
+  folder: pathlib.Path, encoding: str, count: int
+) -> records.Records:
+  shard = types.SimpleNamespace(
+    filename=str(folder / encoding), skip=0, take=count
+  )
+  return records.Records(
+    source=source.Source(encoding, [shard]),
+    image_key="image",
+    label_key="label",
+    num_classes=CLASSES,
+    stored_size=SIDE,
+    raw_shape=(SIDE, SIDE, 3) if encoding == "raw" else None,
+  )
+
+
+def read_with_torch(
+  torch, folder: pathlib.Path, *, batch_size: int, workers: int
+) -> Iterator[Any]:
+  """Batches without an end; the workers start here and stay."""
+  files = Files(folder, torch)
+  sampler = torch.utils.data.RandomSampler(
+    files, replacement=True, num_samples=10**9
+  )
+  loader = torch.utils.data.DataLoader(
+    files,
+    batch_size=batch_size,
+    sampler=sampler,
+    num_workers=workers,
+    persistent_workers=True,
+  )
+  return iter(loader)
+
+
+def read_blocks(split: records.Records, *, batch_size: int) -> Iterator[Any]:
+  return blocks.train_blocks(
+    split,
+    rows=range(batch_size),
+    batch_size=batch_size,
+    seed=SEED,
+    steps=range(ENDLESS),
+    threads=None,
+  )
+
+
+def read_augmented(
+  split: records.Records, *, batch_size: int
+) -> Iterator[jax.Array]:
+  """Batches on one CPU device, augmented there as a step does it."""
+  config = default.get_config("imagenet")
+  config.batch_size = batch_size
+  program = run_lib.make_program(config, *run_lib.check(config))
+  augmentation, spec = program.augmentation, program.specs.images
+
+  @jax.jit
+  def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    draws = augmentation.draw(key, batch_size, spec=spec)
+    return augmentation.apply(images, draws)
+
+  batches = pipeline.train_batches(
+    split,
+    batch_size=batch_size,
+    seed=SEED,
+    first_step=0,
+    num_steps=ENDLESS,
+    shardings=program.batch_shardings,
+    threads=None,
+    batches_ahead=2,
+  )
+  key = jax.random.key(SEED)
+  with contextlib.closing(batches), jax.set_mesh(program.mesh):
+    for step, batch in enumerate(batches):
+      yield augment(jax.random.fold_in(key, step), batch.images)
+
+
+def measure(
+  inputs: dict[str, Iterator[Any]],
+  *,
+  rounds: int,
+  seconds: float,
+  batch_size: int,
+  warm: int,
+) -> dict[str, list[float]]:
+  """Images per second of each input, one for each round; they take turns.
+
+  Args:
+    inputs: each stops by itself a few batches ahead of what is asked for.
+    warm: batches before the clock starts, more than are read ahead.
+  """
+  rates = {name: [] for name in inputs}
+  for _, (name, batches) in itertools.product(range(rounds), inputs.items()):
+    for batch in itertools.islice(batches, warm):
+      jax.block_until_ready(batch)
+    begin, taken = time.perf_counter(), 0
+    while time.perf_counter() < begin + seconds:
+      jax.block_until_ready(next(batches))
+      taken += batch_size
+    rates[name].append(taken / (time.perf_counter() - begin))
+    time.sleep(1)  # until it is ahead again and idle
+  return rates
+
+
+def make_rows(rates: dict[str, list[float]], cores: int) -> list[tuple]:
+  """Name, images per second, per core, and how many times PyTorch's."""
+  rows = []
+  for name, found in rates.items():
+    rate = statistics.median(found)
+    ratio = statistics.median(
+      mine / theirs for mine, theirs in zip(found, rates[PYTORCH], strict=True)
+    )
+    row = (f"{rate:,.0f}", f"{rate / cores:,.0f}", f"{ratio:.1f}")
+    rows.append((name, *row))
+  return rows
+
+
+def main(argv: list[str]) -> None:
+  command.check_no_arguments(argv)
+  values = flags.FLAGS
+  with command.in_one_line(ImportError, ValueError):
+    torch = import_torch()
+    if values.markdown and not pathlib.Path(values.markdown).parent.is_dir():
+      raise ValueError(
+        f"{values.markdown!r} is in no folder that is there. Set --markdown."
+      )
+  cores, size = blocks.find_cores(), values.batch_size
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    write_pictures(folder, values.images)
+    jpeg, raw = (
+      open_records(folder, encoding, values.images)
+      for encoding in ("jpeg", "raw")
+    )
+    # First, since its workers are forks of this process.
+    theirs = read_with_torch(
+      torch, folder / "files", batch_size=size, workers=cores
+    )
+    next(theirs)
+    jax.config.update("jax_platforms", "cpu")
+    inputs = {
+      PYTORCH: theirs,
+      OURS: read_blocks(jpeg, batch_size=size),
+      "pixels": read_blocks(raw, batch_size=size),
+      "JPEG, augmented": read_augmented(jpeg, batch_size=size),
+    }
+    with contextlib.ExitStack() as stack:
+      for name, batches in inputs.items():
+        if name != PYTORCH:
+          stack.callback(batches.close)
+      rates = measure(
+        inputs,
+        rounds=values.rounds,
+        seconds=values.seconds,
+        batch_size=size,
+        warm=2 * cores + 6,
+      )
+  rows = make_rows(rates, cores)
+  headers = ("input", "images/s", "per core", "times PyTorch")
+  table = rich.table.Table(box=None)
+  for header in headers:
+    table.add_column(header, justify="left" if header == "input" else "right")
+  for row in rows:
+    table.add_row(*row)
+  console = command.make_console()
+  console.print(table)
+  about = (
+    f"{cores} cores, batches of {size}, {values.images:,} pictures; medians of "
+    f"{values.rounds} rounds of {values.seconds:g} s, in turns. "
+    + ", ".join(
+      f"{package} {importlib.metadata.version(package)}"
+      for package in ("torch", "pillow", "simplejpeg", "jax")
+    )
+  )
+  console.print(about, soft_wrap=True, highlight=False)
+  if values.markdown:
+    _, _, explanation = __doc__.partition("\n\n")
+    lines = [f"| {' | '.join(row)} |" for row in (headers, *rows)]
+    lines.insert(1, "| --- | ---: | ---: | ---: |")
+    text = "\n\n".join(
+      (
+        "# Speed of the input",
+        "`python -m benchmarks.dataloader --markdown=docs/input_speed.md` "
+        f"writes this page (`pip install torch=={TORCH}`).",
+        explanation.strip(),
+        "\n".join(lines),
+        about,
+      )
+    )
+    pathlib.Path(values.markdown).write_text(f"{text}\n")
+
+
+def import_torch() -> Any:
+  """PyTorch, which is no requirement of this project."""
+  try:
+    import torch
+    import torch.utils.data
+  except ImportError as error:
+    raise ImportError(
+      f"there is no PyTorch ({error}); install it for this comparison: "
+      f"pip install torch=={TORCH}"
+    ) from None
+  return torch
+
+
+def define_flags() -> None:
+  """Not on import: other benchmarks have flags of the same names."""
+  flags.DEFINE_integer("images", 4096, "Pictures to write.", lower_bound=1)
+  flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)
+  flags.DEFINE_integer("rounds", 9, "Rounds to measure.", lower_bound=1)
+  flags.DEFINE_float("seconds", 2.0, "Of each input in each round.")
+  flags.DEFINE_string("markdown", None, "File to write the table to as well.")
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(main, flags_parser=command.parse_flags)
