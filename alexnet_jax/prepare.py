@@ -76,6 +76,7 @@ def main(argv: list[str]) -> None:
       subset=_SUBSET.value,
       leave_out=_UNREADABLE.value == "leave_out",
       shard_images=_SHARD_IMAGES.value,
+      say=console.print,
     )
   _introduce(plan, jobs, console)
   if _CHECK_ONLY.value:
@@ -190,7 +191,7 @@ class _Progress:
 def _to_time(seconds: float) -> str:
   minutes = round(seconds / 60)
   if minutes < 1:
-    return f"{seconds:.0f} s"
+    return f"{max(1, round(seconds))} s"
   return (
     f"{minutes // 60} h {minutes % 60:02} min"
     if minutes > 59

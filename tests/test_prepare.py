@@ -248,6 +248,7 @@ def make_plan(tars, data_dir, *, subset=True, encoding="jpeg"):
     subset=subset,
     leave_out=False,
     shard_images=50,
+    say=lambda text: None,
   )
 
 

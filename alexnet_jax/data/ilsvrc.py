@@ -194,16 +194,21 @@ def read(file, member: Member) -> bytes:
   return os.pread(file.fileno(), member.size, member.offset)
 
 
+@functools.cache
+def _labels() -> dict[str, int]:
+  return {name: label for label, name in enumerate(class_names())}
+
+
 def _find_label(part: Part, name: str) -> int:
   base = os.path.basename(name)
   if part.class_name:
     if base.startswith(f"{part.class_name}_") and base.endswith(".JPEG"):
-      return class_names().index(part.class_name)
+      return _labels()[part.class_name]
     expected = f"pictures as {part.class_name}_18.JPEG in {part.class_name}.tar"
   else:
     found = _VALIDATION.fullmatch(base)
     if found and 1 <= int(found[1]) <= len(validation_labels()):
-      return class_names().index(validation_labels()[int(found[1]) - 1])
+      return _labels()[validation_labels()[int(found[1]) - 1]]
     expected = "pictures ILSVRC2012_val_00000001.JPEG to 00050000"
   raise ValueError(
     f"{part.path} holds {name!r}, expected {expected}: it is not the official "

@@ -92,6 +92,7 @@ class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
       subset=asked.subset,
       leave_out=asked.leave_out,
       shard_images=asked.shard_images,
+      say=lambda text: None,
     )
     preparation.carry_out(plan, jobs=asked.jobs, report=lambda count: None)
 

@@ -78,6 +78,7 @@ def plan(
   subset: bool,
   leave_out: bool,
   shard_images: int,
+  say: Callable[[str], None],
 ) -> Plan:
   """Checks all that can be checked before anything is written.
 
@@ -87,6 +88,7 @@ def plan(
     subset: whether the tars may be smaller than the official ones.
     leave_out: whether unreadable files are left out.
     shard_images: in a shard, at most.
+    say: told of what takes long.
 
   Raises:
     OSError: a tar is missing, or there is too little disk.
@@ -103,7 +105,10 @@ def plan(
     "shard_images": shard_images,
     "pillow": PIL.__version__,
   }
-  files = listing.load(parts, made_from) or listing.make(tars)
+  files = listing.load(parts, made_from)
+  if files is None:
+    say("reading the headers of the tars; a minute or more for the whole ones")
+    files = listing.make(tars)
   split_shards = {
     split: _make_shards(
       builder, parts, split, tars[split], listed, leave_out, shard_images
