@@ -6,7 +6,6 @@ on; a set that stands under its name is complete. TensorFlow is not needed.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
@@ -17,7 +16,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 
 from alexnet_jax import command
-from alexnet_jax.data import preparation, sets, shards
+from alexnet_jax.data import blocks, preparation, sets, shards
 
 _DATASET = flags.DEFINE_string(
   "dataset", "imagenet256", "imagenet256, imagenet256/jpeg or imagenet256/raw."
@@ -58,36 +57,37 @@ _LINE_SECONDS = 30.0
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
-  console = command.make_console()
-  jobs = _JOBS.value or len(os.sched_getaffinity(0))
-  with command.in_one_line(ValueError, OSError):
-    builder = sets.find_to_prepare(_DATASET.value, data_dir=_DATA_DIR.value)
-    if os.path.exists(builder.data_dir):
-      console.print(
-        f"{builder.info.full_name} is complete already, in {builder.data_dir}; "
-        "delete that folder to prepare it anew",
-        soft_wrap=True,
-        highlight=False,
-      )
-      return
-    plan = preparation.plan(
-      builder,
-      manual_dir=_MANUAL_DIR.value or builder.default_manual_dir,
-      subset=_SUBSET.value,
-      leave_out=_UNREADABLE.value == "leave_out",
-      shard_images=_SHARD_IMAGES.value,
-      say=console.print,
-    )
-  _introduce(plan, jobs, console)
-  if _CHECK_ONLY.value:
-    return
   try:
     with command.in_one_line(ValueError, OSError):
-      with _Progress(plan, console) as progress:
-        notes = preparation.carry_out(plan, jobs=jobs, report=progress.advance)
+      _prepare(command.make_console())
   except KeyboardInterrupt:
     sys.exit("interrupted; the same command goes on after the last shards.")
-  _conclude(builder, notes, console)
+
+
+def _prepare(console: rich.console.Console) -> None:
+  jobs = _JOBS.value or blocks.find_cores()
+  builder = sets.find_to_prepare(_DATASET.value, data_dir=_DATA_DIR.value)
+  if preparation.is_complete(builder):
+    console.print(
+      f"{builder.info.full_name} is complete already, in {builder.data_dir}; "
+      "delete that folder to prepare it anew",
+      soft_wrap=True,
+      highlight=False,
+    )
+    return
+  plan = preparation.plan(
+    builder,
+    manual_dir=_MANUAL_DIR.value or builder.default_manual_dir,
+    subset=_SUBSET.value,
+    leave_out=_UNREADABLE.value == "leave_out",
+    shard_images=_SHARD_IMAGES.value,
+    say=console.print,
+  )
+  _introduce(plan, jobs, console)
+  if not _CHECK_ONLY.value:
+    with _Progress(plan, console) as progress:
+      notes = preparation.carry_out(plan, jobs=jobs, report=progress.advance)
+    _conclude(builder, notes, console)
 
 
 def _introduce(

@@ -25,7 +25,7 @@ from alexnet_jax.data import (
   shards,
   statistics,
 )
-from tests import small_ilsvrc
+from tests import small_ilsvrc, test_main
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = 4 * small_ilsvrc.TRAINING + 2
@@ -189,6 +189,30 @@ def test_sums_of_parts_are_those_of_the_whole():
   np.testing.assert_allclose(read.mean_image, expected.mean_image, atol=6e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+def test_full_size_network_trains_on_it_on_two_devices(
+  encoding, said, data_dir, tmp_path
+):
+  process = test_main.start(
+    [
+      *(sys.executable, "-m", "alexnet_jax.main"),
+      "--config=configs/two_device.py:imagenet",
+      *(f"--data_dir={data_dir}", f"--workdir={tmp_path}"),
+      *(f"--config.data.name=imagenet256/{encoding}", "--config.batch_size=16"),
+      *("--config.num_epochs=0.15", "--config.report_every_steps=1"),
+      "--config.augment.mean_from=image",
+    ]
+  )
+  assert process.returncode == 0, process.stderr
+  assert "the traced step has the 7 exchanges of the plan" in process.stdout
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  lines = [json.loads(line) for line in lines]
+  assert lines[-1]["validation_images"] == small_ilsvrc.VALIDATION
+  # The initial network gives every class about the same: ln 1000 is 6.91.
+  assert abs(lines[0]["training_loss"] - np.log(1000)) < 0.7
+
+
 def content(folder):
   return {
     path.name: path.read_bytes()
@@ -326,6 +350,27 @@ def test_full_disk_in_mid_run_leaves_nothing_under_the_name_of_a_shard(
   assert not shard.is_done() and not os.path.exists(shard.path)
   shards.write(shard)
   assert shards.read_notes(shard).records == small_ilsvrc.VALIDATION
+
+
+def test_complete_set_is_left_as_it_is(said, tars, data_dir):
+  (folder,) = data_dir.glob("imagenet256/jpeg/*")
+  left = folder.with_name(folder.name + preparation.UNFINISHED)
+  left.mkdir()  # as by a kill between the last two steps
+  before = content(folder)
+  process = run(tars, data_dir, *SMALL)
+  assert process.returncode == 0
+  assert "imagenet256/jpeg/1.0.0 is complete already" in process.stdout
+  assert content(folder) == before
+  assert not left.exists()
+
+
+def test_folder_in_the_place_of_the_set_is_not_touched(tars, tmp_path):
+  folder = tmp_path / "imagenet256" / "jpeg" / "1.0.0"
+  folder.mkdir(parents=True)
+  (folder / "mine").touch()
+  with pytest.raises(FileExistsError, match="not by this preparation"):
+    make_plan(tars, tmp_path)
+  assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
 def test_unreadable_file_stops_and_what_is_finished_is_kept(tars, tmp_path):

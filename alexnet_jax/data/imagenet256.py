@@ -81,7 +81,7 @@ class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
     Not TFDS's own way: that one starts anew after every interruption.
     """
     del download_dir, kwargs
-    if os.path.exists(self.data_dir):
+    if preparation.is_complete(self):
       return
     asked = download_config or tfds.download.DownloadConfig()
     if not isinstance(asked, DownloadConfig):

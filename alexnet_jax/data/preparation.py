@@ -91,12 +91,14 @@ def plan(
     say: told of what takes long.
 
   Raises:
-    OSError: a tar is missing, or there is too little disk.
+    OSError: a tar is missing, there is too little disk, or something else
+      stands where the set is to be.
     ValueError: a tar is not what it should be, or the folder of the unfinished
       set was begun with others.
   """
+  _check_place(builder)
   tars = ilsvrc.find_tars(manual_dir, subset=subset)
-  parts = f"{os.fspath(builder.data_dir)}{UNFINISHED}"
+  parts = find_parts(builder)
   made_from = {
     "tars": {
       split: [os.path.getsize(path), os.stat(path).st_mtime_ns]
@@ -157,6 +159,7 @@ def carry_out(
     os.makedirs(_folder(made.parts, "set"), exist_ok=True)
     os.makedirs(_folder(made.parts, f"notes-{split}"), exist_ok=True)
   with _lock(made.parts, made.builder):
+    _check_place(made.builder)
     listing.save(made.parts, made.made_from, made.files)
     workers.write(made.waiting, jobs=jobs, report=report)
     notes = {
@@ -166,6 +169,19 @@ def carry_out(
     _finish(made, notes)
     shutil.rmtree(made.parts)
   return [note for listed in notes.values() for note in listed]
+
+
+def is_complete(builder: tfds.core.DatasetBuilder) -> bool:
+  """Whether the set is there; removes what a kill at the end has left."""
+  complete = bool(builder.info.splits)
+  if complete:
+    shutil.rmtree(find_parts(builder), ignore_errors=True)
+  return complete
+
+
+def find_parts(builder: tfds.core.DatasetBuilder) -> str:
+  """The folder of the unfinished set, whether it is there or not."""
+  return f"{os.fspath(builder.data_dir)}{UNFINISHED}"
 
 
 def count_odd(notes: list[shards.Notes]) -> dict[str, tuple[int, list[str]]]:
@@ -245,6 +261,14 @@ def _sample(
       "JPEGs. Fetch it again."
     )
   return float(np.mean(sizes)), (time.perf_counter() - since) / len(sizes)
+
+
+def _check_place(builder: tfds.core.DatasetBuilder) -> None:
+  if os.path.exists(builder.data_dir):
+    raise FileExistsError(
+      f"{builder.data_dir} is there, but not by this preparation, expected no "
+      "such folder. Delete it, or set --data_dir."
+    )
 
 
 def _existing(path: str) -> str:
