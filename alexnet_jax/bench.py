@@ -109,7 +109,7 @@ def input_data(found: speed.Speed) -> dict:
     "images_per_second": {stage: found.median(stage) for stage in speed.STAGES},
     "images_per_second_of_rounds": found.rates,
     "slowest": found.slowest(),
-    "batch_of_decoder": found.of_decoder(),
+    "host_of_decoder": found.of_decoder(),
   }
 
 
@@ -140,8 +140,8 @@ def input_lines(found: speed.Speed) -> list[str]:
     f"of the stages alone, the slowest is {found.slowest()}",
     *(
       [
-        f"batches are made at {found.of_decoder():.2f} of the speed of the "
-        "decoder on images in memory, in the same threads"
+        f"the host makes batches at {found.of_decoder():.2f} of the speed of "
+        "the decoder on images in memory, in the same threads"
       ]
       if found.median("decode") < found.median("read")
       else []  # there is hardly anything to decode

@@ -67,7 +67,9 @@ def main(argv: list[str]) -> None:
 def _prepare(console: rich.console.Console) -> None:
   jobs = _JOBS.value or blocks.find_cores()
   builder = sets.find_to_prepare(_DATASET.value, data_dir=_DATA_DIR.value)
-  if preparation.is_complete(builder):
+  if builder.info.splits:
+    if not _CHECK_ONLY.value:
+      preparation.clear_leftovers(builder)
     console.print(
       f"{builder.info.full_name} is complete already, in {builder.data_dir}; "
       "delete that folder to prepare it anew",
@@ -102,6 +104,7 @@ def _introduce(
   table.add_column("split")
   for name in ("images", "classes", "shards", "done already"):
     table.add_column(name, justify="right")
+  waiting = {shard.path for shard in plan.waiting}
   for split, listed in plan.shards.items():
     members = plan.files[split]
     table.add_row(
@@ -109,11 +112,11 @@ def _introduce(
       f"{len(members):,}",
       f"{len({member.label for member in members}):,}",
       f"{len(listed):,}",
-      f"{sum(shard.is_done() for shard in listed):,}",
+      f"{sum(shard.path not in waiting for shard in listed):,}",
     )
   console.print(table)
-  waiting = sum(len(shard.members) for shard in plan.waiting)
-  seconds = waiting * plan.image_seconds / jobs
+  images = sum(len(shard.members) for shard in plan.waiting)
+  seconds = images * plan.image_seconds / jobs
   for line in (
     f"into {plan.builder.data_dir}",
     f"{plan.needed_bytes / 1e6:,.0f} MB of disk, {plan.free_bytes / 1e6:,.0f} "

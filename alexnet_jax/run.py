@@ -197,10 +197,19 @@ def prepare(
   sets.check_classes(builder, config.network.num_classes)
   statistics = _find_statistics(config, builder)
   _make_augmentation(config, network, statistics)
-  workdir_lib.check(workdir, config.to_dict())
+  workdir_lib.check(workdir)
   # `digits` is made by now, if it was not there.
   train_records, validation_records = open_splits(config, builder)
-  workdir_lib.claim(workdir, config.to_dict())
+  workdir_lib.claim(
+    workdir,
+    config.to_dict(),
+    {
+      "dataset": builder.info.full_name,
+      "training_images": len(train_records),
+      "validation_images": len(validation_records),
+      "statistics": statistics.fingerprint(),
+    },
+  )
   num_images = len(train_records)
   schedule, _ = _make_schedules(config, num_images)
   return Run(

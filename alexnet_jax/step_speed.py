@@ -35,12 +35,6 @@ class NoAugmentation:
     """u8[n, side, side, 3] -> f32[n, side, side, 3]."""
     return images.astype(np.float32)
 
-  def center(self, images: jax.Array) -> jax.Array:
-    return self.apply(images, {})
-
-  def view(self, images: jax.Array, index: jax.Array) -> jax.Array:
-    return self.apply(images, {})
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Speed:

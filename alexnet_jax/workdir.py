@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 # Fields that may differ between two starts of one run: where it is computed,
-# how long it goes on, and what it says meanwhile. All others change results.
+# how long it goes on, what it says meanwhile, and what becomes of records that
+# are lost. All others change results.
 FREE = (
   "layout",
   "num_epochs",
@@ -21,19 +22,13 @@ FREE = (
   "checkpoint_every_steps",
   "keep_checkpoints",
 )
-_NAME = "config.json"
 
 
-def check(path: str, config: Mapping[str, Any]) -> None:
-  """Refuses a directory that `claim` would not get; writes nothing.
-
-  Args:
-    path: of the directory.
-    config: all fields of the run.
+def check(path: str) -> None:
+  """Refuses a directory that cannot be written; writes nothing.
 
   Raises:
-    OSError: the directory cannot be written.
-    ValueError: it belongs to a run whose fields give other results.
+    OSError: says why.
   """
   above = os.path.abspath(path)
   while not os.path.lexists(above):
@@ -42,23 +37,30 @@ def check(path: str, config: Mapping[str, Any]) -> None:
     raise _cannot_write(path, f"{above} is no directory")
   if not os.access(above, os.W_OK | os.X_OK):
     raise _cannot_write(path, f"{above} is not yours to write to")
-  file = os.path.join(path, _NAME)
-  if os.path.exists(file):
-    with open(file) as before:
-      _check_same(path, json.load(before), _to_fields(config))
 
 
-def claim(path: str, config: Mapping[str, Any]) -> None:
-  """Makes the directory, and keeps the fields of the run as `config.json`.
+def claim(path: str, config: Mapping[str, Any], found: Mapping[str, Any]):
+  """Makes the directory, or accepts that of the same run.
 
-  Args and errors are those of `check`.
+  Args:
+    path: of the directory.
+    config: all fields of the run; kept as `config.json`, with `found`.
+    found: what the run has found of its data.
+
+  Raises:
+    OSError: the directory cannot be written.
+    ValueError: it belongs to a run whose fields or data give other results.
   """
-  check(path, config)
-  file = os.path.join(path, _NAME)
+  # As JSON has them: tuples are lists there.
+  fields = json.loads(json.dumps(_flatten({**config, "found": found})))
+  file = os.path.join(path, "config.json")
   try:
     os.makedirs(path, exist_ok=True)
+    if os.path.exists(file):
+      with open(file) as before:
+        _check_same(path, json.load(before), fields)
     with open(f"{file}.partial", "w") as now:
-      json.dump(_to_fields(config), now, indent=2)
+      json.dump(fields, now, indent=2)
     os.replace(f"{file}.partial", file)
   except OSError as error:
     raise _cannot_write(path, error.strerror) from error
@@ -68,11 +70,6 @@ def _cannot_write(path: str, reason: str) -> OSError:
   return OSError(
     f"the workdir {path!r} cannot be written: {reason}. Set --workdir."
   )
-
-
-def _to_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-  """As JSON has them: tuples are lists there."""
-  return json.loads(json.dumps(_flatten(config)))
 
 
 def _check_same(

@@ -33,7 +33,7 @@ import statistics
 import tempfile
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -46,13 +46,13 @@ from sklearn import datasets
 
 from alexnet_jax import command
 from alexnet_jax import run as run_lib
-from alexnet_jax.data import blocks, pipeline, records, shards, source
+from alexnet_jax.data import blocks, pipeline, records, shards, source, speed
 from configs import default
 
 TORCH = "2.13.0"
 SIDE, CROP = shards.SIDE, 224
 CLASSES = 1000
-PYTORCH, OURS = "PyTorch DataLoader", "JPEG"
+PYTORCH, OURS, DECODER = "PyTorch DataLoader", "JPEG", "decoder alone"
 SEED = 0
 ENDLESS = 2**40
 # AlexNet's colour noise and the usual normalisation, of pixels of 0..1, as in
@@ -72,11 +72,9 @@ class Files:
 
   Args:
     folder: whose folders are the classes.
-    torch: the module, which is not needed before.
   """
 
-  def __init__(self, folder: pathlib.Path, torch):
-    self._torch = torch
+  def __init__(self, folder: pathlib.Path):
     classes = sorted(path.name for path in folder.iterdir())
     self._files = [
       (str(path), classes.index(path.parent.name))
@@ -88,7 +86,7 @@ class Files:
 
   def __getitem__(self, index: int):
     """f32[3, 224, 224], and the class."""
-    torch = self._torch
+    torch = import_torch()
     path, label = self._files[index]
     with open(path, "rb") as file:
       picture = Image.open(file).convert("RGB")
@@ -119,12 +117,9 @@ def write_pictures(folder: pathlib.Path, count: int) -> None:
   ]
   writers = {
     encoding: array_record_module.ArrayRecordWriter(
-      str(folder / encoding), options
+      str(folder / encoding), shards.WRITER_OPTIONS
     )
-    for encoding, options in (
-      ("jpeg", "group_size:1"),
-      ("raw", "group_size:1,uncompressed"),
-    )
+    for encoding in ("jpeg", "raw")
   }
   for number in range(count):
     photo = photos[number % 2]
@@ -170,7 +165,7 @@ def read_with_torch(
   torch, folder: pathlib.Path, *, batch_size: int, workers: int
 ) -> Iterator[Any]:
   """Batches without an end; the workers start here and stay."""
-  files = Files(folder, torch)
+  files = Files(folder)
   sampler = torch.utils.data.RandomSampler(
     files, replacement=True, num_samples=10**9
   )
@@ -227,7 +222,9 @@ def read_augmented(
 
 def measure(
   inputs: dict[str, Iterator[Any]],
+  decode: Callable[[int, int], None],
   *,
+  threads: int,
   rounds: int,
   seconds: float,
   batch_size: int,
@@ -237,10 +234,14 @@ def measure(
 
   Args:
     inputs: each stops by itself a few batches ahead of what is asked for.
+    decode: (thread, turn) -> nothing; decodes an image.
+    threads: that decode.
     warm: batches before the clock starts, more than are read ahead.
   """
-  rates = {name: [] for name in inputs}
+  rates = {name: [] for name in (*inputs, DECODER)}
   for _, (name, batches) in itertools.product(range(rounds), inputs.items()):
+    if name == OURS:
+      rates[DECODER].append(speed.in_threads(decode, threads, seconds))
     for batch in itertools.islice(batches, warm):
       jax.block_until_ready(batch)
     begin, taken = time.perf_counter(), 0
@@ -252,15 +253,34 @@ def measure(
   return rates
 
 
+def to_ratio(rates: list[float], others: list[float]) -> float:
+  """The median of the ratios of the rounds."""
+  return statistics.median(
+    rate / other for rate, other in zip(rates, others, strict=True)
+  )
+
+
+def make_decode(
+  split: records.Records, threads: int
+) -> Callable[[int, int], None]:
+  """The decoder alone, on images in memory: for `measure`."""
+  sample = [split.find(index)[0] for index in range(min(1024, len(split)))]
+  out = np.empty((threads, 64, SIDE, SIDE, 3), np.uint8)
+
+  def decode(thread: int, turn: int) -> None:
+    image = sample[(thread + turn * threads) % len(sample)]
+    split.decode(image, out[thread, turn % 64])
+
+  return decode
+
+
 def make_rows(rates: dict[str, list[float]], cores: int) -> list[tuple]:
   """Name, images per second, per core, and how many times PyTorch's."""
   rows = []
   for name, found in rates.items():
     rate = statistics.median(found)
-    ratio = statistics.median(
-      mine / theirs for mine, theirs in zip(found, rates[PYTORCH], strict=True)
-    )
-    row = (f"{rate:,.0f}", f"{rate / cores:,.0f}", f"{ratio:.1f}")
+    ratio = f"{to_ratio(found, rates[PYTORCH]):.1f}"
+    row = (f"{rate:,.0f}", f"{rate / cores:,.0f}", ratio)
     rows.append((name, *row))
   return rows
 
@@ -300,6 +320,8 @@ def main(argv: list[str]) -> None:
           stack.callback(batches.close)
       rates = measure(
         inputs,
+        make_decode(jpeg, cores),
+        threads=cores,
         rounds=values.rounds,
         seconds=values.seconds,
         batch_size=size,
@@ -316,7 +338,8 @@ def main(argv: list[str]) -> None:
   console.print(table)
   about = (
     f"{cores} cores, batches of {size}, {values.images:,} pictures; medians of "
-    f"{values.rounds} rounds of {values.seconds:g} s, in turns. "
+    f"{values.rounds} rounds of {values.seconds:g} s, in turns; JPEG at "
+    f"{to_ratio(rates[OURS], rates[DECODER]):.2f} of the decoder alone. "
     + ", ".join(
       f"{package} {importlib.metadata.version(package)}"
       for package in ("torch", "pillow", "simplejpeg", "jax")

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from alexnet_jax.data import records, source
+from alexnet_jax.data import records, source, square
 from tests import small_sets
 
 TILES = small_sets.tiles(12)
@@ -95,3 +95,27 @@ def test_a_split_of_unreadable_records_stops_all_the_same(tmp_path):
     source.RecordError, match="None of the 64 records after it can be read"
   ):
     split.read([1])
+
+
+def test_record_of_other_bytes_is_named_or_replaced(tmp_path):
+  split = small_sets.make_records(tmp_path, encoded())
+  stored = list(map(small_sets.to_example, encoded(), range(12)))
+  stored[4] = b"no example at all"
+  shard, _ = sorted(tmp_path.glob("*array_record*"))
+  small_sets.write_shard(shard, stored[:6])  # not opened so far
+  with pytest.raises(
+    source.UnreadableError, match=r"record 4 of small/train .* is no tf.train"
+  ):
+    split.read([3, 4])
+  replacing = dataclasses.replace(split, unreadable="replace")
+  assert replacing.read([4]).labels.tolist() == [5]
+
+
+def test_want_of_memory_is_not_taken_for_a_bad_image(tmp_path, monkeypatch):
+  def fail(*_):
+    raise MemoryError
+
+  monkeypatch.setattr(square, "cut", fail)
+  split = small_sets.make_records(tmp_path, encoded(), unreadable="replace")
+  with pytest.raises(MemoryError):
+    split.read([0])

@@ -104,3 +104,15 @@ def test_split_that_is_none_does_not_claim_the_workdir(
   with pytest.raises(ValueError, match="no split 'test'"):
     prepare(tiny_config)
   assert not (tmp_path / "workdir").exists()
+
+
+def test_run_does_not_go_on_with_other_data(tiny_config, prepare, monkeypatch):
+  tiny_config.augment.statistics = "dataset"
+  tiny_config.augment.mean = None
+  monkeypatch.setattr(sets, "find_statistics", lambda _: with_mean_image(77))
+  prepare(tiny_config)
+  prepare(tiny_config)
+  other = dataclasses.replace(with_mean_image(77), mean=(1.0, 2.0, 3.5))
+  monkeypatch.setattr(sets, "find_statistics", lambda _: other)
+  with pytest.raises(ValueError, match="another config .found.statistics: "):
+    prepare(tiny_config)

@@ -205,3 +205,13 @@ def test_set_of_pixels_is_read_as_one_of_pictures(tmp_path, side):
     tile = Image.fromarray(small_sets.tiles(5)[label])
     expected = tile.resize((side, side), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(image, np.asarray(expected))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet256/raw"])
+def test_set_in_another_version_is_told(name, tmp_path):
+  (tmp_path / name / "0.9.0").mkdir(parents=True)
+  with pytest.raises(
+    FileNotFoundError,
+    match=rf"'{name}' is in .* in version 0.9.0, expected \d.* --data_dir=/",
+  ):
+    sets.open_builder(name, data_dir=str(tmp_path))

@@ -146,7 +146,10 @@ class Augment:
     offset, flip = draws["offset"], draws["flip"]
     stds = jnp.asarray(self.statistics.stds)[:, None]
     directions = stds * jnp.asarray(self.statistics.directions)  # f32[3, RGB]
-    noise = (draws["colour"] @ directions)[:, None, None, :]  # f32[n, 1, 1, 3]
+    # Accelerators would round to fewer digits.
+    noise = jnp.matmul(
+      draws["colour"], directions, precision=lax.Precision.HIGHEST
+    )[:, None, None, :]  # f32[n, 1, 1, 3]
     crops = self._cut(images, offset, flip) + noise
     return (crops - self._mean(offset, flip)) / (
       self.scale * self.colour_divisor

@@ -1,9 +1,9 @@
 """Rows of batches, read and decoded in background threads, in order.
 
 Grain's threads of this process each do a part of the rows of a block: nearly
-all of their work is in libraries that let other threads run meanwhile. Grain's
-worker processes read at less than half of their speed, since every batch is
-copied from one process to the other.
+all of their work is in libraries that let other threads run meanwhile. Worker
+processes would copy every batch from one process to the other; docs/design.md
+has the figures.
 
 At most four blocks are in memory at a time, whatever the number of threads:
 the one that is asked for and three that are being read or wait.

@@ -40,8 +40,10 @@ def decode(encoded: bytes, out: np.ndarray) -> None:
     out[:] = square.cut(picture, out.shape[0])
   except PIL.UnidentifiedImageError as error:
     raise ValueError("it has no format that Pillow knows") from error
+  except MemoryError:
+    raise
   except Exception as error:  # Pillow's plugins raise what they like
-    raise ValueError(" ".join(str(error).split())) from error
+    raise ValueError(square.describe(error)) from error
 
 
 def copy(pixels: bytes, shape: tuple[int, int, int], out: np.ndarray) -> None:

@@ -7,6 +7,7 @@ themselves. Nothing is unpacked: a file is known by its place in its tar.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
 import tarfile
@@ -23,6 +24,8 @@ TARS = {
 BYTES = {"train": 147_897_477_120, "validation": 6_744_924_160}
 IMAGES = {"train": 1_281_167, "validation": 50_000}
 
+# Two blocks of zeros end a tar.
+_END = bytes(1024)
 _CLASS = re.compile(r"(n\d{8})\.tar")
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
@@ -117,6 +120,17 @@ def find_tars(manual_dir: str, *, subset: bool) -> dict[str, str]:
         "your own in the same layout."
       )
   return paths
+
+
+def fingerprint(path: str) -> str:
+  """Of the size, the first and the last megabyte of a tar."""
+  size = os.path.getsize(path)
+  found = hashlib.blake2b(str(size).encode(), digest_size=16)
+  with open(path, "rb") as file:
+    for place in (0, max(0, size - 2**20)):
+      file.seek(place)
+      found.update(file.read(2**20))
+  return found.hexdigest()
 
 
 def find_parts(split: str, path: str) -> list[Part]:
@@ -229,6 +243,14 @@ def _headers(
           if header.offset_data + header.size > end:
             raise tarfile.ReadError(f"{header.name} is cut short")
           yield header
+      # Python's tarfile takes a damaged header for the end.
+      file.seek(tar.offset)
+      mark = file.read(len(_END))
+      if mark != _END or tar.offset + len(_END) > end:
+        raise tarfile.ReadError(
+          f"damaged or cut short at byte {tar.offset:,}: neither a header nor "
+          "the end"
+        )
   except tarfile.TarError as error:
     raise ValueError(
       f"{path} is not a whole tar file ({error}). Fetch it again."

@@ -3,7 +3,7 @@
 From the two official tar files of ILSVRC 2012 (`ilsvrc.py`), in two encodings:
 
     imagenet256/jpeg   about 40 GB, decoded on the host
-    imagenet256/raw    252 GB, only copied
+    imagenet256/raw    262 GB, only copied
 
 Classes are in the order of their WordNet ids, as in TFDS's own `imagenet2012`.
 The metadata keep the statistics that the augmentation needs, and the odd files.
@@ -11,29 +11,11 @@ The metadata keep the statistics that the augmentation needs, and the odd files.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
 import tensorflow_datasets as tfds
 
 from alexnet_jax.data import preparation, shards
-
-
-@dataclasses.dataclass(eq=False)
-class DownloadConfig(tfds.download.DownloadConfig):
-  """How to prepare `imagenet256`, beside what TFDS asks.
-
-  Attributes:
-    subset: whether the tars may be smaller than the official ones.
-    leave_out: whether unreadable files are left out.
-    jobs: processes.
-    shard_images: in a shard, at most.
-  """
-
-  subset: bool = False
-  leave_out: bool = False
-  jobs: int = 1
-  shard_images: int = preparation.SHARD_IMAGES
 
 
 class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
@@ -76,25 +58,23 @@ class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
     download_config: tfds.download.DownloadConfig | None = None,
     **kwargs,
   ) -> None:
-    """Prepares the set, on one core; see `alexnet_jax.prepare` for more.
+    """Prepares the set in this process; `alexnet_jax.prepare` uses all cores.
 
     Not TFDS's own way: that one starts anew after every interruption.
     """
     del download_dir, kwargs
-    if preparation.is_complete(self):
+    if self.info.splits:
       return
     asked = download_config or tfds.download.DownloadConfig()
-    if not isinstance(asked, DownloadConfig):
-      asked = DownloadConfig(manual_dir=asked.manual_dir)
     plan = preparation.plan(
       self,
       manual_dir=os.fspath(asked.manual_dir or self.default_manual_dir),
-      subset=asked.subset,
-      leave_out=asked.leave_out,
-      shard_images=asked.shard_images,
+      subset=False,
+      leave_out=False,
+      shard_images=preparation.SHARD_IMAGES,
       say=lambda text: None,
     )
-    preparation.carry_out(plan, jobs=asked.jobs, report=lambda count: None)
+    preparation.carry_out(plan, jobs=1, report=lambda count: None)
 
   def _download_and_prepare(self, dl_manager, download_config=None):
     raise NotImplementedError("download_and_prepare does it all")

@@ -60,11 +60,16 @@ def load(folder: str, made_from: Mapping[str, object]) -> Files | None:
       stored = json.load(file)
   except FileNotFoundError:
     return None
-  if stored["made_from"] != made_from:
+  differences = [
+    f"{name}: {stored['made_from'].get(name)} there, {value} here"
+    for name, value in made_from.items()
+    if stored["made_from"].get(name) != value
+  ]
+  if differences:
     raise ValueError(
-      f"the unfinished set in {folder} was begun with other tars or settings "
-      f"({stored['made_from']} there, {made_from} here). Set them back to go "
-      "on, or delete that folder to begin anew."
+      f"the unfinished set in {folder} was begun with others "
+      f"({'; '.join(differences)}). Set them back to go on, or delete that "
+      "folder to begin anew."
     )
   return {
     split: [ilsvrc.Member(*fields) for fields in listed]

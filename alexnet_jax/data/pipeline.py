@@ -3,9 +3,9 @@
 Batch k is a function of (seed, k) alone: the state of the input is the step
 number. Each process reads the rows that its devices hold, and no others.
 
-The devices hold the batch that was asked for and `batches_ahead` more, besides
-what `blocks.py` holds in the memory of this process. On CPU, JAX takes that
-memory over as it is.
+The devices hold the batches that are in use, `batches_ahead` more, and one on
+its way, besides what `blocks.py` holds in the memory of this process. On CPU,
+JAX takes that memory over as it is.
 """
 
 from __future__ import annotations

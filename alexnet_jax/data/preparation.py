@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import math
 import os
 import shutil
@@ -27,6 +28,9 @@ UNFINISHED = ".unfinished"
 # 1,024 shards of the official training tar.
 SHARD_IMAGES = 1_252
 _SAMPLES = 32
+# Of the bytes of a record, measured on that many; and of each file, besides.
+_MARGIN = 1.05
+_FILE_BYTES = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,9 +57,9 @@ class Plan:
   image_seconds: float
   free_bytes: int
 
-  @property
+  @functools.cached_property
   def waiting(self) -> list[shards.Shard]:
-    """Shards that are not written yet."""
+    """Shards that were not written when the plan was made."""
     return [
       shard
       for split in self.shards.values()
@@ -65,10 +69,14 @@ class Plan:
 
   @property
   def needed_bytes(self) -> int:
-    """Of disk, for what is not written yet, the sums of its pixels included."""
+    """Of disk, for what is not written yet: records, sums, and a margin."""
     images = sum(len(shard.members) for shard in self.waiting)
     sums = sum(shard.has_sums for shard in self.waiting)
-    return math.ceil(images * self.image_bytes + sums * shards.SUMS_BYTES)
+    return math.ceil(
+      images * self.image_bytes * _MARGIN
+      + sums * shards.SUMS_BYTES
+      + len(self.waiting) * _FILE_BYTES
+    )
 
 
 def plan(
@@ -100,8 +108,8 @@ def plan(
   tars = ilsvrc.find_tars(manual_dir, subset=subset)
   parts = find_parts(builder)
   made_from = {
-    "tars": {
-      split: [os.path.getsize(path), os.stat(path).st_mtime_ns]
+    **{
+      ilsvrc.TARS[split]: ilsvrc.fingerprint(path)
       for split, path in tars.items()
     },
     "shard_images": shard_images,
@@ -155,28 +163,28 @@ def carry_out(
       every other error and after a kill.
     OSError: the disk is full, or another process prepares this set.
   """
-  for split in made.shards:
-    os.makedirs(_folder(made.parts, "set"), exist_ok=True)
-    os.makedirs(_folder(made.parts, f"notes-{split}"), exist_ok=True)
+  os.makedirs(made.parts, exist_ok=True)
   with _lock(made.parts, made.builder):
     _check_place(made.builder)
+    for name in ("set", *map(_notes_folder, made.shards)):
+      os.makedirs(os.path.join(made.parts, name), exist_ok=True)
     listing.save(made.parts, made.made_from, made.files)
     workers.write(made.waiting, jobs=jobs, report=report)
-    notes = {
-      split: [shards.read_notes(shard) for shard in listed]
-      for split, listed in made.shards.items()
-    }
-    _finish(made, notes)
+    notes = _finish(made)
     shutil.rmtree(made.parts)
-  return [note for listed in notes.values() for note in listed]
+  return notes
 
 
-def is_complete(builder: tfds.core.DatasetBuilder) -> bool:
-  """Whether the set is there; removes what a kill at the end has left."""
-  complete = bool(builder.info.splits)
-  if complete:
-    shutil.rmtree(find_parts(builder), ignore_errors=True)
-  return complete
+def clear_leftovers(builder: tfds.core.DatasetBuilder) -> None:
+  """Removes what a kill after the last step has left beside a whole set."""
+  parts = find_parts(builder)
+  if os.path.isdir(parts):
+    with _lock(parts, builder):
+      shutil.rmtree(parts)
+
+
+def _notes_folder(split: str) -> str:
+  return f"notes-{split}"
 
 
 def find_parts(builder: tfds.core.DatasetBuilder) -> str:
@@ -204,7 +212,7 @@ def _make_shards(
   leave_out: bool,
   shard_images: int,
 ) -> list[shards.Shard]:
-  template = _make_template(builder, _folder(parts, "set"), split)
+  template = _make_template(builder, os.path.join(parts, "set"), split)
   count = -(-len(members) // shard_images)
   made = []
   for index in range(count):
@@ -216,9 +224,7 @@ def _make_shards(
     made.append(
       shards.Shard(
         path=path,
-        notes=os.path.join(
-          _folder(parts, f"notes-{split}"), f"{index:05d}.npz"
-        ),
+        notes=os.path.join(parts, _notes_folder(split), f"{index:05d}.npz"),
         tar=tar,
         members=tuple(members[first:last]),
         encoding=builder.builder_config.name,
@@ -279,10 +285,6 @@ def _existing(path: str) -> str:
   return path
 
 
-def _folder(parts: str, name: str) -> str:
-  return os.path.join(parts, name)
-
-
 @contextlib.contextmanager
 def _lock(parts: str, builder: tfds.core.DatasetBuilder) -> Iterator[None]:
   with open(os.path.join(parts, "lock"), "w") as file:
@@ -296,11 +298,15 @@ def _lock(parts: str, builder: tfds.core.DatasetBuilder) -> Iterator[None]:
     yield
 
 
-def _finish(made: Plan, notes: Mapping[str, list[shards.Notes]]) -> None:
+def _finish(made: Plan) -> list[shards.Notes]:
   """Writes what TFDS keeps of a set, and moves the set to its place."""
   sums = statistics.Sums(shards.SIDE)
-  for note in notes["train"]:
-    sums.merge(note.sums)
+  notes = {split: [] for split in made.shards}
+  for split, listed in made.shards.items():
+    for shard in listed:
+      notes[split].append(shards.read_notes(shard))
+      if shard.has_sums:  # one at a time: of a thousand shards they are large
+        sums.merge(shards.read_sums(shard))
   everything = [note for listed in notes.values() for note in listed]
   info = made.builder.info
   info.metadata.update(
@@ -311,7 +317,7 @@ def _finish(made: Plan, notes: Mapping[str, list[shards.Notes]]) -> None:
     },
     pillow=PIL.__version__,
   )
-  folder = _folder(made.parts, "set")
+  folder = os.path.join(made.parts, "set")
   info.set_splits(
     tfds.core.SplitDict(
       [
@@ -326,5 +332,20 @@ def _finish(made: Plan, notes: Mapping[str, list[shards.Notes]]) -> None:
     )
   )
   info.write_to_directory(folder)
+  # On the disk before they get their name, and that before the sums go.
+  for name in os.listdir(folder):
+    _sync(os.path.join(folder, name))
+  _sync(folder)
   os.rename(folder, made.builder.data_dir)
+  _sync(os.path.dirname(made.builder.data_dir))
   info.read_from_directory(made.builder.data_dir)
+  return everything
+
+
+def _sync(path: str) -> None:
+  """Has a file or a folder on the disk, not in memory alone."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)

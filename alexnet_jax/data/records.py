@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from google.protobuf import message
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.data import decode
@@ -109,7 +110,14 @@ class Records:
     Raises:
       source.RecordError: as for `fill`.
     """
-    record = tf_example_pb2.Example.FromString(self.source[index])
+    try:
+      record = tf_example_pb2.Example.FromString(self.source[index])
+    except message.DecodeError as error:
+      raise source_lib.UnreadableError(
+        f"{self.source.describe(index)} is no tf.train.Example ({error}). "
+        "Prepare the set again, or set config.data.unreadable=replace to train "
+        "without it."
+      ) from error
     features = record.features.feature
     # A feature that is not there has no values.
     images = features[self.image_key].bytes_list.value

@@ -42,12 +42,13 @@ def open_builder(
   if builder.name == "digits" or builder.info.splits:
     return builder
   folder, version = os.path.split(os.fspath(builder.data_dir))
+  place = f" --data_dir={data_dir}" if data_dir else ""
   how = (
     f"Prepare it: `python -m alexnet_jax.prepare --dataset={name} "
-    "--manual_dir=FOLDER_OF_THE_TARS`"
+    f"--manual_dir=FOLDER_OF_THE_TARS{place}`"
     if _is_own(builder)
     else "Prepare it where TensorFlow is installed: "
-    f"`tfds build {name} --file_format=array_record`"
+    f"`tfds build {name} --file_format=array_record{place}`"
   )
   others = [found for found in _list(folder) if _is_version(found)]
   if others:

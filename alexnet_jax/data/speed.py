@@ -2,8 +2,9 @@
 
     read      record -> stored image and label, in threads
     decode    stored image in memory -> pixels, in threads
-    batch     both and everything between, as a run has it, on the host
+    batch     which rows, memory for them, threads; rows stay as they are
     transfer  one batch in memory -> devices
+    host      read, decode and batch together, as a run has it
     all       everything, as a run has it
 
 Stages take turns, so that a machine that slows down slows all of them down; a
@@ -29,7 +30,8 @@ from alexnet_jax.data import order as order_lib
 from alexnet_jax.data import pipeline
 from alexnet_jax.data import records as records_lib
 
-STAGES = ("read", "decode", "batch", "transfer", "all")
+ALONE = ("read", "decode", "batch", "transfer")
+STAGES = (*ALONE, "host", "all")
 # Stored images in memory for `decode`; more than the caches of a CPU hold.
 _SAMPLE = 1024
 # Records that `read` goes through; of a larger split, not all.
@@ -73,12 +75,19 @@ class Speed:
 
   def slowest(self) -> str:
     """The stage that bounds the others: of those that work alone."""
-    return min(("read", "decode", "transfer"), key=self.median)
+    return min(ALONE, key=self.median)
 
   def of_decoder(self) -> float:
-    """How much of the speed of the decoder is left in a batch, 0..1."""
-    ratios = zip(self.rates["batch"], self.rates["decode"], strict=True)
-    return statistics.median(batch / decode for batch, decode in ratios)
+    """How much of the speed of the decoder the host reaches, 0..1."""
+    ratios = zip(self.rates["host"], self.rates["decode"], strict=True)
+    return statistics.median(host / decode for host, decode in ratios)
+
+
+class _Idle(records_lib.Records):
+  """Records that leave the rows as they are."""
+
+  def fill(self, indices, images, labels):
+    return 0
 
 
 def measure(
@@ -114,7 +123,13 @@ def measure(
   ]
   out = np.empty((threads, _ROWS, side, side, 3), np.uint8)
   places = itertools.count()  # for all threads: its steps are not divided
-  steps = {"batch": 0, "all": 0}
+  steps = {"batch": 0, "host": 0, "all": 0}
+  idle = _Idle(
+    **{
+      field.name: getattr(records, field.name)
+      for field in dataclasses.fields(records)
+    }
+  )
   common = {"batch_size": batch_size, "seed": seed, "threads": threads}
   devices = {"shardings": shardings, "batches_ahead": batches_ahead}
 
@@ -127,11 +142,16 @@ def measure(
 
   def batch() -> Iterator[Any]:
     return blocks_lib.train_blocks(
-      records, rows=rows, steps=range(steps["batch"], _ENDLESS), **common
+      idle, rows=rows, steps=range(steps["batch"], _ENDLESS), **common
+    )
+
+  def host() -> Iterator[Any]:
+    return blocks_lib.train_blocks(
+      records, rows=rows, steps=range(steps["host"], _ENDLESS), **common
     )
 
   def transfer() -> Iterator[Any]:
-    with contextlib.closing(batch()) as blocks:
+    with contextlib.closing(host()) as blocks:
       block = next(blocks)
     return pipeline.to_devices(
       (block for _ in itertools.count()),
@@ -151,11 +171,12 @@ def measure(
 
   rates = {stage: [] for stage in STAGES}
   for _ in range(rounds):
-    rates["read"].append(_in_threads(read, threads, seconds))
-    rates["decode"].append(_in_threads(decode, threads, seconds))
+    rates["read"].append(in_threads(read, threads, seconds))
+    rates["decode"].append(in_threads(decode, threads, seconds))
     for stage, start in (
       ("batch", batch),
       ("transfer", transfer),
+      ("host", host),
       ("all", everything),
     ):
       per_second, taken = _in_turn(start(), seconds)
@@ -173,7 +194,7 @@ def measure(
   )
 
 
-def _in_threads(
+def in_threads(
   work: Callable[[int, int], None], threads: int, seconds: float
 ) -> float:
   """How often a second `work(thread, turn)` is done in all threads."""

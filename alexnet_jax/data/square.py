@@ -31,3 +31,8 @@ def cut(picture: Image.Image, side: int) -> Image.Image:
     left, top = (width - side) // 2, (height - side) // 2
     picture = picture.crop((left, top, left + side, top + side))
   return picture
+
+
+def describe(error: Exception) -> str:
+  """Why Pillow could not decode, in one line."""
+  return " ".join(str(error).split()) or type(error).__name__

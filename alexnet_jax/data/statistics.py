@@ -8,6 +8,7 @@ those of the released code, for sets that keep none.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,13 @@ class Statistics:
   mean_image: np.ndarray | None
   directions: tuple[tuple[float, float, float], ...]
   stds: tuple[float, float, float]
+
+  def fingerprint(self) -> str:
+    """Differs where any number does."""
+    numbers = repr((self.mean, self.directions, self.stds)).encode()
+    if self.mean_image is not None:
+      numbers += np.ascontiguousarray(self.mean_image).tobytes()
+    return hashlib.blake2b(numbers, digest_size=8).hexdigest()
 
 
 # ImageNet 2012. Source: cuda-convnet2, make-data, input_meta.

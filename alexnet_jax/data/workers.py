@@ -23,12 +23,19 @@ def write(
 
   Args:
     waiting: the shards.
-    jobs: processes.
+    jobs: processes; 1: this one.
     report: called every second with the files done so far.
 
   Raises:
     ValueError, OSError: as `shards.write`, or a process was killed.
   """
+  if jobs == 1:
+    done = 0
+    for shard in waiting:
+      shards.write(shard)
+      done += len(shard.members)
+      report(done)
+    return
   context = multiprocessing.get_context("spawn")  # JAX may have threads by now
   stop, done = context.Event(), context.Value("q", 0)
   with concurrent.futures.ProcessPoolExecutor(
@@ -72,7 +79,8 @@ def _without_interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-# In a process that writes shards: the signal to stop, and the files done.
+# In a process that writes shards: the signal to stop, and the files done. Such
+# objects can be handed over only when a process starts.
 _shared: tuple = ()
 
 
