@@ -1,27 +1,24 @@
-"""From the official tars to a TFDS set, on all cores, in steps that are kept.
+"""What it takes to make `imagenet256` of the official tars, and whether it can.
 
-`plan` checks and writes nothing. `carry_out` writes shards into a folder beside
-the set's own, skips those that are there, and moves the folder to its place
-when it is whole: a set that stands under its name is complete.
+Checks and estimates; nothing is written here. `completion.py` does it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import PIL
 import tensorflow_datasets as tfds
 
-from alexnet_jax.data import ilsvrc, listing, shards, statistics, workers
+from alexnet_jax.data import ilsvrc, listing, shards
 
 # What the folder of a set is called until the set is complete.
 UNFINISHED = ".unfinished"
@@ -104,7 +101,7 @@ def plan(
     ValueError: a tar is not what it should be, or the folder of the unfinished
       set was begun with others.
   """
-  _check_place(builder)
+  check_place(builder)
   tars = ilsvrc.find_tars(manual_dir, subset=subset)
   parts = find_parts(builder)
   made_from = {
@@ -145,62 +142,14 @@ def plan(
   return made
 
 
-def carry_out(
-  made: Plan, *, jobs: int, report: Callable[[int], None]
-) -> list[shards.Notes]:
-  """Writes the shards that are missing, and finishes the set.
-
-  Args:
-    made: from `plan`.
-    jobs: processes that write shards.
-    report: called now and then with the files done since the start.
-
-  Returns:
-    The notes of all shards.
-
-  Raises:
-    ValueError: a file cannot be decoded; finished shards are kept, as after
-      every other error and after a kill.
-    OSError: the disk is full, or another process prepares this set.
-  """
-  os.makedirs(made.parts, exist_ok=True)
-  with _lock(made.parts, made.builder):
-    _check_place(made.builder)
-    for name in ("set", *map(_notes_folder, made.shards)):
-      os.makedirs(os.path.join(made.parts, name), exist_ok=True)
-    listing.save(made.parts, made.made_from, made.files)
-    workers.write(made.waiting, jobs=jobs, report=report)
-    notes = _finish(made)
-    shutil.rmtree(made.parts)
-  return notes
-
-
-def clear_leftovers(builder: tfds.core.DatasetBuilder) -> None:
-  """Removes what a kill after the last step has left beside a whole set."""
-  parts = find_parts(builder)
-  if os.path.isdir(parts):
-    with _lock(parts, builder):
-      shutil.rmtree(parts)
-
-
-def _notes_folder(split: str) -> str:
+def notes_folder(split: str) -> str:
+  """Of a split, in the folder of the unfinished set."""
   return f"notes-{split}"
 
 
 def find_parts(builder: tfds.core.DatasetBuilder) -> str:
   """The folder of the unfinished set, whether it is there or not."""
   return f"{os.fspath(builder.data_dir)}{UNFINISHED}"
-
-
-def count_odd(notes: list[shards.Notes]) -> dict[str, tuple[int, list[str]]]:
-  """{kind: (files, names of some of them)}, over all shards."""
-  counts = {}
-  for kind in shards.KINDS:
-    count = sum(note.odd.get(kind, 0) for note in notes)
-    if count:
-      names = [name for note in notes for name in note.names.get(kind, [])]
-      counts[kind] = count, sorted(names)
-  return counts
 
 
 def _make_shards(
@@ -212,7 +161,7 @@ def _make_shards(
   leave_out: bool,
   shard_images: int,
 ) -> list[shards.Shard]:
-  template = _make_template(builder, os.path.join(parts, "set"), split)
+  template = make_template(builder, os.path.join(parts, "set"), split)
   count = -(-len(members) // shard_images)
   made = []
   for index in range(count):
@@ -224,7 +173,7 @@ def _make_shards(
     made.append(
       shards.Shard(
         path=path,
-        notes=os.path.join(parts, _notes_folder(split), f"{index:05d}.npz"),
+        notes=os.path.join(parts, notes_folder(split), f"{index:05d}.npz"),
         tar=tar,
         members=tuple(members[first:last]),
         encoding=builder.builder_config.name,
@@ -235,9 +184,10 @@ def _make_shards(
   return made
 
 
-def _make_template(
+def make_template(
   builder: tfds.core.DatasetBuilder, folder: str, split: str
 ) -> tfds.core.ShardedFileTemplate:
+  """The names that TFDS gives to the shards of a split in a folder."""
   return tfds.core.ShardedFileTemplate(
     data_dir=tfds.core.Path(folder),
     dataset_name=builder.name,
@@ -269,7 +219,12 @@ def _sample(
   return float(np.mean(sizes)), (time.perf_counter() - since) / len(sizes)
 
 
-def _check_place(builder: tfds.core.DatasetBuilder) -> None:
+def check_place(builder: tfds.core.DatasetBuilder) -> None:
+  """Refuses a folder that stands where the set is to be.
+
+  Raises:
+    FileExistsError: there is one.
+  """
   if os.path.exists(builder.data_dir):
     raise FileExistsError(
       f"{builder.data_dir} is there, but not by this preparation, expected no "
@@ -283,69 +238,3 @@ def _existing(path: str) -> str:
   while not os.path.isdir(path):
     path = os.path.dirname(path)
   return path
-
-
-@contextlib.contextmanager
-def _lock(parts: str, builder: tfds.core.DatasetBuilder) -> Iterator[None]:
-  with open(os.path.join(parts, "lock"), "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise OSError(
-        f"another process prepares {builder.info.full_name} in {parts}, "
-        "expected none. Wait for it, or end it."
-      ) from None
-    yield
-
-
-def _finish(made: Plan) -> list[shards.Notes]:
-  """Writes what TFDS keeps of a set, and moves the set to its place."""
-  sums = statistics.Sums(shards.SIDE)
-  notes = {split: [] for split in made.shards}
-  for split, listed in made.shards.items():
-    for shard in listed:
-      notes[split].append(shards.read_notes(shard))
-      if shard.has_sums:  # one at a time: of a thousand shards they are large
-        sums.merge(shards.read_sums(shard))
-  everything = [note for listed in notes.values() for note in listed]
-  info = made.builder.info
-  info.metadata.update(
-    statistics=statistics.to_metadata(sums.to_statistics()),
-    odd_files={
-      kind: {"files": count, "names": names}
-      for kind, (count, names) in count_odd(everything).items()
-    },
-    pillow=PIL.__version__,
-  )
-  folder = os.path.join(made.parts, "set")
-  info.set_splits(
-    tfds.core.SplitDict(
-      [
-        tfds.core.SplitInfo(
-          name=split,
-          shard_lengths=[note.records for note in listed],
-          num_bytes=sum(note.bytes for note in listed),
-          filename_template=_make_template(made.builder, folder, split),
-        )
-        for split, listed in notes.items()
-      ]
-    )
-  )
-  info.write_to_directory(folder)
-  # On the disk before they get their name, and that before the sums go.
-  for name in os.listdir(folder):
-    _sync(os.path.join(folder, name))
-  _sync(folder)
-  os.rename(folder, made.builder.data_dir)
-  _sync(os.path.dirname(made.builder.data_dir))
-  info.read_from_directory(made.builder.data_dir)
-  return everything
-
-
-def _sync(path: str) -> None:
-  """Has a file or a folder on the disk, not in memory alone."""
-  handle = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
