@@ -20,7 +20,7 @@ class Checkpoints:
   def __init__(self, workdir: str, *, keep: int):
     training = ocp.training
     self._checkpointer = training.Checkpointer(
-      os.path.abspath(os.path.join(workdir, "checkpoints")),
+      _find_folder(workdir),
       save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
         1
       ),
@@ -56,3 +56,14 @@ class Checkpoints:
   def close(self) -> None:
     """Waits until everything is on disk."""
     self._checkpointer.close()
+
+
+def find_latest_step(workdir: str) -> int | None:
+  """As `Checkpoints.latest_step`, of a run that is not open; writes nothing."""
+  names = ocp.path.step.standard_name_format()
+  found = names.find_all(_find_folder(workdir))
+  return max((checkpoint.step for checkpoint in found), default=None)
+
+
+def _find_folder(workdir: str) -> str:
+  return os.path.abspath(os.path.join(workdir, "checkpoints"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import rich.console
@@ -14,7 +14,10 @@ import rich.table
 from absl import flags, logging
 from ml_collections import config_flags
 
+from alexnet_jax import compiler_options
 from alexnet_jax.partition import mesh, topology
+from alexnet_jax.processes import cluster
+from alexnet_jax.processes import group as group_lib
 
 # Of text that goes to a file or a pipe.
 PLAIN_WIDTH = 120
@@ -42,8 +45,78 @@ def define_simulate_devices() -> flags.FlagHolder:
     "simulate_devices",
     None,
     "Use this many devices simulated on the CPU, and no accelerator. Default: "
-    "as many as the layout needs, where there is no accelerator.",
+    "as many as the layout needs, where there is no accelerator. Of several "
+    "processes, each has so many.",
     lower_bound=1,
+  )
+
+
+def define_distributed() -> flags.FlagHolder:
+  """Defines --distributed."""
+  return flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    cluster.MODES,
+    "How a process finds the others of a run. env: JAX_COORDINATOR_ADDRESS, "
+    "JAX_NUM_PROCESSES, JAX_PROCESS_ID, or Open MPI 5 and PMIx. auto: these if "
+    "they are set, else what JAX detects: Slurm, Open MPI 4, TPU slices, "
+    "Kubernetes. off: there are no others.",
+  )
+
+
+def define_start_timeout() -> flags.FlagHolder:
+  """Defines --start_timeout_seconds."""
+  return flags.DEFINE_float(
+    "start_timeout_seconds",
+    25.0,
+    "How long to wait at the start until all processes are there.",
+    lower_bound=1.0,
+  )
+
+
+@contextlib.contextmanager
+def start(
+  distributed: flags.FlagHolder,
+  timeout: flags.FlagHolder,
+  *,
+  same: Mapping[str, str],
+) -> Iterator[group_lib.Group]:
+  """Starts the processes of a run together; before JAX is first used.
+
+  Args:
+    distributed: from `define_distributed`.
+    timeout: from `define_start_timeout`.
+    same: what must be the same in all processes, {what: value}.
+  """
+  with contextlib.ExitStack() as opened:
+    with in_one_line(ValueError, OSError):
+      place = cluster.find(distributed.value, timeout_seconds=timeout.value)
+      group = opened.enter_context(
+        group_lib.start(place, same=same, timeout_seconds=timeout.value)
+      )
+    yield group
+
+
+def define_xla_options() -> flags.FlagHolder:
+  """Defines --xla_options."""
+  return flags.DEFINE_enum(
+    "xla_options",
+    "auto",
+    compiler_options.MODES,
+    "Options for XLA, so that a device computes while it communicates. auto: "
+    "those preset for its platform; what XLA_FLAGS or LIBTPU_INIT_ARGS sets "
+    "stays. off: XLA's own.",
+  )
+
+
+def define_compilation_cache() -> flags.FlagHolder:
+  """Defines --compilation_cache."""
+  return flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "The folder that keeps compiled programs for the next start, or off. "
+    "Default: JAX_COMPILATION_CACHE_DIR, else alexnet_jax in XDG_CACHE_HOME or "
+    "~/.cache; that is for one process, several need a folder that all see.",
   )
 
 
@@ -115,8 +188,12 @@ def config_name() -> str:
   return f"{stem}-{variant}" if variant else stem
 
 
-def make_console() -> rich.console.Console:
-  console = rich.console.Console()
+def make_console(
+  group: group_lib.Group | None = None,
+) -> rich.console.Console:
+  """The console of this process: only the first of several says anything."""
+  quiet = group is not None and not group.is_first
+  console = rich.console.Console(quiet=quiet)
   if not console.is_terminal:
     console.width = PLAIN_WIDTH
   return console
@@ -129,18 +206,44 @@ def print_whole(console: rich.console.Console, table: rich.table.Table) -> None:
   console.print(table, width=max(console.width, needed), crop=False)
 
 
+@contextlib.contextmanager
+def mute_libraries() -> Iterator[None]:
+  """Drops what is printed past Python: gloo reports its connections so."""
+  sys.stdout.flush()
+  printed, kept = sys.stdout, os.dup(1)
+  with (
+    open(os.devnull, "w") as nowhere,
+    os.fdopen(kept, "w", buffering=1) as shown,
+  ):
+    os.dup2(nowhere.fileno(), 1)
+    sys.stdout = shown
+    try:
+      yield
+    finally:
+      sys.stdout = printed
+      shown.flush()
+      os.dup2(kept, 1)
+
+
 def check_no_arguments(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     fail(ValueError(f"unexpected argument {argv[1]!r}, expected flags only."))
 
 
 @contextlib.contextmanager
-def in_one_line(*kinds: type[Exception]) -> Iterator[None]:
-  """Ends the process in one line on errors that a user can cause."""
+def in_one_line(
+  *kinds: type[Exception], group: group_lib.Group | None = None
+) -> Iterator[None]:
+  """Ends the process in one line on errors that a user can cause.
+
+  Args:
+    *kinds: of the errors.
+    group: of several processes, the line says which one this is.
+  """
   try:
     yield
   except kinds as error:
-    fail(error)
+    fail(error, group)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -158,10 +261,12 @@ def parse_flags(argv: list[str]) -> list[str]:
   return unused
 
 
-def fail(error: Exception) -> None:
+def fail(error: Exception, group: group_lib.Group | None = None) -> None:
   """Ends with one line on standard error; --verbosity=1 adds the place."""
   logging.debug("where it was found:", exc_info=error)
-  sys.exit(f"error: {' '.join(str(error).split())}")
+  several = group is not None and group.count > 1
+  where = f"{group.label()}: " if several else ""
+  sys.exit(f"error: {where}{' '.join(str(error).split())}")
 
 
 def _name_field(error: Exception, argv: list[str]) -> Exception:

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 
 import jax
 from absl import app, flags
 
-from alexnet_jax import command, tables
+from alexnet_jax import command, compilation_cache, compiler_options, tables
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.partition import audit as audit_lib
+from alexnet_jax.partition import links as links_lib
+from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.picture import draw, files
 
 _CONFIG = command.define_config()
@@ -32,6 +35,8 @@ _PICTURE = flags.DEFINE_string(
   "picture", None, "Draw the layout to this file, .svg or .png."
 )
 _TOPOLOGY = command.define_topology()
+_XLA_OPTIONS = command.define_xla_options()
+_COMPILATION_CACHE = command.define_compilation_cache()
 
 
 def main(argv: list[str]) -> None:
@@ -40,6 +45,12 @@ def main(argv: list[str]) -> None:
     if _PICTURE.value:
       files.check_path(_PICTURE.value, flag="picture")
     program = _make_program()
+    cache = compilation_cache.open_cache(
+      _COMPILATION_CACHE.value, attached=not _TOPOLOGY.value
+    )
+    options = compiler_options.choose(
+      program.mesh.devices.flat, mode=_XLA_OPTIONS.value
+    )
     if _PICTURE.value:
       draw.draw(
         program.network,
@@ -48,11 +59,13 @@ def main(argv: list[str]) -> None:
         batch_size=program.batch_size,
         path=_PICTURE.value,
       )
-  compiled, audit = program_lib.compile_step(program)
+  with cache.watch("the step") as compilation:
+    compiled, audit = program_lib.compile_step(program, options=options.used)
   if _FORMAT.value == "json":
-    print(json.dumps(to_json(program, compiled, audit), indent=2))
+    print(json.dumps(to_json(program, compiled, audit, options), indent=2))
   else:
-    _print_tables(program, compiled, audit)
+    said = (*options.lines(), *compilation.lines())
+    _print_tables(program, compiled, audit, said)
   sys.exit(0 if audit.agrees else 1)
 
 
@@ -71,9 +84,11 @@ def to_json(
   program: program_lib.Program,
   compiled: jax.stages.Compiled,
   audit: audit_lib.Audit,
+  options: compiler_options.Options,
 ) -> dict:
   """What the tables show, as data; bytes are of one device in one step."""
   layout = program.layout
+  sent = plan_lib.sent_along(program.plan)
   return {
     "layout": layout.name,
     "network": program.network.name,
@@ -81,6 +96,17 @@ def to_json(
     "devices": layout.devices,
     "device_kind": program.mesh.devices.flat[0].device_kind,
     "batch": program.batch_size,
+    "xla_options": dict(options.used),
+    "axes": [
+      {
+        "axis": axis,
+        "devices": program.mesh.shape[axis],
+        "sent_bytes": sent.get(axis, 0),
+        "links": links,
+      }
+      for axis, links in links_lib.find_links(program.mesh).items()
+    ],
+    "nested_axes": program.nested_axes,
     "layers": [
       {
         "layer": name,
@@ -125,6 +151,7 @@ def _print_tables(
   program: program_lib.Program,
   compiled: jax.stages.Compiled,
   audit: audit_lib.Audit,
+  said: Sequence[str],
 ) -> None:
   console = command.make_console()
   command.print_whole(console, tables.layout(program))
@@ -134,7 +161,9 @@ def _print_tables(
   )
   console.print()
   for line in (
+    *tables.axes(program),
     *tables.repeated(program.network, program.layout),
+    *said,
     *tables.memory(compiled),
     *tables.verdict(audit),
     *([f"the picture is in {_PICTURE.value}"] if _PICTURE.value else []),

@@ -3,6 +3,7 @@
 This file is the command line and no more; `train.py` is the program.
 """
 
+import contextlib
 import os
 import sys
 
@@ -11,7 +12,8 @@ from absl import app, flags
 from alexnet_jax import command, train
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import source
-from alexnet_jax.partition import audit
+from alexnet_jax.partition import audit, mesh
+from alexnet_jax.processes import group as group_lib
 
 _CONFIG = command.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -24,25 +26,56 @@ _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
 )
 _SIMULATE_DEVICES = command.define_simulate_devices()
+_DISTRIBUTED = command.define_distributed()
+_START_TIMEOUT = command.define_start_timeout()
+_XLA_OPTIONS = command.define_xla_options()
+_COMPILATION_CACHE = command.define_compilation_cache()
 
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
+  config = _CONFIG.value
   workdir = _WORKDIR.value or os.path.join("runs", command.config_name())
   with command.in_one_line(ValueError, TypeError, OSError):
-    run = run_lib.prepare(
-      _CONFIG.value,
-      workdir=workdir,
-      data_dir=_DATA_DIR.value,
-      simulate_devices=_SIMULATE_DEVICES.value,
-    )
-  try:
-    with command.in_one_line(
-      audit.PlanMismatch, FloatingPointError, source.RecordError, OSError
-    ):
-      train.train(run, command.make_console())
-  except KeyboardInterrupt:
-    sys.exit("interrupted; the same command goes on from the last checkpoint.")
+    run_lib.check(config)
+    same = run_lib.find_same(config) | {"--workdir": os.path.abspath(workdir)}
+  with command.start(_DISTRIBUTED, _START_TIMEOUT, same=same) as group:
+    with command.in_one_line(ValueError, TypeError, OSError, group=group):
+      run = run_lib.prepare(
+        config,
+        group=group,
+        workdir=workdir,
+        data_dir=_DATA_DIR.value,
+        simulate_devices=_SIMULATE_DEVICES.value,
+        xla_options=_XLA_OPTIONS.value,
+        cache_dir=_COMPILATION_CACHE.value,
+      )
+    try:
+      with (
+        _without_gloo(run),
+        command.in_one_line(
+          audit.PlanMismatch,
+          FloatingPointError,
+          source.RecordError,
+          OSError,
+          group=group,
+        ),
+      ):
+        train.train(run, command.make_console(group))
+    except train.Stopped as stopped:
+      if group.is_first:
+        print(stopped)
+      sys.exit(group_lib.STOPPED)
+    except KeyboardInterrupt:
+      sys.exit(
+        "interrupted; the same command goes on from the last checkpoint."
+      )
+
+
+def _without_gloo(run: run_lib.Run) -> contextlib.AbstractContextManager:
+  """Mutes what gloo prints, not what NCCL prints for those who ask it to."""
+  is_gloo = run.group.count > 1 and mesh.is_simulated(run.program.mesh)
+  return command.mute_libraries() if is_gloo else contextlib.nullcontext()
 
 
 if __name__ == "__main__":

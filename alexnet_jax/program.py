@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import route, specs
 from alexnet_jax.partition import shares as shares_lib
@@ -28,12 +30,18 @@ from alexnet_jax.partition import shares as shares_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-  """What a layout makes of a network, on a mesh of devices."""
+  """What a layout makes of a network, on a mesh of devices.
+
+  Attributes:
+    nested_axes: those of the mesh as devices are put on them, slowest first.
+    views: of each image in an evaluation.
+  """
 
   network: wiring.Network
   layout: layout_lib.Layout
   batch_size: int
   mesh: jax.sharding.Mesh
+  nested_axes: tuple[str, ...]
   specs: specs.Specs
   exchange: exchange_lib.MeshExchange
   plan: tuple[plan_lib.Exchange, ...]
@@ -77,6 +85,17 @@ class Program:
   def batch_shardings(self) -> tuple:
     """Of the images and of the labels that a step takes."""
     return specs.to_shardings(self.mesh, (self.specs.images, self.specs.labels))
+
+  def make_keys(self, seed: int) -> tuple[jax.Array, jax.Array]:
+    """The keys of the initial state and of the steps, on every device."""
+    whole = specs.to_shardings(self.mesh, self.specs.whole)
+
+    def split() -> tuple[jax.Array, jax.Array]:
+      init_key, step_key = jax.random.split(jax.random.key(seed))
+      return init_key, step_key
+
+    # Made there: a process cannot put arrays on the devices of another.
+    return jax.jit(split, out_shardings=(whole, whole))()
 
   def trace(self) -> jax.stages.Traced:
     """The training step as JAX sees it: (state, key, images, labels)."""
@@ -130,11 +149,12 @@ def make_program(
   layout: layout_lib.Layout,
   *,
   batch_size: int,
-  mesh: jax.sharding.Mesh,
   augmentation: step_lib.Augmentation,
   optimizer: optax.GradientTransformation,
   precision: str = "float32",
   views: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+  keep_order: bool = False,
 ) -> Program:
   """Makes the program of a network on a layout.
 
@@ -142,33 +162,39 @@ def make_program(
     network: the network.
     layout: a layout that `fit.check` has accepted for it.
     batch_size: images in a step, over all devices.
-    mesh: from `mesh.make_mesh`.
     augmentation: see `data/augment.py`.
     optimizer: see `optimizer.py`.
     precision: of activations while they cross devices.
     views: of each image in an evaluation, 1 or 10.
+    devices: to compute on; None: those that JAX has.
+    keep_order: whether to nest the axes of the mesh as the layout lists them,
+      and not by what is sent along them.
 
   Raises:
-    ValueError: two layers name their axes in orders that do not fit together.
+    ValueError: two layers name their axes in orders that do not fit together,
+      or the layout does not fit the devices.
   """
   routes = route.find_routes(network, layout, batch_size=batch_size)
   array_specs = specs.make_specs(network, layout, routes)
+  plan = plan_lib.make_plan(
+    network,
+    layout,
+    batch_size=batch_size,
+    loss_values=len(metrics.NAMES),
+    precision=precision,
+  )
+  sent = None if keep_order else plan_lib.sent_along(plan)
   return Program(
     network=network,
     layout=layout,
     batch_size=batch_size,
-    mesh=mesh,
+    mesh=mesh_lib.make_mesh(layout, devices, sent=sent),
+    nested_axes=mesh_lib.nest_axes(layout, sent),
     specs=array_specs,
     exchange=exchange_lib.MeshExchange(
       routes, array_specs, precision=precision
     ),
-    plan=plan_lib.make_plan(
-      network,
-      layout,
-      batch_size=batch_size,
-      loss_values=len(metrics.NAMES),
-      precision=precision,
-    ),
+    plan=plan,
     augmentation=augmentation,
     optimizer=optimizer,
     views=views,
@@ -176,11 +202,24 @@ def make_program(
 
 
 def compile_step(
-  program: Program,
+  program: Program, *, options: Mapping[str, bool | int] | None = None
 ) -> tuple[jax.stages.Compiled, audit_lib.Audit]:
-  """Compiles the training step, and audits what came of it."""
+  """Compiles the training step, and audits what came of it.
+
+  Args:
+    program: the program.
+    options: for the compiler, as `compiler_options.choose` finds them.
+
+  Raises:
+    jax.errors.JaxRuntimeError: the compiler cannot, as where memory is short.
+  """
   traced = program.trace()
-  compiled = traced.lower().compile()
+  try:
+    compiled = traced.lower().compile(compiler_options=dict(options or {}))
+  except jax.errors.JaxRuntimeError as error:
+    if options:
+      error.add_note("With --xla_options=off, XLA may compile it.")
+    raise
   audit = audit_lib.audit_step(
     program.plan,
     jaxpr=traced.jaxpr,

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -24,7 +24,8 @@ class Reporter:
   step waits for the host.
 
   Args:
-    workdir: `metrics.jsonl` and TensorBoard events go there.
+    workdir: `metrics.jsonl` and TensorBoard events go there; None: nowhere, for
+      all processes of a run but the first.
     console: of the watcher. A terminal gets a progress bar, anything else
       plain lines.
     first_step: where this start of the run begins.
@@ -33,7 +34,7 @@ class Reporter:
 
   def __init__(
     self,
-    workdir: str,
+    workdir: str | None,
     console: rich.console.Console,
     *,
     first_step: int,
@@ -41,9 +42,11 @@ class Reporter:
   ):
     self._console = console
     self._num_steps = num_steps
-    self._file = open(os.path.join(workdir, "metrics.jsonl"), "a")
-    self._events = tensorboardX.SummaryWriter(workdir, flush_secs=10)
-    self._due: tuple[int, list[jax.Array], float, int, float] | None = None
+    self._file = self._events = None
+    if workdir is not None:
+      self._file = open(os.path.join(workdir, "metrics.jsonl"), "a")
+      self._events = tensorboardX.SummaryWriter(workdir, flush_secs=10)
+    self._due: tuple | None = None  # the arguments of `training`, and seconds
     self._since = time.monotonic()
     self._progress = rich.progress.Progress(
       rich.progress.TextColumn("step"),
@@ -52,7 +55,7 @@ class Reporter:
       rich.progress.TimeRemainingColumn(),
       rich.progress.TextColumn("left {task.fields[shown]}"),
       console=console,
-      disable=not console.is_terminal,
+      disable=not console.is_terminal or console.quiet,
       transient=True,
     )
     self._task = self._progress.add_task(
@@ -70,7 +73,7 @@ class Reporter:
     totals: Sequence[jax.Array],
     *,
     learning_rate: float,
-    replaced: int = 0,
+    replaced: Callable[[], int],
   ) -> None:
     """Reports on the steps since the last report.
 
@@ -78,8 +81,8 @@ class Reporter:
       step: steps taken so far.
       totals: f32[4] of each step since the last report, still on the devices.
       learning_rate: of the last of them.
-      replaced: images whose own record could not be read, of the rows that
-        this process reads.
+      replaced: says how many images there were whose own record could not be
+        read; asked one report late.
 
     Raises:
       FloatingPointError: a loss is not finite.
@@ -104,6 +107,9 @@ class Reporter:
           "expected a finite number. Lower config.optimizer.learning_rate; "
           "the run goes on from its last checkpoint."
         )
+    if self._file is None:
+      return
+    replaced = replaced()
     means = metrics.to_means(sums.sum(axis=0))
     rate = means.pop("images") / seconds
     values = {f"training_{name}": value for name, value in means.items()}
@@ -120,7 +126,7 @@ class Reporter:
       )
 
   def validation(
-    self, step: int, totals: np.ndarray, replaced: int = 0
+    self, step: int, totals: np.ndarray, replaced: Callable[[], int]
   ) -> None:
     """Reports on a validation.
 
@@ -129,6 +135,9 @@ class Reporter:
       totals: f32[4], over the whole split.
       replaced: as for `training`.
     """
+    if self._file is None:
+      return
+    replaced = replaced()
     means = metrics.to_means(totals)
     values = {f"validation_{name}": value for name, value in means.items()}
     values["validation_replaced_images"] = replaced
@@ -145,8 +154,9 @@ class Reporter:
 
   def close(self) -> None:
     self._progress.stop()
-    self._events.close()
-    self._file.close()
+    if self._file is not None:
+      self._events.close()
+      self._file.close()
 
   def _write(self, step: int, values: Mapping[str, float]) -> None:
     self._file.write(json.dumps({"step": step, **values}) + "\n")

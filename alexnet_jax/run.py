@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 import optax
 
-from alexnet_jax import optimizer
+from alexnet_jax import compilation_cache, compiler_options, optimizer
 from alexnet_jax import program as program_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.data import augment, records, sets
@@ -26,6 +27,7 @@ from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, fit, plan, route
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
+from alexnet_jax.processes import group as group_lib
 
 # Where the augmentation's numbers come from.
 STATISTICS = ("dataset", "published")
@@ -36,12 +38,15 @@ class Run:
   """Everything about a run that is known before anything compiles."""
 
   config: ml_collections.ConfigDict
+  group: group_lib.Group
   workdir: str
   program: program_lib.Program
   train_records: records.Records
   validation_records: records.Records
   num_steps: int
   schedule: optax.Schedule
+  xla_options: compiler_options.Options
+  cache: compilation_cache.Cache
 
 
 def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
@@ -155,14 +160,13 @@ def make_program(
       change neither what a step holds nor what it sends.
 
   Raises:
-    ValueError: there are fewer devices than the layout needs.
+    ValueError: the layout does not fit the devices.
   """
   rule = config.optimizer
   return program_lib.make_program(
     network,
     layout,
     batch_size=config.batch_size,
-    mesh=mesh_lib.make_mesh(layout, devices),
     augmentation=_make_augmentation(config, network, statistics),
     optimizer=optimizer.make_optimizer(
       *_make_schedules(config, num_images or config.batch_size),
@@ -171,49 +175,60 @@ def make_program(
     ),
     precision=config.exchange_precision,
     views=config.validation_views,
+    devices=devices,
+    # The config orders the axes of its own layout only.
+    keep_order=(
+      config.layout.axes is not None and config.layout.name == layout.name
+    ),
   )
 
 
 def prepare(
   config: ml_collections.ConfigDict,
   *,
+  group: group_lib.Group,
   workdir: str,
   data_dir: str | None,
   simulate_devices: int | None,
+  xla_options: str = "auto",
+  cache_dir: str | None = compilation_cache.OFF,
 ) -> Run:
   """Checks everything that can be checked before compiling, in that order.
 
   Nothing is written before the last check has passed.
 
+  Args:
+    config: the config.
+    group: the processes of the run.
+    workdir: of the run, in a file system that all processes see.
+    data_dir: where TFDS keeps its sets; each host may have its own.
+    simulate_devices: in each process; None: its share of what the layout needs.
+    xla_options: of `compiler_options.MODES`.
+    cache_dir: see `compilation_cache.open_cache`.
+
   Raises:
     ValueError, TypeError, OSError: with one line on what to change.
   """
   network, layout = check(config)
-  mesh_lib.simulate_devices(
-    simulate_devices or layout.devices, only_cpu=simulate_devices is not None
-  )
+  settle_devices(layout, group, simulate_devices)
   mesh_lib.make_mesh(layout)
-  builder = sets.open_builder(config.data.name, data_dir=data_dir)
-  sets.check_classes(builder, config.network.num_classes)
-  statistics = _find_statistics(config, builder)
-  _make_augmentation(config, network, statistics)
+  builder, statistics = open_data(config, network, data_dir=data_dir)
   workdir_lib.check(workdir)
   # `digits` is made by now, if it was not there.
   train_records, validation_records = open_splits(config, builder)
-  workdir_lib.claim(
-    workdir,
-    config.to_dict(),
-    {
-      "dataset": builder.info.full_name,
-      "training_images": len(train_records),
-      "validation_images": len(validation_records),
-      "statistics": statistics.fingerprint(),
-    },
+  found = describe_data(builder, statistics, train_records, validation_records)
+  for difference in find_differences(group, group.gather("data", found)):
+    raise ValueError(difference)
+  group.first(
+    "workdir", lambda: workdir_lib.claim(workdir, config.to_dict(), found)
   )
+  workdir_lib.check_claimed(workdir)
+  cache = compilation_cache.open_cache(cache_dir)
   num_images = len(train_records)
   schedule, _ = _make_schedules(config, num_images)
   return Run(
     config=config,
+    group=group,
     workdir=workdir,
     program=make_program(
       config, network, layout, num_images=num_images, statistics=statistics
@@ -222,7 +237,93 @@ def prepare(
     validation_records=validation_records,
     num_steps=_to_steps(config, config.num_epochs, num_images),
     schedule=schedule,
+    xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
+    cache=cache,
   )
+
+
+def settle_devices(
+  layout: layout_lib.Layout,
+  group: group_lib.Group,
+  simulate_devices: int | None,
+) -> None:
+  """Settles what devices this process has; before JAX is first used.
+
+  Args:
+    layout: of the run.
+    group: the processes of the run.
+    simulate_devices: in each process; None: its share of what the layout needs.
+  """
+  mesh_lib.simulate_devices(
+    simulate_devices or -(-layout.devices // group.count),
+    only_cpu=simulate_devices is not None,
+  )
+
+
+def find_same(config: ml_collections.ConfigDict) -> dict[str, str]:
+  """The fields that all processes of a run must have alike."""
+  return {
+    f"config.{name}": str(value)
+    for name, value in workdir_lib.flatten(config.to_dict()).items()
+    if name != "data.threads"
+  }
+
+
+def open_data(
+  config: ml_collections.ConfigDict,
+  network: wiring.Network,
+  *,
+  data_dir: str | None,
+) -> tuple[Any, statistics_lib.Statistics]:
+  """The set of a config, that fits its network; writes nothing.
+
+  Returns:
+    The builder of the set, and the statistics of its training split.
+
+  Raises:
+    ValueError, FileNotFoundError: it is not there, or does not fit.
+  """
+  builder = sets.open_builder(config.data.name, data_dir=data_dir)
+  sets.check_classes(builder, config.network.num_classes)
+  statistics = _find_statistics(config, builder)
+  _make_augmentation(config, network, statistics)
+  return builder, statistics
+
+
+def describe_data(
+  builder,
+  statistics: statistics_lib.Statistics,
+  train_records: records.Records,
+  validation_records: records.Records,
+) -> dict[str, str | int]:
+  """What all processes of a run must have alike, and a workdir keeps."""
+  return {
+    "dataset": builder.info.full_name,
+    "training_images": len(train_records),
+    "validation_images": len(validation_records),
+    "statistics": statistics.fingerprint(),
+  }
+
+
+def find_differences(
+  group: group_lib.Group, found: Sequence[Mapping[str, object] | None]
+) -> list[str]:
+  """A line for each difference in the data of processes.
+
+  Args:
+    group: the processes.
+    found: by each of them, from `describe_data`; None: nothing, and then it is
+      not compared.
+  """
+  there = [index for index, data in enumerate(found) if data is not None]
+  return [
+    f"{what.replace('_', ' ')}: {value} in {group.label(index)}, but "
+    f"{found[there[0]][what]} in {group.label(there[0])}. Prepare the same set "
+    "for every process, or set --data_dir."
+    for index in there
+    for what, value in found[index].items()
+    if value != found[there[0]][what]
+  ]
 
 
 def open_splits(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -12,16 +12,29 @@ from alexnet_jax import program as program_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.partition import links as links_lib
+from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import shares as shares_lib
 
 
-def devices(mesh: jax.sharding.Mesh) -> rich.table.Table:
-  """A row per device: its place in the mesh, its kind, its process."""
-  table = _table("devices", "device", *mesh.axis_names, "kind", "process")
+def devices(
+  mesh: jax.sharding.Mesh, memory: Mapping[int, str] | None = None
+) -> rich.table.Table:
+  """A row per device: its place in the mesh, its kind, its process.
+
+  Args:
+    mesh: the mesh.
+    memory: device -> what to say of its memory; None or {}: nothing.
+  """
+  more = ["> memory"] if memory else []
+  table = make_table(
+    "devices", "device", *mesh.axis_names, "kind", "process", *more
+  )
   for place, device in np.ndenumerate(mesh.devices):
     kind, process = device.device_kind, device.process_index
-    table.add_row(str(device.id), *map(str, place), kind, str(process))
+    more = [memory.get(device.id, "-")] if memory else []
+    table.add_row(str(device.id), *map(str, place), kind, str(process), *more)
   return table
 
 
@@ -30,7 +43,7 @@ def layout(program: program_lib.Program) -> rich.table.Table:
   network, layout = program.network, program.layout
   mesh = layout_lib.listed(layout.mesh)
   stored = any(layout.placement(name).stored for name in program.shares)
-  table = _table(
+  table = make_table(
     f"layout {layout.name}, mesh {mesh}, network {network.name}: one device's "
     "share in bytes",
     *("layer", "reads", "batch", "features", "arrive"),
@@ -81,7 +94,7 @@ def plan(
     lines: of the audit, for what became of each; None before there is one.
   """
   headers = ["bytes"] if lines is None else ["planned", "traced", "compiled"]
-  table = _table(
+  table = make_table(
     f"plan, a step of {batch_size} images: bytes that one device sends",
     *("layer", "direction", "tensor", "kind", "axes", "> elements per image"),
     *(f"> {header}" for header in headers),
@@ -116,6 +129,47 @@ def plan(
   ]
   table.add_row("sum", *[""] * 5, *(f"{number:,}" for number in totals))
   return table
+
+
+def axes(
+  program: program_lib.Program, hosts: Mapping[int, str] | None = None
+) -> list[str]:
+  """A line for each axis of the mesh, its bytes and links, and their nesting.
+
+  Args:
+    program: the program.
+    hosts: process index -> name of its host; None: not known.
+  """
+  sent = plan_lib.sent_along(program.plan)
+  links = links_lib.find_links(program.mesh, hosts)
+  lines = []
+  for axis, size in program.mesh.shape.items():
+    line = f"axis {axis}: {size} device{'s' if size > 1 else ''}"
+    if size > 1:
+      line += f", {sent.get(axis, 0):,} bytes sent along it in a step"
+      line += f", {links[axis]}"
+    lines.append(line)
+  nested, by_bytes = (
+    [axis for axis in order if program.mesh.shape[axis] > 1]
+    for order in (
+      program.nested_axes,
+      mesh_lib.nest_axes(program.layout, sent),
+    )
+  )
+  if len(nested) > 1 and nested == by_bytes:
+    lines.append(f"nested by these bytes, slowest first: {', '.join(nested)}")
+  elif len(nested) > 1:
+    lines.append(
+      "nested as config.layout.axes has it, slowest first: "
+      f"{', '.join(nested)}; by these bytes: {', '.join(by_bytes)}"
+    )
+  is_tpu = program.mesh.devices.flat[0].platform == "tpu"
+  if is_tpu and {*links.values()} & {*links_lib.OF_PROCESSES}:
+    lines.append(
+      "inside a slice, a TPU's chips are joined directly, whichever process "
+      "or host they belong to"
+    )
+  return lines
 
 
 def repeated(network: wiring.Network, layout: layout_lib.Layout) -> list[str]:
@@ -166,7 +220,7 @@ def verdict(audit: audit_lib.Audit) -> list[str]:
   ]
 
 
-def _table(title: str, *headers: str) -> rich.table.Table:
+def make_table(title: str, *headers: str) -> rich.table.Table:
   """An empty table; a header that begins with > is of numbers."""
   table = rich.table.Table(title=f"\n{title}", title_justify="left", box=None)
   for header in headers:

@@ -11,13 +11,17 @@ import rich.console
 from alexnet_jax import checkpoint, report, step, tables
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
-from alexnet_jax.data import pipeline
+from alexnet_jax.data import blocks, pipeline
 from alexnet_jax.partition import audit
 from alexnet_jax.partition import mesh as mesh_lib
 
 # How far the host runs ahead of the devices: enough that they never wait for
 # it, and little enough that reports and batches keep their pace.
 STEPS_AHEAD = 2
+
+
+class Stopped(Exception):
+  """A SIGTERM has ended the run early; it can go on."""
 
 
 def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
@@ -30,10 +34,11 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
     audit.PlanMismatch: the step does not communicate as planned.
     FloatingPointError: a loss is not finite.
     source.RecordError: a record cannot be read.
+    Stopped: a SIGTERM has come, and a checkpoint is saved.
   """
-  config = run.config
+  config, group = run.config, run.group
   _introduce(run, console)
-  init_key, step_key = jax.random.split(jax.random.key(config.seed))
+  init_key, step_key = run.program.make_keys(config.seed)
 
   train_step = _compile(run, console)
   checkpoints = checkpoint.Checkpoints(
@@ -52,14 +57,28 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
   else:
     state = run.program.init(init_key)
   reporter = report.Reporter(
-    run.workdir, console, first_step=first_step, num_steps=run.num_steps
+    run.workdir if group.is_first else None,
+    console,
+    first_step=first_step,
+    num_steps=run.num_steps,
   )
+
+  totals, replaced = [], 0
 
   def is_due(number: int, every: int) -> bool:
     return number % every == 0 or number == run.num_steps
 
-  try:
+  def report_training(number: int) -> None:
+    nonlocal totals, replaced
+    reporter.training(
+      number,
+      totals,
+      learning_rate=float(f"{run.schedule(number - 1):.6g}"),
+      replaced=group.total(f"replaced/{number}", replaced),
+    )
     totals, replaced = [], 0
+
+  try:
     batches = pipeline.train_batches(
       run.train_records,
       seed=config.seed,
@@ -69,6 +88,15 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
     )
     with contextlib.closing(batches):
       for number, batch in enumerate(batches, start=first_step + 1):
+        if group.stops_at(number):
+          if totals:
+            report_training(number - 1)
+          reporter.flush()
+          checkpoints.save(number - 1, state)
+          raise Stopped(
+            f"stopped by SIGTERM after step {number - 1} of {run.num_steps}, "
+            "which is saved; the same command goes on from there."
+          )
         state, total = train_step(state, step_key, batch.images, batch.labels)
         totals.append(total)
         replaced += batch.replaced
@@ -76,17 +104,15 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
         jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
         reporter.advance(number)
         if is_due(number, config.report_every_steps):
-          rate = float(f"{run.schedule(number - 1):.6g}")
-          reporter.training(
-            number, totals, learning_rate=rate, replaced=replaced
-          )
-          totals, replaced = [], 0
+          report_training(number)
         validates = is_due(number, config.validate_every_steps)
         saves = is_due(number, config.checkpoint_every_steps)
         if validates or saves:
           reporter.flush()
           if validates:
-            reporter.validation(number, *evaluate(run, state))
+            totals_of_all, lost = evaluate(run, state)
+            lost = group.total(f"validation_replaced/{number}", lost)
+            reporter.validation(number, totals_of_all, lost)
           if saves:
             checkpoints.save(number, state)
           reporter.resume_clock()
@@ -123,17 +149,23 @@ def evaluate(
 
 def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:
   """Shows what is about to run."""
-  program = run.program
+  program, several = run.program, run.group.count > 1
   if mesh_lib.is_simulated(program.mesh):
+    where = "on this machine's CPU"
+    if several:
+      where = f"by {run.group.count} processes on CPUs"
     console.print(
       f"no accelerator is used: the {program.mesh.size} devices are simulated "
-      "on this machine's CPU",
+      f"{where}",
       highlight=False,
     )
   console.print(tables.devices(program.mesh))
   console.print(tables.layout(program))
   console.print(tables.plan(program.plan, batch_size=program.batch_size))
-  for line in tables.repeated(program.network, program.layout):
+  for line in (
+    *(tables.axes(program, run.group.hosts) if several else []),
+    *tables.repeated(program.network, program.layout),
+  ):
     console.print(line, soft_wrap=True, highlight=False)
 
 
@@ -141,9 +173,16 @@ def _compile(
   run: run_lib.Run, console: rich.console.Console
 ) -> jax.stages.Compiled:
   """Compiles the training step once, and audits what came of it."""
-  train_step, found = program_lib.compile_step(run.program)
+  with run.cache.watch("the training step") as compilation:
+    train_step, found = program_lib.compile_step(
+      run.program, options=run.xla_options.used
+    )
   console.print()
-  for line in tables.verdict(found):
+  for line in (
+    *run.xla_options.lines(),
+    *compilation.lines(),
+    *tables.verdict(found),
+  ):
     console.print(line, soft_wrap=True, highlight=False)
   if not run.config.layout.allow_unplanned:
     audit.check(found)
@@ -154,6 +193,7 @@ def _batch_options(run: run_lib.Run) -> dict:
   return {
     "batch_size": run.config.batch_size,
     "shardings": run.program.batch_shardings,
-    "threads": run.config.data.threads,
+    "threads": run.config.data.threads
+    or blocks.find_threads(sharing=run.group.num_on_host),
     "batches_ahead": run.config.data.batches_ahead,
   }

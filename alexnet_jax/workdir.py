@@ -23,6 +23,8 @@ FREE = (
   "keep_checkpoints",
 )
 
+_FILE = "config.json"
+
 
 def check(path: str) -> None:
   """Refuses a directory that cannot be written; writes nothing.
@@ -30,13 +32,39 @@ def check(path: str) -> None:
   Raises:
     OSError: says why.
   """
-  above = os.path.abspath(path)
-  while not os.path.lexists(above):
-    above = os.path.dirname(above)
+  above = find_existing(path)
   if not os.path.isdir(above):
     raise _cannot_write(path, f"{above} is no directory")
   if not os.access(above, os.W_OK | os.X_OK):
     raise _cannot_write(path, f"{above} is not yours to write to")
+
+
+def find_existing(path: str) -> str:
+  """The path itself, or the nearest above it that there is."""
+  above = os.path.abspath(path)
+  while not os.path.lexists(above):
+    above = os.path.dirname(above)
+  return above
+
+
+def to_fields(
+  config: Mapping[str, Any], found: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What a directory keeps of its run; as JSON has it: tuples are lists."""
+  return json.loads(json.dumps(flatten({**config, "found": found})))
+
+
+def read(path: str) -> dict[str, Any] | None:
+  """What a directory keeps of its run; None where it holds none.
+
+  Raises:
+    OSError, ValueError: it cannot be read.
+  """
+  file = os.path.join(path, _FILE)
+  if not os.path.exists(file):
+    return None
+  with open(file) as kept:
+    return json.load(kept)
 
 
 def claim(path: str, config: Mapping[str, Any], found: Mapping[str, Any]):
@@ -51,19 +79,30 @@ def claim(path: str, config: Mapping[str, Any], found: Mapping[str, Any]):
     OSError: the directory cannot be written.
     ValueError: it belongs to a run whose fields or data give other results.
   """
-  # As JSON has them: tuples are lists there.
-  fields = json.loads(json.dumps(_flatten({**config, "found": found})))
-  file = os.path.join(path, "config.json")
+  fields = to_fields(config, found)
+  file = os.path.join(path, _FILE)
   try:
     os.makedirs(path, exist_ok=True)
-    if os.path.exists(file):
-      with open(file) as before:
-        _check_same(path, json.load(before), fields)
+    if (earlier := read(path)) is not None:
+      check_same(path, earlier, fields)
     with open(f"{file}.partial", "w") as now:
       json.dump(fields, now, indent=2)
     os.replace(f"{file}.partial", file)
   except OSError as error:
     raise _cannot_write(path, error.strerror) from error
+
+
+def check_claimed(path: str) -> None:
+  """Refuses a directory that another process has claimed, and this one lacks.
+
+  Raises:
+    OSError: the directory is not the one that was claimed.
+  """
+  if not os.path.exists(os.path.join(path, _FILE)):
+    raise OSError(
+      f"the workdir {path!r} is not the one in which process 0 has made "
+      f"{_FILE}. Set --workdir to a directory that all hosts share."
+    )
 
 
 def _cannot_write(path: str, reason: str) -> OSError:
@@ -72,9 +111,19 @@ def _cannot_write(path: str, reason: str) -> OSError:
   )
 
 
-def _check_same(
+def check_same(
   path: str, earlier: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
+  """Refuses the directory of a run whose fields give other results.
+
+  Args:
+    path: of the directory.
+    earlier: what it keeps, from `read`.
+    now: of this run, from `to_fields`.
+
+  Raises:
+    ValueError: names the fields.
+  """
   differences = [
     f"{name}: {earlier.get(name)} there, {now.get(name)} here"
     for name in sorted(earlier.keys() | now.keys())
@@ -89,12 +138,12 @@ def _check_same(
     )
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """{"network.width": 1.0, ...}"""
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """The fields of a config under their full names: `network.width`."""
   flat = {}
   for name, value in config.items():
     if isinstance(value, Mapping):
-      flat |= _flatten(value, f"{prefix}{name}.")
+      flat |= flatten(value, f"{prefix}{name}.")
     else:
       flat[prefix + name] = value
   return flat

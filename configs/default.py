@@ -47,7 +47,8 @@ def imagenet() -> ml_collections.ConfigDict:
   config.layout = ml_collections.ConfigDict()
   # A layout of partition/catalog.py; `use_layout` sets one of your own.
   config.layout.name = "one_device"
-  # Order of the mesh's axes, slowest first; None as the named layout has it.
+  # Order of the mesh's axes, slowest first; None as the named layout has it,
+  # and the devices put so that the axis along which most is sent is fastest.
   config.layout.axes = config_dict.placeholder(tuple)
   # Devices along each axis; None as the named layout has it.
   config.layout.mesh = ml_collections.ConfigDict()
@@ -104,7 +105,8 @@ def imagenet() -> ml_collections.ConfigDict:
   # What becomes of a record that cannot be read: stop, or replace it by its
   # neighbour in the split, which is counted in the reports.
   config.data.unreadable = "stop"
-  # Threads that read and decode; None: one for each core, up to 16.
+  # Threads that read and decode in each process; None: one for each of its
+  # cores, up to 16.
   config.data.threads = config_dict.placeholder(int)
   # Batches on the devices before they are asked for.
   config.data.batches_ahead = 2

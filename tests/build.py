@@ -4,7 +4,7 @@ import jax
 
 from alexnet_jax import optimizer
 from alexnet_jax import program as program_lib
-from alexnet_jax.partition import fit, mesh
+from alexnet_jax.partition import fit
 
 
 def make_program(
@@ -19,7 +19,6 @@ def make_program(
     network,
     layout,
     batch_size=batch_size,
-    mesh=mesh.make_mesh(layout),
     augmentation=augmentation,
     optimizer=optimizer.make_optimizer(
       schedule, bias_schedule, momentum=0.9, weight_decay=5e-4

@@ -92,3 +92,16 @@ def tiny_config() -> config_dict.ConfigDict:
   config.validate_every_steps = 100
   config.checkpoint_every_steps = 100
   return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """name -> a folder for a run; all have one data_dir and one cache."""
+  made = tmp_path_factory.mktemp("processes")
+
+  def make(name):
+    place = made / name.replace(" ", "_")
+    place.mkdir()
+    return place
+
+  return make

@@ -89,6 +89,15 @@ def test_json_has_what_the_tables_show():
     "traced_bytes": 4 * 64 * 16 * 3 * 3,
     "compiled_bytes": 4 * 64 * 16 * 3 * 3,
   }
+  assert found["axes"] == [
+    {
+      "axis": "column",
+      "devices": 2,
+      "sent_bytes": sum(line["planned_bytes"] for line in found["exchanges"]),
+      "links": "inside a process",
+    }
+  ]
+  assert found["nested_axes"] == ["column"]
   assert found["audit"] == {
     "agrees": True,
     "unplanned": [],
@@ -104,6 +113,11 @@ def test_layout_of_a_config_outside_the_package_is_inspected(own_config):
   assert process.returncode == 0, process.stderr
   assert "layout pairs, mesh pair=2, member=2" in process.stdout
   assert "exchanges of the plan and no others" in process.stdout
+  # Gradients are summed over pairs; a config of its own orders its axes.
+  assert "axis pair: 2 devices, " in process.stdout
+  assert "slowest first: pair, member; by these bytes: member, pair" in (
+    process.stdout
+  )
   assert picture.read_text().startswith("<?xml")
 
 

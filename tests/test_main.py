@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -74,11 +75,13 @@ def command(tmp, name="two_device", *flags):
 
 def environment():
   """As in a fresh shell: none of what other tests set for JAX."""
-  return {
+  clean = {
     name: value
     for name, value in os.environ.items()
     if not name.startswith(("JAX_", "XLA_"))
   }
+  # Nothing is kept in the home of whoever tests.
+  return clean | {"XDG_CACHE_HOME": tempfile.gettempdir()}
 
 
 def start(arguments):

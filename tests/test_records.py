@@ -20,7 +20,7 @@ def test_rows_are_the_records_that_were_asked_for(tmp_path):
   np.testing.assert_array_equal(images, TILES[indices])
   assert images.dtype == np.uint8 and labels.dtype == np.int32
   assert labels.tolist() == indices
-  assert replaced == 0
+  assert replaced == []
   image, label = split[5]
   np.testing.assert_array_equal(image, TILES[5])
   assert label == 5
@@ -84,7 +84,7 @@ def test_unreadable_records_are_replaced_by_the_next_and_counted(tmp_path):
   got, labels, replaced = split.read([3, 4, 5, 9, 10, 11, 4])
   assert labels.tolist() == [3, 6, 6, 9, 0, 0, 6]
   np.testing.assert_array_equal(got, TILES[labels])
-  assert replaced == 5
+  assert replaced == [1, 2, 4, 5, 6]
 
 
 def test_a_split_of_unreadable_records_stops_all_the_same(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import sets, statistics
+from alexnet_jax.processes import group as group_lib
 from configs import default
 
 
@@ -15,6 +16,7 @@ def prepare(tmp_path):
   def prepare(config):
     return run_lib.prepare(
       config,
+      group=group_lib.alone(),
       workdir=str(tmp_path / "workdir"),
       data_dir=str(tmp_path / "data"),
       simulate_devices=None,

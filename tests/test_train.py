@@ -10,6 +10,7 @@ import rich.console
 
 from alexnet_jax import checkpoint, report, train
 from alexnet_jax import run as run_lib
+from alexnet_jax.processes import group as group_lib
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,11 @@ def data_dir(tmp_path_factory):
 def run(config, workdir, data_dir):
   """Trains; returns the final state, the lines of metrics, what was said."""
   prepared = run_lib.prepare(
-    config, workdir=str(workdir), data_dir=data_dir, simulate_devices=None
+    config,
+    group=group_lib.alone(),
+    workdir=str(workdir),
+    data_dir=data_dir,
+    simulate_devices=None,
   )
   console = rich.console.Console(record=True, width=120, quiet=False)
   state = train.train(prepared, console)
@@ -137,7 +142,7 @@ def test_loss_that_is_not_finite_stops_and_names_the_step(tmp_path):
   console = rich.console.Console(quiet=True)
   reporter = report.Reporter(str(tmp_path), console, first_step=0, num_steps=10)
   totals = [np.array([1.0, 0, 0, 8]), np.array([np.nan, 8, 8, 8])]
-  reporter.training(5, totals, learning_rate=0.1)
+  reporter.training(5, totals, learning_rate=0.1, replaced=lambda: 0)
   with pytest.raises(FloatingPointError, match="loss of step 5 is nan"):
     reporter.flush()
   reporter.close()

@@ -88,9 +88,13 @@ def find_cores() -> int:
   return os.cpu_count() or 1
 
 
-def find_threads() -> int:
-  """Threads that read where a config does not say."""
-  return min(find_cores(), _MAX_THREADS)
+def find_threads(sharing: int = 1) -> int:
+  """Threads that read where a config does not say.
+
+  Args:
+    sharing: processes that share the cores of this host.
+  """
+  return max(1, min(find_cores() // sharing, _MAX_THREADS))
 
 
 def _read(
@@ -126,11 +130,12 @@ def _read(
         begun[step] = images, labels, indices
       return begun[step]
 
-  def fill(number: int) -> int:
+  def fill(number: int) -> list[int]:
     step, part = divmod(number, threads)
     images, labels, indices = begin(step)
     span = slice(ends[part], min(ends[part + 1], len(indices)))
-    return records.fill(indices[span], images[span], labels[span])
+    replaced = records.fill(indices[span], images[span], labels[span])
+    return [ends[part] + row for row in replaced]
 
   parts = grain.MapDataset.range(steps.start * threads, steps.stop * threads)
   options = grain.ReadOptions(
@@ -140,5 +145,5 @@ def _read(
     iter(parts.map(fill).to_iter_dataset(options))
   ) as filled:
     for step in steps:
-      replaced = sum(next(filled) for _ in range(threads))
+      replaced = [row for _ in range(threads) for row in next(filled)]
       yield records_lib.Block(*begun.pop(step)[:2], replaced)

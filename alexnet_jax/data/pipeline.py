@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -30,8 +31,8 @@ class Batch(NamedTuple):
   Attributes:
     images: u8[N, side, side, 3], global.
     labels: i32[N], global.
-    replaced: images whose own record could not be read, of the rows that this
-      process reads.
+    replaced: images whose own record could not be read. Where several processes
+      read a row, only the first of them counts it.
   """
 
   images: jax.Array
@@ -125,6 +126,20 @@ def find_rows(
   return sorted(rows)
 
 
+def find_owned_rows(
+  shardings: Iterable[jax.sharding.Sharding], batch_size: int
+) -> list[int]:
+  """Those of `find_rows` that no process of a lower number holds."""
+  first = {}
+  for sharding in shardings:
+    indices = sharding.devices_indices_map((batch_size,))
+    for device, (index,) in indices.items():
+      for row in range(*index.indices(batch_size)):
+        first[row] = min(first.get(row, math.inf), device.process_index)
+  own = jax.process_index()
+  return sorted(row for row, process in first.items() if process == own)
+
+
 def to_devices(
   blocks: Iterator[records_lib.Block],
   *,
@@ -142,6 +157,7 @@ def to_devices(
   The other arguments are those of `train_batches`.
   """
   held = np.asarray(rows)
+  owned = set(find_owned_rows(shardings, batch_size))
 
   def put(local: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
     def cut(index):
@@ -155,7 +171,8 @@ def to_devices(
   with contextlib.closing(blocks):
     for block in blocks:
       images, labels = map(put, (block.images, block.labels), shardings)
-      queue.append(Batch(images, labels, block.replaced))
+      replaced = sum(rows[row] in owned for row in block.replaced)
+      queue.append(Batch(images, labels, replaced))
       del block, images, labels  # the memory is used again
       if len(queue) > batches_ahead:
         yield queue.popleft()

@@ -28,12 +28,12 @@ class Block(NamedTuple):
   Attributes:
     images: u8[n, side, side, 3].
     labels: i32[n].
-    replaced: rows whose own record could not be read.
+    replaced: the rows, 0 to n - 1, whose own record could not be read.
   """
 
   images: np.ndarray
   labels: np.ndarray
-  replaced: int
+  replaced: list[int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Records:
 
   def fill(
     self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray
-  ) -> int:
+  ) -> list[int]:
     """Reads and decodes records into rows of a batch.
 
     Args:
@@ -87,13 +87,13 @@ class Records:
       labels: i32[n].
 
     Returns:
-      Rows whose record was replaced.
+      The rows whose record was replaced.
 
     Raises:
       source.RecordError: a label is out of range, a file of the split cannot
         be opened, or a record cannot be read and is not to be replaced.
     """
-    replaced = 0
+    replaced = []
     for row, index in enumerate(indices):
       try:
         labels[row] = self._read(index, images[row])
@@ -101,7 +101,7 @@ class Records:
         if self.unreadable == "stop":
           raise
         labels[row] = self._read_neighbour(index, images[row], error)
-        replaced += 1
+        replaced.append(row)
     return replaced
 
   def find(self, index: int) -> tuple[bytes, int]:

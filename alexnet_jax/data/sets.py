@@ -169,10 +169,7 @@ def open_splits(
     FileNotFoundError: files of it are missing.
   """
   if builder.name == "digits":
-    # TFDS announces a download; there is none.
-    with contextlib.redirect_stdout(io.StringIO()):
-      tfds.disable_progress_bar()
-      builder.download_and_prepare()
+    _build(builder)
   image_key, label_key = builder.info.supervised_keys
   image = builder.info.features[image_key]
   is_encoded = isinstance(image, tfds.features.Image)
@@ -188,6 +185,20 @@ def open_splits(
     )
     for split in splits
   )
+
+
+def _build(builder: tfds.core.DatasetBuilder) -> None:
+  """Builds a set where it is not there, next to other processes that do."""
+  # TFDS announces a download; there is none.
+  with contextlib.redirect_stdout(io.StringIO()):
+    tfds.disable_progress_bar()
+    try:
+      builder.download_and_prepare()
+    except OSError:
+      # Each builds in a folder of its own; the first to rename it has won.
+      if not os.path.exists(builder.data_dir):
+        raise
+  builder.info.read_from_directory(builder.data_dir)
 
 
 def find_statistics(

@@ -47,7 +47,8 @@ class Layout:
 
   Attributes:
     name: what users type.
-    mesh: axis name -> number of devices, slowest axis first.
+    mesh: axis name -> number of devices, slowest axis first. `mesh.py` says
+      which device lies where.
     conv: placement of conv1 to conv5.
     fc: placement of fc6 to fc8.
     layers: placements of single layers, before `conv` and `fc`.

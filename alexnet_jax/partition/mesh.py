@@ -1,11 +1,21 @@
-"""A mesh of real devices, or of simulated ones, from a layout's sizes."""
+"""A mesh of real devices, or of simulated ones, from a layout's sizes.
 
+The axis along which most is sent varies fastest over the devices, so it lies
+inside a process, a host, a slice, before it crosses one. Which device computes
+what never changes a number.
+"""
+
+import collections
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.partition import links
 
 # More than this many simulated devices is a slip of the hand, not an
 # experiment: each holds a copy of whatever is not split.
@@ -51,19 +61,27 @@ def simulate_devices(count: int, *, only_cpu: bool) -> None:
 
 
 def make_mesh(
-  layout: layout_lib.Layout, devices: Sequence[jax.Device] | None = None
+  layout: layout_lib.Layout,
+  devices: Sequence[jax.Device] | None = None,
+  *,
+  sent: Mapping[str, int] | None = None,
 ) -> jax.sharding.Mesh:
   """Puts the first devices of this run on the axes of a layout.
 
   Args:
     layout: with the sizes of the axes.
     devices: to put there; None: those that JAX has.
+    sent: bytes that one device sends along each axis, from `plan.sent_along`,
+      by which the axes are nested; None: in the layout's order.
 
   Returns:
     A mesh with explicit axes, so that arrays carry their split in their type.
+    Its axes are in the layout's order, whatever they are nested in.
 
   Raises:
-    ValueError: there are fewer devices than the layout needs.
+    ValueError: there are fewer devices than the layout needs, or so many more
+      that a process of this run would hold none; or TPU slices hold unequal
+      numbers of them.
   """
   if devices is None:
     devices = jax.devices()
@@ -73,12 +91,87 @@ def make_mesh(
       f"layout '{layout.name}' needs {layout.devices} devices ({sizes}), but "
       f"there are {len(devices)} ({devices[0].device_kind}). "
       f"Set config.layout.mesh, or simulate them on the CPU with "
-      f"--simulate_devices={layout.devices}."
+      f"--simulate_devices={-(-layout.devices // jax.process_count())}."
     )
-  return jax.make_mesh(
-    tuple(layout.mesh.values()),
+  if jax.process_count() > 1:
+    _check_processes(layout, devices)
+  nested = nest_axes(layout, sent)
+  placed = _place(layout, nested, devices[: layout.devices])
+  return jax.sharding.Mesh(
+    placed.transpose([nested.index(axis) for axis in layout.mesh]),
     tuple(layout.mesh),
-    devices=devices[: layout.devices],
+    axis_types=(jax.sharding.AxisType.Explicit,) * len(layout.mesh),
+  )
+
+
+def nest_axes(
+  layout: layout_lib.Layout, sent: Mapping[str, int] | None
+) -> tuple[str, ...]:
+  """The axes as devices are put on them, slowest first; see `make_mesh`."""
+  if sent is None:
+    return tuple(layout.mesh)
+  return tuple(sorted(layout.mesh, key=lambda axis: sent.get(axis, 0)))
+
+
+def _check_processes(
+  layout: layout_lib.Layout, devices: Sequence[jax.Device]
+) -> None:
+  """Refuses to leave a process of a run without work.
+
+  Raises:
+    ValueError: none of a process's devices is among the first.
+  """
+  processes = {device.process_index for device in devices}
+  used = {device.process_index for device in devices[: layout.devices]}
+  if idle := sorted(processes - used):
+    raise ValueError(
+      f"layout '{layout.name}' needs {layout.devices} devices, and there are "
+      f"{len(devices)} in {len(processes)} processes; process {idle[0]} would "
+      "hold none. Set config.layout.mesh, or start fewer processes."
+    )
+
+
+def _place(
+  layout: layout_lib.Layout,
+  nested: Sequence[str],
+  devices: Sequence[jax.Device],
+) -> np.ndarray:
+  """The devices on axes that are ordered by what is sent, least first.
+
+  As `jax.make_mesh`, which nests axes as they are named and refuses several
+  slices: on CPUs and GPUs, several hosts. A dimension of a TPU's torus may be
+  split over two axes; that is done only where an axis fits none as it is.
+
+  Raises:
+    ValueError: TPU slices do not hold as many devices each.
+  """
+  sizes = [layout.mesh[axis] for axis in nested]
+  slices = collections.Counter(links.slice_index(device) for device in devices)
+  if len(slices) == 1:
+    return mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
+  if len({*slices.values()}) > 1 and devices[0].platform != "tpu":
+    # Hosts of unequal size: one after the other.
+    placed = sorted(devices, key=links.slice_index)
+    return np.array(placed).reshape(sizes)
+  if len({*slices.values()}) > 1:
+    held = ", ".join(str(slices[index]) for index in sorted(slices))
+    raise ValueError(
+      f"layout '{layout.name}' ({layout_lib.listed(layout.mesh)}) cannot be "
+      f"factored over the {len(slices)} slices of its {layout.devices} devices "
+      f"({held}), expected as many in each. Set config.layout.mesh."
+    )
+  # Slices of one size divide the devices, so the axes always take them up.
+  between, left = [], len(slices)
+  for size in sizes:
+    between.append(math.gcd(size, left))
+    left //= between[-1]
+  return mesh_utils.create_hybrid_device_mesh(
+    [size // factor for size, factor in zip(sizes, between, strict=True)],
+    between,
+    devices,
+    allow_split_physical_axes=True,
   )
 
 

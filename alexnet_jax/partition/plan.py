@@ -6,6 +6,7 @@ program that JAX traced and the one that the compiler made.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -182,6 +183,19 @@ def _add_activations(
     add(name, FORWARD, ACTIVATION, kind, *what)
     if route.scatters:
       add(name, BACKWARD, ACTIVATION, TRANSPOSES[kind], *what)
+
+
+def sent_along(exchanges: Iterable[Exchange]) -> dict[str, int]:
+  """Bytes that one device sends in a step along each axis of the mesh.
+
+  An exchange over several axes counts for each of them, so that the sum may
+  exceed what is sent. Axes along which nothing is sent are left out.
+  """
+  sent = collections.Counter()
+  for exchange in exchanges:
+    for axis in exchange.axes:
+      sent[axis] += exchange.sent_bytes
+  return dict(sent)
 
 
 def crossed(axes: Iterable[str], mesh: Mapping[str, int]) -> tuple[str, ...]:

@@ -1,0 +1,151 @@
+"""The place of a process, from the variables that launchers set."""
+
+import re
+
+import pytest
+
+from alexnet_jax.processes import cluster
+
+JAX = {
+  "JAX_COORDINATOR_ADDRESS": "node0:1234",
+  "JAX_NUM_PROCESSES": "4",
+  "JAX_PROCESS_ID": "2",
+}
+# As `mpirun -n 4` of Open MPI 5 sets them.
+OPEN_MPI_5 = {
+  "OMPI_COMM_WORLD_SIZE": "4",
+  "OMPI_COMM_WORLD_RANK": "3",
+  "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+  "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+  "PMIX_RANK": "3",
+  "PMIX_NAMESPACE": "prterun-node-a7-4001@1",
+}
+# As `mpirun -n 4` of Open MPI 4 sets them; 61440 + 1531576320 / 4096 % 4096.
+OPEN_MPI_4 = {
+  "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+  "OMPI_COMM_WORLD_SIZE": "4",
+  "OMPI_COMM_WORLD_RANK": "3",
+  "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+SLURM = {
+  "SLURM_JOB_ID": "4097",
+  "SLURM_STEP_NODELIST": "gpu[07-09],login",
+  "SLURM_NTASKS": "8",
+  "SLURM_PROCID": "5",
+  "SLURM_LOCALID": "1",
+}
+
+
+def found(mode, environ, monkeypatch):
+  """As in a process with these variables and no others of the kind."""
+  for name in {*JAX, *OPEN_MPI_5, *OPEN_MPI_4, *SLURM}:
+    monkeypatch.delenv(name, raising=False)
+  for name, value in environ.items():
+    monkeypatch.setenv(name, value)  # JAX reads the environment itself
+  return cluster.find(mode, environ)
+
+
+@pytest.mark.parametrize("mode", ["auto", "env"])
+def test_jax_variables_are_read(mode, monkeypatch):
+  assert found(mode, JAX, monkeypatch) == cluster.Place(
+    index=2, count=4, address="node0:1234"
+  )
+
+
+@pytest.mark.parametrize("mode", ["auto", "env"])
+def test_open_mpi_5_is_read(mode, monkeypatch):
+  port = 61440 + 4001
+  assert found(mode, OPEN_MPI_5, monkeypatch) == cluster.Place(
+    index=3, count=4, address=f"node-a7:{port}", local_devices=(1,)
+  )
+
+
+def test_address_that_is_set_comes_before_that_of_a_launcher(monkeypatch):
+  environ = OPEN_MPI_5 | {"JAX_COORDINATOR_ADDRESS": "10.0.0.7:99"}
+  assert found("env", environ, monkeypatch).address == "10.0.0.7:99"
+
+
+def test_pmix_alone_needs_count_and_address(monkeypatch):
+  environ = {"PMIX_RANK": "1", "PMIX_NAMESPACE": "slurm.pmix.12.0"}
+  with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is not set"):
+    found("env", environ, monkeypatch)
+  environ["JAX_NUM_PROCESSES"] = "2"
+  with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is not set"):
+    found("env", environ, monkeypatch)
+  environ["JAX_COORDINATOR_ADDRESS"] = "a:1"
+  assert found("env", environ, monkeypatch).index == 1
+
+
+def test_what_jax_detects_is_taken(monkeypatch):
+  place = found("auto", OPEN_MPI_4, monkeypatch)
+  port = 61440 + 1531576320 // 4096 % 4096
+  assert (place.index, place.count) == (3, 4)
+  assert place.address == f"10.96.0.1:{port}"
+  place = found("auto", SLURM, monkeypatch)
+  assert (place.index, place.count) == (5, 8)
+  assert place.address == "gpu07:61441"
+
+
+@pytest.mark.parametrize(
+  ("more", "devices"),
+  [
+    ({}, (1,)),
+    ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, (1,)),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, None),
+    ({"CUDA_VISIBLE_DEVICES": "3"}, None),
+    ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, (1,)),
+    ({"JAX_LOCAL_DEVICE_IDS": "2,3"}, (2, 3)),
+  ],
+)
+def test_processes_of_one_host_share_its_devices(more, devices, monkeypatch):
+  assert found("auto", SLURM | more, monkeypatch).local_devices == devices
+
+
+@pytest.mark.parametrize("environ", [{}, {"OMPI_COMM_WORLD_SIZE": "1"}])
+def test_no_cluster_is_one_process(environ, monkeypatch):
+  assert found("auto", environ, monkeypatch) == cluster.Place()
+
+
+def test_off_looks_at_nothing(monkeypatch):
+  environ = JAX | {"JAX_PROCESS_ID": "no number"}
+  assert found("off", environ, monkeypatch) == cluster.Place()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"JAX_NUM_PROCESSES": ""}, "JAX_NUM_PROCESSES is not set"),
+    ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID is not set"),
+    ({"JAX_COORDINATOR_ADDRESS": ""}, "JAX_COORDINATOR_ADDRESS is not set"),
+    ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'"),
+    ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES is '0'"),
+    ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID is '-1'"),
+    ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID is 4, .* 4 processes"),
+    (
+      {"OMPI_COMM_WORLD_SIZE": "2"},
+      "JAX_NUM_PROCESSES=4 and OMPI_COMM_WORLD_SIZE=2 contradict each other",
+    ),
+    ({"PMIX_RANK": "0"}, "JAX_PROCESS_ID=2 and PMIX_RANK=0 contradict"),
+    ({"JAX_COORDINATOR_ADDRESS": "node0"}, "is 'node0', expected host:port"),
+    ({"JAX_COORDINATOR_ADDRESS": "node0:0"}, "is 'node0:0', expected"),
+    ({"JAX_COORDINATOR_ADDRESS": "node0:65536"}, "is 'node0:65536', expected"),
+    ({"JAX_COORDINATOR_ADDRESS": ":80"}, "is ':80', expected host:port"),
+    ({"JAX_COORDINATOR_ADDRESS": "fe80::1"}, "is 'fe80::1', expected"),
+  ],
+)
+def test_wrong_variable_is_named(changes, message, monkeypatch):
+  with pytest.raises(ValueError, match=message) as caught:
+    found("env", JAX | changes, monkeypatch)
+  assert re.search(r"(Set|Unset) \w+", str(caught.value))
+
+
+def test_address_without_the_rest_is_refused(monkeypatch):
+  environ = {"JAX_COORDINATOR_ADDRESS": "node0:1"}
+  with pytest.raises(ValueError, match="neither JAX_NUM_PROCESSES nor"):
+    found("auto", environ, monkeypatch)
+
+
+def test_port_may_come_apart():
+  assert cluster.check_address("node0", "77") == "node0:77"
+  assert cluster.check_address("[fe80::1]:77") == "[fe80::1]:77"
+  assert cluster.check_address("fe80::1", "77") == "[fe80::1]:77"

@@ -1,0 +1,127 @@
+"""Options for XLA: what is known is used, what the user has set is left."""
+
+import types
+
+import jax
+import pytest
+
+from alexnet_jax import compiler_options
+from alexnet_jax import program as program_lib
+from alexnet_jax.partition import catalog
+from tests import build
+
+GPU = compiler_options.PRESETS["gpu"]
+SCHEDULER = "xla_gpu_enable_latency_hiding_scheduler"
+
+
+@pytest.fixture
+def preset(monkeypatch):
+  """Sets what is preset for the devices here."""
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+
+  def set_preset(options):
+    monkeypatch.setattr(compiler_options, "PRESETS", {"cpu": options})
+
+  return set_preset
+
+
+def choose(mode="auto"):
+  return compiler_options.choose(jax.devices(), mode=mode)
+
+
+def test_installed_jaxlib_knows_every_option_for_gpus():
+  # The compilers for CPUs and for GPUs share their DebugOptions.
+  assert compiler_options.find_unknown(jax.devices()[0], GPU) == ()
+
+
+def test_options_that_are_all_known_take_one_compilation(preset):
+  preset(GPU)
+  compiled = []
+
+  def count(event, _, **__):
+    compiled.extend([event] * event.endswith("backend_compile_duration"))
+
+  jax.monitoring.register_event_duration_secs_listener(count)
+  try:
+    found = choose()
+  finally:
+    jax.monitoring.unregister_event_duration_listener(count)
+  assert found.used == GPU
+  assert len(compiled) == 1
+  (line,) = found.lines()
+  assert line.startswith(f"XLA options for cpu: {SCHEDULER}=True, ")
+  assert "(--xla_options=off leaves them out)" in line
+
+
+def test_unknown_option_is_left_out_and_named(preset):
+  preset({"xla_no_such_option": True, **GPU, "xla_nor_this": 3})
+  found = choose()
+  assert found.used == GPU
+  assert found.unknown == ("xla_no_such_option", "xla_nor_this")
+  assert found.lines()[1] == (
+    "XLA options left out: xla_no_such_option (the installed XLA has none), "
+    "xla_nor_this (the installed XLA has none)"
+  )
+
+
+def test_value_that_the_compiler_refuses_is_an_error(preset):
+  preset({SCHEDULER: "perhaps"})
+  with pytest.raises(jax.errors.JaxRuntimeError, match="not a valid bool"):
+    choose()
+
+
+@pytest.mark.parametrize("variable", ["XLA_FLAGS", "LIBTPU_INIT_ARGS"])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_option_that_the_user_has_set_stays(
+  variable, in_file, preset, monkeypatch, tmp_path
+):
+  preset(GPU)
+  flags = f"--xla_dump_to=x  --{SCHEDULER}=false\n"
+  if in_file:  # XLA reads these too
+    (tmp_path / "flags").write_text(flags)
+    flags = str(tmp_path / "flags")
+  monkeypatch.setenv(variable, flags)
+  found = choose()
+  assert found.used.keys() == GPU.keys() - {SCHEDULER}
+  assert found.lines()[1] == (
+    f"XLA options left out: {SCHEDULER} (set in {variable})"
+  )
+
+
+def test_off_leaves_all_out_and_says_so(preset):
+  preset(GPU)
+  found = choose("off")
+  assert not found.used
+  assert found.lines() == ["XLA options for cpu: XLA's own (--xla_options=off)"]
+
+
+@pytest.mark.parametrize("kind", ["TPU v4", "a kind of its own"])
+def test_preset_of_a_device_kind_goes_before_that_of_its_platform(
+  kind, monkeypatch
+):
+  presets = compiler_options.PRESETS | {"a kind of its own": GPU}
+  monkeypatch.setattr(compiler_options, "PRESETS", presets)
+  monkeypatch.setattr(compiler_options, "find_unknown", lambda *_: ())
+  device = types.SimpleNamespace(
+    platform="tpu", device_kind=kind, process_index=0
+  )
+  assert compiler_options.choose([device], mode="auto").used == presets[kind]
+
+
+@pytest.mark.parametrize("mode", compiler_options.MODES)
+def test_cpu_has_no_options_and_no_line(mode):
+  found = choose(mode)
+  assert not found.used
+  assert found.lines() == []
+
+
+def test_step_is_compiled_with_the_options(tiny_network, tiny_augmentation):
+  program = build.make_program(
+    tiny_network, catalog.ONE_DEVICE, tiny_augmentation, batch_size=8
+  )
+  with pytest.raises(
+    jax.errors.JaxRuntimeError, match="xla_no_such_option"
+  ) as caught:
+    program_lib.compile_step(program, options={"xla_no_such_option": True})
+  assert "--xla_options=off" in caught.value.__notes__[0]

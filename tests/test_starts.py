@@ -1,0 +1,141 @@
+"""How processes find each other, and what they say when they do not."""
+
+import re
+import socket
+import time
+
+import pytest
+
+from tests import processes
+
+pytestmark = pytest.mark.hosts
+
+
+def open_mpi_5(count):
+  """The variables that Open MPI 5 sets, for a launcher on this host."""
+  pid = processes.free_port()  # any number
+  return lambda index: {
+    "OMPI_COMM_WORLD_SIZE": str(count),
+    "OMPI_COMM_WORLD_RANK": str(index),
+    "OMPI_COMM_WORLD_LOCAL_SIZE": str(count),
+    "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+    "PMIX_RANK": str(index),
+    "PMIX_NAMESPACE": f"prterun-{socket.gethostname()}-{pid}@1",
+  }
+
+
+def pmix(count):
+  port = processes.free_port()
+  return lambda index: {
+    "PMIX_RANK": str(index),
+    "JAX_NUM_PROCESSES": str(count),
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+  }
+
+
+@pytest.mark.parametrize("variables", [open_mpi_5, pmix])
+def test_variables_of_other_launchers_start_a_run(variables, folder):
+  tmp = folder(variables.__name__)
+  arguments = processes.flags("two_device", tmp, {"num_epochs": 0.1})
+  running = processes.start(
+    tmp, 2, [*arguments, "--distributed=env"], variables=variables(2)
+  )
+  for code, _, errors in processes.finish(running):
+    assert code == 0, errors
+    assert errors == ""
+  assert processes.metrics(tmp)[-1]["validation_images"] == 21
+
+
+NOWHERE = {
+  "JAX_COORDINATOR_ADDRESS": "localhost:1",
+  "JAX_NUM_PROCESSES": "2",
+  "JAX_PROCESS_ID": "1",
+}
+WRONG = {
+  "nothing set": (
+    dict.fromkeys(NOWHERE),
+    "JAX_NUM_PROCESSES is not set, expected how many",
+  ),
+  "no number": ({"JAX_PROCESS_ID": None}, "JAX_PROCESS_ID is not set"),
+  "no address": (
+    {"JAX_COORDINATOR_ADDRESS": None},
+    "JAX_COORDINATOR_ADDRESS is not set, expected host:port",
+  ),
+  "number too high": (
+    {"JAX_PROCESS_ID": "2"},
+    "JAX_PROCESS_ID is 2, but there are 2 processes",
+  ),
+  "contradiction": (
+    {"OMPI_COMM_WORLD_SIZE": "3"},
+    "JAX_NUM_PROCESSES=2 and OMPI_COMM_WORLD_SIZE=3 contradict each other",
+  ),
+  "nobody there": (
+    {},
+    "process 0 of 2 cannot be reached at localhost:1 within 25 s .*refused",
+  ),
+  "unknown host": (
+    {"JAX_COORDINATOR_ADDRESS": "nobody.invalid:77"},
+    "process 0 of 2 cannot be reached at nobody.invalid:77 within 25 s",
+  ),
+  "alone": (
+    {
+      "JAX_PROCESS_ID": "0",
+      "JAX_COORDINATOR_ADDRESS": "localhost:{port}",
+    },
+    "process 1 of 2 did not call at localhost:[0-9]+ within 25 s",
+  ),
+}
+
+
+# These wait for the others to call; all else is known at once.
+WAITING = ("nobody there", "unknown host", "alone")
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_wrong_settings_end_in_one_line_within_half_a_minute(waiting, folder):
+  tmp = folder(f"wrong {waiting}")
+  arguments = processes.flags("two_device", tmp) + ["--distributed=env"]
+  running = {}
+  start = time.monotonic()
+  for case, (changes, _) in WRONG.items():
+    if (case in WAITING) == waiting:
+      variables = {
+        name: value.format(port=processes.free_port())
+        for name, value in (NOWHERE | changes).items()
+        if value is not None
+      }
+      (running[case],) = processes.start(
+        tmp, 1, arguments, variables=lambda _, chosen=variables: chosen
+      )
+  done = processes.finish(running.values(), timeout=60)
+  # 25 s, and imports of several processes at once, beside other tests.
+  assert time.monotonic() - start < 45
+  for case, (code, out, errors) in zip(running, done, strict=True):
+    assert code == 1, case
+    assert out == ""
+    (line,) = errors.strip().splitlines()
+    assert re.search(f"^error: {WRONG[case][1]}", line), (case, line)
+  assert not (tmp / "workdir").exists()
+
+
+def test_processes_that_differ_are_refused(folder):
+  tmp = folder("differ")
+  port = processes.free_port()
+  running = [
+    processes.start(
+      tmp,
+      1,
+      processes.flags("two_device", tmp, {"seed": index}),
+      variables=lambda _, index=index: {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(index),
+      },
+    )[0]
+    for index in range(2)
+  ]
+  for code, _, errors in processes.finish(running):
+    assert code == 1
+    (line,) = errors.strip().splitlines()
+    assert "config.seed is '1' in process 1 (" in line
+    assert "and '0' in process 0. Start all processes alike." in line
