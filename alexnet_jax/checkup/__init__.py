@@ -1,0 +1,1 @@
+"""What `doctor` looks at: each process finds, all together conclude."""

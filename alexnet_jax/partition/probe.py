@@ -1,0 +1,177 @@
+"""How fast the links along each axis of a mesh are, and that they work at all.
+
+Measured with a sum along the axis, in all its groups of devices at once, as a
+step has it: of one number from each device, for the latency, and of more, for
+the rate. A step's time on an axis is then told from its plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from alexnet_jax.partition import plan as plan_lib
+
+# Bytes that each device sums -> how often; all processes must agree on these.
+LATENCY_BYTES = 4
+REPEATS = {LATENCY_BYTES: 21, 2**20: 5, 2**23: 5}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speed:
+  """Of the links along an axis.
+
+  Attributes:
+    latency_seconds: of a sum of one number from each device.
+    rates: bytes that each device sums -> bytes that it sends in a second, as
+      `plan.ring_elements` counts them.
+  """
+
+  latency_seconds: float
+  rates: dict[int, float]
+
+  @property
+  def rate(self) -> float:
+    """Of the largest sum that was measured."""
+    return self.rates[max(self.rates)]
+
+
+def measure(
+  mesh: jax.sharding.Mesh, axis: str, *, timeout_seconds: float
+) -> dict[int, float]:
+  """Times sums along an axis; in all processes of the mesh at once.
+
+  Where a sum does not end, the thread that waits for it stays: the process can
+  then only be ended by `os._exit`.
+
+  Args:
+    mesh: of several devices along the axis.
+    axis: the axis.
+    timeout_seconds: for each sum; the first of each size includes compiling.
+
+  Returns:
+    Bytes that each device sums -> median seconds.
+
+  Raises:
+    TimeoutError: a sum did not end.
+    RuntimeError: a sum ended with an error.
+  """
+  medians = {}
+  for size, repeats in REPEATS.items():
+    try:
+      # The first compiles, and connects.
+      _, *seconds = time_calls(
+        lambda size=size: _make_sum(mesh, axis, size),
+        repeats + 1,
+        timeout_seconds=timeout_seconds,
+      )
+    except TimeoutError as error:
+      raise TimeoutError(f"a sum of {size:,} bytes {error}") from error
+    medians[size] = statistics.median(seconds)
+  return medians
+
+
+def time_calls(
+  make: Callable[[], Callable[[], object]],
+  count: int,
+  *,
+  timeout_seconds: float,
+) -> list[float]:
+  """Seconds of each of several calls, in a thread that need not end.
+
+  Args:
+    make: makes what is called; its time counts with the first call.
+    count: of calls.
+    timeout_seconds: for each.
+
+  Raises:
+    TimeoutError: a call did not end.
+    RuntimeError: one ended with an error.
+  """
+  ended: queue.Queue[float | Exception] = queue.Queue()
+
+  def work() -> None:
+    try:
+      start = time.perf_counter()
+      call = make()
+      for _ in range(count):
+        call()
+        now = time.perf_counter()
+        ended.put(now - start)
+        start = now
+    except Exception as error:  # for the thread that waits
+      ended.put(error)
+
+  thread = threading.Thread(target=work, daemon=True, name="probe")
+  thread.start()
+  seconds = []
+  for _ in range(count):
+    try:
+      found = ended.get(timeout=timeout_seconds)
+    except queue.Empty:
+      raise TimeoutError(f"did not end within {timeout_seconds:g} s") from None
+    if isinstance(found, Exception):
+      raise RuntimeError(" ".join(str(found).split())) from found
+    seconds.append(found)
+  thread.join()  # it still holds arrays
+  return seconds
+
+
+def to_speed(seconds: dict[int, float], *, devices: int) -> Speed:
+  """The speed of an axis of so many devices, from `measure`."""
+  return Speed(
+    latency_seconds=seconds[LATENCY_BYTES],
+    rates={
+      size: plan_lib.ring_elements("sum", devices, size) / seconds[size]
+      for size in seconds
+      if size != LATENCY_BYTES
+    },
+  )
+
+
+def count_exchanges(exchanges: Iterable[plan_lib.Exchange], axis: str) -> int:
+  """Exchanges of a step along an axis; see `plan.sent_along`."""
+  return sum(axis in exchange.axes for exchange in exchanges)
+
+
+def predict_seconds(
+  exchanges: Iterable[plan_lib.Exchange], axis: str, speed: Speed
+) -> float:
+  """How long a step sends along an axis: latencies, and bytes by the rate.
+
+  An exchange along several axes counts for each of them. What a compiler
+  combines or does meanwhile is left out.
+  """
+  exchanges = tuple(exchanges)
+  sent = plan_lib.sent_along(exchanges).get(axis, 0)
+  latencies = count_exchanges(exchanges, axis) * speed.latency_seconds
+  return latencies + sent / speed.rate
+
+
+def _make_sum(
+  mesh: jax.sharding.Mesh, axis: str, size: int
+) -> Callable[[], jax.Array]:
+  """Sums f32[size / 4] of each device along an axis, when it is called."""
+  names = mesh.axis_names
+  others = tuple(name for name in names if name != axis)
+  split = jax.sharding.NamedSharding(mesh, jax.P(names))
+  elements = size // jnp.dtype(jnp.float32).itemsize * mesh.size
+  # Made there: a process cannot put arrays on the devices of another.
+  ones = jax.jit(lambda: jnp.ones(elements, jnp.float32), out_shardings=split)()
+  sums = jax.jit(
+    jax.shard_map(
+      lambda x: lax.psum(x, axis),
+      mesh=mesh,
+      in_specs=jax.P(names),
+      out_specs=jax.P(others or None),
+    )
+  )
+  return lambda: jax.block_until_ready(sums(ones))
