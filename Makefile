@@ -2,6 +2,8 @@
 # make test   sets up .venv and runs the tests
 # make verify sets up .venv, runs the slow tests, and holds every layout to its
 #             promises, on every mesh of up to eight simulated devices
+# make hosts  sets up .venv and starts runs of several processes, also under
+#             Slurm and Open MPI where the machine has them
 # make slices sets up .venv with libtpu and compiles for TPU slices
 # make lint   sets up .venv and checks the style
 # make docs   sets up .venv and makes the tables and pictures of docs/ again
@@ -10,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: setup demo test verify slices lint docs
+.PHONY: setup demo test verify hosts slices lint docs
 
 setup: .venv/runtime.done
 
@@ -24,6 +26,9 @@ test: .venv/test.done
 verify: .venv/test.done
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m alexnet_jax.verify --config.batch_size=8
+
+hosts: .venv/test.done
+	$(BIN)/python -m pytest -m hosts -rs -n 3 --dist loadfile
 
 slices: .venv/tpu.done
 	$(BIN)/python -m pytest -m slices
