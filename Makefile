@@ -40,7 +40,7 @@ docs: setup
 	@for layout in $(LAYOUTS); do \
 	  $(BIN)/python -m alexnet_jax.inspect \
 	    --config=configs/one_device.py:imagenet --config.layout.name=$$layout \
-	    --picture=docs/layouts/$$layout.svg \
+	    --picture=docs/layouts/$$layout.svg --compilation_cache=off \
 	    > docs/layouts/$$layout.txt.partial || exit 1; \
 	  sed 's/ *$$//' docs/layouts/$$layout.txt.partial \
 	    > docs/layouts/$$layout.txt; \

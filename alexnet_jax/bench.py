@@ -19,7 +19,7 @@ import statistics
 import rich.table
 from absl import app, flags
 
-from alexnet_jax import command, step_speed
+from alexnet_jax import command, settings, step_speed
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import sets, speed
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
 
 
 def _make_program() -> program_lib.Program:
-  network, layout = run_lib.check(_CONFIG.value)
+  network, layout = settings.check(_CONFIG.value)
   mesh_lib.simulate_devices(
     _SIMULATE_DEVICES.value or layout.devices,
     only_cpu=_SIMULATE_DEVICES.value is not None,

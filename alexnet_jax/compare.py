@@ -24,7 +24,7 @@ import ml_collections
 import rich.table
 from absl import app, flags
 
-from alexnet_jax import command, comparison
+from alexnet_jax import command, comparison, settings
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.network import wiring
@@ -60,8 +60,8 @@ def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   with command.in_one_line(ValueError, TypeError, OSError, ImportError):
     config = _CONFIG.value
-    network, own = run_lib.check(config)
-    layouts = run_lib.choose_layouts(own, _LAYOUTS.value)
+    network, own = settings.check(config)
+    layouts = settings.choose_layouts(own, _LAYOUTS.value)
     counts = command.to_numbers("devices", _DEVICES.value)
     sizes = command.to_numbers(
       "batch_sizes", _BATCH_SIZES.value or [config.batch_size]

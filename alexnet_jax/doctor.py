@@ -16,7 +16,7 @@ import sys
 
 from absl import app, flags
 
-from alexnet_jax import command
+from alexnet_jax import command, settings
 from alexnet_jax import run as run_lib
 from alexnet_jax.checkup import examination, findings
 from alexnet_jax.processes import machine
@@ -47,9 +47,9 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   workdir = _WORKDIR.value or os.path.join("runs", command.config_name())
   with command.in_one_line(ValueError, TypeError, OSError):
-    network, layout = run_lib.check(config)
-    same = run_lib.find_same(config) | {"--workdir": os.path.abspath(workdir)}
-  settings = machine.find_settings()  # before this process adds its own
+    network, layout = settings.check(config)
+    same = settings.find_same(config) | {"--workdir": os.path.abspath(workdir)}
+  variables = machine.find_settings()  # before this process adds its own
   with command.start(_DISTRIBUTED, _START_TIMEOUT, same=same) as group:
     run_lib.settle_devices(layout, group, _SIMULATE_DEVICES.value)
     with command.in_one_line(OSError, group=group):
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     console = command.make_console(group)
     console.quiet |= _FORMAT.value == "json"
     patient = examination.Examination(group, config, console)
-    patient.examine_processes(settings)
+    patient.examine_processes(variables)
     program = patient.examine_program(network, layout)
     data = patient.examine_data(network, _DATA_DIR.value)
     patient.examine_workdir(workdir, data)

@@ -18,7 +18,13 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags
 
-from alexnet_jax import command, compilation_cache, compiler_options, tables
+from alexnet_jax import (
+  command,
+  compilation_cache,
+  compiler_options,
+  settings,
+  tables,
+)
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.partition import audit as audit_lib
@@ -71,7 +77,7 @@ def main(argv: list[str]) -> None:
 
 def _make_program() -> program_lib.Program:
   config = _CONFIG.value
-  network, layout = run_lib.check(config)
+  network, layout = settings.check(config)
   devices = command.choose_devices(
     layout.devices,
     simulated=_SIMULATE_DEVICES.value,

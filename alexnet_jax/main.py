@@ -9,7 +9,7 @@ import sys
 
 from absl import app, flags
 
-from alexnet_jax import command, train
+from alexnet_jax import command, settings, train
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import source
 from alexnet_jax.partition import audit, mesh
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   workdir = _WORKDIR.value or os.path.join("runs", command.config_name())
   with command.in_one_line(ValueError, TypeError, OSError):
-    run_lib.check(config)
-    same = run_lib.find_same(config) | {"--workdir": os.path.abspath(workdir)}
+    settings.check(config)
+    same = settings.find_same(config) | {"--workdir": os.path.abspath(workdir)}
   with command.start(_DISTRIBUTED, _START_TIMEOUT, same=same) as group:
     with command.in_one_line(ValueError, TypeError, OSError, group=group):
       run = run_lib.prepare(

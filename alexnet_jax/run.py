@@ -1,36 +1,35 @@
 """A run: everything about it that is known before anything compiles.
 
 From a config to the objects of a run, and the edge at which bad input is
-refused. `check` needs neither devices nor data, `make_program` devices only,
-`prepare` everything.
+refused. `settings.check` needs neither devices nor data, `make_program` here
+devices only, `prepare` everything.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 import optax
 
-from alexnet_jax import compilation_cache, compiler_options, optimizer
+from alexnet_jax import (
+  compilation_cache,
+  compiler_options,
+  optimizer,
+  recipe,
+  settings,
+)
 from alexnet_jax import program as program_lib
 from alexnet_jax import workdir as workdir_lib
-from alexnet_jax.data import augment, records, sets
+from alexnet_jax.data import records, sets
 from alexnet_jax.data import statistics as statistics_lib
-from alexnet_jax.network import catalog as network_catalog
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog, fit, plan, route
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.processes import group as group_lib
-
-# Where the augmentation's numbers come from.
-STATISTICS = ("dataset", "published")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,93 +48,6 @@ class Run:
   cache: compilation_cache.Cache
 
 
-def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
-  """The named layout, with the sizes and placements that a config sets.
-
-  A config that sets every placement has a layout of its own; its name is not
-  in the catalogue.
-
-  Raises:
-    ValueError: there is no such layout, or a layout of a config's own has the
-      name of another.
-  """
-  fields = config.layout.to_dict()
-  name = fields["name"]
-  placements = {layer: fields[layer] for layer in layout_lib.LAYERS}
-  is_own = all(
-    value is not None
-    for placement in placements.values()
-    for value in placement.values()
-  )
-  if is_own and name in [named.name for named in catalog.LAYOUTS]:
-    raise ValueError(
-      f"the config has a layout of its own under the name {name!r}, which the "
-      "catalogue has too. Set config.layout.name to another name, or start "
-      "from a config that sets the name only."
-    )
-  if is_own:
-    start = layout_lib.Layout(name=name, mesh={})
-  else:
-    start = catalog.find(name)
-  return layout_lib.override(
-    start,
-    axes=fields["axes"],
-    mesh=fields["mesh"],
-    placements=placements,
-  )
-
-
-def choose_layouts(
-  own: layout_lib.Layout, names: Sequence[str]
-) -> list[layout_lib.Layout]:
-  """The catalogue with the layout of a config, and of these the named ones.
-
-  Args:
-    own: from `make_layout`; takes the place of its namesake.
-    names: of --layouts; empty: all.
-
-  Raises:
-    ValueError: there is no layout of a name.
-  """
-  layouts = [
-    own if layout.name == own.name else layout for layout in catalog.LAYOUTS
-  ]
-  if own not in layouts:
-    layouts.insert(0, own)
-  if not names:
-    return layouts
-  return [catalog.find(name, layouts, field="--layouts") for name in names]
-
-
-def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
-  """The named wiring, in the size that a config sets."""
-  fields = config.network.to_dict()
-  return wiring.make_network(
-    network_catalog.find(fields.pop("wiring")), **fields
-  )
-
-
-def check(
-  config: ml_collections.ConfigDict,
-) -> tuple[wiring.Network, layout_lib.Layout]:
-  """Checks all that needs neither devices nor data.
-
-  Returns:
-    The network, and a layout that fits it.
-
-  Raises:
-    ValueError, TypeError: with one line on what to change.
-  """
-  _check_numbers(config)
-  optimizer.check(**config.optimizer)
-  layout = make_layout(config)
-  network = make_network(config)
-  fit.check(layout, network, batch_size=config.batch_size)
-  route.find_routes(network, layout, batch_size=config.batch_size)
-  _make_augmentation(config, network, None)
-  return network, layout
-
-
 def make_program(
   config: ml_collections.ConfigDict,
   network: wiring.Network,
@@ -149,8 +61,8 @@ def make_program(
 
   Args:
     config: the config.
-    network: from `check`.
-    layout: from `check`, or another that fits the network.
+    network: from `settings.check`.
+    layout: from `settings.check`, or another that fits the network.
     devices: to compute on; None: those that JAX has.
     num_images: in the training split, for the drops of the learning rate;
       None where nothing is trained: they change neither what a step holds nor
@@ -167,9 +79,9 @@ def make_program(
     network,
     layout,
     batch_size=config.batch_size,
-    augmentation=_make_augmentation(config, network, statistics),
+    augmentation=recipe.make_augmentation(config, network, statistics),
     optimizer=optimizer.make_optimizer(
-      *_make_schedules(config, num_images or config.batch_size),
+      *recipe.make_schedules(config, num_images or config.batch_size),
       momentum=rule.momentum,
       weight_decay=rule.weight_decay,
     ),
@@ -209,7 +121,7 @@ def prepare(
   Raises:
     ValueError, TypeError, OSError: with one line on what to change.
   """
-  network, layout = check(config)
+  network, layout = settings.check(config)
   settle_devices(layout, group, simulate_devices)
   mesh_lib.make_mesh(layout)
   builder, statistics = open_data(config, network, data_dir=data_dir)
@@ -217,15 +129,15 @@ def prepare(
   # `digits` is made by now, if it was not there.
   train_records, validation_records = open_splits(config, builder)
   found = describe_data(builder, statistics, train_records, validation_records)
+  cache = compilation_cache.open_cache(cache_dir)
   for difference in find_differences(group, group.gather("data", found)):
     raise ValueError(difference)
   group.first(
     "workdir", lambda: workdir_lib.claim(workdir, config.to_dict(), found)
   )
   workdir_lib.check_claimed(workdir)
-  cache = compilation_cache.open_cache(cache_dir)
   num_images = len(train_records)
-  schedule, _ = _make_schedules(config, num_images)
+  schedule, _ = recipe.make_schedules(config, num_images)
   return Run(
     config=config,
     group=group,
@@ -235,7 +147,7 @@ def prepare(
     ),
     train_records=train_records,
     validation_records=validation_records,
-    num_steps=_to_steps(config, config.num_epochs, num_images),
+    num_steps=recipe.to_steps(config, config.num_epochs, num_images),
     schedule=schedule,
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
     cache=cache,
@@ -260,15 +172,6 @@ def settle_devices(
   )
 
 
-def find_same(config: ml_collections.ConfigDict) -> dict[str, str]:
-  """The fields that all processes of a run must have alike."""
-  return {
-    f"config.{name}": str(value)
-    for name, value in workdir_lib.flatten(config.to_dict()).items()
-    if name != "data.threads"
-  }
-
-
 def open_data(
   config: ml_collections.ConfigDict,
   network: wiring.Network,
@@ -285,8 +188,8 @@ def open_data(
   """
   builder = sets.open_builder(config.data.name, data_dir=data_dir)
   sets.check_classes(builder, config.network.num_classes)
-  statistics = _find_statistics(config, builder)
-  _make_augmentation(config, network, statistics)
+  statistics = recipe.find_statistics(config, builder)
+  recipe.make_augmentation(config, network, statistics)
   return builder, statistics
 
 
@@ -344,117 +247,3 @@ def open_splits(
     stored_size=config.data.stored_size,
     unreadable=config.data.unreadable,
   )
-
-
-def _to_steps(
-  config: ml_collections.ConfigDict, epochs: float, num_images: int
-) -> int:
-  return math.ceil(epochs * num_images / config.batch_size)
-
-
-def _make_schedules(
-  config: ml_collections.ConfigDict, num_images: int
-) -> tuple[optax.Schedule, optax.Schedule]:
-  """Learning rates of the kernels and of the biases."""
-  rule = config.optimizer
-  kernels, biases = (
-    optimizer.make_schedule(
-      rate,
-      drop_steps=[_to_steps(config, epoch, num_images) for epoch in drops],
-      drop_factor=rule.drop_factor,
-    )
-    for rate, drops in (
-      (rule.learning_rate, rule.drop_epochs),
-      (rule.learning_rate * rule.bias_rate, rule.bias_drop_epochs),
-    )
-  )
-  return kernels, biases
-
-
-def _find_statistics(
-  config: ml_collections.ConfigDict, builder
-) -> statistics_lib.Statistics:
-  """Of the training split, or those of 2012, as a config has it."""
-  if config.augment.statistics == "published":
-    return statistics_lib.PUBLISHED
-  found = sets.find_statistics(builder)
-  if found is None:
-    raise ValueError(
-      f"dataset {builder.name!r} keeps no statistics of its pixels; set "
-      "config.augment.statistics=published and config.augment.mean=(R, G, B) "
-      "to those of its training split."
-    )
-  return found
-
-
-def _make_augmentation(
-  config: ml_collections.ConfigDict,
-  network: wiring.Network,
-  statistics: statistics_lib.Statistics | None,
-) -> augment.Augment:
-  """The augmentation; without statistics, with some of the same sizes."""
-  fields = config.augment.to_dict()
-  source, mean = fields.pop("statistics"), fields.pop("mean")
-  side = config.data.stored_size
-  if source not in STATISTICS:
-    raise ValueError(
-      f"augment.statistics is {source!r}, expected one of "
-      f"{', '.join(STATISTICS)}. Set config.augment.statistics."
-    )
-  if statistics is None:
-    statistics = dataclasses.replace(
-      statistics_lib.PUBLISHED,
-      mean_image=np.zeros((side, side, 3), np.float32),
-    )
-  if mean is not None:
-    if fields["mean_from"] != "channel":
-      raise ValueError(
-        f"augment.mean is {mean}, but augment.mean_from is "
-        f"{fields['mean_from']!r}, which does not read it, expected None. Set "
-        "config.augment.mean_from=channel, or leave config.augment.mean unset."
-      )
-    statistics = dataclasses.replace(statistics, mean=mean)
-  return augment.Augment(
-    stored_size=side,
-    image_size=network.image_size,
-    statistics=statistics,
-    **fields,
-  )
-
-
-def _check_numbers(config: ml_collections.ConfigDict) -> None:
-  if not 0 <= config.seed < 2**32:
-    raise ValueError(
-      f"seed is {config.seed}, expected 0 to 2^32 - 1. Set config.seed."
-    )
-  positive = {
-    "num_epochs": config.num_epochs,
-    "report_every_steps": config.report_every_steps,
-    "validate_every_steps": config.validate_every_steps,
-    "checkpoint_every_steps": config.checkpoint_every_steps,
-    "keep_checkpoints": config.keep_checkpoints,
-    "data.stored_size": config.data.stored_size,
-    "data.batches_ahead": config.data.batches_ahead,
-  }
-  if config.data.threads is not None:
-    positive["data.threads"] = config.data.threads
-  for name, value in positive.items():
-    if not value > 0:
-      raise ValueError(
-        f"{name} is {value}, expected a number above 0. Set config.{name}."
-      )
-  if config.data.unreadable not in records.UNREADABLE:
-    raise ValueError(
-      f"data.unreadable is {config.data.unreadable!r}, expected one of "
-      f"{', '.join(records.UNREADABLE)}. Set config.data.unreadable."
-    )
-  if config.validation_views not in (1, augment.VIEWS):
-    raise ValueError(
-      f"validation_views is {config.validation_views}, expected 1 or "
-      f"{augment.VIEWS}. Set config.validation_views."
-    )
-  if config.exchange_precision not in plan.PRECISIONS:
-    raise ValueError(
-      f"exchange_precision is {config.exchange_precision!r}, expected one of "
-      f"{', '.join(plan.PRECISIONS)}. Set config.exchange_precision."
-    )

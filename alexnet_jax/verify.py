@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from alexnet_jax import command
+from alexnet_jax import command, settings
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.network import wiring
@@ -70,8 +70,8 @@ def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   config = _CONFIG.value
   with command.in_one_line(ValueError, TypeError):
-    network, own = run_lib.check(config)
-    layouts = run_lib.choose_layouts(own, _LAYOUTS.value)
+    network, own = settings.check(config)
+    layouts = settings.choose_layouts(own, _LAYOUTS.value)
     counts = command.to_numbers("devices", _DEVICES.value)
     if config.exchange_precision != "float32":
       raise ValueError(

@@ -44,7 +44,7 @@ from array_record.python import array_record_module
 from PIL import Image
 from sklearn import datasets
 
-from alexnet_jax import command
+from alexnet_jax import command, settings
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import blocks, pipeline, records, shards, source, speed
 from configs import default
@@ -196,7 +196,7 @@ def read_augmented(
   """Batches on one CPU device, augmented there as a step does it."""
   config = default.get_config("imagenet")
   config.batch_size = batch_size
-  program = run_lib.make_program(config, *run_lib.check(config))
+  program = run_lib.make_program(config, *settings.check(config))
   augmentation, spec = program.augmentation, program.specs.images
 
   @jax.jit

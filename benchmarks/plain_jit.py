@@ -39,7 +39,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from alexnet_jax import command, metrics
+from alexnet_jax import command, metrics, settings
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import step as step_lib
@@ -263,7 +263,7 @@ def main(argv: list[str]) -> None:
     for name in dict.fromkeys([*values.layouts, values.detail]):
       config = default.get_config("imagenet")
       config.layout.name, config.batch_size = name, values.batch_size
-      programs[name] = run_lib.make_program(config, *run_lib.check(config))
+      programs[name] = run_lib.make_program(config, *settings.check(config))
     if not values.layouts:
       raise ValueError("--layouts is empty, expected names of layouts.")
     if values.markdown and not pathlib.Path(values.markdown).parent.is_dir():

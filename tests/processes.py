@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 
-from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint, settings
 from alexnet_jax import run as run_lib
 from configs import default
 
@@ -156,7 +156,7 @@ def read_state(tmp, fields: dict | None = None):
   config.update_from_flattened_dict(SMALL | (fields or {}))
   config.layout.name = "one_device"
   config.layout.mesh.data = None
-  network, layout = run_lib.check(config)
+  network, layout = settings.check(config)
   program = run_lib.make_program(config, network, layout)
   checkpoints = checkpoint.Checkpoints(str(tmp / "workdir"), keep=3)
   state = checkpoints.restore(program.abstract_state)

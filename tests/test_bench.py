@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from alexnet_jax import run as run_lib
-from alexnet_jax import step_speed
+from alexnet_jax import settings, step_speed
 from alexnet_jax.data import speed
 from tests import test_main
 
@@ -52,7 +52,7 @@ def test_table_says_what_bounds_the_input(tmp_path):
 
 def test_step_is_measured_with_augmentation_and_without(tiny_config):
   tiny_config.layout.name = "two_column"
-  network, layout = run_lib.check(tiny_config)
+  network, layout = settings.check(tiny_config)
   program = run_lib.make_program(tiny_config, network, layout)
   found = step_speed.measure(program, rounds=3)
   assert len(found.with_augmentation) == len(found.without) == 3

@@ -11,7 +11,7 @@ import time
 import pytest
 import rich.console
 
-from alexnet_jax import run as run_lib
+from alexnet_jax import settings
 from alexnet_jax.checkup import examination
 from alexnet_jax.data import sets
 from alexnet_jax.processes import group
@@ -26,7 +26,7 @@ def test_doctor_makes_neither_set_nor_workdir(tmp_path, tiny_config):
     patient = examination.Examination(
       group.alone(), tiny_config, rich.console.Console(file=out, width=120)
     )
-    network, layout = run_lib.check(tiny_config)
+    network, layout = settings.check(tiny_config)
     patient.examine_processes({"XLA_FLAGS": "--a"})
     program = patient.examine_program(network, layout)
     data = patient.examine_data(network, str(tmp_path / "data"))
@@ -47,7 +47,7 @@ def test_doctor_goes_on_after_a_problem(tmp_path, tiny_config):
   (tmp_path / "file").touch()
   console = rich.console.Console(quiet=True)
   patient = examination.Examination(group.alone(), tiny_config, console)
-  network, layout = run_lib.check(tiny_config)
+  network, layout = settings.check(tiny_config)
   patient.examine_processes({})
   assert patient.examine_program(network, layout) is None
   assert patient.examine_data(network, str(tmp_path)) is None

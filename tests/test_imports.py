@@ -71,6 +71,8 @@ def test_file_imports_only_what_it_may(file):
   if place.startswith("picture/"):
     forbidden = ("step", "program", "run", "train", "data")
     assert not [name for name in ours if name.startswith(forbidden)]
+  if place.startswith("processes/"):
+    assert all(name.startswith("processes") for name in ours)
   if place in ("partition/layout.py", "network/wiring.py"):
     assert tops <= set(sys.stdlib_module_names) and not ours
   if place == "partition/fit.py":
@@ -78,7 +80,7 @@ def test_file_imports_only_what_it_may(file):
   if place == "step.py":
     allowed = ("network", "metrics", "partition")
     assert all(name.startswith(allowed) for name in ours)
-  reads_config = {*COMMANDS, "command", "run"}
+  reads_config = {*COMMANDS, "command", "run", "settings", "recipe"}
   if place.removesuffix(".py") not in reads_config and (
     not place.startswith("checkup/")
   ):

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from alexnet_jax import run
+from alexnet_jax import settings
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, fit, mesh, route
@@ -155,7 +155,7 @@ def test_layout_survives_its_way_through_a_config(layout):
   config = default.get_config("digits")
   default.use_layout(config, catalog.TWO_COLUMN)
   default.use_layout(config, own)  # nothing of the first remains
-  made = run.make_layout(config)
+  made = settings.make_layout(config)
   assert list(made.mesh.items()) == list(own.mesh.items())
   for name in layout_lib.LAYERS:
     assert made.placement(name) == own.placement(name)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import run, tables
+from alexnet_jax import run, settings, tables
 from alexnet_jax.partition import links
 from tests import fake
 
@@ -69,7 +69,7 @@ def test_links_between_slices_are_slower(platform, hosts, expected):
 def make_program(config, **sizes):
   config.layout.name = "two_column_data"
   config.layout.mesh.update(sizes)
-  return run.make_program(config, *run.check(config))
+  return run.make_program(config, *settings.check(config))
 
 
 def test_lines_say_the_nesting_and_who_ordered_it(tiny_config):

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from alexnet_jax import run
+from alexnet_jax import run, settings
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, mesh, plan
@@ -145,7 +145,7 @@ def test_bytes_along_axes_are_those_of_the_published_network():
 
 
 def find_program_ids(config) -> list:
-  network, layout = run.check(config)
+  network, layout = settings.check(config)
   return fake.find_ids(run.make_program(config, network, layout).mesh)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import run as run_lib
+from alexnet_jax import settings
 from alexnet_jax.data import sets, statistics
 from alexnet_jax.processes import group as group_lib
 from configs import default
@@ -86,7 +87,7 @@ def test_mean_of_a_config_takes_the_place_of_the_statistics(
 def test_program_without_data_has_statistics_of_the_same_sizes(mean_from):
   config = default.get_config("imagenet")
   config.augment.mean_from = mean_from
-  network, layout = run_lib.check(config)
+  network, layout = settings.check(config)
   program = run_lib.make_program(config, network, layout)
   found = program.augmentation.statistics
   assert found.mean == (127.30, 119.72, 104.91)
@@ -96,7 +97,7 @@ def test_program_without_data_has_statistics_of_the_same_sizes(mean_from):
 def test_mean_that_would_not_be_read_is_refused(tiny_config):
   tiny_config.augment.mean_from = "image"
   with pytest.raises(ValueError, match="which does not read it"):
-    run_lib.check(tiny_config)
+    settings.check(tiny_config)
 
 
 def test_split_that_is_none_does_not_claim_the_workdir(

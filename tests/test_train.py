@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from alexnet_jax import checkpoint, report, train
+from alexnet_jax import checkpoint, report, settings, train
 from alexnet_jax import run as run_lib
 from alexnet_jax.processes import group as group_lib
 
@@ -153,7 +153,7 @@ def test_override_on_one_layer_reaches_the_step(tiny_config):
   tiny_config.layout.mesh.data = 4
   tiny_config.layout.fc6.arrive = "sum"
   tiny_config.layout.fc8.features = ()
-  layout = run_lib.make_layout(tiny_config)
+  layout = settings.make_layout(tiny_config)
   assert dict(layout.mesh) == {"data": 4, "column": 2}
   assert layout.placement("fc6").arrive == "sum"
   assert layout.placement("fc6").features == ("column",)

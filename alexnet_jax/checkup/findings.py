@@ -91,7 +91,7 @@ def find_data(
 
   Args:
     config: the config.
-    network: from `run.check`.
+    network: from `settings.check`.
     data_dir: where TFDS keeps its sets.
 
   Returns:

@@ -22,6 +22,8 @@ _NOT_ON_A_TPU = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-8",
   "TPU_WORKER_HOSTNAMES": "localhost",
+  # Several commands at once: nothing is opened that they would share.
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 

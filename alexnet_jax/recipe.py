@@ -1,0 +1,94 @@
+"""What a config makes of the images and of the learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import ml_collections
+import numpy as np
+import optax
+
+from alexnet_jax import optimizer
+from alexnet_jax.data import augment, sets
+from alexnet_jax.data import statistics as statistics_lib
+from alexnet_jax.network import wiring
+
+# Where the augmentation's numbers come from.
+STATISTICS = ("dataset", "published")
+
+
+def to_steps(
+  config: ml_collections.ConfigDict, epochs: float, num_images: int
+) -> int:
+  return math.ceil(epochs * num_images / config.batch_size)
+
+
+def make_schedules(
+  config: ml_collections.ConfigDict, num_images: int
+) -> tuple[optax.Schedule, optax.Schedule]:
+  """Learning rates of the kernels and of the biases."""
+  rule = config.optimizer
+  kernels, biases = (
+    optimizer.make_schedule(
+      rate,
+      drop_steps=[to_steps(config, epoch, num_images) for epoch in drops],
+      drop_factor=rule.drop_factor,
+    )
+    for rate, drops in (
+      (rule.learning_rate, rule.drop_epochs),
+      (rule.learning_rate * rule.bias_rate, rule.bias_drop_epochs),
+    )
+  )
+  return kernels, biases
+
+
+def find_statistics(
+  config: ml_collections.ConfigDict, builder
+) -> statistics_lib.Statistics:
+  """Of the training split, or those of 2012, as a config has it."""
+  if config.augment.statistics == "published":
+    return statistics_lib.PUBLISHED
+  found = sets.find_statistics(builder)
+  if found is None:
+    raise ValueError(
+      f"dataset {builder.name!r} keeps no statistics of its pixels; set "
+      "config.augment.statistics=published and config.augment.mean=(R, G, B) "
+      "to those of its training split."
+    )
+  return found
+
+
+def make_augmentation(
+  config: ml_collections.ConfigDict,
+  network: wiring.Network,
+  statistics: statistics_lib.Statistics | None,
+) -> augment.Augment:
+  """The augmentation; without statistics, with some of the same sizes."""
+  fields = config.augment.to_dict()
+  source, mean = fields.pop("statistics"), fields.pop("mean")
+  side = config.data.stored_size
+  if source not in STATISTICS:
+    raise ValueError(
+      f"augment.statistics is {source!r}, expected one of "
+      f"{', '.join(STATISTICS)}. Set config.augment.statistics."
+    )
+  if statistics is None:
+    statistics = dataclasses.replace(
+      statistics_lib.PUBLISHED,
+      mean_image=np.zeros((side, side, 3), np.float32),
+    )
+  if mean is not None:
+    if fields["mean_from"] != "channel":
+      raise ValueError(
+        f"augment.mean is {mean}, but augment.mean_from is "
+        f"{fields['mean_from']!r}, which does not read it, expected None. Set "
+        "config.augment.mean_from=channel, or leave config.augment.mean unset."
+      )
+    statistics = dataclasses.replace(statistics, mean=mean)
+  return augment.Augment(
+    stored_size=side,
+    image_size=network.image_size,
+    statistics=statistics,
+    **fields,
+  )

@@ -1,0 +1,149 @@
+"""What a config says, checked: all that needs neither devices nor data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ml_collections
+
+from alexnet_jax import optimizer, recipe
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.data import augment, records
+from alexnet_jax.network import catalog as network_catalog
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import catalog, fit, plan, route
+from alexnet_jax.partition import layout as layout_lib
+
+
+def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
+  """The named layout, with the sizes and placements that a config sets.
+
+  A config that sets every placement has a layout of its own; its name is not
+  in the catalogue.
+
+  Raises:
+    ValueError: there is no such layout, or a layout of a config's own has the
+      name of another.
+  """
+  fields = config.layout.to_dict()
+  name = fields["name"]
+  placements = {layer: fields[layer] for layer in layout_lib.LAYERS}
+  is_own = all(
+    value is not None
+    for placement in placements.values()
+    for value in placement.values()
+  )
+  if is_own and name in [named.name for named in catalog.LAYOUTS]:
+    raise ValueError(
+      f"the config has a layout of its own under the name {name!r}, which the "
+      "catalogue has too. Set config.layout.name to another name, or start "
+      "from a config that sets the name only."
+    )
+  if is_own:
+    start = layout_lib.Layout(name=name, mesh={})
+  else:
+    start = catalog.find(name)
+  return layout_lib.override(
+    start,
+    axes=fields["axes"],
+    mesh=fields["mesh"],
+    placements=placements,
+  )
+
+
+def choose_layouts(
+  own: layout_lib.Layout, names: Sequence[str]
+) -> list[layout_lib.Layout]:
+  """The catalogue with the layout of a config, and of these the named ones.
+
+  Args:
+    own: from `make_layout`; takes the place of its namesake.
+    names: of --layouts; empty: all.
+
+  Raises:
+    ValueError: there is no layout of a name.
+  """
+  layouts = [
+    own if layout.name == own.name else layout for layout in catalog.LAYOUTS
+  ]
+  if own not in layouts:
+    layouts.insert(0, own)
+  if not names:
+    return layouts
+  return [catalog.find(name, layouts, field="--layouts") for name in names]
+
+
+def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
+  """The named wiring, in the size that a config sets."""
+  fields = config.network.to_dict()
+  return wiring.make_network(
+    network_catalog.find(fields.pop("wiring")), **fields
+  )
+
+
+def check(
+  config: ml_collections.ConfigDict,
+) -> tuple[wiring.Network, layout_lib.Layout]:
+  """Checks all that needs neither devices nor data.
+
+  Returns:
+    The network, and a layout that fits it.
+
+  Raises:
+    ValueError, TypeError: with one line on what to change.
+  """
+  _check_numbers(config)
+  optimizer.check(**config.optimizer)
+  layout = make_layout(config)
+  network = make_network(config)
+  fit.check(layout, network, batch_size=config.batch_size)
+  route.find_routes(network, layout, batch_size=config.batch_size)
+  recipe.make_augmentation(config, network, None)
+  return network, layout
+
+
+def find_same(config: ml_collections.ConfigDict) -> dict[str, str]:
+  """The fields that all processes of a run must have alike."""
+  return {
+    f"config.{name}": str(value)
+    for name, value in workdir_lib.flatten(config.to_dict()).items()
+    if name != "data.threads"
+  }
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(
+      f"seed is {config.seed}, expected 0 to 2^32 - 1. Set config.seed."
+    )
+  positive = {
+    "num_epochs": config.num_epochs,
+    "report_every_steps": config.report_every_steps,
+    "validate_every_steps": config.validate_every_steps,
+    "checkpoint_every_steps": config.checkpoint_every_steps,
+    "keep_checkpoints": config.keep_checkpoints,
+    "data.stored_size": config.data.stored_size,
+    "data.batches_ahead": config.data.batches_ahead,
+  }
+  if config.data.threads is not None:
+    positive["data.threads"] = config.data.threads
+  for name, value in positive.items():
+    if not value > 0:
+      raise ValueError(
+        f"{name} is {value}, expected a number above 0. Set config.{name}."
+      )
+  if config.data.unreadable not in records.UNREADABLE:
+    raise ValueError(
+      f"data.unreadable is {config.data.unreadable!r}, expected one of "
+      f"{', '.join(records.UNREADABLE)}. Set config.data.unreadable."
+    )
+  if config.validation_views not in (1, augment.VIEWS):
+    raise ValueError(
+      f"validation_views is {config.validation_views}, expected 1 or "
+      f"{augment.VIEWS}. Set config.validation_views."
+    )
+  if config.exchange_precision not in plan.PRECISIONS:
+    raise ValueError(
+      f"exchange_precision is {config.exchange_precision!r}, expected one of "
+      f"{', '.join(plan.PRECISIONS)}. Set config.exchange_precision."
+    )
