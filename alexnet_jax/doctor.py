@@ -50,10 +50,12 @@ def main(argv: list[str]) -> None:
     network, layout = settings.check(config)
     same = settings.find_same(config) | {"--workdir": os.path.abspath(workdir)}
   variables = machine.find_settings()  # before this process adds its own
-  with command.start(_DISTRIBUTED, _START_TIMEOUT, same=same) as group:
+  with (
+    command.start(_DISTRIBUTED, _START_TIMEOUT, same=same) as group,
+    command.in_one_line(OSError, group=group),
+  ):
     run_lib.settle_devices(layout, group, _SIMULATE_DEVICES.value)
-    with command.in_one_line(OSError, group=group):
-      findings.check_devices()
+    findings.check_devices()
     console = command.make_console(group)
     console.quiet |= _FORMAT.value == "json"
     patient = examination.Examination(group, config, console)

@@ -38,7 +38,11 @@ def main(argv: list[str]) -> None:
   workdir = _WORKDIR.value or os.path.join("runs", command.config_name())
   with command.in_one_line(ValueError, TypeError, OSError):
     settings.check(config)
-    same = settings.find_same(config) | {"--workdir": os.path.abspath(workdir)}
+    same = settings.find_same(config) | {
+      "--workdir": os.path.abspath(workdir),
+      "--xla_options": _XLA_OPTIONS.value,
+      "--compilation_cache": str(_COMPILATION_CACHE.value),
+    }
   with command.start(_DISTRIBUTED, _START_TIMEOUT, same=same) as group:
     with command.in_one_line(ValueError, TypeError, OSError, group=group):
       run = run_lib.prepare(

@@ -30,6 +30,7 @@ from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.processes import group as group_lib
+from alexnet_jax.processes import shared
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,9 @@ def prepare(
   group.first(
     "workdir", lambda: workdir_lib.claim(workdir, config.to_dict(), found)
   )
-  workdir_lib.check_claimed(workdir)
+  for index, problem in enumerate(shared.find_problems(group, workdir)):
+    if problem is not None:
+      raise OSError(f"{group.label(index)}: {problem}")
   num_images = len(train_records)
   schedule, _ = recipe.make_schedules(config, num_images)
   return Run(

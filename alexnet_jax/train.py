@@ -11,9 +11,10 @@ import rich.console
 from alexnet_jax import checkpoint, report, step, tables
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
-from alexnet_jax.data import blocks, pipeline
+from alexnet_jax.data import blocks, pipeline, source
 from alexnet_jax.partition import audit
 from alexnet_jax.partition import mesh as mesh_lib
+from alexnet_jax.processes import group as group_lib
 
 # How far the host runs ahead of the devices: enough that they never wait for
 # it, and little enough that reports and batches keep their pace.
@@ -37,6 +38,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
     Stopped: a SIGTERM has come, and a checkpoint is saved.
   """
   config, group = run.config, run.group
+  group.heed_sigterm()
   _introduce(run, console)
   init_key, step_key = run.program.make_keys(config.seed)
 
@@ -45,6 +47,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
     run.workdir, keep=config.keep_checkpoints
   )
   first_step = checkpoints.latest_step() or 0
+  _check_first_step(group, first_step)
   if first_step:
     state = checkpoints.restore(run.program.abstract_state)
     console.print(
@@ -116,6 +119,9 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
           if saves:
             checkpoints.save(number, state)
           reporter.resume_clock()
+  except source.RecordError:
+    reporter.flush()  # what the devices have done by now is not lost
+    raise
   finally:
     reporter.close()
     checkpoints.close()
@@ -145,6 +151,21 @@ def evaluate(
       jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
       replaced += lost
   return np.sum(jax.device_get(totals), axis=0), replaced
+
+
+def _check_first_step(group: group_lib.Group, first_step: int) -> None:
+  """Refuses processes that would go on from different steps.
+
+  Raises:
+    OSError: the checkpoints of two processes differ.
+  """
+  for index, found in enumerate(group.gather("first_step", first_step)):
+    if found != first_step:
+      raise OSError(
+        f"the newest checkpoint is that of step {found} in "
+        f"{group.label(index)}, and of step {first_step} here. Set --workdir "
+        "to a directory that all hosts share."
+      )
 
 
 def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:

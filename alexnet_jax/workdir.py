@@ -67,7 +67,9 @@ def read(path: str) -> dict[str, Any] | None:
     return json.load(kept)
 
 
-def claim(path: str, config: Mapping[str, Any], found: Mapping[str, Any]):
+def claim(
+  path: str, config: Mapping[str, Any], found: Mapping[str, Any]
+) -> None:
   """Makes the directory, or accepts that of the same run.
 
   Args:
@@ -90,19 +92,6 @@ def claim(path: str, config: Mapping[str, Any], found: Mapping[str, Any]):
     os.replace(f"{file}.partial", file)
   except OSError as error:
     raise _cannot_write(path, error.strerror) from error
-
-
-def check_claimed(path: str) -> None:
-  """Refuses a directory that another process has claimed, and this one lacks.
-
-  Raises:
-    OSError: the directory is not the one that was claimed.
-  """
-  if not os.path.exists(os.path.join(path, _FILE)):
-    raise OSError(
-      f"the workdir {path!r} is not the one in which process 0 has made "
-      f"{_FILE}. Set --workdir to a directory that all hosts share."
-    )
 
 
 def _cannot_write(path: str, reason: str) -> OSError:

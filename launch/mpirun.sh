@@ -19,5 +19,11 @@ shift
 [[ -t 1 ]] || export TTY_COMPATIBLE=0
 : "${OMPI_MCA_odls_base_sigkill_timeout:=20}"
 export OMPI_MCA_odls_base_sigkill_timeout
+# Open MPI takes only its own variables to other hosts.
+taken=()
+for name in "${!JAX_@}" "${!XLA_@}" "${!TTY_COMPATIBLE@}"; do
+  taken+=(-x "$name")
+done
 exec mpirun -np "$processes" ${HOSTS:+--host "$HOSTS"} --bind-to none \
+  "${taken[@]}" \
   "${PYTHON:-python}" -m "alexnet_jax.${MODULE:-main}" "$@"

@@ -8,7 +8,8 @@
 # Needs: gcloud with a project and the right to make TPUs, up to v6e (for newer
 #        ones: jobset.yaml). A folder that all hosts share, for --workdir and
 #        --data_dir: MOUNT is the shell command that brings it to each of them,
-#        as MOUNT="sudo mount 10.0.0.2:/runs /mnt".
+#        as
+#        MOUNT="mountpoint -q /mnt || sudo mount 10.0.0.2:/runs /mnt".
 # Call:  launch/tpu_slice.sh NAME ZONE v5litepod-16 v2-alpha-tpuv5-lite \
 #          --config=configs/four_device.py:imagenet --workdir=/mnt/run \
 #          --config.layout.mesh.data=8
@@ -50,7 +51,7 @@ flags=$(printf '%q ' "$@")
   cd alexnet_jax
   rm -f run.code
   cat > run.sh <<'END'
-    .venv/bin/python -m alexnet_jax.main --start_timeout_seconds=300 $flags
+    .venv/bin/python -m alexnet_jax.${MODULE:-main} --start_timeout_seconds=300 $flags
     echo \$? > run.code
 END
   nohup bash run.sh > run.log 2>&1 < /dev/null &

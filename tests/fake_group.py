@@ -26,7 +26,7 @@ class Store:
       if not self._changed.wait_for(
         lambda: key in self._kept, milliseconds / 1000
       ):
-        raise jax.errors.JaxRuntimeError(f"{key} is not there")
+        raise jax.errors.JaxRuntimeError(f"DEADLINE_EXCEEDED: {key}")
       return self._kept[key]
 
 

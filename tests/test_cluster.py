@@ -94,6 +94,7 @@ def test_what_jax_detects_is_taken(monkeypatch):
     ({"SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, None),
     ({"CUDA_VISIBLE_DEVICES": "3"}, None),
     ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, (1,)),
+    ({"ROCR_VISIBLE_DEVICES": "2"}, None),
     ({"JAX_LOCAL_DEVICE_IDS": "2,3"}, (2, 3)),
   ],
 )
@@ -129,6 +130,7 @@ def test_off_looks_at_nothing(monkeypatch):
     ({"JAX_COORDINATOR_ADDRESS": "node0"}, "is 'node0', expected host:port"),
     ({"JAX_COORDINATOR_ADDRESS": "node0:0"}, "is 'node0:0', expected"),
     ({"JAX_COORDINATOR_ADDRESS": "node0:65536"}, "is 'node0:65536', expected"),
+    ({"JAX_LOCAL_DEVICE_IDS": "x"}, "JAX_LOCAL_DEVICE_IDS is 'x', expected"),
     ({"JAX_COORDINATOR_ADDRESS": ":80"}, "is ':80', expected host:port"),
     ({"JAX_COORDINATOR_ADDRESS": "fe80::1"}, "is 'fe80::1', expected"),
   ],

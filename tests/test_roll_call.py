@@ -1,6 +1,7 @@
 """The call before the start: who is there, and do they belong together."""
 
 import concurrent.futures
+import json
 import socket
 import time
 
@@ -116,6 +117,45 @@ def test_strangers_are_not_counted(text):
     second = cluster.Place(index=1, count=2, address=place.address)
     found = roll_call.call(second, facts("b"), timeout_seconds=5)
     assert found == first.result() == [facts("a"), facts("b")]
+
+
+def test_process_0_may_start_last():
+  address = f"localhost:{free_port()}"
+  places = [
+    cluster.Place(index=index, count=3, address=address) for index in range(3)
+  ]
+  starts = {1: 0.0, 0: 0.5, 2: 1.2}  # seconds; each alone is in its time
+
+  def one(place):
+    time.sleep(starts[place.index])
+    return roll_call.call(place, facts(str(place.index)), timeout_seconds=1.0)
+
+  with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    found = list(pool.map(one, places))
+  assert found == [[facts("0"), facts("1"), facts("2")]] * 3
+
+
+def test_process_that_called_and_died_is_missing():
+  port = free_port()
+  place = cluster.Place(index=0, count=3, address=f"localhost:{port}")
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    first = pool.submit(roll_call.call, place, facts("a"), timeout_seconds=2)
+    while True:
+      try:
+        dead = socket.create_connection(("localhost", port))
+        break
+      except ConnectionRefusedError:
+        time.sleep(0.01)
+    call = {"hello": "alexnet_jax", "count": 3, "index": 1, "facts": facts("b")}
+    dead.sendall(json.dumps(call).encode() + b"\n")
+    dead.close()
+    third = cluster.Place(index=2, count=3, address=place.address)
+    for answer in (
+      lambda: roll_call.call(third, facts("c"), timeout_seconds=2),
+      first.result,
+    ):
+      with pytest.raises(ConnectionError, match="^process 1 of 3 did not call"):
+        answer()
 
 
 def test_port_is_free_again_at_once():

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 
 import pytest
 
@@ -51,6 +52,7 @@ def group(monkeypatch):
   monkeypatch.setattr(watch, "BEAT_SECONDS", 0.02)
   monkeypatch.setattr(watch, "LOST_SECONDS", 0.4)
   monkeypatch.setattr(watch, "_SUSPECT_SECONDS", 0.1)
+  monkeypatch.setattr(watch, "_PAUSE_SECONDS", 0.2)
   monkeypatch.setattr(watch, "_LINGER_SECONDS", 1.0)
   store, heard = Store(), [Heard() for _ in LABELS]
   with socket.create_server(("", 0)) as service:
@@ -161,3 +163,16 @@ def test_first_verdict_stands(group):
   watches[0].start()
   assert heard[0].spoken.wait(5)
   assert heard[0].words == [("process 1 of 3 (b) ended: one", False)]
+
+
+def test_pause_of_all_processes_is_no_loss(group, monkeypatch):
+  _, _, watches, heard = group
+  ahead = [0.0]
+  clock = time.monotonic
+  monkeypatch.setattr(watch.time, "monotonic", lambda: clock() + ahead[0])
+  for each in watches:
+    each.start()
+  time.sleep(0.2)
+  ahead[0] = 100.0  # as after a job was suspended, for all threads at once
+  assert not heard[0].spoken.wait(0.3)
+  assert [each.words for each in heard] == [[], [], []]

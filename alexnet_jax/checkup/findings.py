@@ -22,6 +22,7 @@ from alexnet_jax.partition import links as links_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import probe
 from alexnet_jax.processes import group as group_lib
+from alexnet_jax.processes import machine
 
 
 def check_devices() -> None:
@@ -37,7 +38,7 @@ def check_devices() -> None:
     # Processes on CPUs meet at the addresses of their host names.
     reason = (
       ""
-      if group_lib.find_address()
+      if machine.find_address()
       else (
         f"; the host name {host!r} has no address. Give it that of its network "
         "interface in /etc/hosts of that host"

@@ -92,9 +92,11 @@ def find_threads(sharing: int = 1) -> int:
   """Threads that read where a config does not say.
 
   Args:
-    sharing: processes that share the cores of this host.
+    sharing: processes on this host. They share its cores, where a launcher has
+      not given each its own.
   """
-  return max(1, min(find_cores() // sharing, _MAX_THREADS))
+  share = (os.cpu_count() or 1) // sharing
+  return max(1, min(find_cores(), share, _MAX_THREADS))
 
 
 def _read(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Mapping
 
 from jax._src import clusters  # there is no public way to ask
@@ -19,6 +20,11 @@ MODES = ("auto", "off", "env")
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
 COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE")
 INDICES = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+
+# Which accelerators a launcher shows to a process, by their makers.
+_VISIBLE = (
+  *("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
+)
 
 # As Open MPI 5 names a job, after the host and the process of its launcher.
 _NAMESPACE = re.compile(r"prterun-(?P<host>.+)-(?P<pid>\d+)@\d+")
@@ -74,7 +80,7 @@ def find(
   place = _detect(environ, timeout_seconds)
   if place is not None:
     return place
-  if int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+  if environ.get("OMPI_COMM_WORLD_SIZE", "") not in ("", "1"):
     return _from_environment(environ)
   if ADDRESS in environ:
     raise ValueError(
@@ -135,12 +141,15 @@ def _detect(environ: Mapping[str, str], timeout_seconds: float) -> Place | None:
   """What JAX finds; None where it finds no cluster, or one process."""
   known = environ.get(ADDRESS)
   try:
-    address, count, index, local = (
-      clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        known, None, None, None, None, round(timeout_seconds)
+    with warnings.catch_warnings():
+      # In Kubernetes, of a package that nobody has asked for.
+      warnings.simplefilter("ignore")
+      address, count, index, local = (
+        clusters.ClusterEnv.auto_detect_unset_distributed_params(
+          known, None, None, None, None, round(timeout_seconds)
+        )
       )
-    )
-  except (RuntimeError, ValueError, KeyError, OSError) as error:
+  except Exception as error:  # of many libraries, all about the cluster
     raise ValueError(
       f"a cluster is found, but not the place of this process in it "
       f"({' '.join(str(error).split())}). Set {ADDRESS}, JAX_NUM_PROCESSES and "
@@ -167,13 +176,19 @@ def _choose_devices(
   launcher shows a single accelerator.
   """
   if given := environ.get("JAX_LOCAL_DEVICE_IDS"):
-    return tuple(int(device) for device in given.split(","))
-  visible = environ.get("CUDA_VISIBLE_DEVICES")
+    numbers = given.split(",")
+    if not all(number.isdecimal() for number in numbers):
+      raise ValueError(
+        f"JAX_LOCAL_DEVICE_IDS is {given!r}, expected numbers of devices as "
+        "0,1. Set JAX_LOCAL_DEVICE_IDS."
+      )
+    return tuple(int(number) for number in numbers)
+  visible = [environ[name] for name in _VISIBLE if name in environ]
   tasks = environ.get("SLURM_STEP_TASKS_PER_NODE")
   alone = (
     environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
     or (tasks is not None and re.fullmatch(r"1(\(x\d+\))?", tasks) is not None)
-    or (visible is not None and "," not in visible)
+    or any("," not in devices for devices in visible)
   )
   return None if alone or local_index is None else (local_index,)
 

@@ -6,7 +6,6 @@ One process is a group of one; nothing is asked of the network then.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -14,38 +13,26 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
-from jax._src import distributed  # its store of keys has no public name
+import jaxlib
 from jax.experimental import multihost_utils
 
-from alexnet_jax.processes import cluster, roll_call
+from alexnet_jax.processes import cluster, machine, members, roll_call
 from alexnet_jax.processes import watch as watch_lib
 
 # Exit codes, after those of sysexits.h: a service is unavailable; try again.
 LOST, STOPPED = 69, 75
 # JAX's own limits, behind those of the roll call and of the watch.
 _JAX_START_SECONDS, _JAX_HEARTBEAT_SECONDS, _JAX_END_SECONDS = 60, 100, 20
-# For what one process does while the others wait, as preparing a small set.
-WAIT_SECONDS = 600.0
 
 
-class Group:
-  """All processes of a run, as one of them sees them.
-
-  Attributes:
-    index: of this process.
-    count: of all.
-    hosts: the host of each process, as `name` or `name (address)`.
-  """
+class Group(members.Members):
+  """The processes of a run from its start to its end."""
 
   def __init__(self, place: cluster.Place, hosts: tuple[str, ...]):
-    self.index = place.index
-    self.count = place.count
-    self.hosts = hosts
-    self._client = distributed.global_state.client
+    super().__init__(place.index, hosts)
     self._stopping = threading.Event()
     self._watch = None
     if self.count > 1:
@@ -57,88 +44,20 @@ class Group:
         on_end=self._end,
       )
 
-  @property
-  def is_first(self) -> bool:
-    """Whether this is the process that reports and writes."""
-    return self.index == 0
+  def heed_sigterm(self) -> None:
+    """From here on, the first SIGTERM asks to stop; a second one ends.
 
-  @property
-  def num_on_host(self) -> int:
-    """Processes on the host of this one."""
-    return self.hosts.count(self.hosts[self.index])
-
-  def label(self, index: int | None = None) -> str:
-    """A process in words: `process 1 of 4 (host)`."""
-    index = self.index if index is None else index
-    return f"process {index} of {self.count} ({self.hosts[index]})"
-
-  def gather(
-    self, name: str, value: Any, *, timeout_seconds: float = WAIT_SECONDS
-  ) -> list[Any]:
-    """What every process has to say about something.
-
-    Args:
-      name: of what; each only once in a run.
-      value: of this process; anything that JSON has.
-      timeout_seconds: to wait for the others.
-
-    Returns:
-      The value of each process, in their order.
-
-    Raises:
-      TimeoutError: names the processes that have said nothing.
+    Several processes hear of it through JAX, which listens from the start.
     """
-    if self.count == 1:
-      return [value]
-    self._post(name, self.index, value)
-    end = time.monotonic() + timeout_seconds
-    found, missing = [], []
-    for index in range(self.count):
-      left = max(end - time.monotonic(), 0.1)
-      try:
-        found.append(self._fetch(name, index, left))
-      except jax.errors.JaxRuntimeError:
-        missing.append(index)
-    if missing:
-      raise TimeoutError(
-        f"{', '.join(map(self.label, missing))}: no word about {name} within "
-        f"{timeout_seconds:g} s."
-      )
-    return found
+    if self.count == 1 and (
+      threading.current_thread() is threading.main_thread()
+    ):
 
-  def first(self, name: str, act: Callable[[], Any]) -> Any:
-    """Lets process 0 do something while the others wait.
+      def stop(number, _):
+        self._stopping.set()
+        signal.signal(number, signal.SIG_DFL)
 
-    Args:
-      name: of what is done; each only once in a run.
-      act: what process 0 does.
-
-    Returns:
-      What `act` returned, in all processes; of the kinds that JSON has.
-    """
-    if self.count == 1:
-      return act()
-    if self.is_first:
-      self._post(name, 0, act())
-    # If process 0 fails, the watch ends this process meanwhile.
-    return self._fetch(name, 0, WAIT_SECONDS)
-
-  def total(self, name: str, value: int) -> Callable[[], int]:
-    """Posts a number of this process, to be added up later.
-
-    Returns:
-      A function that gives the sum over all processes. For process 0 to call.
-    """
-    if self.count == 1:
-      return lambda: value
-    self._post(name, self.index, value)
-
-    def add_up() -> int:
-      values = [self._fetch(name, i, WAIT_SECONDS) for i in range(self.count)]
-      self._client.key_value_delete(_key(name))
-      return sum(values)
-
-    return add_up
+      signal.signal(signal.SIGTERM, stop)
 
   def stops_at(self, step: int) -> bool:
     """Whether all processes are to stop before this step, after a SIGTERM.
@@ -154,10 +73,8 @@ class Group:
 
     For where a thread waits for ever: leaving in JAX's way would wait for it.
     """
+    self.wait_for_all("leave")
     if self._watch is not None:
-      here = self.total("leave", 0)
-      if self.is_first:
-        here()
       self._watch.stop()
     self._exit(code)
 
@@ -165,14 +82,11 @@ class Group:
     if self._watch is not None:
       watch_lib.delay_abort()
       self._watch.start()
-    elif threading.current_thread() is threading.main_thread():
-      # Several processes hear of a SIGTERM through JAX, which installs its own.
-      signal.signal(signal.SIGTERM, lambda *_: self._stopping.set())
 
   def _finish(self) -> None:
     """After the last step: nobody leaves before all are here."""
     if self._watch is not None:
-      self._client.wait_at_barrier("group/end", round(WAIT_SECONDS * 1000))
+      self.wait_for_all("end")
       self._watch.stop()
       jax.distributed.shutdown()
 
@@ -213,16 +127,6 @@ class Group:
     sys.stderr.flush()
     os._exit(code)
 
-  def _post(self, name: str, index: int, value: Any) -> None:
-    self._client.key_value_set(f"{_key(name)}{index}", json.dumps(value))
-
-  def _fetch(self, name: str, index: int, seconds: float) -> Any:
-    return json.loads(
-      self._client.blocking_key_value_get(
-        f"{_key(name)}{index}", round(seconds * 1000)
-      )
-    )
-
 
 def alone() -> Group:
   """A group of one that listens to nothing."""
@@ -250,8 +154,12 @@ def start(
   """
   facts = {
     "host": socket.gethostname(),
-    "address": find_address(),
-    "same": {"the version of jax": jax.__version__, **(same or {})},
+    "address": machine.find_address(),
+    "same": {
+      "the version of jax": jax.__version__,
+      "the version of jaxlib": jaxlib.__version__,
+      **(same or {}),
+    },
   }
   found = roll_call.call(place, facts, timeout_seconds=timeout_seconds)
   if place.count > 1:
@@ -279,14 +187,6 @@ def start(
   group._finish()
 
 
-def find_address() -> str:
-  """The address that this host has for its own name; "" if it has none."""
-  try:
-    return socket.gethostbyname(socket.gethostname())
-  except OSError:
-    return ""
-
-
 def _name_hosts(found: list[roll_call.Facts]) -> tuple[str, ...]:
   """With their addresses where hosts of one name have several."""
   names = [str(facts["host"]) for facts in found]
@@ -296,7 +196,3 @@ def _name_hosts(found: list[roll_call.Facts]) -> tuple[str, ...]:
     f"{name} {address}" if apart else name
     for name, address in zip(names, addresses, strict=True)
   )
-
-
-def _key(name: str) -> str:
-  return f"group/{name}/"

@@ -10,8 +10,6 @@ import socket
 from collections.abc import Mapping
 from importlib import metadata
 
-from alexnet_jax.processes import group as group_lib
-
 # What a step is computed with, or data and checkpoints are read with.
 PACKAGES = (
   *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
@@ -66,12 +64,20 @@ def describe() -> dict[str, str | int | None]:
   total, free = find_memory()
   return {
     "host": socket.gethostname(),
-    "address": group_lib.find_address(),
+    "address": find_address(),
     "machine": _read(_BOOT).strip(),
     "pid": os.getpid(),
     "memory_total": total,
     "memory_free": free,
   }
+
+
+def find_address() -> str:
+  """The address that this host has for its own name; "" if it has none."""
+  try:
+    return socket.getaddrinfo(socket.gethostname(), None)[0][4][0]
+  except OSError:
+    return ""
 
 
 def find_memory() -> tuple[int | None, int | None]:

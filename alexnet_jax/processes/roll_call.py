@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from alexnet_jax.processes import cluster
 
 _HELLO = "alexnet_jax"
+_CALL = {"hello", "count", "index", "facts"}
 _LONGEST_LINE = 2**20
 # For one line to arrive once a connection stands.
 _LINE_SECONDS = 5.0
@@ -68,35 +69,57 @@ def _listen(
     ) from error
   with contextlib.ExitStack() as opened:
     opened.enter_context(server)
-    callers, present = [], {0: own}
-    problem = None
-    while len(present) < place.count and problem is None:
+    present, lines, problem = {0: own}, {}, None
+    while problem is None:
+      _drop_gone(present, lines)
+      if len(present) == place.count:
+        break
       server.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
-        caller, _ = server.accept()
+        line, _ = server.accept()
       except TimeoutError:
         problem = _missing(place, present, timeout_seconds)
         break
-      opened.enter_context(caller)
-      said = _receive(caller, _LINE_SECONDS)
-      if said is None or said.get("hello") != _HELLO:
+      opened.enter_context(line)
+      said = _receive(line, _LINE_SECONDS)
+      if said is None or not _CALL <= said.keys():
         continue  # not a process of a run
-      callers.append(caller)
+      _drop_gone(present, lines)  # maybe it calls again
       problem = _compare(present, said)
-      present[said["index"]] = said
+      present.setdefault(said["index"], said)
+      lines.setdefault(said["index"], line)
+      if lines[said["index"]] is not line:
+        lines[-1] = line  # of the same number: is to learn of it too
     server.close()  # JAX takes the port over
     answer = {"hello": _HELLO, "problem": problem}
     if problem is None:
       answer["facts"] = [present[i]["facts"] for i in range(place.count)]
-    for caller in callers:
+    for line in lines.values():
       with contextlib.suppress(OSError):
-        _send(caller, answer)
+        _send(line, answer)
     if problem is not None:
       raise _to_error(problem)
     # The others hang up first: a port is not free at once for who does.
-    for caller in callers:
-      _receive(caller, _LINE_SECONDS)
+    for line in lines.values():
+      _receive(line, _LINE_SECONDS)
     return answer["facts"]
+
+
+def _drop_gone(
+  present: dict[int, dict], lines: dict[int, socket.socket]
+) -> None:
+  """Forgets processes that have hung up since they called."""
+  for index, line in list(lines.items()):
+    line.settimeout(0)
+    try:
+      is_gone = line.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+      is_gone = False  # it waits
+    except OSError:
+      is_gone = True
+    line.settimeout(_LINE_SECONDS)
+    if is_gone:
+      del present[index], lines[index]
 
 
 def _ask(
@@ -106,15 +129,18 @@ def _ask(
   host, _, port = place.address.rpartition(":")
   reason = "no answer"
   while (left := deadline - time.monotonic()) > 0:
-    answer = None
+    answer, begun = None, time.monotonic()
     try:
       with socket.create_connection(
         (host.strip("[]"), int(port)), timeout=left
       ) as line:
         _send(line, {"hello": _HELLO, **own})
-        # Process 0 may wait for the others a little longer than this one.
-        answer = _receive(line, left + 2 * _LINE_SECONDS)
+        # Process 0 may have started just now, and waits as long as this one.
+        patience = timeout_seconds + 2 * _LINE_SECONDS
+        answer = _receive(line, patience)
       reason = "what answers there is not process 0 of this run"
+      if time.monotonic() - begun >= patience:
+        reason = "it has heard the call, and does not answer"
     except OSError as error:
       reason = error.strerror or "no answer"
     if answer is not None and answer.get("hello") == _HELLO:
@@ -125,7 +151,8 @@ def _ask(
   raise ConnectionError(
     f"process 0 of {place.count} cannot be reached at {place.address} within "
     f"{timeout_seconds:g} s ({reason}). Start it there, or set "
-    f"{cluster.ADDRESS}; --start_timeout_seconds waits longer."
+    f"{cluster.ADDRESS}; --start_timeout_seconds waits longer, and "
+    "--distributed=off starts this process alone."
   )
 
 
@@ -145,7 +172,8 @@ def _missing(
     "missing",
     f"{noun} {listed}{more} of {place.count} did not call at "
     f"{place.address} within {timeout_seconds:g} s. Start them, or set "
-    "JAX_NUM_PROCESSES; --start_timeout_seconds waits longer.",
+    "JAX_NUM_PROCESSES; --start_timeout_seconds waits longer, and "
+    "--distributed=off starts this process alone.",
   )
 
 

@@ -29,6 +29,9 @@ BEAT_SECONDS = 2.0
 _SUSPECT_SECONDS = 1.5 * BEAT_SECONDS
 # More than the longest time for which Python code of a process may be held up.
 LOST_SECONDS = 20.0
+# Between two turns of a thread that beats: more, and this process itself was
+# held up (a suspended job, a virtual machine), and has heard nobody meanwhile.
+_PAUSE_SECONDS = 4 * BEAT_SECONDS
 # For the others to read what process 0 has to say before its service is gone.
 _LINGER_SECONDS = 4 * BEAT_SECONDS
 
@@ -78,7 +81,9 @@ class Watch:
     self._end = threading.Event()
     self._spoken = threading.Lock()
     self._answered = time.monotonic()
-    # Process 0: of each process, its last beat and when it was seen.
+    # Process 0: when it judged last, and of each process, its last beat and
+    # when that was seen.
+    self._judged = self._answered
     self._seen = {i: ("", self._answered) for i in range(len(labels))}
 
   def start(self) -> None:
@@ -103,6 +108,8 @@ class Watch:
       self._say(self._index, f"ended: {reason}", lost=False)
       if self._index == 0:
         self._wait_until_read()
+      else:
+        self._set(f"{_READ}{self._index}", "")
     except Exception:  # no service: there is nobody left to tell
       return
 
@@ -132,8 +139,12 @@ class Watch:
 
   def _listen_for_silence(self) -> None:
     """Speaks up where the store says nothing at all."""
+    turn = time.monotonic()
     while not self._end.wait(BEAT_SECONDS / 4):
-      silence = time.monotonic() - self._answered
+      last, turn = turn, time.monotonic()
+      if turn - last > _PAUSE_SECONDS:
+        self._answered = turn
+      silence = turn - self._answered
       if silence > LOST_SECONDS:
         self._speak(
           f"{self._labels[0]} is lost: nothing was heard of it for "
@@ -155,7 +166,10 @@ class Watch:
 
   def _judge(self) -> None:
     """Says who has been silent for too long."""
-    now = time.monotonic()
+    last, now = self._judged, time.monotonic()
+    self._judged = now
+    if now - last > _PAUSE_SECONDS:
+      self._seen = {i: (beat, now) for i, (beat, _) in self._seen.items()}
     for key, beat in self._store.key_value_dir_get(_BEATS):
       index = int(key.rpartition("/")[2])
       if self._seen[index][0] != beat:
@@ -208,7 +222,8 @@ def delay_abort() -> None:
   of its stack and no word on which process was lost; JAX offers no way to hear
   of it (its callback for that cannot be set from Python as of jaxlib 0.12). The
   handler is C's own `sleep`, whose one argument is then the number of the
-  signal, 6: seconds, after which the abort goes on.
+  signal, 6: seconds, after which the abort goes on. A handler that the user has
+  set for SIGABRT is replaced.
   """
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
