@@ -102,7 +102,9 @@ def test_processes_of_one_host_share_its_devices(more, devices, monkeypatch):
   assert found("auto", SLURM | more, monkeypatch).local_devices == devices
 
 
-@pytest.mark.parametrize("environ", [{}, {"OMPI_COMM_WORLD_SIZE": "1"}])
+@pytest.mark.parametrize(
+  "environ", [{}, {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}]
+)
 def test_no_cluster_is_one_process(environ, monkeypatch):
   assert found("auto", environ, monkeypatch) == cluster.Place()
 

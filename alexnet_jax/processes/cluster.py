@@ -21,6 +21,9 @@ ADDRESS = "JAX_COORDINATOR_ADDRESS"
 COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE")
 INDICES = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 
+# Set by Open MPI 4 only.
+_OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"
+
 # Which accelerators a launcher shows to a process, by their makers.
 _VISIBLE = (
   *("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
@@ -61,8 +64,8 @@ def find(
   Args:
     mode: `off`: it is the only one. `env`: by JAX_COORDINATOR_ADDRESS,
       JAX_NUM_PROCESSES and JAX_PROCESS_ID, or the variables of Open MPI 5 and
-      PMIx. `auto`: as `env` where one of JAX's variables is set; else what JAX
-      detects; else Open MPI 5; else it is the only one.
+      PMIx. `auto`: as `env` where JAX's variables or those of Open MPI 5 are
+      set; else what JAX detects; else it is the only one.
     environ: the environment.
     timeout_seconds: for a coordinator whose name is not known yet.
 
@@ -71,17 +74,20 @@ def find(
   """
   if mode == "off":
     return Place()
+  # JAX 0.10 does not see Open MPI 5, and 0.12 wants the package mpi4py for it.
+  is_open_mpi_5 = environ.get("OMPI_COMM_WORLD_SIZE") and _OPEN_MPI_4 not in (
+    environ
+  )
   if (
     mode == "env"
     or "JAX_NUM_PROCESSES" in environ
-    or ("JAX_PROCESS_ID" in environ)
+    or "JAX_PROCESS_ID" in environ
+    or is_open_mpi_5
   ):
     return _from_environment(environ)
   place = _detect(environ, timeout_seconds)
   if place is not None:
     return place
-  if environ.get("OMPI_COMM_WORLD_SIZE", "") not in ("", "1"):
-    return _from_environment(environ)
   if ADDRESS in environ:
     raise ValueError(
       f"{ADDRESS} is {environ[ADDRESS]!r}, but neither JAX_NUM_PROCESSES nor "
