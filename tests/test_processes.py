@@ -50,6 +50,7 @@ def test_numbers_do_not_depend_on_the_processes(case, folder):
   for reports, found in others:
     same_reports(reports, expected)
     for name, array in state.items():
+      # Rounding of nine steps of sums in another order; 5e-7 was seen.
       np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6)
 
 
@@ -76,4 +77,5 @@ def test_checkpoint_of_four_processes_goes_on_in_one_and_back(folder):
   step, found = processes.read_state(tmp, fields)
   assert step == 9
   for name, array in expected.items():
+    # As above.
     np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6)
