@@ -100,12 +100,11 @@ def forward(
       else:
         x = x.reshape(x.shape[0], -1) @ kernel
       x = x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
-      if layer.relu:
-        x = jax.nn.relu(x)
-      if layer.normalise:
+      x = ops.activate(x, layer.activation)
+      if layer.normalise == "column":
         x = ops.local_response_norm(x, groups=network.columns)
       if layer.pool:
-        x = ops.max_pool(x)
+        x = ops.pool(x, layer.pool)
       if layer.dropout:
         x = x * masks[layer.name].astype(x.dtype)
       if outputs:

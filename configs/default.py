@@ -89,6 +89,21 @@ def imagenet() -> ml_collections.ConfigDict:
   config.network.num_classes = 1000
   # Share of units dropped after fc6 and fc7, 0 <= rate < 1. [P]
   config.network.dropout_rate = 0.5
+  # test: outputs are multiplied by the share of units kept when evaluating [P],
+  # as the initial weights of [S] assume. train: divided by it when training.
+  config.network.dropout_scaling = "test"
+  # relu, tanh or sigmoid, after every layer but the last; None as the wiring
+  # has it. [P] relu
+  config.network.activation = config_dict.placeholder(str)
+  # none, column: local response normalisation over the maps of a column [S], or
+  # across: over those of all columns, each where the wiring normalises; batch:
+  # batch normalisation before every activation. None as the wiring has it.
+  config.network.normalisation = config_dict.placeholder(str)
+  # What local response normalisation adds to the energy. [P] 2
+  config.network.lrn_k = 2.0
+  # (window, stride) of every pooling, in pixels; None as the wiring has it.
+  # [P] (3, 2)
+  config.network.pooling = config_dict.placeholder(tuple)
   # source: standard deviations and biases of [S], for pixels of 0..255.
   # he: sqrt(2 / fan-in) and biases of 0, for inputs of about unit scale.
   config.network.init = "source"

@@ -117,14 +117,13 @@ class AlexNet(nnx.Module):
         x = _by_column(layer, x, kernel)  # f32[n, h, w, maps] or [n, units]
         x = exchange.add(layer.name, x)
         x = x + jnp.expand_dims(weights.bias[...], tuple(range(x.ndim - 1)))
-        if layer.relu:
-          x = jax.nn.relu(x)
-        if layer.normalise:
+        x = ops.activate(x, layer.activation)
+        if layer.normalise == "column":
           maps_per_column = layer.features // network.columns
           columns_here = x.shape[-1] // maps_per_column
-          x = ops.local_response_norm(x, groups=columns_here)
+          x = ops.local_response_norm(x, groups=columns_here, k=network.lrn_k)
         if layer.pool:
-          x = ops.max_pool(x)  # f32[n, (h - 1) // 2, (w - 1) // 2, maps]
+          x = ops.pool(x, layer.pool)  # f32[n, h', w', maps]
         if layer.dropout:
           x = x * (keep if masks is None else masks[layer.name].astype(x.dtype))
     return x

@@ -1,8 +1,12 @@
-"""The two operations of 2012 that libraries no longer bring along."""
+"""The operations of 2012 that libraries no longer bring along."""
+
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from alexnet_jax.network import wiring
 
 
 def local_response_norm(
@@ -58,6 +62,42 @@ def local_response_norm(
   else:
     scale = denominator**-beta
   return (grouped * scale).reshape(x.shape)
+
+
+def activate(x: jax.Array, name: str) -> jax.Array:
+  """One of `wiring.ACTIVATIONS`, or `linear`, which is nothing."""
+  if name == "linear":
+    return x
+  return {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}[
+    name
+  ](x)
+
+
+def pool(x: jax.Array, row: wiring.Pool) -> jax.Array:
+  """The pooling of a row of the table.
+
+  Args:
+    x: f32[n, h, w, c].
+    row: its window, its stride, and its kind.
+
+  Returns:
+    f32[n, (h - window) // stride + 1, (w - window) // stride + 1, c].
+  """
+  pools = {"max": max_pool, "average": average_pool}
+  return pools[row.kind](x, size=row.window, stride=row.stride)
+
+
+def average_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
+  """The mean of each window; arguments and result as of `max_pool`."""
+  total = lax.reduce_window(
+    x,
+    0.0,
+    lax.add,
+    window_dimensions=(1, size, size, 1),
+    window_strides=(1, stride, stride, 1),
+    padding="VALID",
+  )
+  return total / size**2
 
 
 def max_pool(x: jax.Array, *, size: int = 3, stride: int = 2) -> jax.Array:

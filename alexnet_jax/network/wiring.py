@@ -10,7 +10,26 @@ from __future__ import annotations
 import dataclasses
 import math
 
-IMAGE_CHANNELS = 3
+ACTIVATIONS = ("relu", "tanh", "sigmoid")
+NORMALISATIONS = ("none", "column", "across", "batch")
+DROPOUT_SCALINGS = ("test", "train")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pool:
+  """Pooling of a map; windows overlap where they are wider than the stride.
+
+  Attributes:
+    window: side of the square window, in pixels.
+    stride: distance between windows, in pixels.
+    kind: `max`, `average`, or `stochastic`: in training one value of a window,
+      drawn with probabilities in proportion to the values, and in evaluation
+      their average with these weights (Zeiler and Fergus 2013).
+  """
+
+  window: int = 3
+  stride: int = 2
+  kind: str = "max"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +44,15 @@ class Layer:
       connected layer.
     stride: of the convolution, in pixels.
     padding: zeros (before, after), in both directions of the map.
-    relu: whether max(x, 0) follows.
-    normalise: whether local response normalisation follows.
-    pool: whether 3x3 max pooling with stride 2 follows.
+    activation: what follows: `relu`, `tanh`, `sigmoid` or `linear`, which is
+      nothing.
+    normalise: `none`; `column` or `across`: local response normalisation over
+      maps of a column or of all columns follows the activation; `batch`: batch
+      normalisation comes before it.
+    pool: what follows then; None for nothing.
     dropout: whether dropout follows.
+    dropout_rate: probability that a value is dropped; None as the network has
+      it.
     kernel_std: standard deviation of the initial weights; None for He scaling,
       sqrt(2 / fan-in).
     bias: initial bias.
@@ -40,10 +64,11 @@ class Layer:
   window: int = 0
   stride: int = 1
   padding: tuple[int, int] = (0, 0)
-  relu: bool = True
-  normalise: bool = False
-  pool: bool = False
+  activation: str = "relu"
+  normalise: str = "none"
+  pool: Pool | None = None
   dropout: bool = False
+  dropout_rate: float | None = None
   kernel_std: float | None = 0.01
   bias: float = 0.0
 
@@ -56,11 +81,13 @@ class Wiring:
     name: what users type.
     columns: groups of feature maps, K.
     layers: the rows, first to last.
+    image_channels: of the image: 3, or 1, the mean of the three.
   """
 
   name: str
   columns: int
   layers: tuple[Layer, ...]
+  image_channels: int = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +101,7 @@ class Sizes:
       (in, out) with in = units one output reads.
     map_side: side of the convolution's own output map, 1 for units.
     out_side: side after pooling, 1 for units.
+    scales: of a batch normalisation, one for each output; 0 without.
   """
 
   positions: int
@@ -81,10 +109,11 @@ class Sizes:
   kernel: tuple[int, ...]
   map_side: int
   out_side: int
+  scales: int = 0
 
   @property
   def parameters(self) -> int:
-    return math.prod(self.kernel) + self.kernel[-1]
+    return math.prod(self.kernel) + self.kernel[-1] + self.scales
 
   @property
   def multiplications(self) -> int:
@@ -107,6 +136,10 @@ class Network:
     columns: groups of feature maps, K; 2 in the 2012 network.
     image_size: side of the square image that enters `conv1`, in pixels.
     dropout_rate: probability that a unit is dropped, in [0, 1).
+    dropout_scaling: where the units that dropout leaves are made up for:
+      `test`, outputs times the share kept, or `train`, divided by it.
+    lrn_k: what local response normalisation adds to the energy.
+    image_channels: of the image: 3, or 1, the mean of the three.
   """
 
   name: str
@@ -114,6 +147,9 @@ class Network:
   columns: int
   image_size: int
   dropout_rate: float
+  dropout_scaling: str = "test"
+  lrn_k: float = 2.0
+  image_channels: int = 3
 
   def layer(self, name: str) -> Layer:
     return next(layer for layer in self.layers if layer.name == name)
@@ -125,7 +161,7 @@ class Network:
       ValueError: a map is smaller than the window that reads it.
     """
     sizes = {}
-    side, channels = self.image_size, IMAGE_CHANNELS
+    side, channels = self.image_size, self.image_channels
     for layer in self.layers:
       arriving, positions = channels, side * side
       reads = channels // self.columns if layer.reads == "own" else channels
@@ -139,7 +175,9 @@ class Network:
         side = 1
       map_side = side
       if layer.pool:
-        side = _window_count(side, 3, 2, self, layer)
+        side = _window_count(
+          side, layer.pool.window, layer.pool.stride, self, layer
+        )
       channels = layer.features
       sizes[layer.name] = Sizes(
         positions=positions,
@@ -147,6 +185,7 @@ class Network:
         kernel=kernel,
         map_side=map_side,
         out_side=side,
+        scales=layer.features if layer.normalise == "batch" else 0,
       )
     return sizes
 
@@ -159,7 +198,12 @@ def make_network(
   image_size: int = 224,
   num_classes: int = 1000,
   dropout_rate: float = 0.5,
+  dropout_scaling: str = "test",
   init: str = "source",
+  activation: str | None = None,
+  normalisation: str | None = None,
+  lrn_k: float = 2.0,
+  pooling: tuple[int, int] | None = None,
 ) -> Network:
   """Makes a network of a given size from a wiring.
 
@@ -174,6 +218,13 @@ def make_network(
     init: `source`, the table's standard deviations and biases, made for pixels
       of 0..255; or `he`, sqrt(2 / fan-in) and biases of 0, for inputs of about
       unit scale.
+    dropout_scaling: see `Network`.
+    activation: in the place of the table's; None keeps. The last layer has
+      none.
+    normalisation: in the place of the table's where it normalises, see
+      `Layer`, but `batch` in every layer but the last; None keeps.
+    lrn_k: see `Network`.
+    pooling: (window, stride) in the place of the table's; None keeps.
 
   Returns:
     The network; its sizes have been computed once, so they exist.
@@ -204,6 +255,7 @@ def make_network(
       f"network.init is {init!r}, expected 'source' or 'he'. "
       "Set config.network.init."
     )
+  _check_choices(activation, normalisation, dropout_scaling, lrn_k, pooling)
   layers = []
   for layer in table[:-1]:
     features = layer.features * width
@@ -213,6 +265,7 @@ def make_network(
         f"{layer.features} of {layer.name}, expected a whole number of 1 or "
         "more. Set config.network.width."
       )
+    layer = _choose(layer, activation, normalisation, pooling)
     layers.append(dataclasses.replace(layer, features=int(features)))
   layers.append(dataclasses.replace(table[-1], features=num_classes))
   for before, layer in zip((None, *layers), layers, strict=False):
@@ -234,9 +287,63 @@ def make_network(
     columns=columns,
     image_size=image_size,
     dropout_rate=dropout_rate,
+    dropout_scaling=dropout_scaling,
+    lrn_k=lrn_k,
+    image_channels=wiring.image_channels,
   )
   network.sizes()
   return network
+
+
+def _choose(
+  layer: Layer,
+  activation: str | None,
+  normalisation: str | None,
+  pooling: tuple[int, int] | None,
+) -> Layer:
+  """A row with what a config has in the place of the table's."""
+  if activation is not None:
+    layer = dataclasses.replace(layer, activation=activation)
+  normalises = layer.normalise != "none" or normalisation == "batch"
+  if normalisation is not None and normalises:
+    layer = dataclasses.replace(layer, normalise=normalisation)
+  if pooling is not None and layer.pool:
+    window, stride = pooling
+    pool = dataclasses.replace(layer.pool, window=window, stride=stride)
+    layer = dataclasses.replace(layer, pool=pool)
+  return layer
+
+
+def _check_choices(
+  activation: str | None,
+  normalisation: str | None,
+  dropout_scaling: str,
+  lrn_k: float,
+  pooling: tuple[int, int] | None,
+) -> None:
+  for name, value, known in (
+    ("activation", activation, ACTIVATIONS),
+    ("normalisation", normalisation, NORMALISATIONS),
+    ("dropout_scaling", dropout_scaling, DROPOUT_SCALINGS),
+  ):
+    if value is not None and value not in known:
+      raise ValueError(
+        f"network.{name} is {value!r}, expected one of {', '.join(known)}. "
+        f"Set config.network.{name}."
+      )
+  if not lrn_k > 0:
+    raise ValueError(
+      f"network.lrn_k is {lrn_k}, expected a number above 0. "
+      "Set config.network.lrn_k."
+    )
+  if pooling is not None and (
+    len(pooling) != 2
+    or not all(isinstance(size, int) and size > 0 for size in pooling)
+  ):
+    raise ValueError(
+      f"network.pooling is {pooling}, expected (window, stride) in pixels, as "
+      "(3, 2). Set config.network.pooling."
+    )
 
 
 def _window_count(

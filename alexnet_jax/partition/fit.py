@@ -118,7 +118,7 @@ def _check_features(
   fix = f"Set config.layout.{layer.name}.features or config.layout.mesh."
   if devices == 1:
     return
-  whole_columns = layer.reads == "own" or layer.normalise
+  whole_columns = layer.reads == "own" or layer.normalise == "column"
   if placement.arrive == "sum" and layer.reads != "all":
     raise ValueError(
       f"{layer.name} reads {_what(layer)}, so there is nothing to sum over "

@@ -103,7 +103,7 @@ def layer(row: wiring.Layer) -> list[str]:
   if not row.window:
     return [row.name, "dense"]
   stride = f", stride {row.stride}" if row.stride > 1 else ""
-  pool = ["max pooling"] if row.pool else []
+  pool = [f"{row.pool.kind} pooling"] if row.pool else []
   return [row.name, f"{row.window} × {row.window}{stride}", *pool]
 
 
