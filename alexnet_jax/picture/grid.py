@@ -241,7 +241,7 @@ def find_columns(
   """
   crossings = find_crossings(network, plan)
   sizes = network.sizes()
-  shares = {IMAGE: (network.image_size, wiring.IMAGE_CHANNELS)}
+  shares = {IMAGE: (network.image_size, network.image_channels)}
   windows = {}
   for name, size in sizes.items():
     placement, features = layout.placement(name), size.kernel[-1]
