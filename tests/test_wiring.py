@@ -44,6 +44,10 @@ PARAMETERS = {
   "stochastic_pool2": 60_965_224,
   "without_lrn2": 60_965_224,
   "lenet5": 61_706,
+  "four_layer": (25 * 3 + 1) * 32
+  + (25 * 32 + 1) * 32
+  + (25 * 32 + 1) * 64
+  + (3 * 3 * 64 + 1) * 10,
   # Weights without fc8 as reference section 6 has them, fc8, biases.
   "alexnet_d2l": 46_737_440 + 4_096_000 + (1_376 + 8_192 + 1_000),
 }
@@ -51,7 +55,10 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("table", wirings.WIRINGS, ids=lambda table: table.name)
 def test_wiring_has_its_published_number_of_parameters(table):
-  own = {"image_size": 28, "num_classes": 10} if table.name == "lenet5" else {}
+  small = {"lenet5": 28, "four_layer": 32}
+  own = {}
+  if table.name in small:
+    own = {"image_size": small[table.name], "num_classes": 10}
   sizes = wiring.make_network(table, **own).sizes()
   found = sum(size.parameters for size in sizes.values())
   assert found == PARAMETERS[table.name]

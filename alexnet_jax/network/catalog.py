@@ -244,6 +244,33 @@ LENET5 = Wiring(
   ),
 )
 
+# Three convolutions and the logits, for images of 32 pixels: a stand-in for the
+# network of the paper's figure 1, which is not described (cuda-convnet,
+# layers-18pct.cfg, without its normalisation and with max pooling throughout).
+# As for LeNet-5, the last layer has the name of the last.
+FOUR_LAYER = Wiring(
+  name="four_layer",
+  columns=1,
+  layers=(
+    *(
+      Layer(
+        name=name,
+        reads=reads,
+        features=features,
+        window=5,
+        padding=(2, 2),
+        pool=wiring.Pool(),
+      )
+      for name, reads, features in (
+        ("conv1", "image", 32),
+        ("conv2", "all", 32),
+        ("conv3", "all", 64),
+      )
+    ),
+    Layer(name="fc8", reads="all", features=10, activation="linear"),
+  ),
+)
+
 # AlexNet as d2l has it: one column that reads everything, a pixel of zeros on
 # each side of the image, so maps of 54 pixels and at last 5 x 5, nothing
 # normalised. Introductions quote its size for that of 2012; see complexity.py.
@@ -272,6 +299,7 @@ WIRINGS = (
   STOCHASTIC_POOL2,
   WITHOUT_LRN2,
   LENET5,
+  FOUR_LAYER,
   ALEXNET_D2L,
 )
 
