@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import rich.console
 import rich.measure
+import rich.segment
 import rich.table
 from absl import flags, logging
 from ml_collections import config_flags
@@ -203,7 +204,10 @@ def print_whole(console: rich.console.Console, table: rich.table.Table) -> None:
   """Prints a table as wide as it is, so that no number is cut."""
   unlimited = console.options.update_width(1000)
   needed = rich.measure.Measurement.get(console, unlimited, table).maximum
-  console.print(table, width=max(console.width, needed), crop=False)
+  # `Console.print(width=)` makes narrower than the terminal, never wider.
+  options = console.options.update_width(max(console.width, needed))
+  rendered = rich.segment.Segments(console.render(table, options))
+  console.print(rendered, crop=False)
 
 
 @contextlib.contextmanager
