@@ -24,18 +24,21 @@ from alexnet_jax.processes import group as group_lib
 PLAIN_WIDTH = 120
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
+def define_config(
+  default: str | None = None, *, required: bool = True
+) -> flags.FlagHolder:
   """Defines --config.
 
   Args:
-    default: the config where none is given; None: one must be given.
+    default: the config where none is given.
+    required: whether one must be given where there is no default.
   """
   holder = config_flags.DEFINE_config_file(
     "config",
     default,
     "The config: configs/NAME.py or configs/NAME.py:VARIANT.",
   )
-  if default is None:
+  if default is None and required:
     flags.mark_flag_as_required("config")
   return holder
 
