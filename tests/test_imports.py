@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "alexnet_jax").rglob("*.py"))
 COMMANDS = {
   *("main", "inspect", "compare", "verify", "prepare", "bench", "doctor"),
+  "complexity",
 }
 COLLECTIVES = {
   *("psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute"),

@@ -304,8 +304,8 @@ WIRINGS = (
 )
 
 
-def find(name: str) -> Wiring:
-  """The wiring of that name.
+def find(name: str, *, field: str = "config.network.wiring") -> Wiring:
+  """The wiring of that name; `field` is what an error says to set.
 
   Raises:
     ValueError: there is none.
@@ -315,6 +315,5 @@ def find(name: str) -> Wiring:
       return candidate
   names = ", ".join(candidate.name for candidate in WIRINGS)
   raise ValueError(
-    f"unknown wiring {name!r}, expected one of {names}. "
-    "Set config.network.wiring."
+    f"unknown wiring {name!r}, expected one of {names}. Set {field}."
   )
