@@ -50,9 +50,14 @@ def main(argv: list[str]) -> None:
 
 def make_published(table: wiring.Wiring) -> wiring.Network:
   """A network in the size it was published in."""
+  image_size, num_classes = 224, 1000
   if table is catalog.LENET5:  # MNIST
-    return wiring.make_network(table, image_size=28, num_classes=10)
-  return wiring.make_network(table, image_size=224, num_classes=1000)
+    image_size, num_classes = 28, 10
+  elif table is catalog.FOUR_LAYER:  # CIFAR-10
+    image_size, num_classes = 32, 10
+  return wiring.make_network(
+    table, image_size=image_size, num_classes=num_classes
+  )
 
 
 def _make_networks() -> dict[str, wiring.Network]:
