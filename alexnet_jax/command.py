@@ -232,6 +232,14 @@ def mute_libraries() -> Iterator[None]:
       os.dup2(kept, 1)
 
 
+def mute_gloo(
+  group: group_lib.Group, devices: jax.sharding.Mesh
+) -> contextlib.AbstractContextManager:
+  """Mutes what gloo prints, not what NCCL prints for those who ask it to."""
+  is_gloo = group.count > 1 and mesh.is_simulated(devices)
+  return mute_libraries() if is_gloo else contextlib.nullcontext()
+
+
 def check_no_arguments(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     fail(ValueError(f"unexpected argument {argv[1]!r}, expected flags only."))

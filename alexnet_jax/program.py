@@ -136,6 +136,21 @@ class Program:
       views=self.views,
     )
 
+  def predict(self, parameters, images, labels) -> tuple[jax.Array, jax.Array]:
+    """What `evaluate` sums up, image by image; `step.make_predict_step`."""
+    with jax.set_mesh(self.mesh):
+      return self._predict_step(parameters, images, labels)
+
+  @functools.cached_property
+  def _predict_step(self) -> step_lib.PredictStep:
+    return step_lib.make_predict_step(
+      self.network,
+      self.specs,
+      self.exchange,
+      self.augmentation,
+      views=self.views,
+    )
+
   @functools.cached_property
   def _jitted_init(self):
     return jax.jit(self._init)

@@ -52,6 +52,7 @@ class Augmentation(Protocol):
 
 TrainStep = Callable[..., tuple[TrainState, jax.Array]]
 EvalStep = Callable[..., jax.Array]
+PredictStep = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def init_state(
@@ -168,23 +169,12 @@ def make_eval_step(
     (parameters, images, labels) -> totals, jitted; as for the training step.
     A label of `metrics.PADDING` marks a row that is no image.
   """
-  graphdef = model.make_graphdef(network)
+  log_probabilities = _make_log_probabilities(
+    network, exchange, augmentation, views
+  )
 
   def totals_on_device(parameters, images, labels):
-    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
-    if views == 1:
-      logits = _logits(alexnet, exchange, augmentation.center(images), None)
-      return _totals(exchange, logits, labels)
-
-    def log_probabilities(index):
-      x = augmentation.view(images, index)
-      return jax.nn.log_softmax(_logits(alexnet, exchange, x, None))
-
-    # A loop, so that the program stays as small as that of one view.
-    of_views = lax.map(log_probabilities, jnp.arange(views))
-    # Logarithms of the averages: f32[n, classes], finite where these are 0.
-    averaged = jax.nn.logsumexp(of_views, axis=0) - jnp.log(float(views))
-    return _totals(exchange, averaged, labels)
+    return _totals(exchange, log_probabilities(parameters, images), labels)
 
   return jax.jit(
     jax.shard_map(
@@ -193,6 +183,70 @@ def make_eval_step(
       out_specs=specs.whole,
     )
   )
+
+
+def make_predict_step(
+  network: wiring.Network,
+  specs: specs_lib.Specs,
+  exchange: exchange_lib.MeshExchange,
+  augmentation: Augmentation,
+  *,
+  views: int = 1,
+) -> PredictStep:
+  """Makes the prediction for one batch, without dropout.
+
+  Args:
+    views: as for `make_eval_step`, whose totals are those of these
+      log-probabilities.
+
+  Returns:
+    (parameters, images, labels) -> (log-probabilities, labels), jitted:
+    f32[N, classes] and i32[N], whole on every device, for the host to read in
+    any process.
+  """
+  log_probabilities = _make_log_probabilities(
+    network, exchange, augmentation, views
+  )
+
+  def on_device(parameters, images):
+    found = log_probabilities(parameters, images)
+    with jax.named_scope(exchange_lib.LOSS):
+      return exchange.agree(found)
+
+  mapped = jax.shard_map(
+    on_device,
+    in_specs=(specs.parameters, specs.images),
+    out_specs=specs.labels,
+  )
+
+  def predict_step(parameters, images, labels):
+    found = mapped(parameters, images)
+    return jax.reshard(found, specs.whole), jax.reshard(labels, specs.whole)
+
+  return jax.jit(predict_step)
+
+
+def _make_log_probabilities(network, exchange, augmentation, views):
+  """(parameters, u8[n, ...]) -> f32[n, classes], where the loss is."""
+  graphdef = model.make_graphdef(network)
+
+  def log_probabilities(parameters, images):
+    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
+
+    def of_view(x):
+      return jax.nn.log_softmax(_logits(alexnet, exchange, x, None))
+
+    if views == 1:
+      return of_view(augmentation.center(images))
+    # A loop, so that the program stays as small as that of one view.
+    of_views = lax.map(
+      lambda index: of_view(augmentation.view(images, index)),
+      jnp.arange(views),
+    )
+    # Logarithms of the averages: f32[n, classes], finite where these are 0.
+    return jax.nn.logsumexp(of_views, axis=0) - jnp.log(float(views))
+
+  return log_probabilities
 
 
 def _logits(alexnet, exchange, x, masks):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax.partition import moves as moves_lib
@@ -120,6 +121,21 @@ class MeshExchange:
     if not lie.varying:
       return values
     return lax.psum(values, lie.varying) / lax.axis_size(lie.copies)
+
+  def agree(self, values: jax.Array) -> jax.Array:
+    """Makes one array of the equal copies that devices hold of their images.
+
+    Args:
+      values: f32[n, ...], of the images whose logits are on this device.
+
+    Returns:
+      f32[n, ...], the same bits: those of the first of these devices.
+    """
+    copies = self._routes[LOSS].leaves.copies
+    if not copies:
+      return values
+    is_first = lax.axis_index(copies) == 0
+    return lax.psum(jnp.where(is_first, values, 0.0), copies)
 
 
 def _send(move: moves_lib.Move, x: jax.Array) -> jax.Array:
