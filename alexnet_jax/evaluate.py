@@ -112,20 +112,28 @@ def main(argv: list[str]) -> None:
 
 
 def _find_views() -> list[int]:
-  views = command.to_numbers("views", _VIEWS.value)
-  if not {*views} <= {1, augment.VIEWS} or len({*views}) < len(views):
+  """The values of --views, rising."""
+  given = _VIEWS.value
+  known = {str(count): count for count in (1, augment.VIEWS)}
+  if not given or not {*given} <= {*known} or len({*given}) < len(given):
     raise ValueError(
-      f"--views is {','.join(_VIEWS.value)}, expected 1, {augment.VIEWS} or "
+      f"--views is {','.join(given)!r}, expected 1, {augment.VIEWS} or "
       f"1,{augment.VIEWS}. Set --views."
     )
-  return views
+  return sorted(known[count] for count in given)
 
 
 def _find_mesh() -> dict[str, int]:
+  """The values of --mesh: axis -> devices."""
   mesh = {}
   for item in _MESH.value:
     axis, _, size = item.partition("=")
-    (mesh[axis],) = command.to_numbers("mesh", [size])
+    if not size.isdecimal() or int(size) < 1:
+      raise ValueError(
+        f"--mesh has {item!r}, expected an axis and its devices. Set "
+        "--mesh=data=4."
+      )
+    mesh[axis] = int(size)
   return mesh
 
 
@@ -266,11 +274,13 @@ def _say(
       [line.predictions for line in lines if line.predictions is not None],
       class_names,
     )
-    console.print(f"the predictions are in {_PREDICTIONS.value}")
+    console.print(
+      f"the predictions are in {_PREDICTIONS.value}", soft_wrap=True
+    )
   if _JSON.value is not None:
     with open(_JSON.value, "w") as file:
       json.dump(evaluation.to_json(lines, classes, class_names), file, indent=2)
-    console.print(f"the tables are in {_JSON.value}")
+    console.print(f"the tables are in {_JSON.value}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ PLACES = ((0, 0), (0, 5), (2, 2), (5, 0), (5, 5))
 # Where fc8 is gathered, the devices of a column hold copies of the logits.
 COPIES = dataclasses.replace(catalog.TWO_COLUMN, name="copies", layers={})
 QUICK = (COPIES, catalog.ONE_WEIRD_TRICK)
+SLOW = (catalog.TWO_COLUMN_DATA, catalog.FULLY_SHARDED)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +72,9 @@ def expected(split, tiny_network):
   "layout",
   [
     pytest.param(
-      layout, marks=[] if layout in QUICK else pytest.mark.slow, id=layout.name
+      layout, marks=pytest.mark.slow if layout in SLOW else [], id=layout.name
     )
-    for layout in (COPIES, *catalog.LAYOUTS)
+    for layout in QUICK + SLOW
   ],
 )
 def test_every_image_is_predicted_once_as_a_loop_over_crops_does(
@@ -203,3 +204,27 @@ def test_command_evaluates_runs_and_their_ensemble_under_another_layout(folder):
     np.testing.assert_allclose(ensemble, (a + b) / 2, rtol=1e-5)
     first = np.argmax(ensemble, axis=1)
     assert np.mean(first != kept["labels"]) == lines[5]["top1_error"]
+
+
+@pytest.mark.hosts
+def test_two_processes_evaluate_as_one_does(folder):
+  place = folder("two processes")
+  run(place, "main", processes.flags("two_device", place))
+  lines = []
+  for count in (1, 2):
+    arguments = [
+      *(f"--workdir={place}/workdir", "--layout=two_column_data"),
+      *(f"--data_dir={place.parent}/data", f"--json={place}/{count}.json"),
+    ]
+    variables = (lambda _: {}) if count == 1 else None
+    running = processes.start(
+      place, count, arguments, module="evaluate", variables=variables
+    )
+    for index, (code, printed, errors) in enumerate(processes.finish(running)):
+      assert (code, errors) == (0, "")
+      assert bool(printed) == (index == 0)
+    lines.append(json.loads((place / f"{count}.json").read_text())["lines"])
+  for one, two in zip(*lines, strict=True):
+    # The same sums, in float32.
+    assert two.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-6)
+    assert one == two
