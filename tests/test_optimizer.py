@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import optimizer
+from alexnet_jax import optimizer, schedules
 
 
 def test_update_matches_the_papers_rule_across_a_drop():
@@ -18,8 +18,8 @@ def test_update_matches_the_papers_rule_across_a_drop():
   parameters = jax.tree.map(
     lambda w: jnp.asarray(w, jnp.float32), {"conv1": weights}
   )
-  schedule = optimizer.make_schedule(0.1, drop_steps=[10], drop_factor=0.1)
-  bias_schedule = optimizer.make_schedule(0.2, drop_steps=[], drop_factor=0.1)
+  schedule = schedules.make_steps(0.1, drop_steps=[10], drop_factor=0.1)
+  bias_schedule = schedules.make_steps(0.2, drop_steps=[], drop_factor=0.1)
   rule = optimizer.make_optimizer(
     schedule, bias_schedule, momentum=0.9, weight_decay=0.05
   )
@@ -46,7 +46,7 @@ def test_update_matches_the_papers_rule_across_a_drop():
 
 
 def test_schedule_drops_at_the_step_named():
-  schedule = optimizer.make_schedule(0.5, drop_steps=[2, 4], drop_factor=0.1)
+  schedule = schedules.make_steps(0.5, drop_steps=[2, 4], drop_factor=0.1)
   rates = [float(schedule(step)) for step in range(6)]
   np.testing.assert_allclose(
     rates, [0.5, 0.5, 0.05, 0.05, 0.005, 0.005], rtol=1e-6
