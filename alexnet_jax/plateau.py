@@ -7,6 +7,7 @@ that checkpoints keep it, but moves on with each validation, not each update.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -86,15 +87,16 @@ class Plateau:
     def advance(leaf):
       if not _is_state(leaf):
         return leaf
-      # optax multiplies a count and a value.
-      with jax.numpy_dtype_promotion("standard"):
-        return jax.jit(validate)(leaf, np.float32(error))
-
-    def validate(state, error):
-      _, state = self._rule.update({}, state, value=error)
-      return state
+      return self._heed(leaf, np.float32(error))
 
     return jax.tree.map(advance, optimizer_state, is_leaf=_is_state)
+
+  @functools.partial(jax.jit, static_argnames="self")
+  def _heed(self, state, error):
+    # optax multiplies a count and a value.
+    with jax.numpy_dtype_promotion("standard"):
+      _, state = self._rule.update({}, state, value=error)
+    return state
 
 
 def find_scale(optimizer_state: optax.OptState) -> float:
