@@ -20,6 +20,7 @@ from alexnet_jax import (
   compiler_options,
   recipe,
   settings,
+  update_rule,
 )
 from alexnet_jax import plateau as plateau_lib
 from alexnet_jax import program as program_lib
@@ -89,7 +90,9 @@ def make_program(
     augmentation=recipe.make_augmentation(
       config, network, statistics, num_images or config.batch_size
     ),
-    optimizer=recipe.make_optimizer(config, num_images or config.batch_size),
+    optimizer=update_rule.make_optimizer(
+      config, num_images or config.batch_size
+    ),
     norms=config.optimizer.trust_coefficient is not None,
     label_smoothing=config.label_smoothing,
     precision=config.exchange_precision,
@@ -156,8 +159,8 @@ def prepare(
     train_records=train_records,
     validation_records=validation_records,
     num_steps=recipe.to_steps(config, config.num_epochs, num_images),
-    schedule=recipe.make_reported_schedule(config, num_images),
-    plateau=recipe.make_plateau(config),
+    schedule=update_rule.make_reported_schedule(config, num_images),
+    plateau=update_rule.make_plateau(config),
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
     cache=cache,
   )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from alexnet_jax import recipe
+from alexnet_jax import recipe, update_rule
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.data import augment, records
 from alexnet_jax.network import catalog as network_catalog
@@ -93,7 +93,7 @@ def check(
     ValueError, TypeError: with one line on what to change.
   """
   _check_numbers(config)
-  recipe.check_optimizer(config)
+  update_rule.check(config)
   layout = make_layout(config)
   network = make_network(config)
   fit.check(layout, network, batch_size=config.batch_size)

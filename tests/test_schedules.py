@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import recipe, schedules, settings, workdir
+from alexnet_jax import schedules, settings, update_rule, workdir
 from configs import default
 
 
@@ -71,12 +71,14 @@ def config():
 def make(config):
   """Rates of the kernels and of the biases in each of 80 updates."""
   settings.check(config)
-  return [rates(each, 80) for each in recipe.make_schedules(config, 64)]
+  return [rates(each, 80) for each in update_rule.make_schedules(config, 64)]
 
 
 def test_default_rates_are_those_of_the_source():
   config = default.get_config("imagenet")
-  kernels, biases = recipe.make_schedules(config, 128)  # a step is an epoch
+  kernels, biases = update_rule.make_schedules(
+    config, 128
+  )  # a step is an epoch
   steps = jnp.array([0, 24, 25, 50, 51, 78, 79, 89])
   np.testing.assert_allclose(
     kernels(steps), [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-6
@@ -90,7 +92,7 @@ def test_epochs_count_updates_of_several_batches(config):
   kernels, biases = make(config)
   np.testing.assert_allclose(kernels[[19, 20]], [0.1, 0.01], rtol=1e-6)
   np.testing.assert_allclose(biases[[39, 40]], [0.2, 0.02], rtol=1e-6)
-  reported = recipe.make_reported_schedule(config, 64)
+  reported = update_rule.make_reported_schedule(config, 64)
   np.testing.assert_allclose(
     [reported(step) for step in (39, 40)], [0.1, 0.01], rtol=1e-6
   )
