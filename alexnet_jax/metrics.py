@@ -13,12 +13,17 @@ NAMES = ("loss", "top1_error", "top5_error", "images")
 PADDING = -1
 
 
-def totals(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def totals(
+  logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0
+) -> jax.Array:
   """Sums over the images of a block.
 
   Args:
     logits: f32[n, classes].
     labels: i32[n], 0..classes-1, or `PADDING` for a row that is no image.
+    smoothing: share of each label's weight that is spread evenly over all
+      classes, 0 <= smoothing < 1; changes the loss only (Szegedy et al. 2016,
+      "Rethinking the Inception architecture", section 7).
 
   Returns:
     f32[4]: the sum of the cross-entropies in nats, the images whose label is
@@ -26,7 +31,12 @@ def totals(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """
   real = labels != PADDING
   label = jnp.where(real, labels, 0)
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+  if smoothing:
+    wanted = jax.nn.one_hot(label, logits.shape[1], dtype=logits.dtype)
+    wanted = optax.smooth_labels(wanted, smoothing)
+    loss = optax.softmax_cross_entropy(logits, wanted)
+  else:
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
   rank = ranks(logits, label)
   per_image = jnp.stack(
     [loss, rank >= 1, rank >= 5, jnp.ones_like(loss)], dtype=jnp.float32

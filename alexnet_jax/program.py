@@ -35,6 +35,7 @@ class Program:
   Attributes:
     nested_axes: those of the mesh as devices are put on them, slowest first.
     views: of each image in an evaluation.
+    label_smoothing: of the training loss.
   """
 
   network: wiring.Network
@@ -46,8 +47,9 @@ class Program:
   exchange: exchange_lib.MeshExchange
   plan: tuple[plan_lib.Exchange, ...]
   augmentation: step_lib.Augmentation
-  optimizer: optax.GradientTransformation
+  optimizer: optax.GradientTransformationExtraArgs
   views: int = 1
+  label_smoothing: float = 0.0
 
   def init(self, key: jax.Array) -> step_lib.TrainState:
     """The state before the first step."""
@@ -117,6 +119,7 @@ class Program:
       self.exchange,
       self.augmentation,
       self.optimizer,
+      label_smoothing=self.label_smoothing,
     )
     with jax.set_mesh(self.mesh):
       return train_step.trace(self.abstract_state, key, *batch)
@@ -165,7 +168,9 @@ def make_program(
   *,
   batch_size: int,
   augmentation: step_lib.Augmentation,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
+  norms: bool = False,
+  label_smoothing: float = 0.0,
   precision: str = "float32",
   views: int = 1,
   devices: Sequence[jax.Device] | None = None,
@@ -179,6 +184,9 @@ def make_program(
     batch_size: images in a step, over all devices.
     augmentation: see `data/augment.py`.
     optimizer: see `optimizer.py`.
+    norms: whether the optimizer reads norms of kernels: it has a trust
+      coefficient.
+    label_smoothing: see `metrics.totals`; of the training only.
     precision: of activations while they cross devices.
     views: of each image in an evaluation, 1 or 10.
     devices: to compute on; None: those that JAX has.
@@ -197,6 +205,7 @@ def make_program(
     batch_size=batch_size,
     loss_values=len(metrics.NAMES),
     precision=precision,
+    norms=norms,
   )
   sent = None if keep_order else plan_lib.sent_along(plan)
   return Program(
@@ -213,6 +222,7 @@ def make_program(
     augmentation=augmentation,
     optimizer=optimizer,
     views=views,
+    label_smoothing=label_smoothing,
   )
 
 

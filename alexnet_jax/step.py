@@ -41,7 +41,9 @@ class Augmentation(Protocol):
 
   stored_size: int
 
-  def draw(self, key: jax.Array, n: int, *, spec) -> dict[str, jax.Array]: ...
+  def draw(
+    self, key: jax.Array, n: int, *, spec, step: jax.Array
+  ) -> dict[str, jax.Array]: ...
 
   def apply(self, images: jax.Array, draws) -> jax.Array: ...
 
@@ -58,7 +60,7 @@ PredictStep = Callable[..., tuple[jax.Array, jax.Array]]
 def init_state(
   network: wiring.Network,
   specs: specs_lib.Specs,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
   key: jax.Array,
 ) -> TrainState:
   """The state before the first step; to be run under `jax.jit`.
@@ -81,9 +83,20 @@ def make_train_step(
   specs: specs_lib.Specs,
   exchange: exchange_lib.MeshExchange,
   augmentation: Augmentation,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
+  *,
+  label_smoothing: float = 0.0,
 ) -> TrainStep:
   """Makes the step; it is to be traced under the layout's mesh.
+
+  Args:
+    network: the network.
+    specs: of all arrays.
+    exchange: moves activations and weights, and adds up squares of kernels
+      for an optimizer that asks for it.
+    augmentation: of the images.
+    optimizer: see `optimizer.py`.
+    label_smoothing: see `metrics.totals`.
 
   Returns:
     (state, key, images, labels) -> (state, totals), jitted; `state` is
@@ -98,7 +111,7 @@ def make_train_step(
       x = augmentation.apply(images, draws)
     alexnet = nnx.merge(graphdef, exchange.weights(parameters))
     logits = _logits(alexnet, exchange, x, masks)
-    return _totals(exchange, logits, labels)
+    return _totals(exchange, logits, labels, smoothing=label_smoothing)
 
   mapped = jax.shard_map(
     totals_on_device,
@@ -117,7 +130,9 @@ def make_train_step(
     augment_key, *mask_keys = jax.random.split(
       jax.random.fold_in(key, state.step), 1 + len(specs.masks)
     )
-    draws = augmentation.draw(augment_key, n, spec=specs.images)
+    draws = augmentation.draw(
+      augment_key, n, spec=specs.images, step=state.step
+    )
     masks = {
       layer: jax.random.bernoulli(
         mask_key,
@@ -136,7 +151,10 @@ def make_train_step(
 
     gradients, totals = jax.grad(mean_loss, has_aux=True)(state.parameters)
     updates, optimizer_state = optimizer.update(
-      gradients, state.optimizer, state.parameters
+      gradients,
+      state.optimizer,
+      state.parameters,
+      squared_norms=exchange.squared_norms,
     )
     return (
       TrainState(
@@ -256,7 +274,7 @@ def _logits(alexnet, exchange, x, masks):
     return exchange.bring(exchange_lib.LOSS, logits)
 
 
-def _totals(exchange, logits, labels):
+def _totals(exchange, logits, labels, *, smoothing=0.0):
   """Sums over the images of all devices."""
   with jax.named_scope(exchange_lib.LOSS):
-    return exchange.total(metrics.totals(logits, labels))
+    return exchange.total(metrics.totals(logits, labels, smoothing=smoothing))

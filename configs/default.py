@@ -42,6 +42,12 @@ def imagenet() -> ml_collections.ConfigDict:
   config.batch_size = 128
   # Passes over the training split. [P] "roughly 90"
   config.num_epochs = 90.0
+  # Batches whose gradients are averaged into one update; a step is one batch.
+  # At the end of a run, fewer than that many change nothing.
+  config.accumulate_batches = 1
+  # Share of each label's weight that is spread evenly over all classes in the
+  # training loss, 0 <= share < 1. [P] 0
+  config.label_smoothing = 0.0
 
   # WHERE it is computed. Never changes a number.
   config.layout = ml_collections.ConfigDict()
@@ -131,6 +137,8 @@ def imagenet() -> ml_collections.ConfigDict:
   config.augment.flip = True
   # Standard deviation of the colour noise. [P] 0.1
   config.augment.colour_noise = 0.1
+  # Epoch at which the colour noise ends; None: never [P]. [S] 67 of 91
+  config.augment.colour_noise_until_epoch = config_dict.placeholder(float)
   # Means, and directions and standard deviations of the colours. dataset: those
   # kept with the set, of its training split [P]. published: those of [S].
   config.augment.statistics = "dataset"
@@ -150,17 +158,54 @@ def imagenet() -> ml_collections.ConfigDict:
   config.optimizer = ml_collections.ConfigDict()
   # Of the kernels, at the start. [P]
   config.optimizer.learning_rate = 0.01
-  # Epochs at which it is multiplied by drop_factor. [S]; [P] three drops.
+  # steps: drops at drop_epochs [S]. plateau: drops when the validation error
+  # stops improving [P]. exponential, polynomial, cosine: falls until the end of
+  # the run, whose length is then no longer free.
+  config.optimizer.schedule = "steps"
+  # Epochs over which any of these rises linearly from 0; 0: none. polynomial
+  # and cosine fall from then on, the others as if there were none.
+  config.optimizer.warmup_epochs = 0.0
+  # steps: epochs at which the rate is multiplied by drop_factor. [S]; [P] three
+  # drops.
   config.optimizer.drop_epochs = (25.0, 51.0, 79.0)
+  # steps, plateau, and biases; 0 < factor <= 1. [P]
   config.optimizer.drop_factor = 0.1
+  # plateau: validations in a row without improvement that make a drop.
+  config.optimizer.plateau_patience = 5
+  # plateau: by how much the top-1 error must fall below the lowest so far to
+  # be an improvement; a share of the images, above 0.
+  config.optimizer.plateau_min_change = 1e-3
+  # plateau: drops, after which the rate stays. [P] 3
+  config.optimizer.plateau_max_drops = 3
+  # exponential: what the rate is divided by in all, 1 or more. 250 in
+  # cuda-convnet2.
+  config.optimizer.exponential_factor = 250.0
+  # exponential: rates of equal length, 4 in cuda-convnet2; None: smoothly.
+  config.optimizer.exponential_steps = config_dict.placeholder(int)
+  # polynomial: power of the share of the training that is left.
+  config.optimizer.polynomial_power = 2.0
+  # polynomial, cosine: rate at the end, in rates at the start, 0 to 1.
+  config.optimizer.end_rate = 0.0
   # Rate of the biases, in rates of the kernels. [S]
   config.optimizer.bias_rate = 2.0
-  # Epochs at which the rate of the biases drops. [S] none in this run.
+  # steps, exponential: epochs at which the rate of the biases is multiplied by
+  # drop_factor; under the other schedules it falls with that of the kernels.
+  # [S] none in this run. With exponential, cuda-convnet2 has half the epochs.
   config.optimizer.bias_drop_epochs = ()
+  # (epoch, rate) pairs: from that epoch on, conv1's kernel has that rate and
+  # its bias bias_rate times that; at a rate of 0, conv1 does not change. Not
+  # with plateau. [P] none, [S] ((67.0, 1e-5), (72.0, 0.0)) of 91
+  config.optimizer.conv1_rates = ()
   # [P]
   config.optimizer.momentum = 0.9
   # Of the kernels only. [P]
   config.optimizer.weight_decay = 5e-4
+  # Layer-wise adaptive rates (LARS) for large batches: what the ratio of a
+  # kernel's norm to that of its gradient is multiplied by, as 0.001; None: off.
+  config.optimizer.trust_coefficient = config_dict.placeholder(float)
+  # Validate with an average of the parameters, which keeps this share of
+  # itself in each update, as 0.999; None: with the parameters.
+  config.optimizer.average_decay = config_dict.placeholder(float)
 
   # Steps between two lines of metrics.jsonl.
   config.report_every_steps = 100

@@ -84,7 +84,7 @@ def test_file_imports_only_what_it_may(file):
     assert all(name.startswith(allowed) for name in ours)
   reads_config = {
     *COMMANDS,
-    *("command", "run", "settings", "recipe", "trained"),
+    *("command", "run", "settings", "recipe", "trained", "update_rule"),
   }
   if place.removesuffix(".py") not in reads_config and (
     not place.startswith("checkup/")

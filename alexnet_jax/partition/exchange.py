@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax.partition import moves as moves_lib
+from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import route as route_lib
 from alexnet_jax.partition import specs as specs_lib
 
@@ -136,6 +137,51 @@ class MeshExchange:
       return values
     is_first = lax.axis_index(copies) == 0
     return lax.psum(jnp.where(is_first, values, 0.0), copies)
+
+  def squared_norms(
+    self, *trees: Mapping[str, Mapping[str, jax.Array]]
+  ) -> list[dict[str, jax.Array]]:
+    """Adds up the squares of every kernel, wherever its blocks lie.
+
+    Unlike the others called in the global view, under the layout's mesh: the
+    update is computed there. One sum of a few numbers for all kernels.
+
+    Args:
+      trees: {layer: {"kernel": f32[...], ...}}, all split as the parameters.
+
+    Returns:
+      {layer: f32[]} for each tree, the same on every device.
+    """
+    axes = self._specs.kernel_axes
+    specs = {
+      layer: of_layer["kernel"]
+      for layer, of_layer in self._specs.parameters.items()
+    }
+
+    def add(*trees):
+      with jax.named_scope(f"{plan_lib.UPDATE}/{plan_lib.NORM}"):
+        squares = []
+        for tree in trees:
+          for layer, spec in specs.items():
+            square = jnp.sum(jnp.square(tree[layer]))
+            split = specs_lib.axes_of(spec)
+            copies = tuple(axis for axis in axes if axis not in split)
+            if copies:  # of which each device adds its part
+              square = lax.pcast(square, copies, to="varying")
+              square /= lax.axis_size(copies)
+            squares.append(square)
+        found = jnp.stack(squares)
+        return lax.psum(found, axes) if axes else found
+
+    kernels = [
+      {layer: tree[layer]["kernel"] for layer in specs} for tree in trees
+    ]
+    found = jax.shard_map(
+      add, in_specs=(specs,) * len(trees), out_specs=self._specs.whole
+    )(*kernels)
+    # f32[trees, kernels]
+    rows = found.reshape(len(trees), len(specs))
+    return [dict(zip(specs, row, strict=True)) for row in rows]
 
 
 def _send(move: moves_lib.Move, x: jax.Array) -> jax.Array:

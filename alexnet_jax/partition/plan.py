@@ -20,6 +20,8 @@ from alexnet_jax.partition import specs as specs_lib
 
 FORWARD, BACKWARD = "forward", "backward"
 ACTIVATION, KERNEL, BIAS = "activation", "kernel", "bias"
+# What the optimizer needs of kernels that are split: its "layer", its tensor.
+UPDATE, NORM = "update", "norm"
 
 # Bytes of an element, by the precision in which activations cross devices.
 PRECISIONS = {"float32": 4, "bfloat16": 2}
@@ -36,10 +38,10 @@ class Exchange:
 
   Attributes:
     layer: the layer that reads what is moved, or owns the parameter; `loss`
-      for the reductions of the loss.
+      for the reductions of the loss, `update` for those of the optimizer.
     direction: `forward` or `backward`.
     tensor: `activation`; `kernel` or `bias` for a parameter that is gathered,
-      and for its gradient.
+      and for its gradient; `norm` for those of all kernels.
     kind: `all_gather`, `reduce_scatter`, `all_to_all` or `sum`.
     axes: the mesh axes along which it happens, in the order of the mesh; an
       axis of one device is none.
@@ -105,6 +107,7 @@ def make_plan(
   batch_size: int,
   loss_values: int,
   precision: str = "float32",
+  norms: bool = False,
 ) -> tuple[Exchange, ...]:
   """Lists what a training step sends, in the order of the forward pass.
 
@@ -115,6 +118,8 @@ def make_plan(
     loss_values: numbers that are summed over the images: the loss, the errors.
     precision: of activations and their gradients while they cross devices, a
       key of `PRECISIONS`. Weights, their gradients and the loss stay float32.
+    norms: whether the optimizer reads the norms of the kernels and of their
+      updates, see `MeshExchange.squared_norms`.
 
   Returns:
     The exchanges. Axes of one device send nothing and are left out.
@@ -156,6 +161,9 @@ def make_plan(
       add(name, FORWARD, tensor, "all_gather", gathered, whole)
       add(name, BACKWARD, tensor, "reduce_scatter", gathered, whole)
       add(name, BACKWARD, tensor, "sum", specs.shared[name][tensor], elements)
+  if norms:
+    kernels = len(specs.parameters)
+    add(UPDATE, FORWARD, NORM, "sum", specs.kernel_axes, 2 * kernels)
   return tuple(exchanges)
 
 

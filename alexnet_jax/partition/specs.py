@@ -40,6 +40,17 @@ class Specs:
   masks: Mapping[str, PartitionSpec]
   whole: PartitionSpec = PartitionSpec()
 
+  @property
+  def kernel_axes(self) -> tuple[str, ...]:
+    """The axes that split any kernel as it is stored."""
+    return tuple(
+      dict.fromkeys(
+        axis
+        for of_layer in self.parameters.values()
+        for axis in axes_of(of_layer["kernel"])
+      )
+    )
+
 
 def make_specs(
   network: wiring.Network,
@@ -77,6 +88,15 @@ def make_specs(
     images=_spec(routes[first].arrived.batch),
     labels=_spec(routes[last].leaves.batch),
     masks=masks,
+  )
+
+
+def axes_of(spec: PartitionSpec) -> tuple[str, ...]:
+  """The axes that split an array of that spec."""
+  return tuple(
+    axis
+    for names in spec
+    for axis in ((names,) if isinstance(names, str) else names or ())
   )
 
 

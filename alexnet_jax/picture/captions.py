@@ -164,7 +164,7 @@ def table(
     )
   sums = {}
   for exchange in plan:
-    if exchange.tensor != plan_lib.ACTIVATION:
+    if exchange.tensor in (plan_lib.KERNEL, plan_lib.BIAS):
       forward = exchange.direction == plan_lib.FORWARD
       key = not forward, exchange.kind, exchange.axes
       sums.setdefault(key, []).append(exchange)
@@ -189,7 +189,9 @@ def total(plan: Sequence[plan_lib.Exchange]) -> str:
   """What one device sends in a step, and for what."""
   parts = collections.Counter()
   for exchange in plan:
-    if exchange.tensor != plan_lib.ACTIVATION:
+    if exchange.tensor == plan_lib.NORM:
+      what = "of norms"
+    elif exchange.tensor != plan_lib.ACTIVATION:
       forward = exchange.direction == plan_lib.FORWARD
       what = "of weights" if forward else "of gradients"
     else:
