@@ -91,6 +91,7 @@ def make_train_step(
     summed over the batch, before the update.
   """
   graphdef = model.make_graphdef(network)
+  sizes = network.sizes()
 
   def totals_on_device(parameters, images, labels, draws, masks):
     with jax.named_scope("augment"):
@@ -120,8 +121,8 @@ def make_train_step(
     masks = {
       layer: jax.random.bernoulli(
         mask_key,
-        1.0 - network.dropout_rate,
-        (n, network.layer(layer).features),
+        network.keep_rate(layer),
+        (n, *sizes[layer].out_shape),
         out_sharding=spec,
       )
       for mask_key, (layer, spec) in zip(

@@ -177,7 +177,7 @@ def make_step(
     per_image((size, size, 3), "float32", program.specs.images),
     per_image((), "int32", program.specs.labels),
     {
-      name: per_image((network.layer(name).features,), "bool", spec)
+      name: per_image(network.sizes()[name].out_shape, "bool", spec)
       for name, spec in program.specs.masks.items()
     },
   )

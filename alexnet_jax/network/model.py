@@ -97,9 +97,9 @@ class AlexNet(nnx.Module):
 
     Args:
       images: f32[n, image_size, image_size, 3], mean removed.
-      masks: for training: per layer with dropout, bool[n, units], False where
-        a unit is dropped. None: evaluation; outputs are multiplied by the
-        share of units kept instead (the paper halves them).
+      masks: for training: per layer with dropout, bool[n, units] or bool[n, h,
+        w, maps] after pooling, False where a value is dropped. None:
+        evaluation; see `ops.drop`.
       exchange: brings what other devices hold. Default: one device.
 
     Returns:
@@ -107,8 +107,9 @@ class AlexNet(nnx.Module):
     """
     exchange = NoExchange() if exchange is None else exchange
     network = self.network
-    keep = 1.0 - network.dropout_rate
     x = images
+    if network.image_channels == 1:
+      x = x.mean(axis=-1, keepdims=True)  # f32[n, image_size, image_size, 1]
     for layer in network.layers:
       with jax.named_scope(layer.name):
         weights = getattr(self, layer.name)
@@ -125,7 +126,12 @@ class AlexNet(nnx.Module):
         if layer.pool:
           x = ops.pool(x, layer.pool)  # f32[n, h', w', maps]
         if layer.dropout:
-          x = x * (keep if masks is None else masks[layer.name].astype(x.dtype))
+          x = ops.drop(
+            x,
+            None if masks is None else masks[layer.name],
+            keep=network.keep_rate(layer.name),
+            scaling=network.dropout_scaling,
+          )
     return x
 
 

@@ -123,3 +123,25 @@ def max_pool(x: jax.Array, *, size: int = 3, stride: int = 2) -> jax.Array:
     window_strides=(1, stride, stride, 1),
     padding="VALID",
   )
+
+
+def drop(
+  x: jax.Array, mask: jax.Array | None, *, keep: float, scaling: str
+) -> jax.Array:
+  """Dropout, by a mask that was drawn elsewhere.
+
+  Args:
+    x: f32[...].
+    mask: bool[...], False where a value is dropped; None in evaluation.
+    keep: probability of True in the mask, in (0, 1].
+    scaling: of `wiring.DROPOUT_SCALINGS`: `test`, as in Krizhevsky et al. 2012,
+      section 4.2, values are multiplied by `keep` in evaluation; `train`, what
+      is left is divided by it in training. Both have the same expectation.
+
+  Returns:
+    f32[...].
+  """
+  if mask is None:
+    return x * keep if scaling == "test" else x
+  x = x * mask.astype(x.dtype)
+  return x / keep if scaling == "train" else x

@@ -125,6 +125,13 @@ class Sizes:
     """Values that one image has before pooling."""
     return self.map_side**2 * self.kernel[-1]
 
+  @property
+  def out_shape(self) -> tuple[int, ...]:
+    """Of what one image leaves: (out_side, out_side, maps) or (units,)."""
+    is_map = len(self.kernel) == 4
+    sides = (self.out_side, self.out_side) if is_map else ()
+    return *sides, self.kernel[-1]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
@@ -153,6 +160,11 @@ class Network:
 
   def layer(self, name: str) -> Layer:
     return next(layer for layer in self.layers if layer.name == name)
+
+  def keep_rate(self, name: str) -> float:
+    """Probability that dropout after a layer leaves a value, in (0, 1]."""
+    rate = self.layer(name).dropout_rate
+    return 1.0 - (self.dropout_rate if rate is None else rate)
 
   def sizes(self) -> dict[str, Sizes]:
     """Sizes of every layer, by name, first to last.

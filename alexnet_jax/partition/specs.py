@@ -28,7 +28,8 @@ class Specs:
       use one parameter for different work, so that its gradient is summed.
     images: of [N, ...] arrays that belong to images.
     labels: of [N] arrays that belong to logits.
-    masks: {layer: spec} of bool[N, units], for layers with dropout.
+    masks: {layer: spec} of bool[N, units] or bool[N, h, w, maps], for layers
+      with dropout.
     whole: of what is the same everywhere.
   """
 
@@ -59,6 +60,7 @@ def make_specs(
       kernel[dimension] = (*kernel[dimension], *stored)
       gathers[layer.name, "kernel"] = stored, dimension
     window = [None, None] if layer.window else []
+    leaves = _spec(route.leaves.batch, *window, outputs)
     parameters[layer.name] = {
       "kernel": _spec(*window, *kernel),
       "bias": _spec(outputs),
@@ -68,7 +70,7 @@ def make_specs(
       "bias": _without(route.leaves.varying, outputs),
     }
     if layer.dropout:
-      masks[layer.name] = _spec(route.leaves.batch, outputs)
+      masks[layer.name] = leaves
   first, last = network.layers[0].name, network.layers[-1].name
   return Specs(
     parameters=parameters,
