@@ -35,6 +35,7 @@ class Program:
   Attributes:
     nested_axes: those of the mesh as devices are put on them, slowest first.
     views: of each image in an evaluation.
+    compute_precision: type in which the network is computed.
   """
 
   network: wiring.Network
@@ -48,6 +49,7 @@ class Program:
   augmentation: step_lib.Augmentation
   optimizer: optax.GradientTransformation
   views: int = 1
+  compute_precision: str = "float32"
 
   def init(self, key: jax.Array) -> step_lib.TrainState:
     """The state before the first step."""
@@ -66,7 +68,10 @@ class Program:
   def shares(self) -> dict[str, shares_lib.Share]:
     """What one device holds and computes of each layer."""
     return shares_lib.find_shares(
-      self.network, self.layout, batch_size=self.batch_size
+      self.network,
+      self.layout,
+      batch_size=self.batch_size,
+      precision=self.compute_precision,
     )
 
   @functools.cached_property
@@ -117,6 +122,7 @@ class Program:
       self.exchange,
       self.augmentation,
       self.optimizer,
+      precision=self.compute_precision,
     )
     with jax.set_mesh(self.mesh):
       return train_step.trace(self.abstract_state, key, *batch)
@@ -134,6 +140,7 @@ class Program:
       self.exchange,
       self.augmentation,
       views=self.views,
+      precision=self.compute_precision,
     )
 
   @functools.cached_property
@@ -152,6 +159,7 @@ def make_program(
   augmentation: step_lib.Augmentation,
   optimizer: optax.GradientTransformation,
   precision: str = "float32",
+  compute_precision: str = "float32",
   views: int = 1,
   devices: Sequence[jax.Device] | None = None,
   keep_order: bool = False,
@@ -165,6 +173,7 @@ def make_program(
     augmentation: see `data/augment.py`.
     optimizer: see `optimizer.py`.
     precision: of activations while they cross devices.
+    compute_precision: type in which the network is computed.
     views: of each image in an evaluation, 1 or 10.
     devices: to compute on; None: those that JAX has.
     keep_order: whether to nest the axes of the mesh as the layout lists them,
@@ -198,6 +207,7 @@ def make_program(
     augmentation=augmentation,
     optimizer=optimizer,
     views=views,
+    compute_precision=compute_precision,
   )
 
 

@@ -87,6 +87,7 @@ def make_program(
       weight_decay=rule.weight_decay,
     ),
     precision=config.exchange_precision,
+    compute_precision=config.compute_precision,
     views=config.validation_views,
     devices=devices,
     # The config orders the axes of its own layout only.

@@ -81,8 +81,14 @@ def make_train_step(
   exchange: exchange_lib.MeshExchange,
   augmentation: Augmentation,
   optimizer: optax.GradientTransformation,
+  *,
+  precision: str = "float32",
 ) -> TrainStep:
   """Makes the step; it is to be traced under the layout's mesh.
+
+  Args:
+    precision: type in which the network is computed, `float32` or `bfloat16`.
+      Parameters, the optimizer, sums of gradients and the loss are float32.
 
   Returns:
     (state, key, images, labels) -> (state, totals), jitted; `state` is
@@ -95,7 +101,7 @@ def make_train_step(
 
   def totals_on_device(parameters, images, labels, draws, masks):
     with jax.named_scope("augment"):
-      x = augmentation.apply(images, draws)
+      x = augmentation.apply(images, draws).astype(precision)
     alexnet = nnx.merge(graphdef, exchange.weights(parameters))
     logits = _logits(alexnet, exchange, x, masks)
     return _totals(exchange, logits, labels)
@@ -157,6 +163,7 @@ def make_eval_step(
   augmentation: Augmentation,
   *,
   views: int = 1,
+  precision: str = "float32",
 ) -> EvalStep:
   """Makes the evaluation of one batch, without dropout.
 
@@ -164,6 +171,7 @@ def make_eval_step(
     views: 1, the centre crop, or as many as the augmentation has; loss and
       errors are then those of the softmax outputs averaged over the views
       (Krizhevsky et al. 2012, section 4.1).
+    precision: as of the training step.
 
   Returns:
     (parameters, images, labels) -> totals, jitted; as for the training step.
@@ -174,11 +182,12 @@ def make_eval_step(
   def totals_on_device(parameters, images, labels):
     alexnet = nnx.merge(graphdef, exchange.weights(parameters))
     if views == 1:
-      logits = _logits(alexnet, exchange, augmentation.center(images), None)
+      x = augmentation.center(images).astype(precision)
+      logits = _logits(alexnet, exchange, x, None)
       return _totals(exchange, logits, labels)
 
     def log_probabilities(index):
-      x = augmentation.view(images, index)
+      x = augmentation.view(images, index).astype(precision)
       return jax.nn.log_softmax(_logits(alexnet, exchange, x, None))
 
     # A loop, so that the program stays as small as that of one view.
@@ -200,7 +209,7 @@ def _logits(alexnet, exchange, x, masks):
   """What one device makes of its images, brought to where the loss is."""
   logits = alexnet(x, masks=masks, exchange=exchange)
   with jax.named_scope(exchange_lib.LOSS):
-    return exchange.bring(exchange_lib.LOSS, logits)
+    return exchange.bring(exchange_lib.LOSS, logits).astype(jnp.float32)
 
 
 def _totals(exchange, logits, labels):

@@ -74,6 +74,10 @@ def imagenet() -> ml_collections.ConfigDict:
   # bfloat16. The latter rounds them, so it changes results a little. [S] had
   # half precision as an option.
   config.exchange_precision = "float32"
+  # Type in which activations, convolutions and products are computed: float32
+  # or bfloat16. Parameters, the optimizer, sums of gradients, normalisations
+  # and the loss are float32 in either.
+  config.compute_precision = "float32"
 
   # WHAT is computed.
   config.network = ml_collections.ConfigDict()

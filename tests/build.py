@@ -8,7 +8,7 @@ from alexnet_jax.partition import fit
 
 
 def make_program(
-  network, layout, augmentation, *, batch_size, precision="float32"
+  network, layout, augmentation, *, batch_size, **precisions
 ) -> program_lib.Program:
   fit.check(layout, network, batch_size=batch_size)
   schedule, bias_schedule = (
@@ -23,7 +23,7 @@ def make_program(
     optimizer=optimizer.make_optimizer(
       schedule, bias_schedule, momentum=0.9, weight_decay=5e-4
     ),
-    precision=precision,
+    **precisions,
   )
 
 

@@ -7,7 +7,9 @@ to come from other devices is brought by the `exchange` that the caller hands
 in; on one device there is nothing to bring.
 
 Shapes in comments are for the device that runs this: n images, and of h x w
-maps or units those that the device holds.
+maps or units those that the device holds. Images of bfloat16 are computed in
+bfloat16: kernels are rounded where they are used, and what is a sum over many
+values, a normalisation or the gradient of a bias, stays float32.
 """
 
 from __future__ import annotations
@@ -96,14 +98,14 @@ class AlexNet(nnx.Module):
     """Runs the network on a batch.
 
     Args:
-      images: f32[n, image_size, image_size, 3], mean removed.
+      images: f32[n, image_size, image_size, 3], mean removed; or bf16.
       masks: for training: per layer with dropout, bool[n, units] or bool[n, h,
         w, maps] after pooling, False where a value is dropped. None:
         evaluation; see `ops.drop`.
       exchange: brings what other devices hold. Default: one device.
 
     Returns:
-      f32[n, classes], the logits.
+      f32[n, classes], the logits; in the type of the images.
     """
     exchange = NoExchange() if exchange is None else exchange
     network = self.network
@@ -113,11 +115,11 @@ class AlexNet(nnx.Module):
     for layer in network.layers:
       with jax.named_scope(layer.name):
         weights = getattr(self, layer.name)
-        kernel = weights.kernel[...]
+        kernel = weights.kernel[...].astype(x.dtype)
         x = exchange.bring(layer.name, x)
         x = _by_column(layer, x, kernel)  # f32[n, h, w, maps] or [n, units]
         x = exchange.add(layer.name, x)
-        x = x + jnp.expand_dims(weights.bias[...], tuple(range(x.ndim - 1)))
+        x = _shift(x, weights.bias[...])
         x = ops.activate(x, layer.activation)
         if layer.normalise == "column":
           maps_per_column = layer.features // network.columns
@@ -165,6 +167,12 @@ def _by_column(
     )
   ]
   return jnp.concatenate(outputs, axis=-1)
+
+
+def _shift(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Adds a bias, in float32: its gradient is a sum over all positions."""
+  bias = jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+  return (x.astype(bias.dtype) + bias).astype(x.dtype)
 
 
 def _convolve(

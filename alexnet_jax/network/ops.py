@@ -24,7 +24,8 @@ def local_response_norm(
   The sum ends at the first and last channel of a column.
 
   Args:
-    x: f32[n, h, w, c], the channels on this device.
+    x: f32[n, h, w, c], the channels on this device; of another type, it is
+      computed in float32 nevertheless.
     groups: columns on this device; neighbours never cross a column.
     size: channels in the window, odd.
     k: what the energy is added to.
@@ -33,7 +34,7 @@ def local_response_norm(
     beta: the power.
 
   Returns:
-    f32[n, h, w, c].
+    f32[n, h, w, c], or the type of x.
 
   Raises:
     ValueError: size is even, or groups does not divide c.
@@ -47,6 +48,7 @@ def local_response_norm(
   if channels % groups:
     raise ValueError(f"{groups} groups do not divide {channels} channels.")
   grouped = x.reshape(*x.shape[:-1], groups, channels // groups)
+  grouped = grouped.astype(jnp.float32)
   energy = lax.reduce_window(
     lax.square(grouped),
     0.0,
@@ -61,7 +63,7 @@ def local_response_norm(
     scale = root * lax.sqrt(root)
   else:
     scale = denominator**-beta
-  return (grouped * scale).reshape(x.shape)
+  return (grouped * scale).reshape(x.shape).astype(x.dtype)
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax.partition import moves as moves_lib
@@ -25,7 +26,7 @@ class MeshExchange:
     routes: from `route.find_routes`.
     specs: of the parameters, from `specs.make_specs`.
     precision: type in which activations and their gradients cross devices,
-      `float32` or `bfloat16`; they are computed in float32.
+      `float32` or `bfloat16`, whatever they are computed in.
   """
 
   def __init__(
@@ -139,7 +140,9 @@ def _send(move: moves_lib.Move, x: jax.Array) -> jax.Array:
 def _stay(move: moves_lib.Move, x: jax.Array) -> jax.Array:
   """Takes this device's share of an activation, or marks it as shared."""
   if not move.copied:
-    x = lax.pcast(x, move.axes, to="varying")
+    # The gradients are added here, in float32 whatever they are computed in.
+    wide = lax.pcast(x.astype(jnp.float32), move.axes, to="varying")
+    x = wide.astype(x.dtype)
   if move.kind == "slice":
     target = move.target % x.ndim
     size = x.shape[target] // lax.axis_size(move.axes)
