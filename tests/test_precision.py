@@ -93,8 +93,8 @@ def test_step_in_bfloat16_communicates_as_planned_and_changes_little(
   )
   compiled, found = program_lib.compile_step(parts)
   assert found.agrees and sorted(found.traced) == sorted(found.plan)
-  losses, parameters, _ = run((parts, None, compiled), tiny_batch)
-  expected, _, _ = run(program(catalog.TWO_COLUMN), tiny_batch)
+  losses, parameters, _ = run((parts, None, compiled), tiny_batch, steps=2)
+  expected, _, _ = run(program(catalog.TWO_COLUMN), tiny_batch, steps=2)
   assert {leaf.dtype for leaf in jax.tree.leaves(parameters)} == {
     np.dtype("float32")
   }

@@ -38,6 +38,10 @@ class Exchange(Protocol):
     """Completes the sums of a layer whose input is split over devices."""
     ...
 
+  def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
+    """Adds `reach` maps on each side of a layer's maps: zeros at the ends."""
+    ...
+
 
 class NoExchange:
   """The exchange of a single device: everything is here already."""
@@ -49,6 +53,10 @@ class NoExchange:
   def add(self, layer: str, x: jax.Array) -> jax.Array:
     del layer
     return x
+
+  def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
+    del layer
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((reach, reach),))
 
 
 class Weights(nnx.Module):
@@ -121,10 +129,7 @@ class AlexNet(nnx.Module):
         x = exchange.add(layer.name, x)
         x = _shift(x, weights.bias[...])
         x = ops.activate(x, layer.activation)
-        if layer.normalise == "column":
-          maps_per_column = layer.features // network.columns
-          columns_here = x.shape[-1] // maps_per_column
-          x = ops.local_response_norm(x, groups=columns_here, k=network.lrn_k)
+        x = _normalise(network, layer, x, exchange)
         if layer.pool:
           x = ops.pool(x, layer.pool)  # f32[n, h', w', maps]
         if layer.dropout:
@@ -135,6 +140,23 @@ class AlexNet(nnx.Module):
             scaling=network.dropout_scaling,
           )
     return x
+
+
+def _normalise(
+  network: wiring.Network,
+  layer: wiring.Layer,
+  x: jax.Array,
+  exchange: Exchange,
+) -> jax.Array:
+  """Local response normalisation, where there is any: f32[n, h, w, maps]."""
+  sizes = {"size": wiring.LRN_SIZE, "k": network.lrn_k}
+  if layer.normalise == "column":
+    columns_here = x.shape[-1] * network.columns // layer.features
+    return ops.local_response_norm(x, groups=columns_here, **sizes)
+  if layer.normalise == "across":
+    wide = exchange.neighbours(layer.name, x, layer.reach)
+    return ops.local_response_norm(x, groups=1, wide=wide, **sizes)
+  return x
 
 
 def _by_column(

@@ -17,6 +17,7 @@ def local_response_norm(
   k: float = 2.0,
   alpha: float = 2e-5,
   beta: float = 0.75,
+  wide: jax.Array | None = None,
 ) -> jax.Array:
   """Divides each value by a power of its neighbours' energy across channels.
 
@@ -32,6 +33,8 @@ def local_response_norm(
     alpha: factor of the plain sum. The paper's 1e-4 was divided by the window
       of 5 in the released code, which gives the 2e-5 used here.
     beta: the power.
+    wide: f32[n, h, w, c + 2 * (size // 2)], x between the channels that stand
+      on either side of it; with one group. None: nothing does.
 
   Returns:
     f32[n, h, w, c], or the type of x.
@@ -49,13 +52,16 @@ def local_response_norm(
     raise ValueError(f"{groups} groups do not divide {channels} channels.")
   grouped = x.reshape(*x.shape[:-1], groups, channels // groups)
   grouped = grouped.astype(jnp.float32)
+  read, padding = grouped, size // 2
+  if wide is not None:
+    read, padding = wide[..., None, :].astype(jnp.float32), 0
   energy = lax.reduce_window(
-    lax.square(grouped),
+    lax.square(read),
     0.0,
     lax.add,
     window_dimensions=(1, 1, 1, 1, size),
     window_strides=(1, 1, 1, 1, 1),
-    padding=((0, 0),) * 4 + ((size // 2, size // 2),),
+    padding=((0, 0),) * 4 + ((padding, padding),),
   )
   denominator = k + alpha * energy
   if beta == 0.75:  # d^-3/4 from square roots: several times faster than pow

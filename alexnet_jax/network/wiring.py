@@ -14,6 +14,10 @@ ACTIVATIONS = ("relu", "tanh", "sigmoid")
 NORMALISATIONS = ("none", "column", "across", "batch")
 DROPOUT_SCALINGS = ("test", "train")
 
+# Maps in the window of local response normalisation, n of Krizhevsky et al.
+# 2012, section 3.3.
+LRN_SIZE = 5
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pool:
@@ -72,6 +76,11 @@ class Layer:
   kernel_std: float | None = 0.01
   bias: float = 0.0
 
+  @property
+  def reach(self) -> int:
+    """Maps on each side of a device's own that the layer normalises with."""
+    return LRN_SIZE // 2 if self.normalise == "across" else 0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wiring:
@@ -112,8 +121,14 @@ class Sizes:
   scales: int = 0
 
   @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Of each parameter."""
+    shapes = {"kernel": self.kernel, "bias": self.kernel[-1:]}
+    return shapes | ({"scale": (self.scales,)} if self.scales else {})
+
+  @property
   def parameters(self) -> int:
-    return math.prod(self.kernel) + self.kernel[-1] + self.scales
+    return sum(map(math.prod, self.shapes.values()))
 
   @property
   def multiplications(self) -> int:

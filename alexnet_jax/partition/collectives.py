@@ -159,7 +159,8 @@ def _exchange(
   layers: Iterable[str],
 ) -> Exchange:
   names = "|".join(map(re.escape, layers))
-  match = re.search(rf"\b({names})\b(?:\)*/({'kernel|bias'})\b)?", scope)
+  tensors = "|".join(plan_lib.NAMED)
+  match = re.search(rf"\b({names})\b(?:\)*/({tensors})\b)?", scope)
   found = match if match and match[1] else None
   return Exchange(
     layer=found[1] if found else "",

@@ -84,6 +84,36 @@ class MeshExchange:
       total = lax.psum(partial, route.sums)
     return total.astype(x.dtype)
 
+  def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
+    """Puts the maps of the devices beside this one on both sides of its own.
+
+    Args:
+      layer: the layer that has computed the maps.
+      x: f32[n, h, w, maps], of this device.
+      reach: maps to add on each side, up to those of one device.
+
+    Returns:
+      f32[n, h, w, reach + maps + reach]; zeros beside the first and last map.
+    """
+    axes = self._routes[layer].leaves.features
+    sides = ((0, 0),) * (x.ndim - 1) + ((reach, reach),)
+    if not axes:
+      return jnp.pad(x, sides)
+    edges = jnp.concatenate([x[..., :reach], x[..., -reach:]], axis=-1)
+    with jax.named_scope("edges"):
+      edges = lax.all_gather(
+        edges.astype(self._precision), axes, axis=x.ndim - 1, tiled=True
+      )
+    edges = jnp.pad(edges.astype(x.dtype), sides)
+    # Here lie, between the zeros, 2 * reach maps of each device: its first and
+    # its last. Wanted are the last before its own, and the first after them.
+    start = 2 * reach * lax.axis_index(axes)
+    before, after = (
+      lax.dynamic_slice_in_dim(edges, start + skip, reach, x.ndim - 1)
+      for skip in (0, 3 * reach)
+    )
+    return jnp.concatenate([before, x, after], axis=-1)
+
   def weights(
     self, parameters: Mapping[str, Mapping[str, jax.Array]]
   ) -> dict[str, dict[str, jax.Array]]:

@@ -19,7 +19,11 @@ from alexnet_jax.partition import route as route_lib
 from alexnet_jax.partition import specs as specs_lib
 
 FORWARD, BACKWARD = "forward", "backward"
-ACTIVATION, KERNEL, BIAS = "activation", "kernel", "bias"
+ACTIVATION, EDGES = "activation", "edges"
+KERNEL, BIAS = "kernel", "bias"
+# In a program, what is no activation stands in a scope of its own name.
+PARAMETERS = (KERNEL, BIAS)
+NAMED = (*PARAMETERS, EDGES)
 
 # Bytes of an element, by the precision in which activations cross devices.
 PRECISIONS = {"float32": 4, "bfloat16": 2}
@@ -38,8 +42,9 @@ class Exchange:
     layer: the layer that reads what is moved, or owns the parameter; `loss`
       for the reductions of the loss.
     direction: `forward` or `backward`.
-    tensor: `activation`; `kernel` or `bias` for a parameter that is gathered,
-      and for its gradient.
+    tensor: `activation`; `edges`, the maps of a device that those beside it
+      normalise with; `kernel` or `bias` for a parameter that is gathered, and
+      for its gradient.
     kind: `all_gather`, `reduce_scatter`, `all_to_all` or `sum`.
     axes: the mesh axes along which it happens, in the order of the mesh; an
       axis of one device is none.
@@ -121,6 +126,7 @@ def make_plan(
   """
   routes = route_lib.find_routes(network, layout, batch_size=batch_size)
   specs = specs_lib.make_specs(network, layout, routes)
+  sizes = network.sizes()
   exchanges = []
 
   def add(layer, direction, tensor, kind, axes, elements, images=0, size=4):
@@ -142,13 +148,16 @@ def make_plan(
 
   for name, route in routes.items():
     _add_activations(add, name, route, layout, size=PRECISIONS[precision])
+    if name in sizes and (reach := network.layer(name).reach):
+      axes, images = route.leaves.features, route.sum_images
+      edges = 2 * reach * layout.size(axes) * sizes[name].map_side ** 2
+      what = (axes, images * edges, images, PRECISIONS[precision])
+      add(name, FORWARD, EDGES, "all_gather", *what)
+      add(name, BACKWARD, EDGES, "reduce_scatter", *what)
   loss_axes = routes["loss"].leaves.varying
   add("loss", FORWARD, ACTIVATION, "sum", loss_axes, loss_values)
-  for name, sizes in network.sizes().items():
-    for tensor, shape in (
-      (KERNEL, sizes.kernel),
-      (BIAS, sizes.kernel[-1:]),
-    ):
+  for name, of_layer in sizes.items():
+    for tensor, shape in of_layer.shapes.items():
       spec = specs.parameters[name][tensor]
       elements = math.prod(block_shape(shape, spec, layout))
       gathered, _ = specs.gathers.get((name, tensor), ((), 0))

@@ -21,7 +21,7 @@ class Share:
 
   Attributes:
     kernel: shape of the block of the kernel that is stored here.
-    parameter_bytes: of the stored blocks of kernel and bias, float32.
+    parameter_bytes: of the stored blocks of all parameters, float32.
     images: whose outputs are computed here.
     activation_bytes: of the outputs that are here, before pooling, in the type
       of the computation; where partial results are added, after that.
@@ -62,19 +62,18 @@ def find_shares(
   shares = {}
   for name, sizes in network.sizes().items():
     layer, placement = network.layer(name), layout.placement(name)
-    kernel, bias = (
-      plan_lib.block_shape(shape, specs.parameters[name][tensor], layout)
-      for tensor, shape in (
-        (plan_lib.KERNEL, sizes.kernel),
-        (plan_lib.BIAS, sizes.kernel[-1:]),
+    blocks = {
+      tensor: plan_lib.block_shape(shape, spec, layout)
+      for (tensor, shape), spec in zip(
+        sizes.shapes.items(), specs.parameters[name].values(), strict=True
       )
-    )
+    }
     images = batch_size // layout.size(placement.batch)
     parts = layout.size(placement.features)
     passes = 2 if layer.reads == "image" else 3
     shares[name] = Share(
-      kernel=kernel,
-      parameter_bytes=FLOAT32 * (math.prod(kernel) + math.prod(bias)),
+      kernel=blocks[plan_lib.KERNEL],
+      parameter_bytes=FLOAT32 * sum(map(math.prod, blocks.values())),
       images=images,
       activation_bytes=plan_lib.PRECISIONS[precision]
       * images
