@@ -87,7 +87,8 @@ def make_optimizer(
     weight_decay: 0.0005 in the paper.
 
   Returns:
-    For parameters {layer: {"kernel", "bias"}}.
+    For parameters {layer: {"kernel", "bias"}}, and the "scale" of a batch
+    normalisation, which has the rate of the kernels and no decay.
 
   Source: Krizhevsky et al. 2012, section 5; biases as in cuda-convnet,
   layer-params-145.cfg and src/weights.cu.
@@ -104,12 +105,19 @@ def make_optimizer(
         "kernel": optax.scale_by_learning_rate(schedule),
         "bias": optax.scale_by_learning_rate(bias_schedule),
       },
-      _names,
+      _rates,
     ),
     optax.trace(decay=momentum),
   )
 
 
 def _names(parameters):
-  """The same tree with each parameter's own name, `kernel` or `bias`."""
+  """The same tree with each parameter's own name, as `kernel` or `bias`."""
   return jax.tree.map_with_path(lambda path, _: path[-1].key, parameters)
+
+
+def _rates(parameters):
+  """The same tree with the name of what has its rate: `kernel` or `bias`."""
+  return jax.tree.map(
+    lambda name: "bias" if name == "bias" else "kernel", _names(parameters)
+  )

@@ -127,10 +127,10 @@ class Program:
     with jax.set_mesh(self.mesh):
       return train_step.trace(self.abstract_state, key, *batch)
 
-  def evaluate(self, parameters, images, labels) -> jax.Array:
+  def evaluate(self, variables, images, labels) -> jax.Array:
     """`metrics.NAMES` summed over a batch, of `views` each: f32[4]."""
     with jax.set_mesh(self.mesh):
-      return self._eval_step(parameters, images, labels)
+      return self._eval_step(variables, images, labels)
 
   @functools.cached_property
   def _eval_step(self) -> step_lib.EvalStep:

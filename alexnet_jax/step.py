@@ -27,13 +27,22 @@ class TrainState(NamedTuple):
 
   Attributes:
     step: i32[], steps taken.
-    parameters: {layer: {"kernel", "bias"}}, f32, global shapes.
+    parameters: {layer: {"kernel", "bias"}}, f32, global shapes; "scale" too
+      where a layer has batch normalisation.
     optimizer: the state of the optax transformation.
+    statistics: {layer: {"mean", "variance"}}, f32[out], running, of layers with
+      batch normalisation; {} where there is none.
   """
 
   step: jax.Array
   parameters: dict[str, dict[str, jax.Array]]
   optimizer: optax.OptState
+  statistics: dict[str, dict[str, jax.Array]]
+
+  @property
+  def variables(self) -> dict[str, dict[str, jax.Array]]:
+    """Parameters and statistics: all that an evaluation needs."""
+    return model.join(self.parameters, self.statistics)
 
 
 class Augmentation(Protocol):
@@ -72,6 +81,9 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     parameters=parameters,
     optimizer=optimizer.init(parameters),
+    statistics=jax.tree.map(
+      jax.reshard, model.init_statistics(network), specs.statistics
+    ),
   )
 
 
@@ -99,23 +111,26 @@ def make_train_step(
   graphdef = model.make_graphdef(network)
   sizes = network.sizes()
 
-  def totals_on_device(parameters, images, labels, draws, masks):
+  def totals_on_device(parameters, statistics, images, labels, draws, masks):
     with jax.named_scope("augment"):
       x = augmentation.apply(images, draws).astype(precision)
-    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
+    variables = model.join(parameters, statistics)
+    alexnet = nnx.merge(graphdef, exchange.weights(variables))
     logits = _logits(alexnet, exchange, x, masks)
-    return _totals(exchange, logits, labels)
+    running = nnx.to_pure_dict(nnx.state(alexnet, nnx.BatchStat))
+    return _totals(exchange, logits, labels), running
 
   mapped = jax.shard_map(
     totals_on_device,
     in_specs=(
       specs.parameters,
+      specs.statistics,
       specs.images,
       specs.labels,
       specs.images,
       dict(specs.masks),
     ),
-    out_specs=specs.whole,
+    out_specs=(specs.whole, specs.statistics),
   )
 
   def train_step(state, key, images, labels):
@@ -137,10 +152,14 @@ def make_train_step(
     }
 
     def mean_loss(parameters):
-      totals = mapped(parameters, images, labels, draws, masks)
-      return totals[0] / n, totals
+      totals, statistics = mapped(
+        parameters, state.statistics, images, labels, draws, masks
+      )
+      return totals[0] / n, (totals, statistics)
 
-    gradients, totals = jax.grad(mean_loss, has_aux=True)(state.parameters)
+    gradients, (totals, statistics) = jax.grad(mean_loss, has_aux=True)(
+      state.parameters
+    )
     updates, optimizer_state = optimizer.update(
       gradients, state.optimizer, state.parameters
     )
@@ -149,6 +168,7 @@ def make_train_step(
         step=state.step + 1,
         parameters=optax.apply_updates(state.parameters, updates),
         optimizer=optimizer_state,
+        statistics=statistics,
       ),
       totals,
     )
@@ -174,13 +194,14 @@ def make_eval_step(
     precision: as of the training step.
 
   Returns:
-    (parameters, images, labels) -> totals, jitted; as for the training step.
+    (variables, images, labels) -> totals, jitted; as for the training step.
+    variables: of a `TrainState`; without batch normalisation, its parameters.
     A label of `metrics.PADDING` marks a row that is no image.
   """
   graphdef = model.make_graphdef(network)
 
-  def totals_on_device(parameters, images, labels):
-    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
+  def totals_on_device(variables, images, labels):
+    alexnet = nnx.merge(graphdef, exchange.weights(variables))
     if views == 1:
       x = augmentation.center(images).astype(precision)
       logits = _logits(alexnet, exchange, x, None)
@@ -199,7 +220,7 @@ def make_eval_step(
   return jax.jit(
     jax.shard_map(
       totals_on_device,
-      in_specs=(specs.parameters, specs.images, specs.labels),
+      in_specs=(specs.variables, specs.images, specs.labels),
       out_specs=specs.whole,
     )
   )

@@ -147,7 +147,7 @@ def evaluate(
   )
   with contextlib.closing(batches):
     for images, labels, lost in batches:
-      totals.append(run.program.evaluate(state.parameters, images, labels))
+      totals.append(run.program.evaluate(state.variables, images, labels))
       jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
       replaced += lost
   return np.sum(jax.device_get(totals), axis=0), replaced

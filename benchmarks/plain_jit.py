@@ -163,7 +163,9 @@ def make_step(
         gradients, state.optimizer, state.parameters
       )
       parameters = jax.tree.map(jnp.add, state.parameters, updates)
-    state = step_lib.TrainState(state.step + 1, parameters, optimizer_state)
+    state = step_lib.TrainState(
+      state.step + 1, parameters, optimizer_state, state.statistics
+    )
     return state, totals
 
   def per_image(shape, dtype, spec):

@@ -105,6 +105,9 @@ def imagenet() -> ml_collections.ConfigDict:
   config.network.normalisation = config_dict.placeholder(str)
   # What local response normalisation adds to the energy. [P] 2
   config.network.lrn_k = 2.0
+  # Share of the running mean and variance that a step of a network with batch
+  # normalisation keeps, 0 <= momentum < 1; evaluations use these.
+  config.network.batch_norm_momentum = 0.9
   # (window, stride) of every pooling, in pixels; None as the wiring has it.
   # [P] (3, 2)
   config.network.pooling = config_dict.placeholder(tuple)

@@ -153,3 +153,75 @@ def drop(
     return x * keep if scaling == "test" else x
   x = x * mask.astype(x.dtype)
   return x / keep if scaling == "train" else x
+
+
+def shift(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Adds a bias, in float32: its gradient is a sum over all positions.
+
+  Args:
+    x: [n, ..., c], of any type.
+    bias: f32[c].
+
+  Returns:
+    [n, ..., c], in the type of x.
+  """
+  return (x.astype(jnp.float32) + _for_each(bias, x)).astype(x.dtype)
+
+
+def moments(x: jax.Array, *, around: jax.Array) -> jax.Array:
+  """Means of the distances from a value, and of their squares, by channel.
+
+  Args:
+    x: [n, ..., c], of any type.
+    around: f32[c].
+
+  Returns:
+    f32[2, c]. The average of those of several blocks of one size is that of
+    them all.
+  """
+  distance = x.astype(jnp.float32) - _for_each(lax.stop_gradient(around), x)
+  places = tuple(range(x.ndim - 1))
+  return jnp.stack([distance.mean(places), lax.square(distance).mean(places)])
+
+
+def to_statistics(
+  found: jax.Array, *, around: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Mean and variance, f32[c] each, from what `moments` returns."""
+  mean, square = found
+  return mean + around, jnp.maximum(square - lax.square(mean), 0.0)
+
+
+def batch_norm(
+  x: jax.Array,
+  *,
+  mean: jax.Array,
+  variance: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  epsilon: float = 1e-5,
+) -> jax.Array:
+  """scale * (x - mean) / sqrt(variance + epsilon) + bias, in float32.
+
+  Args:
+    x: [n, ..., c], of any type.
+    mean: f32[c].
+    variance: f32[c], without Bessel's correction.
+    scale: f32[c].
+    bias: f32[c].
+    epsilon: keeps a channel that is constant finite.
+
+  Returns:
+    [n, ..., c], in the type of x.
+
+  Source: Ioffe and Szegedy 2015, "Batch normalization", algorithm 1.
+  """
+  factor = scale * lax.rsqrt(variance + epsilon)
+  centred = x.astype(jnp.float32) - _for_each(mean, x)
+  y = centred * _for_each(factor, x) + _for_each(bias, x)
+  return y.astype(x.dtype)
+
+
+def _for_each(values: jax.Array, x: jax.Array) -> jax.Array:
+  """Values of channels, f32[c], so that they go with x: f32[1, ..., c]."""
+  return jnp.expand_dims(values, tuple(range(x.ndim - 1)))

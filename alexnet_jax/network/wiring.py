@@ -162,6 +162,8 @@ class Network:
       `test`, outputs times the share kept, or `train`, divided by it.
     lrn_k: what local response normalisation adds to the energy.
     image_channels: of the image: 3, or 1, the mean of the three.
+    batch_norm_momentum: share of the running statistics of a batch
+      normalisation that a step keeps, in [0, 1).
   """
 
   name: str
@@ -172,6 +174,7 @@ class Network:
   dropout_scaling: str = "test"
   lrn_k: float = 2.0
   image_channels: int = 3
+  batch_norm_momentum: float = 0.9
 
   def layer(self, name: str) -> Layer:
     return next(layer for layer in self.layers if layer.name == name)
@@ -230,6 +233,7 @@ def make_network(
   activation: str | None = None,
   normalisation: str | None = None,
   lrn_k: float = 2.0,
+  batch_norm_momentum: float = 0.9,
   pooling: tuple[int, int] | None = None,
 ) -> Network:
   """Makes a network of a given size from a wiring.
@@ -251,6 +255,7 @@ def make_network(
     normalisation: in the place of the table's where it normalises, see
       `Layer`, but `batch` in every layer but the last; None keeps.
     lrn_k: see `Network`.
+    batch_norm_momentum: see `Network`.
     pooling: (window, stride) in the place of the table's; None keeps.
 
   Returns:
@@ -276,6 +281,11 @@ def make_network(
     raise ValueError(
       f"the number of classes is {num_classes}, expected 1 or more. "
       "Set config.network.num_classes."
+    )
+  if not 0.0 <= batch_norm_momentum < 1.0:
+    raise ValueError(
+      f"network.batch_norm_momentum is {batch_norm_momentum}, expected "
+      "0 <= momentum < 1. Set config.network.batch_norm_momentum."
     )
   if init not in ("source", "he"):
     raise ValueError(
@@ -317,6 +327,7 @@ def make_network(
     dropout_scaling=dropout_scaling,
     lrn_k=lrn_k,
     image_channels=wiring.image_channels,
+    batch_norm_momentum=batch_norm_momentum,
   )
   network.sizes()
   return network

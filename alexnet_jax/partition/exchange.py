@@ -114,6 +114,24 @@ class MeshExchange:
     )
     return jnp.concatenate([before, x, after], axis=-1)
 
+  def average(self, layer: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Averages what devices have found of their own images of a layer.
+
+    Args:
+      layer: the layer whose outputs these are of.
+      x: f32[...], from the images and the features on this device.
+
+    Returns:
+      f32[...] twice: one array of all devices that share these features, and
+      this device's own, whose gradients are added.
+    """
+    axes = self._specs.shared[layer]["bias"]
+    if not axes:
+      return x, x
+    with jax.named_scope("statistics"):
+      whole = lax.pmean(x, axes)
+      return whole, lax.pcast(whole, axes, to="varying")
+
   def weights(
     self, parameters: Mapping[str, Mapping[str, jax.Array]]
   ) -> dict[str, dict[str, jax.Array]]:
@@ -121,14 +139,14 @@ class MeshExchange:
 
     A kernel that is stored in shares is gathered, and its gradient comes back
     reduce-scattered. The gradient of what several devices use for different
-    work is summed over them.
+    work is summed over them. Running statistics, which have none, stay whole.
     """
     weights = {}
     for layer, blocks in parameters.items():
       weights[layer] = {}
       for name, block in blocks.items():
         with jax.named_scope(f"{layer}/{name}"):
-          if shared := self._specs.shared[layer][name]:
+          if shared := self._specs.shared[layer].get(name):
             block = lax.pcast(block, shared, to="varying")
           if (layer, name) in self._specs.gathers:
             axes, dimension = self._specs.gathers[layer, name]

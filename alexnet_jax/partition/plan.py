@@ -19,11 +19,11 @@ from alexnet_jax.partition import route as route_lib
 from alexnet_jax.partition import specs as specs_lib
 
 FORWARD, BACKWARD = "forward", "backward"
-ACTIVATION, EDGES = "activation", "edges"
-KERNEL, BIAS = "kernel", "bias"
+ACTIVATION, EDGES, STATISTICS = "activation", "edges", "statistics"
+KERNEL, BIAS, SCALE = "kernel", "bias", "scale"
 # In a program, what is no activation stands in a scope of its own name.
-PARAMETERS = (KERNEL, BIAS)
-NAMED = (*PARAMETERS, EDGES)
+PARAMETERS = (KERNEL, BIAS, SCALE)
+NAMED = (*PARAMETERS, EDGES, STATISTICS)
 
 # Bytes of an element, by the precision in which activations cross devices.
 PRECISIONS = {"float32": 4, "bfloat16": 2}
@@ -43,8 +43,9 @@ class Exchange:
       for the reductions of the loss.
     direction: `forward` or `backward`.
     tensor: `activation`; `edges`, the maps of a device that those beside it
-      normalise with; `kernel` or `bias` for a parameter that is gathered, and
-      for its gradient.
+      normalise with; `statistics`, two moments of each map or unit for a batch
+      normalisation; `kernel`, `bias` or `scale` for a parameter that is
+      gathered, and for its gradient.
     kind: `all_gather`, `reduce_scatter`, `all_to_all` or `sum`.
     axes: the mesh axes along which it happens, in the order of the mesh; an
       axis of one device is none.
@@ -154,6 +155,12 @@ def make_plan(
       what = (axes, images * edges, images, PRECISIONS[precision])
       add(name, FORWARD, EDGES, "all_gather", *what)
       add(name, BACKWARD, EDGES, "reduce_scatter", *what)
+    if name in specs.statistics:
+      outputs = network.layer(name).features
+      moments = 2 * outputs // layout.size(route.leaves.features)
+      for direction in (FORWARD, BACKWARD):
+        axes = specs.shared[name][BIAS]
+        add(name, direction, STATISTICS, "sum", axes, moments)
   loss_axes = routes["loss"].leaves.varying
   add("loss", FORWARD, ACTIVATION, "sum", loss_axes, loss_values)
   for name, of_layer in sizes.items():
