@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alexnet_jax import step as step_lib
+from alexnet_jax.network import model
+
 
 class AverageState(NamedTuple):
   """The average, of the same tree and split as the parameters."""
@@ -60,6 +63,12 @@ def averaged(
     if _is_state(leaf):
       return leaf.average
   return parameters
+
+
+def find_variables(state: step_lib.TrainState) -> dict:
+  """Parameters, averaged where they are, and statistics: to evaluate with."""
+  parameters = averaged(state.optimizer, state.parameters)
+  return model.join(parameters, state.statistics)
 
 
 def _is_state(leaf) -> bool:

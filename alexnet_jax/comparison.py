@@ -130,13 +130,13 @@ def make_row(
   shares = shares_lib.find_shares(network, layout, batch_size=batch_size)
   sent = {True: 0, False: 0}
   for exchange in plan:
-    is_activation = exchange.tensor == plan_lib.ACTIVATION
-    sent[is_activation] += exchange.sent_bytes
+    is_parameter = exchange.tensor in plan_lib.PARAMETERS
+    sent[is_parameter] += exchange.sent_bytes
   return Row(
     layout=layout,
     batch_size=batch_size,
-    activation_bytes=sent[True],
-    parameter_bytes=sent[False],
+    activation_bytes=sent[False],
+    parameter_bytes=sent[True],
     flops=sum(share.flops for share in shares.values()),
     repeated=shares_lib.repeated_share(shares),
   )

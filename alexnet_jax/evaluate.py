@@ -237,7 +237,7 @@ def _evaluate(
       data = run.config.data
       predictions, lost = predict.predict_split(
         one.program,
-        predict.load_parameters(run, one.program),
+        predict.load_variables(run, one.program),
         one.validation_records,
         name=run.workdir,
         views=views,

@@ -99,7 +99,8 @@ def make_optimizer(
       before the last change no parameter.
 
   Returns:
-    For parameters {layer: {"kernel", "bias", ...}}.
+    For parameters {layer: {"kernel", "bias"}}, and the "scale" of a batch
+    normalisation, which has the rate of the kernels and no decay.
 
   Source: Krizhevsky et al. 2012, section 5; biases and the frozen layer as in
   cuda-convnet, layer-params-145.cfg and src/weights.cu.

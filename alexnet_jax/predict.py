@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from alexnet_jax import checkpoint, metrics, trained
+from alexnet_jax import averages, checkpoint, metrics, trained
 from alexnet_jax import predictions as predictions_lib
 from alexnet_jax import program as program_lib
-from alexnet_jax import step as step_lib
 from alexnet_jax.data import pipeline, records
 
 # How far the host runs ahead of the devices, which do not hold the answers to
@@ -20,23 +19,18 @@ from alexnet_jax.data import pipeline, records
 BATCHES_AHEAD = 2
 
 
-def find_parameters(state: step_lib.TrainState) -> dict:
-  """The parameters of a state to evaluate with."""
-  return state.parameters
-
-
-def load_parameters(
+def load_variables(
   run: trained.Trained, program: program_lib.Program
 ) -> dict[str, dict[str, jax.Array]]:
-  """The parameters of a run, onto the layout of a program for its network."""
-  return find_parameters(
+  """What a run evaluates with, onto the layout of a program for its network."""
+  return averages.find_variables(
     checkpoint.load(run.workdir, run.step, program.abstract_state)
   )
 
 
 def predict_split(
   program: program_lib.Program,
-  parameters: dict[str, dict[str, jax.Array]],
+  variables: dict[str, dict[str, jax.Array]],
   validation_records: records.Records,
   *,
   name: str,
@@ -48,7 +42,7 @@ def predict_split(
 
   Args:
     program: of the network, on the devices.
-    parameters: of the network, on its layout.
+    variables: of the network, on its layout: from `load_variables`.
     validation_records: the split.
     name: of the network, for what it predicts.
     views: of each image; for each number, predictions.
@@ -75,7 +69,7 @@ def predict_split(
   with contextlib.closing(batches):
     for images, labels, lost in batches:
       answers.append(
-        [one.predict(parameters, images, labels) for one in programs]
+        [one.predict(variables, images, labels) for one in programs]
       )
       if len(answers) > BATCHES_AHEAD:
         late = -BATCHES_AHEAD - 1

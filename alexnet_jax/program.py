@@ -36,6 +36,7 @@ class Program:
     nested_axes: those of the mesh as devices are put on them, slowest first.
     views: of each image in an evaluation.
     label_smoothing: of the training loss.
+    compute_precision: type in which the network is computed.
   """
 
   network: wiring.Network
@@ -50,6 +51,7 @@ class Program:
   optimizer: optax.GradientTransformationExtraArgs
   views: int = 1
   label_smoothing: float = 0.0
+  compute_precision: str = "float32"
 
   def init(self, key: jax.Array) -> step_lib.TrainState:
     """The state before the first step."""
@@ -68,7 +70,10 @@ class Program:
   def shares(self) -> dict[str, shares_lib.Share]:
     """What one device holds and computes of each layer."""
     return shares_lib.find_shares(
-      self.network, self.layout, batch_size=self.batch_size
+      self.network,
+      self.layout,
+      batch_size=self.batch_size,
+      precision=self.compute_precision,
     )
 
   @functools.cached_property
@@ -120,14 +125,15 @@ class Program:
       self.augmentation,
       self.optimizer,
       label_smoothing=self.label_smoothing,
+      precision=self.compute_precision,
     )
     with jax.set_mesh(self.mesh):
       return train_step.trace(self.abstract_state, key, *batch)
 
-  def evaluate(self, parameters, images, labels) -> jax.Array:
+  def evaluate(self, variables, images, labels) -> jax.Array:
     """`metrics.NAMES` summed over a batch, of `views` each: f32[4]."""
     with jax.set_mesh(self.mesh):
-      return self._eval_step(parameters, images, labels)
+      return self._eval_step(variables, images, labels)
 
   @functools.cached_property
   def _eval_step(self) -> step_lib.EvalStep:
@@ -137,12 +143,13 @@ class Program:
       self.exchange,
       self.augmentation,
       views=self.views,
+      precision=self.compute_precision,
     )
 
-  def predict(self, parameters, images, labels) -> tuple[jax.Array, jax.Array]:
+  def predict(self, variables, images, labels) -> tuple[jax.Array, jax.Array]:
     """What `evaluate` sums up, image by image; `step.make_predict_step`."""
     with jax.set_mesh(self.mesh):
-      return self._predict_step(parameters, images, labels)
+      return self._predict_step(variables, images, labels)
 
   @functools.cached_property
   def _predict_step(self) -> step_lib.PredictStep:
@@ -152,6 +159,7 @@ class Program:
       self.exchange,
       self.augmentation,
       views=self.views,
+      precision=self.compute_precision,
     )
 
   @functools.cached_property
@@ -172,6 +180,7 @@ def make_program(
   norms: bool = False,
   label_smoothing: float = 0.0,
   precision: str = "float32",
+  compute_precision: str = "float32",
   views: int = 1,
   devices: Sequence[jax.Device] | None = None,
   keep_order: bool = False,
@@ -188,6 +197,7 @@ def make_program(
       coefficient.
     label_smoothing: see `metrics.totals`; of the training only.
     precision: of activations while they cross devices.
+    compute_precision: type in which the network is computed.
     views: of each image in an evaluation, 1 or 10.
     devices: to compute on; None: those that JAX has.
     keep_order: whether to nest the axes of the mesh as the layout lists them,
@@ -223,6 +233,7 @@ def make_program(
     optimizer=optimizer,
     views=views,
     label_smoothing=label_smoothing,
+    compute_precision=compute_precision,
   )
 
 

@@ -96,6 +96,7 @@ def make_program(
     norms=config.optimizer.trust_coefficient is not None,
     label_smoothing=config.label_smoothing,
     precision=config.exchange_precision,
+    compute_precision=config.compute_precision,
     views=config.validation_views,
     devices=devices,
     # The config orders the axes of its own layout only.

@@ -154,8 +154,9 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
       f"validation_views is {config.validation_views}, expected 1 or "
       f"{augment.VIEWS}. Set config.validation_views."
     )
-  if config.exchange_precision not in plan.PRECISIONS:
-    raise ValueError(
-      f"exchange_precision is {config.exchange_precision!r}, expected one of "
-      f"{', '.join(plan.PRECISIONS)}. Set config.exchange_precision."
-    )
+  for name in ("exchange_precision", "compute_precision"):
+    if config[name] not in plan.PRECISIONS:
+      raise ValueError(
+        f"{name} is {config[name]!r}, expected one of "
+        f"{', '.join(plan.PRECISIONS)}. Set config.{name}."
+      )

@@ -27,13 +27,22 @@ class TrainState(NamedTuple):
 
   Attributes:
     step: i32[], steps taken.
-    parameters: {layer: {"kernel", "bias"}}, f32, global shapes.
+    parameters: {layer: {"kernel", "bias"}}, f32, global shapes; "scale" too
+      where a layer has batch normalisation.
     optimizer: the state of the optax transformation.
+    statistics: {layer: {"mean", "variance"}}, f32[out], running, of layers with
+      batch normalisation; {} where there is none.
   """
 
   step: jax.Array
   parameters: dict[str, dict[str, jax.Array]]
   optimizer: optax.OptState
+  statistics: dict[str, dict[str, jax.Array]]
+
+  @property
+  def variables(self) -> dict[str, dict[str, jax.Array]]:
+    """Parameters and statistics: all that an evaluation needs."""
+    return model.join(self.parameters, self.statistics)
 
 
 class Augmentation(Protocol):
@@ -75,6 +84,9 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     parameters=parameters,
     optimizer=optimizer.init(parameters),
+    statistics=jax.tree.map(
+      jax.reshard, model.init_statistics(network), specs.statistics
+    ),
   )
 
 
@@ -86,6 +98,7 @@ def make_train_step(
   optimizer: optax.GradientTransformationExtraArgs,
   *,
   label_smoothing: float = 0.0,
+  precision: str = "float32",
 ) -> TrainStep:
   """Makes the step; it is to be traced under the layout's mesh.
 
@@ -97,6 +110,8 @@ def make_train_step(
     augmentation: of the images.
     optimizer: see `optimizer.py`.
     label_smoothing: see `metrics.totals`.
+    precision: type in which the network is computed, `float32` or `bfloat16`.
+      Parameters, the optimizer, sums of gradients and the loss are float32.
 
   Returns:
     (state, key, images, labels) -> (state, totals), jitted; `state` is
@@ -105,24 +120,29 @@ def make_train_step(
     summed over the batch, before the update.
   """
   graphdef = model.make_graphdef(network)
+  sizes = network.sizes()
 
-  def totals_on_device(parameters, images, labels, draws, masks):
+  def totals_on_device(parameters, statistics, images, labels, draws, masks):
     with jax.named_scope("augment"):
-      x = augmentation.apply(images, draws)
-    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
+      x = augmentation.apply(images, draws).astype(precision)
+    variables = model.join(parameters, statistics)
+    alexnet = nnx.merge(graphdef, exchange.weights(variables))
     logits = _logits(alexnet, exchange, x, masks)
-    return _totals(exchange, logits, labels, smoothing=label_smoothing)
+    running = nnx.to_pure_dict(nnx.state(alexnet, nnx.BatchStat))
+    totals = _totals(exchange, logits, labels, smoothing=label_smoothing)
+    return totals, running
 
   mapped = jax.shard_map(
     totals_on_device,
     in_specs=(
       specs.parameters,
+      specs.statistics,
       specs.images,
       specs.labels,
       specs.images,
       dict(specs.masks),
     ),
-    out_specs=specs.whole,
+    out_specs=(specs.whole, specs.statistics),
   )
 
   def train_step(state, key, images, labels):
@@ -136,8 +156,8 @@ def make_train_step(
     masks = {
       layer: jax.random.bernoulli(
         mask_key,
-        1.0 - network.dropout_rate,
-        (n, network.layer(layer).features),
+        network.keep_rate(layer),
+        (n, *sizes[layer].out_shape),
         out_sharding=spec,
       )
       for mask_key, (layer, spec) in zip(
@@ -146,10 +166,14 @@ def make_train_step(
     }
 
     def mean_loss(parameters):
-      totals = mapped(parameters, images, labels, draws, masks)
-      return totals[0] / n, totals
+      totals, statistics = mapped(
+        parameters, state.statistics, images, labels, draws, masks
+      )
+      return totals[0] / n, (totals, statistics)
 
-    gradients, totals = jax.grad(mean_loss, has_aux=True)(state.parameters)
+    gradients, (totals, statistics) = jax.grad(mean_loss, has_aux=True)(
+      state.parameters
+    )
     updates, optimizer_state = optimizer.update(
       gradients,
       state.optimizer,
@@ -161,6 +185,7 @@ def make_train_step(
         step=state.step + 1,
         parameters=optax.apply_updates(state.parameters, updates),
         optimizer=optimizer_state,
+        statistics=statistics,
       ),
       totals,
     )
@@ -175,6 +200,7 @@ def make_eval_step(
   augmentation: Augmentation,
   *,
   views: int = 1,
+  precision: str = "float32",
 ) -> EvalStep:
   """Makes the evaluation of one batch, without dropout.
 
@@ -182,22 +208,24 @@ def make_eval_step(
     views: 1, the centre crop, or as many as the augmentation has; loss and
       errors are then those of the softmax outputs averaged over the views
       (Krizhevsky et al. 2012, section 4.1).
+    precision: as of the training step.
 
   Returns:
-    (parameters, images, labels) -> totals, jitted; as for the training step.
+    (variables, images, labels) -> totals, jitted; as for the training step.
+    variables: of a `TrainState`; without batch normalisation, its parameters.
     A label of `metrics.PADDING` marks a row that is no image.
   """
   log_probabilities = _make_log_probabilities(
-    network, exchange, augmentation, views
+    network, exchange, augmentation, views, precision
   )
 
-  def totals_on_device(parameters, images, labels):
-    return _totals(exchange, log_probabilities(parameters, images), labels)
+  def totals_on_device(variables, images, labels):
+    return _totals(exchange, log_probabilities(variables, images), labels)
 
   return jax.jit(
     jax.shard_map(
       totals_on_device,
-      in_specs=(specs.parameters, specs.images, specs.labels),
+      in_specs=(specs.variables, specs.images, specs.labels),
       out_specs=specs.whole,
     )
   )
@@ -210,49 +238,52 @@ def make_predict_step(
   augmentation: Augmentation,
   *,
   views: int = 1,
+  precision: str = "float32",
 ) -> PredictStep:
   """Makes the prediction for one batch, without dropout.
 
   Args:
     views: as for `make_eval_step`, whose totals are those of these
       log-probabilities.
+    precision: as of the training step.
 
   Returns:
-    (parameters, images, labels) -> (log-probabilities, labels), jitted:
+    (variables, images, labels) -> (log-probabilities, labels), jitted:
     f32[N, classes] and i32[N], whole on every device, for the host to read in
     any process.
   """
   log_probabilities = _make_log_probabilities(
-    network, exchange, augmentation, views
+    network, exchange, augmentation, views, precision
   )
 
-  def on_device(parameters, images):
-    found = log_probabilities(parameters, images)
+  def on_device(variables, images):
+    found = log_probabilities(variables, images)
     with jax.named_scope(exchange_lib.LOSS):
       return exchange.agree(found)
 
   mapped = jax.shard_map(
     on_device,
-    in_specs=(specs.parameters, specs.images),
+    in_specs=(specs.variables, specs.images),
     out_specs=specs.labels,
   )
 
-  def predict_step(parameters, images, labels):
-    found = mapped(parameters, images)
+  def predict_step(variables, images, labels):
+    found = mapped(variables, images)
     return jax.reshard(found, specs.whole), jax.reshard(labels, specs.whole)
 
   return jax.jit(predict_step)
 
 
-def _make_log_probabilities(network, exchange, augmentation, views):
-  """(parameters, u8[n, ...]) -> f32[n, classes], where the loss is."""
+def _make_log_probabilities(network, exchange, augmentation, views, precision):
+  """(variables, u8[n, ...]) -> f32[n, classes], where the loss is."""
   graphdef = model.make_graphdef(network)
 
-  def log_probabilities(parameters, images):
-    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
+  def log_probabilities(variables, images):
+    alexnet = nnx.merge(graphdef, exchange.weights(variables))
 
     def of_view(x):
-      return jax.nn.log_softmax(_logits(alexnet, exchange, x, None))
+      logits = _logits(alexnet, exchange, x.astype(precision), None)
+      return jax.nn.log_softmax(logits)
 
     if views == 1:
       return of_view(augmentation.center(images))
@@ -271,7 +302,7 @@ def _logits(alexnet, exchange, x, masks):
   """What one device makes of its images, brought to where the loss is."""
   logits = alexnet(x, masks=masks, exchange=exchange)
   with jax.named_scope(exchange_lib.LOSS):
-    return exchange.bring(exchange_lib.LOSS, logits)
+    return exchange.bring(exchange_lib.LOSS, logits).astype(jnp.float32)
 
 
 def _totals(exchange, logits, labels, *, smoothing=0.0):

@@ -155,13 +155,13 @@ def evaluate(
     source.RecordError: a record cannot be read.
   """
   totals, replaced = [], 0
-  parameters = averages.averaged(state.optimizer, state.parameters)
+  variables = averages.find_variables(state)
   batches = pipeline.validation_batches(
     run.validation_records, **_batch_options(run)
   )
   with contextlib.closing(batches):
     for images, labels, lost in batches:
-      totals.append(run.program.evaluate(parameters, images, labels))
+      totals.append(run.program.evaluate(variables, images, labels))
       jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
       replaced += lost
   return np.sum(jax.device_get(totals), axis=0), replaced

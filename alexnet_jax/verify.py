@@ -73,12 +73,12 @@ def main(argv: list[str]) -> None:
     network, own = settings.check(config)
     layouts = settings.choose_layouts(own, _LAYOUTS.value)
     counts = command.to_numbers("devices", _DEVICES.value)
-    if config.exchange_precision != "float32":
-      raise ValueError(
-        f"exchange_precision is {config.exchange_precision!r}, which changes "
-        "results; layouts are compared in 'float32'. "
-        "Set config.exchange_precision."
-      )
+    for name in ("exchange_precision", "compute_precision"):
+      if config[name] != "float32":
+        raise ValueError(
+          f"{name} is {config[name]!r}, which changes results; layouts are "
+          f"compared in 'float32'. Set config.{name}."
+        )
     mesh_lib.simulate_devices(max(counts), only_cpu=True)
     kept = verify(config, network, layouts, counts)
   sys.exit(0 if kept else 1)

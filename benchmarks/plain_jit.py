@@ -163,7 +163,9 @@ def make_step(
         gradients, state.optimizer, state.parameters
       )
       parameters = jax.tree.map(jnp.add, state.parameters, updates)
-    state = step_lib.TrainState(state.step + 1, parameters, optimizer_state)
+    state = step_lib.TrainState(
+      state.step + 1, parameters, optimizer_state, state.statistics
+    )
     return state, totals
 
   def per_image(shape, dtype, spec):
@@ -177,7 +179,7 @@ def make_step(
     per_image((size, size, 3), "float32", program.specs.images),
     per_image((), "int32", program.specs.labels),
     {
-      name: per_image((network.layer(name).features,), "bool", spec)
+      name: per_image(network.sizes()[name].out_shape, "bool", spec)
       for name, spec in program.specs.masks.items()
     },
   )

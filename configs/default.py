@@ -80,6 +80,10 @@ def imagenet() -> ml_collections.ConfigDict:
   # bfloat16. The latter rounds them, so it changes results a little. [S] had
   # half precision as an option.
   config.exchange_precision = "float32"
+  # Type in which activations, convolutions and products are computed: float32
+  # or bfloat16. Parameters, the optimizer, sums of gradients, normalisations
+  # and the loss are float32 in either.
+  config.compute_precision = "float32"
 
   # WHAT is computed.
   config.network = ml_collections.ConfigDict()
@@ -107,6 +111,9 @@ def imagenet() -> ml_collections.ConfigDict:
   config.network.normalisation = config_dict.placeholder(str)
   # What local response normalisation adds to the energy. [P] 2
   config.network.lrn_k = 2.0
+  # Share of the running mean and variance that a step of a network with batch
+  # normalisation keeps, 0 <= momentum < 1; evaluations use these.
+  config.network.batch_norm_momentum = 0.9
   # (window, stride) of every pooling, in pixels; None as the wiring has it.
   # [P] (3, 2)
   config.network.pooling = config_dict.placeholder(tuple)

@@ -15,6 +15,7 @@ def make_program(
   *,
   batch_size,
   precision="float32",
+  compute_precision="float32",
   trust_coefficient=None,
   **rule,
 ) -> program_lib.Program:
@@ -39,6 +40,7 @@ def make_program(
     ),
     norms=trust_coefficient is not None,
     precision=precision,
+    compute_precision=compute_precision,
   )
 
 

@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.network import ops
+from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import ops, wiring
 from tests import reference
 
 
@@ -54,3 +55,29 @@ def test_max_pool_gradient_goes_to_the_largest(key):
     row, column = np.unravel_index(window.argmax(), (3, 3))
     expected[0, 2 * i + row, 2 * j + column, c] += 1
   np.testing.assert_array_equal(gradient, expected)
+
+
+def test_both_scalings_of_dropout_keep_the_expectation(key):
+  x = np.array(jax.random.normal(key, (1, 2, 2, 3)))
+  masks = np.random.default_rng(0).random((20_000, *x.shape)) < 0.8
+  halved, inverted = (
+    {
+      name: np.asarray(ops.drop(x, mask, keep=0.8, scaling=scaling))
+      for name, mask in (("training", masks), ("evaluation", None))
+    }
+    for scaling in ("test", "train")
+  )
+  np.testing.assert_array_equal(halved["training"], x * masks)
+  np.testing.assert_allclose(halved["evaluation"], 0.8 * x, rtol=1e-6)
+  np.testing.assert_allclose(inverted["training"], x * masks / 0.8, rtol=1e-6)
+  np.testing.assert_array_equal(inverted["evaluation"], x)
+  for found in (halved, inverted):
+    # A share of 0.8 of 20,000 draws is met within five of its deviations.
+    error = abs(found["training"].mean(axis=0) - found["evaluation"])
+    assert (error <= 5 * abs(x) / 0.8 * (0.16 / 20_000) ** 0.5).all()
+
+
+def test_rate_of_a_layer_is_its_own_or_the_networks():
+  network = wiring.make_network(wirings.DROPOUT_AFTER_CONV4)
+  kept = [network.keep_rate(name) for name in ("conv4", "fc6", "fc7")]
+  assert kept == [0.8, 0.5, 0.5]

@@ -213,6 +213,7 @@ def test_override_on_one_layer_reaches_the_step(tiny_config):
     ("optimizer.drop_factor", 0.0),
     ("seed", -1),
     ("validation_views", 5),
+    ("compute_precision", "half"),
   ],
 )
 def test_value_out_of_range_names_its_field(

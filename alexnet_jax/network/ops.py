@@ -17,6 +17,7 @@ def local_response_norm(
   k: float = 2.0,
   alpha: float = 2e-5,
   beta: float = 0.75,
+  wide: jax.Array | None = None,
 ) -> jax.Array:
   """Divides each value by a power of its neighbours' energy across channels.
 
@@ -24,16 +25,19 @@ def local_response_norm(
   The sum ends at the first and last channel of a column.
 
   Args:
-    x: f32[n, h, w, c], the channels on this device.
+    x: f32[n, h, w, c], the channels on this device; of another type, it is
+      computed in float32 nevertheless.
     groups: columns on this device; neighbours never cross a column.
     size: channels in the window, odd.
     k: what the energy is added to.
     alpha: factor of the plain sum. The paper's 1e-4 was divided by the window
       of 5 in the released code, which gives the 2e-5 used here.
     beta: the power.
+    wide: f32[n, h, w, c + 2 * (size // 2)], x between the channels that stand
+      on either side of it; with one group. None: nothing does.
 
   Returns:
-    f32[n, h, w, c].
+    f32[n, h, w, c], or the type of x.
 
   Raises:
     ValueError: size is even, or groups does not divide c.
@@ -47,13 +51,17 @@ def local_response_norm(
   if channels % groups:
     raise ValueError(f"{groups} groups do not divide {channels} channels.")
   grouped = x.reshape(*x.shape[:-1], groups, channels // groups)
+  grouped = grouped.astype(jnp.float32)
+  read, padding = grouped, size // 2
+  if wide is not None:
+    read, padding = wide[..., None, :].astype(jnp.float32), 0
   energy = lax.reduce_window(
-    lax.square(grouped),
+    lax.square(read),
     0.0,
     lax.add,
     window_dimensions=(1, 1, 1, 1, size),
     window_strides=(1, 1, 1, 1, 1),
-    padding=((0, 0),) * 4 + ((size // 2, size // 2),),
+    padding=((0, 0),) * 4 + ((padding, padding),),
   )
   denominator = k + alpha * energy
   if beta == 0.75:  # d^-3/4 from square roots: several times faster than pow
@@ -61,7 +69,7 @@ def local_response_norm(
     scale = root * lax.sqrt(root)
   else:
     scale = denominator**-beta
-  return (grouped * scale).reshape(x.shape)
+  return (grouped * scale).reshape(x.shape).astype(x.dtype)
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:
@@ -123,3 +131,97 @@ def max_pool(x: jax.Array, *, size: int = 3, stride: int = 2) -> jax.Array:
     window_strides=(1, stride, stride, 1),
     padding="VALID",
   )
+
+
+def drop(
+  x: jax.Array, mask: jax.Array | None, *, keep: float, scaling: str
+) -> jax.Array:
+  """Dropout, by a mask that was drawn elsewhere.
+
+  Args:
+    x: f32[...].
+    mask: bool[...], False where a value is dropped; None in evaluation.
+    keep: probability of True in the mask, in (0, 1].
+    scaling: of `wiring.DROPOUT_SCALINGS`: `test`, as in Krizhevsky et al. 2012,
+      section 4.2, values are multiplied by `keep` in evaluation; `train`, what
+      is left is divided by it in training. Both have the same expectation.
+
+  Returns:
+    f32[...].
+  """
+  if mask is None:
+    return x * keep if scaling == "test" else x
+  x = x * mask.astype(x.dtype)
+  return x / keep if scaling == "train" else x
+
+
+def shift(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Adds a bias, in float32: its gradient is a sum over all positions.
+
+  Args:
+    x: [n, ..., c], of any type.
+    bias: f32[c].
+
+  Returns:
+    [n, ..., c], in the type of x.
+  """
+  return (x.astype(jnp.float32) + _for_each(bias, x)).astype(x.dtype)
+
+
+def moments(x: jax.Array, *, around: jax.Array) -> jax.Array:
+  """Means of the distances from a value, and of their squares, by channel.
+
+  Args:
+    x: [n, ..., c], of any type.
+    around: f32[c].
+
+  Returns:
+    f32[2, c]. The average of those of several blocks of one size is that of
+    them all.
+  """
+  distance = x.astype(jnp.float32) - _for_each(lax.stop_gradient(around), x)
+  places = tuple(range(x.ndim - 1))
+  return jnp.stack([distance.mean(places), lax.square(distance).mean(places)])
+
+
+def to_statistics(
+  found: jax.Array, *, around: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Mean and variance, f32[c] each, from what `moments` returns."""
+  mean, square = found
+  return mean + around, jnp.maximum(square - lax.square(mean), 0.0)
+
+
+def batch_norm(
+  x: jax.Array,
+  *,
+  mean: jax.Array,
+  variance: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  epsilon: float = 1e-5,
+) -> jax.Array:
+  """scale * (x - mean) / sqrt(variance + epsilon) + bias, in float32.
+
+  Args:
+    x: [n, ..., c], of any type.
+    mean: f32[c].
+    variance: f32[c], without Bessel's correction.
+    scale: f32[c].
+    bias: f32[c].
+    epsilon: keeps a channel that is constant finite.
+
+  Returns:
+    [n, ..., c], in the type of x.
+
+  Source: Ioffe and Szegedy 2015, "Batch normalization", algorithm 1.
+  """
+  factor = scale * lax.rsqrt(variance + epsilon)
+  centred = x.astype(jnp.float32) - _for_each(mean, x)
+  y = centred * _for_each(factor, x) + _for_each(bias, x)
+  return y.astype(x.dtype)
+
+
+def _for_each(values: jax.Array, x: jax.Array) -> jax.Array:
+  """Values of channels, f32[c], so that they go with x: f32[1, ..., c]."""
+  return jnp.expand_dims(values, tuple(range(x.ndim - 1)))

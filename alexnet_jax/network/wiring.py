@@ -14,6 +14,10 @@ ACTIVATIONS = ("relu", "tanh", "sigmoid")
 NORMALISATIONS = ("none", "column", "across", "batch")
 DROPOUT_SCALINGS = ("test", "train")
 
+# Maps in the window of local response normalisation, n of Krizhevsky et al.
+# 2012, section 3.3.
+LRN_SIZE = 5
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pool:
@@ -72,6 +76,11 @@ class Layer:
   kernel_std: float | None = 0.01
   bias: float = 0.0
 
+  @property
+  def reach(self) -> int:
+    """Maps on each side of a device's own that the layer normalises with."""
+    return LRN_SIZE // 2 if self.normalise == "across" else 0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wiring:
@@ -112,8 +121,14 @@ class Sizes:
   scales: int = 0
 
   @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Of each parameter."""
+    shapes = {"kernel": self.kernel, "bias": self.kernel[-1:]}
+    return shapes | ({"scale": (self.scales,)} if self.scales else {})
+
+  @property
   def parameters(self) -> int:
-    return math.prod(self.kernel) + self.kernel[-1] + self.scales
+    return sum(map(math.prod, self.shapes.values()))
 
   @property
   def multiplications(self) -> int:
@@ -124,6 +139,13 @@ class Sizes:
   def outputs(self) -> int:
     """Values that one image has before pooling."""
     return self.map_side**2 * self.kernel[-1]
+
+  @property
+  def out_shape(self) -> tuple[int, ...]:
+    """Of what one image leaves: (out_side, out_side, maps) or (units,)."""
+    is_map = len(self.kernel) == 4
+    sides = (self.out_side, self.out_side) if is_map else ()
+    return *sides, self.kernel[-1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,6 +162,8 @@ class Network:
       `test`, outputs times the share kept, or `train`, divided by it.
     lrn_k: what local response normalisation adds to the energy.
     image_channels: of the image: 3, or 1, the mean of the three.
+    batch_norm_momentum: share of the running statistics of a batch
+      normalisation that a step keeps, in [0, 1).
   """
 
   name: str
@@ -150,9 +174,15 @@ class Network:
   dropout_scaling: str = "test"
   lrn_k: float = 2.0
   image_channels: int = 3
+  batch_norm_momentum: float = 0.9
 
   def layer(self, name: str) -> Layer:
     return next(layer for layer in self.layers if layer.name == name)
+
+  def keep_rate(self, name: str) -> float:
+    """Probability that dropout after a layer leaves a value, in (0, 1]."""
+    rate = self.layer(name).dropout_rate
+    return 1.0 - (self.dropout_rate if rate is None else rate)
 
   def sizes(self) -> dict[str, Sizes]:
     """Sizes of every layer, by name, first to last.
@@ -203,6 +233,7 @@ def make_network(
   activation: str | None = None,
   normalisation: str | None = None,
   lrn_k: float = 2.0,
+  batch_norm_momentum: float = 0.9,
   pooling: tuple[int, int] | None = None,
 ) -> Network:
   """Makes a network of a given size from a wiring.
@@ -224,6 +255,7 @@ def make_network(
     normalisation: in the place of the table's where it normalises, see
       `Layer`, but `batch` in every layer but the last; None keeps.
     lrn_k: see `Network`.
+    batch_norm_momentum: see `Network`.
     pooling: (window, stride) in the place of the table's; None keeps.
 
   Returns:
@@ -249,6 +281,11 @@ def make_network(
     raise ValueError(
       f"the number of classes is {num_classes}, expected 1 or more. "
       "Set config.network.num_classes."
+    )
+  if not 0.0 <= batch_norm_momentum < 1.0:
+    raise ValueError(
+      f"network.batch_norm_momentum is {batch_norm_momentum}, expected "
+      "0 <= momentum < 1. Set config.network.batch_norm_momentum."
     )
   if init not in ("source", "he"):
     raise ValueError(
@@ -290,6 +327,7 @@ def make_network(
     dropout_scaling=dropout_scaling,
     lrn_k=lrn_k,
     image_channels=wiring.image_channels,
+    batch_norm_momentum=batch_norm_momentum,
   )
   network.sizes()
   return network

@@ -20,7 +20,6 @@ Exchange = plan_lib.Exchange
 # Operations that name mesh axes and send nothing.
 _LOCAL_PRIMITIVES = frozenset({"axis_index", "pvary", "pcast", "shard_map"})
 # Named inside the scope of their layer.
-_TENSORS = "|".join((plan_lib.KERNEL, plan_lib.BIAS, plan_lib.NORM))
 _KINDS = {
   "psum": "sum",
   "psum_invariant": "sum",
@@ -161,7 +160,8 @@ def _exchange(
   layers: Iterable[str],
 ) -> Exchange:
   names = "|".join(map(re.escape, layers))
-  match = re.search(rf"\b({names})\b(?:\)*/({_TENSORS})\b)?", scope)
+  tensors = "|".join(plan_lib.NAMED)
+  match = re.search(rf"\b({names})\b(?:\)*/({tensors})\b)?", scope)
   found = match if match and match[1] else None
   return Exchange(
     layer=found[1] if found else "",

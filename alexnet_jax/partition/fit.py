@@ -135,6 +135,12 @@ def _check_features(
       f"{layer.name} has {layer.features} features, which {over} in layout "
       f"'{layout.name}' do not divide. {fix}"
     )
+  if layer.features // devices < layer.reach:
+    raise ValueError(
+      f"{layer.name} normalises with {layer.reach} maps of each device beside "
+      f"one, and {over} in layout '{layout.name}' have "
+      f"{layer.features // devices} of its {layer.features}. {fix}"
+    )
   if placement.arrive == "sum":
     # A fully connected layer reads a map position by position, so its input
     # rows split at positions; where there is one, at channels.

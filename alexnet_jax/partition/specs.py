@@ -21,18 +21,22 @@ class Specs:
 
   Attributes:
     parameters: {layer: {"kernel": spec, "bias": spec}}, of global shapes, as
-      they are stored.
+      they are stored; a batch normalisation's "scale" too.
+    statistics: {layer: {"mean": spec, "variance": spec}}, of layers with batch
+      normalisation.
     gathers: {(layer, "kernel"): (axes, dimension)}: what is stored in shares,
       and how these are joined before use.
     shared: {layer: {"kernel": axes, "bias": axes}}: axes along which devices
       use one parameter for different work, so that its gradient is summed.
     images: of [N, ...] arrays that belong to images.
     labels: of [N] arrays that belong to logits.
-    masks: {layer: spec} of bool[N, units], for layers with dropout.
+    masks: {layer: spec} of bool[N, units] or bool[N, h, w, maps], for layers
+      with dropout.
     whole: of what is the same everywhere.
   """
 
   parameters: ParameterSpecs
+  statistics: ParameterSpecs
   gathers: Mapping[tuple[str, str], tuple[tuple[str, ...], int]]
   shared: Mapping[str, Mapping[str, tuple[str, ...]]]
   images: PartitionSpec
@@ -51,6 +55,14 @@ class Specs:
       )
     )
 
+  @property
+  def variables(self) -> ParameterSpecs:
+    """Of parameters and statistics, as `model.join` joins them."""
+    return {
+      name: blocks | self.statistics.get(name, {})
+      for name, blocks in self.parameters.items()
+    }
+
 
 def make_specs(
   network: wiring.Network,
@@ -58,7 +70,7 @@ def make_specs(
   routes: Mapping[str, route_lib.Route],
 ) -> Specs:
   """The specs that follow from a network, a layout and its routes."""
-  parameters, gathers, shared, masks = {}, {}, {}, {}
+  parameters, gathers, shared, masks, statistics = {}, {}, {}, {}, {}
   for layer in network.layers:
     route = routes[layer.name]
     stored = layout.placement(layer.name).stored
@@ -70,6 +82,7 @@ def make_specs(
       kernel[dimension] = (*kernel[dimension], *stored)
       gathers[layer.name, "kernel"] = stored, dimension
     window = [None, None] if layer.window else []
+    leaves = _spec(route.leaves.batch, *window, outputs)
     parameters[layer.name] = {
       "kernel": _spec(*window, *kernel),
       "bias": _spec(outputs),
@@ -78,11 +91,19 @@ def make_specs(
       "kernel": _without(route.arrived.varying, (*kernel_axes, *stored)),
       "bias": _without(route.leaves.varying, outputs),
     }
+    if layer.normalise == "batch":
+      parameters[layer.name]["scale"] = _spec(outputs)
+      shared[layer.name]["scale"] = shared[layer.name]["bias"]
+      statistics[layer.name] = {
+        "mean": _spec(outputs),
+        "variance": _spec(outputs),
+      }
     if layer.dropout:
-      masks[layer.name] = _spec(route.leaves.batch, outputs)
+      masks[layer.name] = leaves
   first, last = network.layers[0].name, network.layers[-1].name
   return Specs(
     parameters=parameters,
+    statistics=statistics,
     gathers=gathers,
     shared=shared,
     images=_spec(routes[first].arrived.batch),
