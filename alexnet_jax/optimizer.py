@@ -106,16 +106,16 @@ def make_optimizer(
   cuda-convnet, layer-params-145.cfg and src/weights.cu.
   """
   schedules = {KERNEL: schedule, BIAS: bias_schedule}
-  frozen = {}
+  of_conv1 = {}
   if conv1_schedules is not None:
-    frozen = {
+    of_conv1 = {
       f"{CONV1}/{name}": of_name
       for name, of_name in zip((KERNEL, BIAS), conv1_schedules, strict=True)
     }
 
   def labels(parameters):
     return jax.tree.map_with_path(
-      lambda path, _: _label(path, frozen), parameters
+      lambda path, _: _label(path, of_conv1), parameters
     )
 
   chain = [
@@ -127,7 +127,7 @@ def make_optimizer(
     optax.partition(
       {
         label: optax.scale_by_learning_rate(of_label)
-        for label, of_label in (schedules | frozen).items()
+        for label, of_label in (schedules | of_conv1).items()
       },
       labels,
     )
@@ -135,7 +135,7 @@ def make_optimizer(
   if plateau is not None:
     chain.append(plateau.scale_by_plateau())
   trace = optax.trace(decay=momentum)
-  chain.append(_freeze(trace, frozen, labels) if frozen else trace)
+  chain.append(_freeze(trace, of_conv1, labels) if of_conv1 else trace)
   if average_decay is not None:
     chain.append(averages.average_parameters(average_decay))
   rule = optax.with_extra_args_support(optax.chain(*chain))
@@ -148,11 +148,11 @@ def _is_kernel(parameters):
   )
 
 
-def _label(path, frozen: Mapping[str, optax.Schedule]) -> str:
+def _label(path, of_conv1: Mapping[str, optax.Schedule]) -> str:
   """Which schedule a parameter has."""
   name = BIAS if path[-1].key == BIAS else KERNEL
   own = f"{path[0].key}/{name}"
-  return own if own in frozen else name
+  return own if own in of_conv1 else name
 
 
 class FreezeState(NamedTuple):
