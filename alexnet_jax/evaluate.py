@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import rich.console
 from absl import app, flags
+from ml_collections import config_flags
 
 from alexnet_jax import (
   command,
@@ -32,6 +33,7 @@ from alexnet_jax.data import augment, blocks, records, sets
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.processes import group as group_lib
 
+# Only for the fields that a run must have; their values are in its workdir.
 _FIELDS = command.define_config("configs/default.py")
 _WORKDIR = flags.DEFINE_multi_string(
   "workdir",
@@ -90,6 +92,7 @@ _WORST = 10
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   with command.in_one_line(ValueError, TypeError, OSError):
+    _check_no_config()
     views = _find_views()
     for flag, endings in (
       (_PREDICTIONS, prediction_files.ENDINGS),
@@ -109,6 +112,15 @@ def main(argv: list[str]) -> None:
       ValueError, TypeError, OSError, FloatingPointError, group=group
     ):
       _evaluate(runs, views, group)
+
+
+def _check_no_config() -> None:
+  holder = flags.FLAGS["config"]
+  if holder.present or config_flags.get_override_values(holder):
+    raise ValueError(
+      "--config is given, but the config of a run is the one in its workdir. "
+      "Set --layout, --mesh, --batch_size or --split for what may differ."
+    )
 
 
 def _find_views() -> list[int]:
