@@ -8,7 +8,13 @@ from alexnet_jax.partition import fit
 
 
 def make_program(
-  network, layout, augmentation, *, batch_size, precision="float32"
+  network,
+  layout,
+  augmentation,
+  *,
+  batch_size,
+  precision="float32",
+  members=1,
 ) -> program_lib.Program:
   fit.check(layout, network, batch_size=batch_size)
   schedule, bias_schedule = (
@@ -24,6 +30,7 @@ def make_program(
       schedule, bias_schedule, momentum=0.9, weight_decay=5e-4
     ),
     precision=precision,
+    members=members,
   )
 
 
