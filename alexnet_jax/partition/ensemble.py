@@ -155,6 +155,8 @@ def make_mesh(
   **options,
 ) -> jax.sharding.Mesh:
   """As `mesh.make_mesh`, for all members of an ensemble."""
+  if ensemble.members > 1:
+    options["field"] = "config.ensemble or config.layout.mesh"
   wide = ensemble.widen(layout)
   return ensemble.loosen(mesh_lib.make_mesh(wide, devices, **options))
 
