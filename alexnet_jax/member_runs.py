@@ -62,6 +62,21 @@ def open_checkpoints(
   return MemberCheckpoints(workdir, program, keep=keep)
 
 
+def find_latest_step(workdir: str, members: int) -> int | None:
+  """As `checkpoint.find_latest_step`, of one member or of several.
+
+  Returns:
+    The newest step that no member lacks but by having newer ones only.
+  """
+  if members == 1:
+    return checkpoint.find_latest_step(workdir)
+  found = [
+    checkpoint.find_latest_step(find_folder(workdir, member))
+    for member in range(members)
+  ]
+  return None if None in found else min(found)
+
+
 class MemberCheckpoints:
   """As `checkpoint.Checkpoints`, for all members of an ensemble.
 
