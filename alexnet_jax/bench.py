@@ -73,6 +73,7 @@ def main(argv: list[str]) -> None:
 
 def _make_program() -> program_lib.Program:
   network, layout = settings.check(_CONFIG.value)
+  settings.check_single(_CONFIG.value, command="bench")
   mesh_lib.simulate_devices(
     _SIMULATE_DEVICES.value or layout.devices,
     only_cpu=_SIMULATE_DEVICES.value is not None,

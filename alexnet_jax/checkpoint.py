@@ -33,6 +33,10 @@ class Checkpoints:
     latest = self._checkpointer.latest
     return None if latest is None else latest.step
 
+  def steps(self) -> list[int]:
+    """The steps of the complete checkpoints, the oldest first."""
+    return [found.step for found in self._checkpointer.checkpoints]
+
   def save(self, step: int, state: step_lib.TrainState) -> None:
     """Starts to save a state; returns once it may be changed.
 
@@ -40,17 +44,20 @@ class Checkpoints:
       step: of the state; a checkpoint that exists is left as it is.
       state: global arrays.
     """
-    if step != self.latest_step():
+    if step not in self.steps():
       self._checkpointer.save_async(step, state._asdict())
 
-  def restore(self, like: step_lib.TrainState) -> step_lib.TrainState:
-    """Reads the newest checkpoint.
+  def restore(
+    self, like: step_lib.TrainState, *, step: int | None = None
+  ) -> step_lib.TrainState:
+    """Reads a checkpoint.
 
     Args:
       like: `jax.ShapeDtypeStruct`s with the shardings to restore onto, which
         need not be those that the checkpoint was written under.
+      step: of the checkpoint; None: the newest.
     """
-    restored = self._checkpointer.load(abstract_state=like._asdict())
+    restored = self._checkpointer.load(step, abstract_state=like._asdict())
     return step_lib.TrainState(**restored)
 
   def close(self) -> None:

@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
   with command.in_one_line(ValueError, TypeError, OSError, ImportError):
     config = _CONFIG.value
     network, own = settings.check(config)
+    settings.check_single(config, command="compare")
     layouts = settings.choose_layouts(own, _LAYOUTS.value)
     counts = command.to_numbers("devices", _DEVICES.value)
     sizes = command.to_numbers(

@@ -19,6 +19,7 @@ from absl import app, flags
 from alexnet_jax import command, settings
 from alexnet_jax import run as run_lib
 from alexnet_jax.checkup import examination, findings
+from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.processes import machine
 
 _CONFIG = command.define_config()
@@ -54,7 +55,11 @@ def main(argv: list[str]) -> None:
     command.start(_DISTRIBUTED, _START_TIMEOUT, same=same) as group,
     command.in_one_line(OSError, group=group),
   ):
-    run_lib.settle_devices(layout, group, _SIMULATE_DEVICES.value)
+    run_lib.settle_devices(
+      ensemble_lib.Ensemble(config.ensemble).widen(layout),
+      group,
+      _SIMULATE_DEVICES.value,
+    )
     findings.check_devices()
     console = command.make_console(group)
     console.quiet |= _FORMAT.value == "json"

@@ -79,7 +79,7 @@ def _make_program() -> program_lib.Program:
   config = _CONFIG.value
   network, layout = settings.check(config)
   devices = command.choose_devices(
-    layout.devices,
+    config.ensemble * layout.devices,
     simulated=_SIMULATE_DEVICES.value,
     topology_name=_TOPOLOGY.value,
   )
@@ -98,8 +98,9 @@ def to_json(
   return {
     "layout": layout.name,
     "network": program.network.name,
-    "mesh": dict(layout.mesh),
-    "devices": layout.devices,
+    "members": program.ensemble.members,
+    "mesh": dict(program.mesh.shape),
+    "devices": program.mesh.size,
     "device_kind": program.mesh.devices.flat[0].device_kind,
     "batch": program.batch_size,
     "xla_options": dict(options.used),
@@ -169,6 +170,7 @@ def _print_tables(
   for line in (
     *tables.axes(program),
     *tables.repeated(program.network, program.layout),
+    *tables.members(program, _CONFIG.value.seed),
     *said,
     *tables.memory(compiled),
     *tables.verdict(audit),

@@ -20,6 +20,7 @@ from alexnet_jax import metrics
 from alexnet_jax import step as step_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
+from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
@@ -37,6 +38,9 @@ class Program:
     views: of each image in an evaluation.
     label_smoothing: of the training loss.
     compute_precision: type in which the network is computed.
+    ensemble: how many members are trained at once. All else is of one member,
+      but for the mesh and its axes, and arrays: what each member has for itself
+      has a first dimension of members where there are several.
   """
 
   network: wiring.Network
@@ -52,6 +56,7 @@ class Program:
   views: int = 1
   label_smoothing: float = 0.0
   compute_precision: str = "float32"
+  ensemble: ensemble_lib.Ensemble = ensemble_lib.Ensemble()
 
   def init(self, key: jax.Array) -> step_lib.TrainState:
     """The state before the first step."""
@@ -61,6 +66,25 @@ class Program:
   @functools.cached_property
   def abstract_state(self) -> step_lib.TrainState:
     """The state's shapes, types and shardings."""
+    return self.ensemble.abstract(self.mesh, self.members[0]._state_of_one)
+
+  @functools.cached_property
+  def members(self) -> tuple[Program, ...]:
+    """The program of each member alone, on the devices that it has here."""
+    if self.ensemble.members == 1:
+      return (self,)
+    return tuple(
+      dataclasses.replace(
+        self,
+        mesh=self.ensemble.narrow(self.mesh, member),
+        nested_axes=self.nested_axes[1:],
+        ensemble=ensemble_lib.Ensemble(),
+      )
+      for member in range(self.ensemble.members)
+    )
+
+  @functools.cached_property
+  def _state_of_one(self) -> step_lib.TrainState:
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(self.mesh):
       state = jax.eval_shape(self._init, key)
@@ -93,22 +117,38 @@ class Program:
     """Of the images and of the labels that a step takes."""
     return specs.to_shardings(self.mesh, (self.specs.images, self.specs.labels))
 
+  @functools.cached_property
+  def _own_sharding(self) -> jax.sharding.Sharding:
+    """Of what is whole on all devices of a member."""
+    return specs.to_shardings(self.mesh, self.ensemble.spec(self.specs.whole))
+
   def make_keys(self, seed: int) -> tuple[jax.Array, jax.Array]:
-    """The keys of the initial state and of the steps, on every device."""
-    whole = specs.to_shardings(self.mesh, self.specs.whole)
+    """The keys of the initial state and of the steps, on every device.
+
+    Those of member m of an ensemble are those of a single run with `seed` + m.
+    """
 
     def split() -> tuple[jax.Array, jax.Array]:
-      init_key, step_key = jax.random.split(jax.random.key(seed))
+      pairs = [
+        jax.random.split(jax.random.key(seed + member))
+        for member in range(self.ensemble.members)
+      ]
+      init_key, step_key = (
+        self.ensemble.stack([pair[index] for pair in pairs]) for index in (0, 1)
+      )
       return init_key, step_key
 
     # Made there: a process cannot put arrays on the devices of another.
-    return jax.jit(split, out_shardings=(whole, whole))()
+    return jax.jit(
+      split, out_shardings=(self._own_sharding, self._own_sharding)
+    )()
 
   def trace(self) -> jax.stages.Traced:
     """The training step as JAX sees it: (state, key, images, labels)."""
     side = self.augmentation.stored_size
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = key.update(sharding=specs.to_shardings(self.mesh, self.specs.whole))
+    keys = [jax.random.key(0)] * self.ensemble.members
+    key = jax.eval_shape(lambda: self.ensemble.stack(keys))
+    key = key.update(sharding=self._own_sharding)
     batch = [
       jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=split)
       for shape, dtype, split in zip(
@@ -118,32 +158,48 @@ class Program:
         strict=True,
       )
     ]
-    train_step = step_lib.make_train_step(
-      self.network,
-      self.specs,
-      self.exchange,
-      self.augmentation,
-      self.optimizer,
-      label_smoothing=self.label_smoothing,
-      precision=self.compute_precision,
+    train_step = self.ensemble.each(
+      step_lib.make_train_step(
+        self.network,
+        self.specs,
+        self.exchange,
+        self.augmentation,
+        self.optimizer,
+        label_smoothing=self.label_smoothing,
+        precision=self.compute_precision,
+      ),
+      self.mesh,
+      own=(self._state_specs, self.specs.whole),
+      shared=(self.specs.images, self.specs.labels),
+      result=(self._state_specs, self.specs.whole),
+      donated=(0,),
     )
     with jax.set_mesh(self.mesh):
       return train_step.trace(self.abstract_state, key, *batch)
 
   def evaluate(self, variables, images, labels) -> jax.Array:
-    """`metrics.NAMES` summed over a batch, of `views` each: f32[4]."""
+    """`metrics.NAMES` summed over a batch, of `views` each: f32[4].
+
+    Of several members f32[members, 4].
+    """
     with jax.set_mesh(self.mesh):
       return self._eval_step(variables, images, labels)
 
   @functools.cached_property
   def _eval_step(self) -> step_lib.EvalStep:
-    return step_lib.make_eval_step(
-      self.network,
-      self.specs,
-      self.exchange,
-      self.augmentation,
-      views=self.views,
-      precision=self.compute_precision,
+    return self.ensemble.each(
+      step_lib.make_eval_step(
+        self.network,
+        self.specs,
+        self.exchange,
+        self.augmentation,
+        views=self.views,
+        precision=self.compute_precision,
+      ),
+      self.mesh,
+      own=(self.specs.variables,),
+      shared=(self.specs.images, self.specs.labels),
+      result=self.specs.whole,
     )
 
   def predict(self, variables, images, labels) -> tuple[jax.Array, jax.Array]:
@@ -164,7 +220,18 @@ class Program:
 
   @functools.cached_property
   def _jitted_init(self):
-    return jax.jit(self._init)
+    return self.ensemble.each(
+      jax.jit(self._init),
+      self.mesh,
+      own=(self.specs.whole,),
+      result=self._state_specs,
+    )
+
+  @property
+  def _state_specs(self) -> step_lib.TrainState:
+    """The split of the state of one member."""
+    state = self.members[0]._state_of_one
+    return jax.tree.map(lambda leaf: leaf.sharding.spec, state)
 
   def _init(self, key: jax.Array) -> step_lib.TrainState:
     return step_lib.init_state(self.network, self.specs, self.optimizer, key)
@@ -184,6 +251,7 @@ def make_program(
   views: int = 1,
   devices: Sequence[jax.Device] | None = None,
   keep_order: bool = False,
+  members: int = 1,
 ) -> Program:
   """Makes the program of a network on a layout.
 
@@ -202,6 +270,8 @@ def make_program(
     devices: to compute on; None: those that JAX has.
     keep_order: whether to nest the axes of the mesh as the layout lists them,
       and not by what is sent along them.
+    members: of an ensemble that are trained at once, each on as many devices
+      as the layout has.
 
   Raises:
     ValueError: two layers name their axes in orders that do not fit together,
@@ -218,12 +288,13 @@ def make_program(
     norms=norms,
   )
   sent = None if keep_order else plan_lib.sent_along(plan)
+  ensemble = ensemble_lib.Ensemble(members)
   return Program(
     network=network,
     layout=layout,
     batch_size=batch_size,
-    mesh=mesh_lib.make_mesh(layout, devices, sent=sent),
-    nested_axes=mesh_lib.nest_axes(layout, sent),
+    mesh=ensemble_lib.make_mesh(layout, ensemble, devices, sent=sent),
+    nested_axes=mesh_lib.nest_axes(ensemble.widen(layout), sent),
     specs=array_specs,
     exchange=exchange_lib.MeshExchange(
       routes, array_specs, precision=precision
@@ -234,6 +305,7 @@ def make_program(
     views=views,
     label_smoothing=label_smoothing,
     compute_precision=compute_precision,
+    ensemble=ensemble,
   )
 
 

@@ -22,6 +22,11 @@ def to_steps(
   return math.ceil(epochs * num_images / config.batch_size)
 
 
+def find_order_seed(config: ml_collections.ConfigDict) -> int:
+  """The seed of the order of the training images."""
+  return config.seed if config.data.seed is None else config.data.seed
+
+
 def find_statistics(
   config: ml_collections.ConfigDict, builder
 ) -> statistics_lib.Statistics:

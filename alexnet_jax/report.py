@@ -79,7 +79,8 @@ class Reporter:
 
     Args:
       step: steps taken so far.
-      totals: f32[4] of each step since the last report, still on the devices.
+      totals: f32[4] of each step since the last report, or f32[members, 4],
+        still on the devices.
       learning_rate: of the last of them.
       replaced: says how many images there were whose own record could not be
         read; asked one report late.
@@ -100,28 +101,33 @@ class Reporter:
     step, totals, learning_rate, replaced, seconds = self._due
     self._due = None
     sums = np.stack(jax.device_get(totals))
-    for index, loss in enumerate(sums[:, 0]):
+    for (index, *member), loss in np.ndenumerate(sums[..., 0]):
       if not math.isfinite(loss):
+        of_member = f" of member {member[0]}" if member else ""
         raise FloatingPointError(
-          f"the loss of step {step - len(totals) + index + 1} is {loss}, "
+          f"the loss{of_member} of step {step - len(totals) + index + 1} is "
+          f"{loss}, "
           "expected a finite number. Lower config.optimizer.learning_rate; "
           "the run goes on from its last checkpoint."
         )
     if self._file is None:
       return
     replaced = replaced()
-    means = metrics.to_means(sums.sum(axis=0))
+    totals = sums.sum(axis=0)
+    means = _to_means(totals)
     rate = means.pop("images") / seconds
     values = {f"training_{name}": value for name, value in means.items()}
     values |= {"learning_rate": learning_rate, "images_per_second": rate}
     values["training_replaced_images"] = replaced
+    values |= _of_members("training", totals)
     shown = f"{rate:,.0f} images/s, loss {means['loss']:.3f}"
     self._progress.update(self._task, shown=shown)
     self._write(step, values)
     if not self._console.is_terminal:
       self._line(
         step,
-        f"loss {means['loss']:.4g}, {_errors(means)}, {rate:,.0f} images/s, "
+        f"{_whose(totals)}loss {means['loss']:.4g}, {_errors(means)}, "
+        f"{rate:,.0f} images/s, "
         f"learning rate {learning_rate:g}{_replaced(replaced)}",
       )
 
@@ -132,21 +138,28 @@ class Reporter:
 
     Args:
       step: steps taken so far.
-      totals: f32[4], over the whole split.
+      totals: f32[4], over the whole split, or f32[members, 4].
       replaced: as for `training`.
     """
     if self._file is None:
       return
     replaced = replaced()
-    means = metrics.to_means(totals)
+    means = _to_means(totals)
     values = {f"validation_{name}": value for name, value in means.items()}
     values["validation_replaced_images"] = replaced
+    values |= (of_members := _of_members("validation", totals))
     self._write(step, values)
     self._line(
       step,
-      f"validation loss {means['loss']:.4g}, {_errors(means)}, "
+      f"validation {_whose(totals)}loss {means['loss']:.4g}, "
+      f"{_errors(means)}, "
       f"{means['images']:,} images{_replaced(replaced)}",
     )
+    for name, what in (("top1", "top-1"), ("top5", "top-5")):
+      if of_members:
+        errors = of_members[f"validation_member_{name}_error"]
+        listed = ", ".join(f"{error:.2%}" for error in errors)
+        self._line(step, f"validation {what} error of each member: {listed}")
 
   def resume_clock(self) -> None:
     """Leaves what was done since the last report out of the next rate."""
@@ -158,11 +171,17 @@ class Reporter:
       self._events.close()
       self._file.close()
 
-  def _write(self, step: int, values: Mapping[str, float]) -> None:
+  def _write(
+    self, step: int, values: Mapping[str, float | list[float]]
+  ) -> None:
     self._file.write(json.dumps({"step": step, **values}) + "\n")
     self._file.flush()
     for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+      if isinstance(value, list):
+        for member, of_member in enumerate(value):
+          self._events.add_scalar(f"{name}/{member}", of_member, step)
+      else:
+        self._events.add_scalar(name, value, step)
 
   def _line(self, step: int, text: str) -> None:
     width = len(str(self._num_steps))
@@ -171,6 +190,33 @@ class Reporter:
       highlight=False,
       soft_wrap=True,
     )
+
+
+def _to_means(totals: np.ndarray) -> dict[str, float]:
+  """As `metrics.to_means`; of several members the mean, images counted once."""
+  members = np.atleast_2d(totals)
+  return metrics.to_means(members.mean(axis=0, dtype=np.float64))
+
+
+def _of_members(prefix: str, totals: np.ndarray) -> dict[str, list[float]]:
+  """What each member of an ensemble has; nothing for a single run.
+
+  Args:
+    prefix: of the names.
+    totals: f32[4], or f32[members, 4].
+  """
+  if totals.ndim == 1:
+    return {}
+  means = list(map(metrics.to_means, totals))
+  return {
+    f"{prefix}_member_{name}": [of_member[name] for of_member in means]
+    for name in metrics.NAMES
+    if name != "images"
+  }
+
+
+def _whose(totals: np.ndarray) -> str:
+  return f"mean of {len(totals)} members: " if totals.ndim > 1 else ""
 
 
 def _errors(means: Mapping[str, float]) -> str:

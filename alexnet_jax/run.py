@@ -18,6 +18,7 @@ import optax
 from alexnet_jax import (
   compilation_cache,
   compiler_options,
+  member_runs,
   recipe,
   settings,
   update_rule,
@@ -28,6 +29,7 @@ from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.data import records, sets
 from alexnet_jax.data import statistics as statistics_lib
 from alexnet_jax.network import wiring
+from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.processes import group as group_lib
@@ -99,6 +101,7 @@ def make_program(
     compute_precision=config.compute_precision,
     views=config.validation_views,
     devices=devices,
+    members=config.ensemble,
     # The config orders the axes of its own layout only.
     keep_order=(
       config.layout.axes is not None and config.layout.name == layout.name
@@ -133,8 +136,15 @@ def prepare(
     ValueError, TypeError, OSError: with one line on what to change.
   """
   network, layout = settings.check(config)
-  settle_devices(layout, group, simulate_devices)
-  mesh_lib.make_mesh(layout)
+  if config.ensemble > 1 and group.count > 1:
+    raise ValueError(
+      f"ensemble is {config.ensemble}, and there are {group.count} processes, "
+      "expected one for all members. Set config.ensemble=1, or start one "
+      "process."
+    )
+  ensemble = ensemble_lib.Ensemble(config.ensemble)
+  settle_devices(ensemble.widen(layout), group, simulate_devices)
+  ensemble_lib.make_mesh(layout, ensemble)
   builder, statistics = open_data(config, network, data_dir=data_dir)
   workdir_lib.check(workdir)
   # `digits` is made by now, if it was not there.
@@ -144,7 +154,7 @@ def prepare(
   for difference in find_differences(group, group.gather("data", found)):
     raise ValueError(difference)
   group.first(
-    "workdir", lambda: workdir_lib.claim(workdir, config.to_dict(), found)
+    "workdir", lambda: member_runs.claim(workdir, config.to_dict(), found)
   )
   for index, problem in enumerate(shared.find_problems(group, workdir)):
     if problem is not None:

@@ -12,6 +12,7 @@ from alexnet_jax.data import augment, records
 from alexnet_jax.network import catalog as network_catalog
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, fit, plan, route
+from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
 
 
@@ -95,11 +96,30 @@ def check(
   _check_numbers(config)
   update_rule.check(config)
   layout = make_layout(config)
+  if ensemble_lib.AXIS in layout.mesh:
+    raise ValueError(
+      f"layout {layout.name!r} has an axis {ensemble_lib.AXIS!r}, which is "
+      "that of the members of an ensemble, expected another name. Set "
+      "config.layout.mesh, and config.ensemble for the members."
+    )
   network = make_network(config)
   fit.check(layout, network, batch_size=config.batch_size)
   route.find_routes(network, layout, batch_size=config.batch_size)
   recipe.make_augmentation(config, network, None, config.batch_size)
   return network, layout
+
+
+def check_single(config: ml_collections.ConfigDict, *, command: str) -> None:
+  """Refuses an ensemble where a command is about one network at a time.
+
+  Raises:
+    ValueError: the config has several members.
+  """
+  if config.ensemble != 1:
+    raise ValueError(
+      f"ensemble is {config.ensemble}, expected 1: {command} is about single "
+      "runs, and every member of an ensemble is as one. Set config.ensemble."
+    )
 
 
 def find_same(config: ml_collections.ConfigDict) -> dict[str, str]:
@@ -112,11 +132,14 @@ def find_same(config: ml_collections.ConfigDict) -> dict[str, str]:
 
 
 def _check_numbers(config: ml_collections.ConfigDict) -> None:
-  if not 0 <= config.seed < 2**32:
-    raise ValueError(
-      f"seed is {config.seed}, expected 0 to 2^32 - 1. Set config.seed."
-    )
+  seeds = {"seed": config.seed, "data.seed": recipe.find_order_seed(config)}
+  for name, seed in seeds.items():
+    if not 0 <= seed < 2**32:
+      raise ValueError(
+        f"{name} is {seed}, expected 0 to 2^32 - 1. Set config.{name}."
+      )
   positive = {
+    "ensemble": config.ensemble,
     "num_epochs": config.num_epochs,
     "accumulate_batches": config.accumulate_batches,
     "report_every_steps": config.report_every_steps,
@@ -133,6 +156,18 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
       raise ValueError(
         f"{name} is {value}, expected a number above 0. Set config.{name}."
       )
+  last = config.seed + config.ensemble - 1
+  if last >= 2**32:
+    raise ValueError(
+      f"the last of {config.ensemble} members has seed {last}, expected at "
+      "most 2^32 - 1. Set config.seed or config.ensemble."
+    )
+  if config.ensemble > 1 and config.optimizer.schedule == "plateau":
+    raise ValueError(
+      f"ensemble is {config.ensemble} with optimizer.schedule=plateau, which "
+      "follows the validation of one network, expected another schedule. Set "
+      "config.ensemble=1 or config.optimizer.schedule."
+    )
   if config.data.unreadable not in records.UNREADABLE:
     raise ValueError(
       f"data.unreadable is {config.data.unreadable!r}, expected one of "

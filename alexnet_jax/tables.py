@@ -11,6 +11,7 @@ import rich.table
 from alexnet_jax import program as program_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
+from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import links as links_lib
 from alexnet_jax.partition import mesh as mesh_lib
@@ -41,7 +42,7 @@ def devices(
 def layout(program: program_lib.Program) -> rich.table.Table:
   """A row per layer: who computes what, and one device's share of it."""
   network, layout = program.network, program.layout
-  mesh = layout_lib.listed(layout.mesh)
+  mesh = layout_lib.listed(program.mesh.shape)
   stored = any(layout.placement(name).stored for name in program.shares)
   table = make_table(
     f"layout {layout.name}, mesh {mesh}, network {network.name}: one device's "
@@ -153,7 +154,7 @@ def axes(
     [axis for axis in order if program.mesh.shape[axis] > 1]
     for order in (
       program.nested_axes,
-      mesh_lib.nest_axes(program.layout, sent),
+      mesh_lib.nest_axes(program.ensemble.widen(program.layout), sent),
     )
   )
   if len(nested) > 1 and nested == by_bytes:
@@ -188,6 +189,24 @@ def repeated(network: wiring.Network, layout: layout_lib.Layout) -> list[str]:
         f"{', '.join(layers)}"
       )
   return lines
+
+
+def members(program: program_lib.Program, seed: int) -> list[str]:
+  """A line on the members of an ensemble; none for a single run.
+
+  Args:
+    program: the program.
+    seed: of the first member.
+  """
+  count, devices = program.ensemble.members, program.layout.devices
+  if count == 1:
+    return []
+  return [
+    f"{count} members of an ensemble at once, with seeds {seed} to "
+    f"{seed + count - 1}: each on {devices} "
+    f"device{'s' if devices > 1 else ''} of its own along axis "
+    f"{ensemble_lib.AXIS!r}, on which nothing is sent; all read one batch"
+  ]
 
 
 def memory(compiled: jax.stages.Compiled) -> list[str]:

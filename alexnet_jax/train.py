@@ -10,9 +10,10 @@ import rich.console
 
 from alexnet_jax import (
   averages,
-  checkpoint,
+  member_runs,
   metrics,
   plateau,
+  recipe,
   report,
   step,
   tables,
@@ -51,8 +52,8 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
   init_key, step_key = run.program.make_keys(config.seed)
 
   train_step = _compile(run, console)
-  checkpoints = checkpoint.Checkpoints(
-    run.workdir, keep=config.keep_checkpoints
+  checkpoints = member_runs.open_checkpoints(
+    run.workdir, run.program, keep=config.keep_checkpoints
   )
   first_step = checkpoints.latest_step() or 0
   _check_first_step(group, first_step)
@@ -93,7 +94,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
   try:
     batches = pipeline.train_batches(
       run.train_records,
-      seed=config.seed,
+      seed=recipe.find_order_seed(config),
       first_step=first_step,
       num_steps=run.num_steps,
       **_batch_options(run),
@@ -148,7 +149,8 @@ def evaluate(
   """Goes through the whole validation split, with averaged parameters if any.
 
   Returns:
-    `metrics.NAMES` summed over it, f32[4], and the images of this process
+    `metrics.NAMES` summed over it, f32[4], or f32[members, 4] of several
+    members of an ensemble, and the images of this process
     whose own record could not be read.
 
   Raises:
@@ -208,6 +210,7 @@ def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:
   for line in (
     *(tables.axes(program, run.group.hosts) if several else []),
     *tables.repeated(program.network, program.layout),
+    *tables.members(program, run.config.seed),
   ):
     console.print(line, soft_wrap=True, highlight=False)
 

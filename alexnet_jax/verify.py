@@ -71,6 +71,7 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   with command.in_one_line(ValueError, TypeError):
     network, own = settings.check(config)
+    settings.check_single(config, command="verify")
     layouts = settings.choose_layouts(own, _LAYOUTS.value)
     counts = command.to_numbers("devices", _DEVICES.value)
     for name in ("exchange_precision", "compute_precision"):

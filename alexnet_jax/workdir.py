@@ -34,6 +34,9 @@ BOUND = {
 
 _FILE = "config.json"
 
+# What a run has where its directory is older than the field.
+_EARLIER = {"ensemble": 1}
+
 
 def check(path: str) -> None:
   """Refuses a directory that cannot be written; writes nothing.
@@ -124,6 +127,10 @@ def check_same(
   """
   bound = BOUND.get(now.get("optimizer.schedule"), ())
   free = [name for name in FREE if name not in bound]
+  earlier, now = _EARLIER | earlier, _EARLIER | now
+  if earlier.get("data.seed") != now.get("data.seed"):
+    # Unset, it is that of the run: the order may be the same one.
+    earlier, now = map(_name_order_seed, (earlier, now))
   differences = [
     f"{name}: {earlier.get(name)} there, {now.get(name)} here"
     for name in sorted(earlier.keys() | now.keys())
@@ -136,6 +143,11 @@ def check_same(
       f"({'; '.join(differences)}). Set --workdir to start another run, or "
       "these fields back to go on with that one."
     )
+
+
+def _name_order_seed(fields: Mapping[str, Any]) -> dict[str, Any]:
+  seed = fields.get("data.seed")
+  return {**fields, "data.seed": fields.get("seed") if seed is None else seed}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -38,6 +38,10 @@ def imagenet() -> ml_collections.ConfigDict:
 
   # Of all random draws: initial weights, order, augmentation, dropout.
   config.seed = 0
+  # Members of an ensemble that are trained at once, each on as many devices as
+  # the layout has. Member m is the run of seed + m, with the order of seed; it
+  # lies in WORKDIR/member_m. 1: a single run.
+  config.ensemble = 1
   # Images in a step, over all devices. [P]
   config.batch_size = 128
   # Passes over the training split. [P] "roughly 90"
@@ -133,6 +137,8 @@ def imagenet() -> ml_collections.ConfigDict:
   # What becomes of a record that cannot be read: stop, or replace it by its
   # neighbour in the split, which is counted in the reports.
   config.data.unreadable = "stop"
+  # Of the order of the training images; None: config.seed.
+  config.data.seed = config_dict.placeholder(int)
   # Threads that read and decode in each process; None: one for each of its
   # cores, up to 16.
   config.data.threads = config_dict.placeholder(int)

@@ -17,6 +17,7 @@ def make_program(
   precision="float32",
   compute_precision="float32",
   trust_coefficient=None,
+  members=1,
   **rule,
 ) -> program_lib.Program:
   """The program; `rule` is what else `make_optimizer` is to be told."""
@@ -41,6 +42,7 @@ def make_program(
     norms=trust_coefficient is not None,
     precision=precision,
     compute_precision=compute_precision,
+    members=members,
   )
 
 

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from alexnet_jax import checkpoint
+from alexnet_jax import member_runs
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import workdir as workdir_lib
@@ -145,7 +145,7 @@ def find_run(
       "wiring": earlier.get("network.wiring"),
       "dataset": earlier.get("data.name"),
       "batch_size": earlier.get("batch_size"),
-      "step": checkpoint.find_latest_step(path),
+      "step": member_runs.find_latest_step(path, earlier.get("ensemble", 1)),
     }
   except (OSError, ValueError) as error:
     return None, (

@@ -65,6 +65,7 @@ def make_mesh(
   devices: Sequence[jax.Device] | None = None,
   *,
   sent: Mapping[str, int] | None = None,
+  field: str = "config.layout.mesh",
 ) -> jax.sharding.Mesh:
   """Puts the first devices of this run on the axes of a layout.
 
@@ -73,6 +74,7 @@ def make_mesh(
     devices: to put there; None: those that JAX has.
     sent: bytes that one device sends along each axis, from `plan.sent_along`,
       by which the axes are nested; None: in the layout's order.
+    field: of the config, that sets the sizes.
 
   Returns:
     A mesh with explicit axes, so that arrays carry their split in their type.
@@ -90,7 +92,7 @@ def make_mesh(
     raise ValueError(
       f"layout '{layout.name}' needs {layout.devices} devices ({sizes}), but "
       f"there are {len(devices)} ({devices[0].device_kind}). "
-      f"Set config.layout.mesh, or simulate them on the CPU with "
+      f"Set {field}, or simulate them on the CPU with "
       f"--simulate_devices={-(-layout.devices // jax.process_count())}."
     )
   if jax.process_count() > 1:
