@@ -21,15 +21,24 @@ def get_config(variant: str = "digits") -> ml_collections.ConfigDict:
   Raises:
     ValueError: there is no such variant.
   """
+  check_variant(variant)
+  config = imagenet()
+  if variant == "digits":
+    use_digits(config)
+  return config
+
+
+def check_variant(variant: str) -> None:
+  """Refuses a variant that there is not.
+
+  Raises:
+    ValueError: names those that there are.
+  """
   if variant not in VARIANTS:
     raise ValueError(
       f"unknown variant {variant!r} of the config, expected one of "
       f"{', '.join(VARIANTS)}. Set what follows ':' in --config."
     )
-  config = imagenet()
-  if variant == "digits":
-    use_digits(config)
-  return config
 
 
 def imagenet() -> ml_collections.ConfigDict:
@@ -115,6 +124,9 @@ def imagenet() -> ml_collections.ConfigDict:
   config.network.normalisation = config_dict.placeholder(str)
   # What local response normalisation adds to the energy. [P] 2
   config.network.lrn_k = 2.0
+  # What it multiplies the sum of the squares by. [P] prints 1e-4, [S] divides
+  # that by the five maps of a window.
+  config.network.lrn_alpha = 2e-5
   # Share of the running mean and variance that a step of a network with batch
   # normalisation keeps, 0 <= momentum < 1; evaluations use these.
   config.network.batch_norm_momentum = 0.9
@@ -122,6 +134,7 @@ def imagenet() -> ml_collections.ConfigDict:
   # [P] (3, 2)
   config.network.pooling = config_dict.placeholder(tuple)
   # source: standard deviations and biases of [S], for pixels of 0..255.
+  # paper: the same biases, and the .01 of [P] in every layer.
   # he: sqrt(2 / fan-in) and biases of 0, for inputs of about unit scale.
   config.network.init = "source"
 
@@ -232,6 +245,40 @@ def imagenet() -> ml_collections.ConfigDict:
   # Newest checkpoints to keep.
   config.keep_checkpoints = 3
   return config
+
+
+def shrink(config: ml_collections.ConfigDict) -> None:
+  """Brings a recipe for ImageNet down to the embedded digits.
+
+  What `use_digits` sets, and what the recipe does at some epoch at the same
+  share of the training. The mean is one for each channel: the digits keep no
+  mean image.
+  """
+  drop_epochs, num_epochs = config.optimizer.drop_epochs, config.num_epochs
+  use_digits(config)
+  epochs = config.num_epochs
+  config.optimizer.drop_epochs, config.num_epochs = drop_epochs, num_epochs
+  shorten(config, epochs)
+  config.augment.mean_from = "channel"
+  # About two epochs, of 23 steps each.
+  config.validate_every_steps = 50
+
+
+def shorten(config: ml_collections.ConfigDict, num_epochs: float) -> None:
+  """Trains for so long, with all that happens at some epoch at its share."""
+  rule, augment = config.optimizer, config.augment
+  share = num_epochs / config.num_epochs
+  config.num_epochs = num_epochs
+  rule.warmup_epochs *= share
+  rule.drop_epochs = tuple(share * epoch for epoch in rule.drop_epochs)
+  rule.bias_drop_epochs = tuple(
+    share * epoch for epoch in rule.bias_drop_epochs
+  )
+  rule.conv1_rates = tuple(
+    (share * epoch, rate) for epoch, rate in rule.conv1_rates
+  )
+  if augment.colour_noise_until_epoch is not None:
+    augment.colour_noise_until_epoch *= share
 
 
 def use_layout(config: ml_collections.ConfigDict, layout) -> None:

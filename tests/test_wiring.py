@@ -102,7 +102,7 @@ def test_one_column_is_the_network_without_groups():
     ({"image_size": 60}, "for an image of 60 pixels"),
     ({"dropout_rate": 1.0}, "config.network.dropout_rate"),
     ({"num_classes": 0}, "config.network.num_classes"),
-    ({"init": "xavier"}, "expected 'source' or 'he'"),
+    ({"init": "xavier"}, "expected one of source, paper, he"),
     ({"activation": "gelu"}, "expected one of relu, tanh, sigmoid"),
     ({"normalisation": "layer"}, "config.network.normalisation"),
     ({"dropout_scaling": "both"}, "config.network.dropout_scaling"),

@@ -176,7 +176,11 @@ def _normalise(
   exchange: Exchange,
 ) -> jax.Array:
   """Local response normalisation, where there is any: f32[n, h, w, maps]."""
-  sizes = {"size": wiring.LRN_SIZE, "k": network.lrn_k}
+  sizes = {
+    "size": wiring.LRN_SIZE,
+    "k": network.lrn_k,
+    "alpha": network.lrn_alpha,
+  }
   if layer.normalise == "column":
     columns_here = x.shape[-1] * network.columns // layer.features
     return ops.local_response_norm(x, groups=columns_here, **sizes)

@@ -12,6 +12,7 @@ import math
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
 NORMALISATIONS = ("none", "column", "across", "batch")
+INITS = ("source", "paper", "he")
 DROPOUT_SCALINGS = ("test", "train")
 
 # Maps in the window of local response normalisation, n of Krizhevsky et al.
@@ -161,6 +162,7 @@ class Network:
     dropout_scaling: where the units that dropout leaves are made up for:
       `test`, outputs times the share kept, or `train`, divided by it.
     lrn_k: what local response normalisation adds to the energy.
+    lrn_alpha: what it multiplies the sum of squares by.
     image_channels: of the image: 3, or 1, the mean of the three.
     batch_norm_momentum: share of the running statistics of a batch
       normalisation that a step keeps, in [0, 1).
@@ -173,6 +175,7 @@ class Network:
   dropout_rate: float
   dropout_scaling: str = "test"
   lrn_k: float = 2.0
+  lrn_alpha: float = 2e-5
   image_channels: int = 3
   batch_norm_momentum: float = 0.9
 
@@ -233,6 +236,7 @@ def make_network(
   activation: str | None = None,
   normalisation: str | None = None,
   lrn_k: float = 2.0,
+  lrn_alpha: float = 2e-5,
   batch_norm_momentum: float = 0.9,
   pooling: tuple[int, int] | None = None,
 ) -> Network:
@@ -247,14 +251,15 @@ def make_network(
     num_classes: number of labels.
     dropout_rate: probability that a unit is dropped, in [0, 1).
     init: `source`, the table's standard deviations and biases, made for pixels
-      of 0..255; or `he`, sqrt(2 / fan-in) and biases of 0, for inputs of about
-      unit scale.
+      of 0..255; `paper`, the same biases and .01 in every layer; or `he`,
+      sqrt(2 / fan-in) and biases of 0, for inputs of about unit scale.
     dropout_scaling: see `Network`.
     activation: in the place of the table's; None keeps. The last layer has
       none.
     normalisation: in the place of the table's where it normalises, see
       `Layer`, but `batch` in every layer but the last; None keeps.
     lrn_k: see `Network`.
+    lrn_alpha: see `Network`.
     batch_norm_momentum: see `Network`.
     pooling: (window, stride) in the place of the table's; None keeps.
 
@@ -287,12 +292,13 @@ def make_network(
       f"network.batch_norm_momentum is {batch_norm_momentum}, expected "
       "0 <= momentum < 1. Set config.network.batch_norm_momentum."
     )
-  if init not in ("source", "he"):
+  if init not in INITS:
     raise ValueError(
-      f"network.init is {init!r}, expected 'source' or 'he'. "
+      f"network.init is {init!r}, expected one of {', '.join(INITS)}. "
       "Set config.network.init."
     )
-  _check_choices(activation, normalisation, dropout_scaling, lrn_k, pooling)
+  _check_choices(activation, normalisation, dropout_scaling, pooling)
+  _check_positive(lrn_k=lrn_k, lrn_alpha=lrn_alpha)
   layers = []
   for layer in table[:-1]:
     features = layer.features * width
@@ -314,9 +320,19 @@ def make_network(
         f"{layer.features} features. "
         "Set config.network.columns or config.network.width."
       )
+  if init == "paper":
+    layers = [dataclasses.replace(layer, kernel_std=0.01) for layer in layers]
   if init == "he":
     layers = [
       dataclasses.replace(layer, kernel_std=None, bias=0.0) for layer in layers
+    ]
+  if columns == 1:
+    # One column is all columns, and those a layout may split.
+    layers = [
+      dataclasses.replace(layer, normalise="across")
+      if layer.normalise == "column"
+      else layer
+      for layer in layers
     ]
   network = Network(
     name=wiring.name,
@@ -326,6 +342,7 @@ def make_network(
     dropout_rate=dropout_rate,
     dropout_scaling=dropout_scaling,
     lrn_k=lrn_k,
+    lrn_alpha=lrn_alpha,
     image_channels=wiring.image_channels,
     batch_norm_momentum=batch_norm_momentum,
   )
@@ -356,7 +373,6 @@ def _check_choices(
   activation: str | None,
   normalisation: str | None,
   dropout_scaling: str,
-  lrn_k: float,
   pooling: tuple[int, int] | None,
 ) -> None:
   for name, value, known in (
@@ -369,11 +385,6 @@ def _check_choices(
         f"network.{name} is {value!r}, expected one of {', '.join(known)}. "
         f"Set config.network.{name}."
       )
-  if not lrn_k > 0:
-    raise ValueError(
-      f"network.lrn_k is {lrn_k}, expected a number above 0. "
-      "Set config.network.lrn_k."
-    )
   if pooling is not None and (
     len(pooling) != 2
     or not all(isinstance(size, int) and size > 0 for size in pooling)
@@ -382,6 +393,15 @@ def _check_choices(
       f"network.pooling is {pooling}, expected (window, stride) in pixels, as "
       "(3, 2). Set config.network.pooling."
     )
+
+
+def _check_positive(**fields: float) -> None:
+  for name, value in fields.items():
+    if not value > 0:
+      raise ValueError(
+        f"network.{name} is {value}, expected a number above 0. "
+        f"Set config.network.{name}."
+      )
 
 
 def _window_count(
