@@ -18,6 +18,7 @@ from jax import lax
 
 from alexnet_jax import metrics
 from alexnet_jax.network import model, wiring
+from alexnet_jax.partition import draws as draws_lib
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import specs as specs_lib
 
@@ -120,14 +121,15 @@ def make_train_step(
     summed over the batch, before the update.
   """
   graphdef = model.make_graphdef(network)
-  sizes = network.sizes()
 
-  def totals_on_device(parameters, statistics, images, labels, draws, masks):
+  def totals_on_device(
+    parameters, statistics, images, labels, draws, of_layers
+  ):
     with jax.named_scope("augment"):
       x = augmentation.apply(images, draws).astype(precision)
     variables = model.join(parameters, statistics)
     alexnet = nnx.merge(graphdef, exchange.weights(variables))
-    logits = _logits(alexnet, exchange, x, masks)
+    logits = _logits(alexnet, exchange, x, **of_layers)
     running = nnx.to_pure_dict(nnx.state(alexnet, nnx.BatchStat))
     totals = _totals(exchange, logits, labels, smoothing=label_smoothing)
     return totals, running
@@ -140,34 +142,24 @@ def make_train_step(
       specs.images,
       specs.labels,
       specs.images,
-      dict(specs.masks),
+      draws_lib.to_specs(specs),
     ),
     out_specs=(specs.whole, specs.statistics),
   )
 
   def train_step(state, key, images, labels):
     n = labels.shape[0]
-    augment_key, *mask_keys = jax.random.split(
-      jax.random.fold_in(key, state.step), 1 + len(specs.masks)
+    augment_key, *keys = jax.random.split(
+      jax.random.fold_in(key, state.step), 1 + draws_lib.count(specs)
     )
     draws = augmentation.draw(
       augment_key, n, spec=specs.images, step=state.step
     )
-    masks = {
-      layer: jax.random.bernoulli(
-        mask_key,
-        network.keep_rate(layer),
-        (n, *sizes[layer].out_shape),
-        out_sharding=spec,
-      )
-      for mask_key, (layer, spec) in zip(
-        mask_keys, specs.masks.items(), strict=True
-      )
-    }
+    of_layers = draws_lib.draw(network, specs, keys, n)
 
     def mean_loss(parameters):
       totals, statistics = mapped(
-        parameters, state.statistics, images, labels, draws, masks
+        parameters, state.statistics, images, labels, draws, of_layers
       )
       return totals[0] / n, (totals, statistics)
 
@@ -282,7 +274,7 @@ def _make_log_probabilities(network, exchange, augmentation, views, precision):
     alexnet = nnx.merge(graphdef, exchange.weights(variables))
 
     def of_view(x):
-      logits = _logits(alexnet, exchange, x.astype(precision), None)
+      logits = _logits(alexnet, exchange, x.astype(precision))
       return jax.nn.log_softmax(logits)
 
     if views == 1:
@@ -298,9 +290,9 @@ def _make_log_probabilities(network, exchange, augmentation, views, precision):
   return log_probabilities
 
 
-def _logits(alexnet, exchange, x, masks):
+def _logits(alexnet, exchange, x, masks=None, points=None):
   """What one device makes of its images, brought to where the loss is."""
-  logits = alexnet(x, masks=masks, exchange=exchange)
+  logits = alexnet(x, masks=masks, points=points, exchange=exchange)
   with jax.named_scope(exchange_lib.LOSS):
     return exchange.bring(exchange_lib.LOSS, logits).astype(jnp.float32)
 

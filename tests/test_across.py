@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from alexnet_jax.network import catalog as wirings
-from alexnet_jax.network import model, wiring
+from alexnet_jax.network import exchange as exchange_lib
+from alexnet_jax.network import normalisation, wiring
 from alexnet_jax.partition import catalog, exchange, fit, plan, route, specs
 from tests import reference
 
@@ -27,8 +28,9 @@ def test_maps_at_the_boundary_of_the_columns_change_and_no_others(
   column = wiring.make_network(wirings.ALEXNET_2012)
   maps = column.layer(name).features
   x = np.array(60 * jax.random.normal(key, (1, 2, 2, maps)))
+  alone = exchange_lib.NoExchange()
   found, own = (
-    model._normalise(network, network.layer(name), x, model.NoExchange())
+    normalisation.by_neighbours(network, network.layer(name), x, alone)
     for network in (across, column)
   )
   # float32 against float64.

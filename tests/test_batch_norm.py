@@ -9,7 +9,7 @@ from flax import nnx
 
 from alexnet_jax import optimizer
 from alexnet_jax.network import catalog as wirings
-from alexnet_jax.network import model, ops, wiring
+from alexnet_jax.network import exchange, model, normalisation, wiring
 from alexnet_jax.partition import catalog, plan
 
 NETWORK = wiring.make_network(
@@ -33,8 +33,8 @@ def test_training_normalises_with_the_batch_and_keeps_running_statistics(
   weights.mean[...] = jnp.full(6, 2.0)
   weights.variance[...] = jnp.full(6, 3.0)
   x = np.array(5 + 2 * jax.random.normal(key, (4, 3, 3, 6)))
-  arguments = (layer, weights, x, model.NoExchange())
-  trained = model._normalise_batch(*arguments, True, 0.9)
+  arguments = (layer, weights, x, exchange.NoExchange())
+  trained = normalisation.by_batch(*arguments, trains=True, momentum=0.9)
   mean, variance = (
     statistic(x.astype(np.float64), axis=(0, 1, 2))
     for statistic in (np.mean, np.var)
@@ -46,7 +46,7 @@ def test_training_normalises_with_the_batch_and_keeps_running_statistics(
   running = 0.9 * 2 + 0.1 * mean, 0.9 * 3 + 0.1 * variance
   np.testing.assert_allclose(weights.mean[...], running[0], rtol=1e-6)
   np.testing.assert_allclose(weights.variance[...], running[1], rtol=1e-5)
-  evaluated = model._normalise_batch(*arguments, False, 0.9)
+  evaluated = normalisation.by_batch(*arguments, trains=False, momentum=0.9)
   expected = scale * (x - running[0]) / np.sqrt(running[1] + 1e-5) + bias
   np.testing.assert_allclose(evaluated, expected, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(weights.mean[...], running[0], rtol=1e-6)
@@ -55,8 +55,8 @@ def test_training_normalises_with_the_batch_and_keeps_running_statistics(
 def test_variance_far_from_zero_keeps_its_digits(key):
   x = np.array(1e4 + jax.random.normal(key, (1000, 2)))
   around = np.full(2, 9_999.0, np.float32)
-  mean, variance = ops.to_statistics(
-    ops.moments(x, around=around), around=around
+  mean, variance = normalisation.to_statistics(
+    normalisation.moments(x, around=around), around=around
   )
   wide = x.astype(np.float64)
   np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-6)

@@ -81,3 +81,26 @@ def test_rate_of_a_layer_is_its_own_or_the_networks():
   network = wiring.make_network(wirings.DROPOUT_AFTER_CONV4)
   kept = [network.keep_rate(name) for name in ("conv4", "fc6", "fc7")]
   assert kept == [0.8, 0.5, 0.5]
+
+
+def test_stochastic_pooling_draws_in_proportion_and_averages_by_weight(key):
+  x = np.array(jax.nn.relu(jax.random.normal(key, (1, 5, 5, 2))))
+  x[0, :3, :3, 1] = 0.0  # a window of nothing
+  copies = np.broadcast_to(x, (4_000, *x.shape[1:]))
+  points = np.random.default_rng(0).random((4_000, 2, 2, 2), np.float32)
+  drawn = np.asarray(ops.stochastic_pool(copies, points, size=3, stride=2))
+  average = ops.stochastic_pool(x, None, size=3, stride=2)
+  for i, j, c in np.ndindex(2, 2, 2):
+    window = x[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c].ravel()
+    weights = window / max(window.sum(), 1e-30)
+    expected = (weights * window).sum()
+    assert average[0, i, j, c] == pytest.approx(expected, rel=1e-6)  # float32
+    assert set(drawn[:, i, j, c]) <= {*window, 0.0}
+    # The mean of 4,000 draws, within five of its deviations.
+    deviation = (weights * (window - expected) ** 2).sum() ** 0.5
+    error = abs(drawn[:, i, j, c].mean() - expected)
+    assert error <= 5 * deviation / 4_000**0.5 + 1e-6
+  gradient = jax.grad(
+    lambda x: ops.stochastic_pool(x, points[:1], size=3, stride=2).sum()
+  )(x)
+  assert gradient.sum() == 8  # each window has one value, that passes it on

@@ -108,6 +108,7 @@ def test_one_column_is_the_network_without_groups():
     ({"dropout_scaling": "both"}, "config.network.dropout_scaling"),
     ({"lrn_k": 0.0}, "config.network.lrn_k"),
     ({"pooling": (3,)}, r"expected \(window, stride\)"),
+    ({"batch_norm_momentum": 1.0}, "config.network.batch_norm_momentum"),
   ],
 )
 def test_bad_argument_is_named(arguments, message):
@@ -120,3 +121,8 @@ def test_unknown_wiring_lists_the_known_ones():
     ValueError, match="'alexnet', expected one of alexnet2012, one_gpu"
   ):
     wirings.find("alexnet")
+
+
+def test_stochastic_pooling_of_values_below_zero_is_refused():
+  with pytest.raises(ValueError, match="conv2 draws .* tanh has values below"):
+    wiring.make_network(wirings.STOCHASTIC_POOL2, activation="tanh")

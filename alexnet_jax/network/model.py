@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,52 +23,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from alexnet_jax.network import ops, wiring
-
-
-class Exchange(Protocol):
-  """What the network asks of whoever knows where its arrays lie."""
-
-  def bring(self, layer: str, x: jax.Array) -> jax.Array:
-    """Returns what `layer` reads, given what this device has of it."""
-    ...
-
-  def add(self, layer: str, x: jax.Array) -> jax.Array:
-    """Completes the sums of a layer whose input is split over devices."""
-    ...
-
-  def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
-    """Adds `reach` maps on each side of a layer's maps: zeros at the ends."""
-    ...
-
-  def average(self, layer: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Averages what devices have found of their own images of a layer.
-
-    Returns:
-      The average as one array of all devices, and as this device's own, whose
-      gradients are added.
-    """
-    ...
-
-
-class NoExchange:
-  """The exchange of a single device: everything is here already."""
-
-  def bring(self, layer: str, x: jax.Array) -> jax.Array:
-    del layer
-    return x
-
-  def add(self, layer: str, x: jax.Array) -> jax.Array:
-    del layer
-    return x
-
-  def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
-    del layer
-    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((reach, reach),))
-
-  def average(self, layer: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    del layer
-    return x, x
+from alexnet_jax.network import exchange as exchange_lib
+from alexnet_jax.network import normalisation, ops, wiring
 
 
 class Weights(nnx.Module):
@@ -123,7 +78,8 @@ class AlexNet(nnx.Module):
     images: jax.Array,
     *,
     masks: Mapping[str, jax.Array] | None = None,
-    exchange: Exchange | None = None,
+    points: Mapping[str, jax.Array] | None = None,
+    exchange: exchange_lib.Exchange | None = None,
   ) -> jax.Array:
     """Runs the network on a batch.
 
@@ -133,12 +89,14 @@ class AlexNet(nnx.Module):
         w, maps] after pooling, False where a value is dropped. None:
         evaluation; see `ops.drop`. In training, a batch normalisation uses the
         statistics of the batch, and the module keeps new running ones.
+      points: for training: per layer with stochastic pooling, f32[n, h, w,
+        maps] after it, uniform in [0, 1); see `ops.stochastic_pool`.
       exchange: brings what other devices hold. Default: one device.
 
     Returns:
       f32[n, classes], the logits; in the type of the images.
     """
-    exchange = NoExchange() if exchange is None else exchange
+    exchange = exchange_lib.NoExchange() if exchange is None else exchange
     network = self.network
     x = images
     if network.image_channels == 1:
@@ -152,13 +110,16 @@ class AlexNet(nnx.Module):
         x = exchange.add(layer.name, x)
         if layer.normalise == "batch":
           trains, momentum = masks is not None, network.batch_norm_momentum
-          x = _normalise_batch(layer, weights, x, exchange, trains, momentum)
+          x = normalisation.by_batch(
+            layer, weights, x, exchange, trains=trains, momentum=momentum
+          )
         else:
           x = ops.shift(x, weights.bias[...])
         x = ops.activate(x, layer.activation)
-        x = _normalise(network, layer, x, exchange)
+        x = normalisation.by_neighbours(network, layer, x, exchange)
         if layer.pool:
-          x = ops.pool(x, layer.pool)  # f32[n, h', w', maps]
+          drawn = None if points is None else points.get(layer.name)
+          x = ops.pool(x, layer.pool, drawn)  # f32[n, h', w', maps]
         if layer.dropout:
           x = ops.drop(
             x,
@@ -167,60 +128,6 @@ class AlexNet(nnx.Module):
             scaling=network.dropout_scaling,
           )
     return x
-
-
-def _normalise(
-  network: wiring.Network,
-  layer: wiring.Layer,
-  x: jax.Array,
-  exchange: Exchange,
-) -> jax.Array:
-  """Local response normalisation, where there is any: f32[n, h, w, maps]."""
-  sizes = {
-    "size": wiring.LRN_SIZE,
-    "k": network.lrn_k,
-    "alpha": network.lrn_alpha,
-  }
-  if layer.normalise == "column":
-    columns_here = x.shape[-1] * network.columns // layer.features
-    return ops.local_response_norm(x, groups=columns_here, **sizes)
-  if layer.normalise == "across":
-    wide = exchange.neighbours(layer.name, x, layer.reach)
-    return ops.local_response_norm(x, groups=1, wide=wide, **sizes)
-  return x
-
-
-def _normalise_batch(
-  layer: wiring.Layer,
-  weights: Weights,
-  x: jax.Array,
-  exchange: Exchange,
-  trains: bool,
-  momentum: float,
-) -> jax.Array:
-  """Batch normalisation over the whole batch: f32[n, h, w, maps], [n, units].
-
-  Sums and sums of squares are exchanged together, once. Their difference would
-  lose digits where the mean is far from 0, so both are taken around the running
-  mean, which every device has.
-  """
-  mean, variance = weights.mean[...], weights.variance[...]
-  if trains:
-    moments = ops.moments(x, around=mean)
-    whole, here = exchange.average(layer.name, moments)
-    found = ops.to_statistics(whole, around=mean)
-    mean, variance = ops.to_statistics(here, around=mean)
-    for running, new in zip(
-      (weights.mean, weights.variance), found, strict=True
-    ):
-      running[...] = momentum * running[...] + (1.0 - momentum) * new
-  return ops.batch_norm(
-    x,
-    mean=mean,
-    variance=variance,
-    scale=weights.scale[...],
-    bias=weights.bias[...],
-  )
 
 
 def _by_column(
@@ -300,8 +207,14 @@ def init_statistics(
   Returns:
     {layer: {"mean": f32[out], "variance": f32[out]}}, of global shapes.
   """
-  alexnet = AlexNet(network, rngs=nnx.Rngs(params=0))
-  return nnx.to_pure_dict(nnx.state(alexnet, nnx.BatchStat))
+  return {
+    layer.name: {
+      "mean": jnp.zeros(layer.features),
+      "variance": jnp.ones(layer.features),
+    }
+    for layer in network.layers
+    if layer.normalise == "batch"
+  }
 
 
 def init_parameters(

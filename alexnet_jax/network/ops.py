@@ -81,16 +81,21 @@ def activate(x: jax.Array, name: str) -> jax.Array:
   ](x)
 
 
-def pool(x: jax.Array, row: wiring.Pool) -> jax.Array:
+def pool(
+  x: jax.Array, row: wiring.Pool, points: jax.Array | None = None
+) -> jax.Array:
   """The pooling of a row of the table.
 
   Args:
     x: f32[n, h, w, c].
     row: its window, its stride, and its kind.
+    points: what stochastic pooling draws; None in evaluation.
 
   Returns:
     f32[n, (h - window) // stride + 1, (w - window) // stride + 1, c].
   """
+  if row.kind == "stochastic":
+    return stochastic_pool(x, points, size=row.window, stride=row.stride)
   pools = {"max": max_pool, "average": average_pool}
   return pools[row.kind](x, size=row.window, stride=row.stride)
 
@@ -133,6 +138,45 @@ def max_pool(x: jax.Array, *, size: int = 3, stride: int = 2) -> jax.Array:
   )
 
 
+def stochastic_pool(
+  x: jax.Array, points: jax.Array | None, *, size: int, stride: int
+) -> jax.Array:
+  """One value of each window, drawn in proportion to the values.
+
+  Args:
+    x: f32[n, h, w, c], 0 or more.
+    points: f32[n, h', w', c], uniform in [0, 1), the place in the running sum
+      of a window, row by row, whose value is taken and receives the gradient;
+      None: the average of the window, weighted by its values.
+    size: side of the window, in pixels.
+    stride: distance between windows, in pixels.
+
+  Returns:
+    f32[n, (h - size) // stride + 1, (w - size) // stride + 1, c]; 0 where a
+    window has nothing else.
+
+  Source: Zeiler and Fergus 2013, "Stochastic pooling for regularization of
+  deep convolutional neural networks", section 3.
+  """
+  ends = [(side - size) // stride * stride + 1 for side in x.shape[1:3]]
+  windows = jnp.stack(
+    [
+      x[:, top : top + ends[0] : stride, left : left + ends[1] : stride]
+      for top in range(size)
+      for left in range(size)
+    ]
+  ).astype(jnp.float32)  # f32[size * size, n, h', w', c]
+  sums = jnp.cumsum(lax.stop_gradient(windows), axis=0)
+  if points is None:
+    total = jnp.where(sums[-1] > 0.0, sums[-1], 1.0)
+    return (lax.square(windows).sum(axis=0) / total).astype(x.dtype)
+  passed = jnp.sum(sums <= (points * sums[-1])[None], axis=0)
+  chosen = jnp.minimum(passed, size * size - 1)
+  places = jnp.arange(size * size).reshape(-1, 1, 1, 1, 1)
+  drawn = jnp.where(places == chosen[None], windows, 0.0)
+  return drawn.sum(axis=0).astype(x.dtype)
+
+
 def drop(
   x: jax.Array, mask: jax.Array | None, *, keep: float, scaling: str
 ) -> jax.Array:
@@ -165,63 +209,9 @@ def shift(x: jax.Array, bias: jax.Array) -> jax.Array:
   Returns:
     [n, ..., c], in the type of x.
   """
-  return (x.astype(jnp.float32) + _for_each(bias, x)).astype(x.dtype)
+  return (x.astype(jnp.float32) + for_each(bias, x)).astype(x.dtype)
 
 
-def moments(x: jax.Array, *, around: jax.Array) -> jax.Array:
-  """Means of the distances from a value, and of their squares, by channel.
-
-  Args:
-    x: [n, ..., c], of any type.
-    around: f32[c].
-
-  Returns:
-    f32[2, c]. The average of those of several blocks of one size is that of
-    them all.
-  """
-  distance = x.astype(jnp.float32) - _for_each(lax.stop_gradient(around), x)
-  places = tuple(range(x.ndim - 1))
-  return jnp.stack([distance.mean(places), lax.square(distance).mean(places)])
-
-
-def to_statistics(
-  found: jax.Array, *, around: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Mean and variance, f32[c] each, from what `moments` returns."""
-  mean, square = found
-  return mean + around, jnp.maximum(square - lax.square(mean), 0.0)
-
-
-def batch_norm(
-  x: jax.Array,
-  *,
-  mean: jax.Array,
-  variance: jax.Array,
-  scale: jax.Array,
-  bias: jax.Array,
-  epsilon: float = 1e-5,
-) -> jax.Array:
-  """scale * (x - mean) / sqrt(variance + epsilon) + bias, in float32.
-
-  Args:
-    x: [n, ..., c], of any type.
-    mean: f32[c].
-    variance: f32[c], without Bessel's correction.
-    scale: f32[c].
-    bias: f32[c].
-    epsilon: keeps a channel that is constant finite.
-
-  Returns:
-    [n, ..., c], in the type of x.
-
-  Source: Ioffe and Szegedy 2015, "Batch normalization", algorithm 1.
-  """
-  factor = scale * lax.rsqrt(variance + epsilon)
-  centred = x.astype(jnp.float32) - _for_each(mean, x)
-  y = centred * _for_each(factor, x) + _for_each(bias, x)
-  return y.astype(x.dtype)
-
-
-def _for_each(values: jax.Array, x: jax.Array) -> jax.Array:
+def for_each(values: jax.Array, x: jax.Array) -> jax.Array:
   """Values of channels, f32[c], so that they go with x: f32[1, ..., c]."""
   return jnp.expand_dims(values, tuple(range(x.ndim - 1)))

@@ -309,6 +309,8 @@ def make_network(
         "more. Set config.network.width."
       )
     layer = _choose(layer, activation, normalisation, pooling)
+    if layer.pool and layer.pool.kind == "stochastic":
+      _check_not_negative(layer)
     layers.append(dataclasses.replace(layer, features=int(features)))
   layers.append(dataclasses.replace(table[-1], features=num_classes))
   for before, layer in zip((None, *layers), layers, strict=False):
@@ -402,6 +404,15 @@ def _check_positive(**fields: float) -> None:
         f"network.{name} is {value}, expected a number above 0. "
         f"Set config.network.{name}."
       )
+
+
+def _check_not_negative(layer: Layer) -> None:
+  if layer.activation not in ("relu", "sigmoid"):
+    raise ValueError(
+      f"{layer.name} draws a value of each window in proportion to it, and "
+      f"{layer.activation} has values below 0; expected relu or sigmoid. "
+      "Set config.network.activation or config.network.wiring."
+    )
 
 
 def _window_count(

@@ -32,6 +32,8 @@ class Specs:
     labels: of [N] arrays that belong to logits.
     masks: {layer: spec} of bool[N, units] or bool[N, h, w, maps], for layers
       with dropout.
+    points: {layer: spec} of f32[N, h, w, maps], for layers with stochastic
+      pooling.
     whole: of what is the same everywhere.
   """
 
@@ -42,6 +44,7 @@ class Specs:
   images: PartitionSpec
   labels: PartitionSpec
   masks: Mapping[str, PartitionSpec]
+  points: Mapping[str, PartitionSpec]
   whole: PartitionSpec = PartitionSpec()
 
   @property
@@ -70,7 +73,8 @@ def make_specs(
   routes: Mapping[str, route_lib.Route],
 ) -> Specs:
   """The specs that follow from a network, a layout and its routes."""
-  parameters, gathers, shared, masks, statistics = {}, {}, {}, {}, {}
+  parameters, gathers, shared = {}, {}, {}
+  masks, points, statistics = {}, {}, {}
   for layer in network.layers:
     route = routes[layer.name]
     stored = layout.placement(layer.name).stored
@@ -100,6 +104,8 @@ def make_specs(
       }
     if layer.dropout:
       masks[layer.name] = leaves
+    if layer.pool and layer.pool.kind == "stochastic":
+      points[layer.name] = leaves
   first, last = network.layers[0].name, network.layers[-1].name
   return Specs(
     parameters=parameters,
@@ -109,6 +115,7 @@ def make_specs(
     images=_spec(routes[first].arrived.batch),
     labels=_spec(routes[last].leaves.batch),
     masks=masks,
+    points=points,
   )
 
 
