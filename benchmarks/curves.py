@@ -26,9 +26,18 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
 def train_once(
-  config: ml_collections.ConfigDict, *, data_dir: str | None
+  config: ml_collections.ConfigDict,
+  *,
+  data_dir: str | None,
+  simulate_devices: int | None = None,
 ) -> list[dict[str, float]]:
   """Trains a config from its start; nothing is kept but what is returned.
+
+  Args:
+    config: the config.
+    data_dir: where TFDS keeps its sets.
+    simulate_devices: None: as many as the layout needs; of several runs in one
+      process, the first one settles it.
 
   Returns:
     The lines of `metrics.jsonl`; up to the last one that is finite where a
@@ -44,7 +53,7 @@ def train_once(
       group=group_lib.alone(),
       workdir=workdir,
       data_dir=data_dir,
-      simulate_devices=None,
+      simulate_devices=simulate_devices,
     )
     try:
       train.train(run, rich.console.Console(quiet=True))

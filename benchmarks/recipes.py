@@ -20,7 +20,6 @@ import rich.table
 from absl import app, flags
 
 from alexnet_jax import command
-from alexnet_jax.partition import mesh
 from benchmarks import curves
 from configs import ablations, default, lenet5
 
@@ -38,7 +37,6 @@ _DATA_DIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
-  mesh.simulate_devices(2, only_cpu=True)
   table = rich.table.Table(title=f"{STEPS} steps of {BATCH} images of digits")
   for header in ("config", "loss at the start", "at the end", "difference"):
     table.add_column(header, justify="left" if header == "config" else "right")
@@ -88,7 +86,7 @@ def train(
 ) -> np.ndarray:
   """Training losses under a layout, f32[STEPS]."""
   config.layout.name = layout
-  lines = curves.train_once(config, data_dir=data_dir)
+  lines = curves.train_once(config, data_dir=data_dir, simulate_devices=2)
   return np.array(
     [line["training_loss"] for line in lines if "training_loss" in line]
   )
