@@ -81,8 +81,11 @@ def moments(x: jax.Array, *, around: jax.Array) -> jax.Array:
     them all.
   """
   distance = x.astype(jnp.float32) - ops.for_each(lax.stop_gradient(around), x)
-  places = tuple(range(x.ndim - 1))
-  return jnp.stack([distance.mean(places), lax.square(distance).mean(places)])
+  places = tuple(range(1, x.ndim - 1))
+  # First of each image: one long sum of float32 would lose digits.
+  return jnp.stack(
+    [values.mean(places).mean(0) for values in (distance, lax.square(distance))]
+  )
 
 
 def to_statistics(

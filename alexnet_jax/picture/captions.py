@@ -172,7 +172,8 @@ def table(
       key = not forward, exchange.kind, exchange.axes, what
       sums.setdefault(key, []).append(exchange)
   for (_, kind, axes, what), exchanges in sorted(sums.items()):
-    if all(exchange.tensor == plan_lib.BIAS for exchange in exchanges):
+    own = (plan_lib.BIAS, plan_lib.SCALE)
+    if all(exchange.tensor in own for exchange in exchanges):
       what = f"biases' {what}"
     sent = collections.Counter()
     for exchange in exchanges:
