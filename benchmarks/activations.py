@@ -35,24 +35,28 @@ GOAL = 0.25
 # Of 1,498 images: an epoch is 14 steps exactly.
 BATCH, STEPS_PER_EPOCH = 107, 14
 
-_PICTURE = flags.DEFINE_string(
-  "picture", "docs/activations.svg", "Where the curves are drawn, .svg or .png."
-)
-_INIT = flags.DEFINE_enum("init", "he", list(RATES), "Initial weights.")
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
-)
-_EPOCHS = flags.DEFINE_float("epochs", 5.0, "Length of each run.")
+
+def define_flags() -> None:
+  flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
+  )
+  flags.DEFINE_string(
+    "picture",
+    "docs/activations.svg",
+    "Where the curves are drawn, .svg or .png.",
+  )
+  flags.DEFINE_enum("init", "he", list(RATES), "Initial weights.")
+  flags.DEFINE_float("epochs", 5.0, "Length of each run.")
 
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   console = rich.console.Console()
-  errors, rates = {}, RATES[_INIT.value]
+  errors, rates = {}, RATES[flags.FLAGS.init]
   for activation in ACTIVATIONS:
     for rate in rates:
       errors[activation, rate] = [
-        find_errors(make_config(activation, rate, seed), _DATA_DIR.value)
+        find_errors(make_config(activation, rate, seed), flags.FLAGS.data_dir)
         for seed in SEEDS
       ]
   console.print(make_table(errors))
@@ -86,7 +90,7 @@ def main(argv: list[str]) -> None:
     title="Training error on digits, four-layer network, three seeds each",
     x="epochs",
     y="training error of the last epoch",
-    path=_PICTURE.value,
+    path=flags.FLAGS.picture,
     mark=GOAL,
   )
 
@@ -97,14 +101,14 @@ def make_config(
   config = default.get_config("digits")
   config.seed = seed
   config.batch_size = BATCH
-  config.num_epochs = _EPOCHS.value
+  config.num_epochs = flags.FLAGS.epochs
   config.network.wiring = "four_layer"
   config.network.width = 1.0
   config.network.image_size = 32
   config.network.activation = activation
   config.data.stored_size = 32
-  config.network.init = _INIT.value
-  if _INIT.value == "source":
+  config.network.init = flags.FLAGS.init
+  if flags.FLAGS.init == "source":
     config.augment.scale = 1.0
   config.augment.colour_noise = 0.0
   config.optimizer.learning_rate = rate
@@ -168,4 +172,5 @@ def _order(of_seeds: list[np.ndarray]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main, flags_parser=command.parse_flags)

@@ -30,18 +30,20 @@ from configs import default
 MEMBERS = 5
 TOLERANCE = 1e-5
 
-_EPOCHS = flags.DEFINE_float("epochs", 2.0, "Length of each run.")
-_LAYOUT = flags.DEFINE_string("layout", "one_device", "Layout of a member.")
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
-)
+
+def define_flags() -> None:
+  flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
+  )
+  flags.DEFINE_float("epochs", 2.0, "Length of each run.")
+  flags.DEFINE_string("layout", "one_device", "Layout of a member.")
 
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   config = default.get_config("digits")
-  config.layout.name = _LAYOUT.value
-  config.num_epochs = _EPOCHS.value
+  config.layout.name = flags.FLAGS.layout
+  config.num_epochs = flags.FLAGS.epochs
   config.report_every_steps = 1
   config.ensemble = MEMBERS
   together, lines = run(config)
@@ -87,7 +89,7 @@ def run(config: ml_collections.ConfigDict) -> tuple[dict, list[dict]]:
       config,
       group=group_lib.alone(),
       workdir=workdir,
-      data_dir=_DATA_DIR.value,
+      data_dir=flags.FLAGS.data_dir,
       simulate_devices=MEMBERS * layout.devices,
     )
     state = train.train(prepared, rich.console.Console(quiet=True))
@@ -103,4 +105,5 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main, flags_parser=command.parse_flags)

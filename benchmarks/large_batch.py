@@ -54,12 +54,16 @@ RUNS = {
   },
 }
 
-_PICTURE = flags.DEFINE_string(
-  "picture", "docs/large_batch.svg", "Where the curves are drawn, .svg or .png."
-)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
-)
+
+def define_flags() -> None:
+  flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
+  )
+  flags.DEFINE_string(
+    "picture",
+    "docs/large_batch.svg",
+    "Where the curves are drawn, .svg or .png.",
+  )
 
 
 def main(argv: list[str]) -> None:
@@ -69,7 +73,7 @@ def main(argv: list[str]) -> None:
   for name, (batch, fields) in RUNS.items():
     lines[name] = [
       curves.train_once(
-        make_config(batch, fields, seed), data_dir=_DATA_DIR.value
+        make_config(batch, fields, seed), data_dir=flags.FLAGS.data_dir
       )
       for seed in SEEDS
     ]
@@ -87,7 +91,7 @@ def main(argv: list[str]) -> None:
     title="Training loss on digits, 24 epochs, three seeds each",
     x="epochs",
     y="training loss, nats",
-    path=_PICTURE.value,
+    path=flags.FLAGS.picture,
     top=3.0,
   )
 
@@ -146,4 +150,5 @@ def _say(name: str, runs: list[list[dict[str, float]]]) -> str:
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main, flags_parser=command.parse_flags)

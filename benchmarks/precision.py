@@ -25,9 +25,11 @@ from configs import default
 
 IMAGES, CLASSES = 256, 1000
 
-_BATCH = flags.DEFINE_integer("batch", 32, "Images in a step.")
-_STEPS = flags.DEFINE_integer("steps", 50, "Steps.")
-_LAYOUT = flags.DEFINE_string("layout", "one_device", "Layout.")
+
+def define_flags() -> None:
+  flags.DEFINE_integer("batch", 32, "Images in a step.")
+  flags.DEFINE_integer("steps", 50, "Steps.")
+  flags.DEFINE_string("layout", "one_device", "Layout.")
 
 
 def main(argv: list[str]) -> None:
@@ -36,15 +38,15 @@ def main(argv: list[str]) -> None:
   runs = {}
   for precision in ("float32", "bfloat16"):
     config = default.get_config("imagenet")
-    config.layout.name = _LAYOUT.value
-    config.batch_size = _BATCH.value
+    config.layout.name = flags.FLAGS.layout
+    config.batch_size = flags.FLAGS.batch
     config.compute_precision = precision
     config.exchange_precision = precision
     runs[precision] = take_steps(config, images, labels)
   first, second = (np.array(losses) for losses in runs.values())
   differences = np.abs(second - first) / first
   table = rich.table.Table(
-    title=f"Loss of the full-size network, batch {_BATCH.value}"
+    title=f"Loss of the full-size network, batch {flags.FLAGS.batch}"
   )
   for header in ("step", *runs, "difference"):
     table.add_column(header, justify="right")
@@ -86,15 +88,18 @@ def take_steps(config, images: np.ndarray, labels: np.ndarray) -> list[float]:
   init_key, step_key = program.make_keys(config.seed)
   state = program.init(init_key)
   losses = []
-  for step in range(_STEPS.value):
-    rows = np.random.default_rng([1, step]).permutation(IMAGES)[: _BATCH.value]
+  for step in range(flags.FLAGS.steps):
+    rows = np.random.default_rng([1, step]).permutation(IMAGES)[
+      : flags.FLAGS.batch
+    ]
     batch = jax.device_put(
       (images[rows], labels[rows]), program.batch_shardings
     )
     state, totals = compiled(state, step_key, *batch)
-    losses.append(float(totals[0]) / _BATCH.value)
+    losses.append(float(totals[0]) / flags.FLAGS.batch)
   return losses
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main, flags_parser=command.parse_flags)

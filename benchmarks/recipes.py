@@ -5,7 +5,9 @@
 Each in its `digits` variant, shortened to a few steps, so that all that happens
 at some epoch happens, under both layouts, and the largest relative difference
 between their training losses. Ends with 1 where one is above 1e-5, which is
-more than the rounding of sums in another order makes in so few steps.
+more than the rounding of sums in another order makes in so few steps. In more
+of them, a near tie in pooling or at the zero of a ReLU may make more of it, on
+one device too: see `alexnet_jax/verify.py`, and try another `--seed`.
 """
 
 from __future__ import annotations
@@ -27,23 +29,33 @@ RECIPES = ("paper", "source", "source_2013", "one_weird_trick")
 RECIPES += ("batch_norm", "large_batch")
 LAYOUTS = ("one_device", "two_column")
 TOLERANCE = 1e-5
-BATCH, STEPS, IMAGES = 32, 8, 1498
+BATCH, STEPS, IMAGES = 32, 5, 1498
 
-_ONLY = flags.DEFINE_list("only", [], "Names of configs. Default: all.")
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
-)
+
+def define_flags() -> None:
+  flags.DEFINE_integer("steps", STEPS, "Of each run.")
+  flags.DEFINE_integer("seed", 0, "Of each run.")
+  flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
+  )
+  flags.DEFINE_list("only", [], "Names of configs. Default: all.")
 
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
-  table = rich.table.Table(title=f"{STEPS} steps of {BATCH} images of digits")
+  table = rich.table.Table(
+    title=f"{flags.FLAGS.steps} steps of {BATCH} images of digits"
+  )
   for header in ("config", "loss at the start", "at the end", "difference"):
     table.add_column(header, justify="left" if header == "config" else "right")
   worst = 0.0
-  for name in _ONLY.value or list_configs():
+  for name in flags.FLAGS.only or list_configs():
     losses = [
-      train(make_config(name), layout, data_dir=_DATA_DIR.value)
+      train(
+        make_config(name, steps=flags.FLAGS.steps, seed=flags.FLAGS.seed),
+        layout,
+        data_dir=flags.FLAGS.data_dir,
+      )
       for layout in LAYOUTS
     ]
     difference = differ(*losses)
@@ -61,7 +73,9 @@ def list_configs() -> list[str]:
   return [*RECIPES, *ablations.ABLATIONS, "lenet5"]
 
 
-def make_config(name: str) -> ml_collections.ConfigDict:
+def make_config(
+  name: str, *, steps: int = STEPS, seed: int = 0
+) -> ml_collections.ConfigDict:
   """The config of a name, shortened to a few steps."""
   if name in RECIPES:
     module = importlib.import_module(f"configs.recipes.{name}")
@@ -70,8 +84,9 @@ def make_config(name: str) -> ml_collections.ConfigDict:
     config = lenet5.get_config()
   else:
     config = ablations.get_config(name)
+  config.seed = seed
   config.batch_size = BATCH
-  default.shorten(config, STEPS * BATCH / IMAGES)
+  default.shorten(config, steps * BATCH / IMAGES)
   config.layout.mesh.update({"data": None, "column": None, "model": None})
   config.report_every_steps = 1
   config.validate_every_steps = 3
@@ -84,7 +99,7 @@ def make_config(name: str) -> ml_collections.ConfigDict:
 def train(
   config: ml_collections.ConfigDict, layout: str, *, data_dir: str | None
 ) -> np.ndarray:
-  """Training losses under a layout, f32[STEPS]."""
+  """Training losses under a layout, f32[steps]."""
   config.layout.name = layout
   lines = curves.train_once(config, data_dir=data_dir, simulate_devices=2)
   return np.array(
@@ -93,11 +108,12 @@ def train(
 
 
 def differ(losses: np.ndarray, others: np.ndarray) -> float:
-  """The largest relative difference; infinite where a curve breaks off."""
-  if len(losses) != STEPS or len(others) != STEPS:
+  """The largest relative difference; infinite where one curve breaks off."""
+  if len(losses) != len(others):
     return np.inf
   return float(np.max(np.abs(losses - others) / np.abs(others)))
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main, flags_parser=command.parse_flags)
