@@ -67,9 +67,28 @@ class Checkpoints:
 
 def find_latest_step(workdir: str) -> int | None:
   """As `Checkpoints.latest_step`, of a run that is not open; writes nothing."""
+  return max(find_steps(workdir), default=None)
+
+
+def find_steps(workdir: str) -> list[int]:
+  """Of the complete checkpoints of a run, rising; writes nothing."""
   names = ocp.path.step.standard_name_format()
   found = names.find_all(_find_folder(workdir))
-  return max((checkpoint.step for checkpoint in found), default=None)
+  return sorted(checkpoint.step for checkpoint in found)
+
+
+def load(
+  workdir: str, step: int, like: step_lib.TrainState
+) -> step_lib.TrainState:
+  """As `Checkpoints.restore`, of a run that is not open; writes nothing.
+
+  Args:
+    workdir: of the run, which may be training meanwhile.
+    step: of `find_steps`.
+    like: as for `Checkpoints.restore`.
+  """
+  folder = os.path.join(_find_folder(workdir), str(step))
+  return step_lib.TrainState(**ocp.load(folder, like._asdict()))
 
 
 def _find_folder(workdir: str) -> str:

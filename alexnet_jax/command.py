@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import rich.console
 import rich.measure
+import rich.segment
 import rich.table
 from absl import flags, logging
 from ml_collections import config_flags
@@ -23,18 +24,21 @@ from alexnet_jax.processes import group as group_lib
 PLAIN_WIDTH = 120
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
+def define_config(
+  default: str | None = None, *, required: bool = True
+) -> flags.FlagHolder:
   """Defines --config.
 
   Args:
-    default: the config where none is given; None: one must be given.
+    default: the config where none is given.
+    required: whether one must be given where there is no default.
   """
   holder = config_flags.DEFINE_config_file(
     "config",
     default,
     "The config: configs/NAME.py or configs/NAME.py:VARIANT.",
   )
-  if default is None:
+  if default is None and required:
     flags.mark_flag_as_required("config")
   return holder
 
@@ -203,7 +207,10 @@ def print_whole(console: rich.console.Console, table: rich.table.Table) -> None:
   """Prints a table as wide as it is, so that no number is cut."""
   unlimited = console.options.update_width(1000)
   needed = rich.measure.Measurement.get(console, unlimited, table).maximum
-  console.print(table, width=max(console.width, needed), crop=False)
+  # `Console.print(width=)` makes narrower than the terminal, never wider.
+  options = console.options.update_width(max(console.width, needed))
+  rendered = rich.segment.Segments(console.render(table, options))
+  console.print(rendered, crop=False)
 
 
 @contextlib.contextmanager
@@ -223,6 +230,14 @@ def mute_libraries() -> Iterator[None]:
       sys.stdout = printed
       shown.flush()
       os.dup2(kept, 1)
+
+
+def mute_gloo(
+  group: group_lib.Group, devices: jax.sharding.Mesh
+) -> contextlib.AbstractContextManager:
+  """Mutes what gloo prints, not what NCCL prints for those who ask it to."""
+  is_gloo = group.count > 1 and mesh.is_simulated(devices)
+  return mute_libraries() if is_gloo else contextlib.nullcontext()
 
 
 def check_no_arguments(argv: Sequence[str]) -> None:

@@ -86,7 +86,10 @@ def main(argv: list[str]) -> None:
     ]
     traffic = {
       count: comparison.find_traffic(
-        network, cases[count, sizes[0]], precision=config.exchange_precision
+        network,
+        cases[count, sizes[0]],
+        precision=config.exchange_precision,
+        norms=config.optimizer.trust_coefficient is not None,
       )
       for count in counts
     }
@@ -125,6 +128,7 @@ def _find_layouts(
       count,
       batch_size=size,
       precision=config.exchange_precision,
+      norms=config.optimizer.trust_coefficient is not None,
     )
   )
   if not found:
@@ -153,6 +157,7 @@ def _make_group(
       layout,
       batch_size=batch_size,
       precision=config.exchange_precision,
+      norms=config.optimizer.trust_coefficient is not None,
     )
     if _COMPILE.value:
       compiled, audit = program_lib.compile_step(

@@ -25,7 +25,7 @@ class Traffic:
 
   Attributes:
     layouts: that send just as much, each on its mesh.
-    fixed: for gradients, weights and the loss.
+    fixed: for gradients, weights, norms and the loss.
     per_image: for activations, for each image of the whole batch.
   """
 
@@ -60,7 +60,7 @@ class Row:
     layout: on its mesh.
     batch_size: images in a step, over all devices.
     activation_bytes: sent for activations and the loss.
-    parameter_bytes: sent for gradients and weights.
+    parameter_bytes: sent for gradients, weights and their norms.
     flops: computed, forward and backward.
     repeated: part of the work that is done a second time or more, 0 to 1.
     compiled_bytes: what the compiled step sends; None: not compiled.
@@ -90,6 +90,7 @@ def find_layouts(
   *,
   batch_size: int,
   precision: str = "float32",
+  norms: bool = False,
 ) -> Iterator[layout_lib.Layout]:
   """Yields each layout on each mesh of that many devices that it allows.
 
@@ -107,7 +108,7 @@ def find_layouts(
   for candidate in sorted(
     candidates, key=lambda layout: list(layout.mesh.values()).count(1)
   ):
-    plan = _make_plan(network, candidate, batch_size, precision)
+    plan = _make_plan(network, candidate, batch_size, precision, norms)
     shares = shares_lib.find_shares(network, candidate, batch_size=batch_size)
     splits = any(share.times < devices for share in shares.values())
     if splits or devices == 1:
@@ -122,19 +123,20 @@ def make_row(
   *,
   batch_size: int,
   precision: str = "float32",
+  norms: bool = False,
 ) -> Row:
   """What the plan says, before anything compiles."""
-  plan = _make_plan(network, layout, batch_size, precision)
+  plan = _make_plan(network, layout, batch_size, precision, norms)
   shares = shares_lib.find_shares(network, layout, batch_size=batch_size)
   sent = {True: 0, False: 0}
   for exchange in plan:
-    is_activation = exchange.tensor == plan_lib.ACTIVATION
-    sent[is_activation] += exchange.sent_bytes
+    is_parameter = exchange.tensor in plan_lib.PARAMETERS
+    sent[is_parameter] += exchange.sent_bytes
   return Row(
     layout=layout,
     batch_size=batch_size,
-    activation_bytes=sent[True],
-    parameter_bytes=sent[False],
+    activation_bytes=sent[False],
+    parameter_bytes=sent[True],
     flops=sum(share.flops for share in shares.values()),
     repeated=shares_lib.repeated_share(shares),
   )
@@ -145,6 +147,7 @@ def find_traffic(
   layouts: Iterable[layout_lib.Layout],
   *,
   precision: str = "float32",
+  norms: bool = False,
 ) -> list[Traffic]:
   """The line of each layout, through what it sends at two batches."""
   lines = {}
@@ -152,7 +155,7 @@ def find_traffic(
     one, two = layout.devices, 2 * layout.devices
     sent = [
       make_row(
-        network, layout, batch_size=size, precision=precision
+        network, layout, batch_size=size, precision=precision, norms=norms
       ).planned_bytes
       for size in (one, two)
     ]
@@ -197,6 +200,7 @@ def _make_plan(
   layout: layout_lib.Layout,
   batch_size: int,
   precision: str,
+  norms: bool,
 ) -> tuple[plan_lib.Exchange, ...]:
   return plan_lib.make_plan(
     network,
@@ -204,4 +208,5 @@ def _make_plan(
     batch_size=batch_size,
     loss_values=len(metrics.NAMES),
     precision=precision,
+    norms=norms,
   )

@@ -3,7 +3,6 @@
 This file is the command line and no more; `train.py` is the program.
 """
 
-import contextlib
 import os
 import sys
 
@@ -12,7 +11,7 @@ from absl import app, flags
 from alexnet_jax import command, settings, train
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import source
-from alexnet_jax.partition import audit, mesh
+from alexnet_jax.partition import audit
 from alexnet_jax.processes import group as group_lib
 
 _CONFIG = command.define_config()
@@ -56,7 +55,7 @@ def main(argv: list[str]) -> None:
       )
     try:
       with (
-        _without_gloo(run),
+        command.mute_gloo(run.group, run.program.mesh),
         command.in_one_line(
           audit.PlanMismatch,
           FloatingPointError,
@@ -74,12 +73,6 @@ def main(argv: list[str]) -> None:
       sys.exit(
         "interrupted; the same command goes on from the last checkpoint."
       )
-
-
-def _without_gloo(run: run_lib.Run) -> contextlib.AbstractContextManager:
-  """Mutes what gloo prints, not what NCCL prints for those who ask it to."""
-  is_gloo = run.group.count > 1 and mesh.is_simulated(run.program.mesh)
-  return command.mute_libraries() if is_gloo else contextlib.nullcontext()
 
 
 if __name__ == "__main__":

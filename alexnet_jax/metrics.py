@@ -13,28 +13,49 @@ NAMES = ("loss", "top1_error", "top5_error", "images")
 PADDING = -1
 
 
-def totals(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def totals(
+  logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0
+) -> jax.Array:
   """Sums over the images of a block.
 
   Args:
     logits: f32[n, classes].
     labels: i32[n], 0..classes-1, or `PADDING` for a row that is no image.
+    smoothing: share of each label's weight that is spread evenly over all
+      classes, 0 <= smoothing < 1; changes the loss only (Szegedy et al. 2016,
+      "Rethinking the Inception architecture", section 7).
 
   Returns:
     f32[4]: the sum of the cross-entropies in nats, the images whose label is
-    not the first, not among the first five of the classes, and the images. A
-    class that ties with the label ranks before it, and so does every class
-    where a logit is not a number.
+    not the first, not among the first five of the classes, and the images.
   """
   real = labels != PADDING
   label = jnp.where(real, labels, 0)
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-  of_label = jnp.take_along_axis(logits, label[:, None], axis=1)
-  rank = jnp.sum(~(logits < of_label), axis=1) - 1  # i32[n], 0 is first
+  if smoothing:
+    wanted = jax.nn.one_hot(label, logits.shape[1], dtype=logits.dtype)
+    wanted = optax.smooth_labels(wanted, smoothing)
+    loss = optax.softmax_cross_entropy(logits, wanted)
+  else:
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+  rank = ranks(logits, label)
   per_image = jnp.stack(
     [loss, rank >= 1, rank >= 5, jnp.ones_like(loss)], dtype=jnp.float32
   )
   return jnp.sum(jnp.where(real, per_image, 0.0), axis=1)
+
+
+def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """The place of each label among the classes: i32[n], 0 is first.
+
+  A class that ties with the label ranks before it, and so does every class
+  where a logit is not a number.
+
+  Args:
+    logits: f32[n, classes], or anything that rises with them.
+    labels: i32[n], 0..classes-1.
+  """
+  of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)
+  return jnp.sum(~(logits < of_label), axis=1) - 1
 
 
 def to_means(sums: jax.Array) -> dict[str, float]:

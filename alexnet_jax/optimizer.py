@@ -1,38 +1,57 @@
-"""The update rule of 2012, from optax's parts, and its learning rate."""
+"""The update rule of 2012, from optax's parts, and what was added to it since.
 
-from collections.abc import Sequence
+In the order in which they act: gradients averaged over several batches, weight
+decay, layer-wise trust ratios, the rate, its plateau rule, momentum, a frozen
+conv1, an average of the parameters. All but decay, rate and momentum are off
+in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from alexnet_jax import averages, lars
+from alexnet_jax import plateau as plateau_lib
+
+KERNEL, BIAS = "kernel", "bias"
+# The layer whose rates may differ from those of the others.
+CONV1 = "conv1"
 
 
 def check(
   *,
   learning_rate: float,
-  drop_epochs: Sequence[float],
-  drop_factor: float,
   bias_rate: float,
-  bias_drop_epochs: Sequence[float],
   momentum: float,
   weight_decay: float,
+  trust_coefficient: float | None,
+  average_decay: float | None,
 ) -> None:
   """Refuses values of `config.optimizer` that are out of range.
 
   Raises:
     ValueError: names the field, its value and what was expected.
   """
+  trust, decay = trust_coefficient, average_decay
   for name, value, good, expected in (
     ("learning_rate", learning_rate, learning_rate >= 0, "0 or more"),
-    ("drop_factor", drop_factor, 0 < drop_factor <= 1, "0 < factor <= 1"),
     ("bias_rate", bias_rate, bias_rate >= 0, "0 or more"),
     ("momentum", momentum, 0 <= momentum < 1, "0 <= momentum < 1"),
     ("weight_decay", weight_decay, weight_decay >= 0, "0 or more"),
-    *(
-      (name, drops, [*drops] == sorted({*drops}), "increasing epochs")
-      for name, drops in (
-        ("drop_epochs", drop_epochs),
-        ("bias_drop_epochs", bias_drop_epochs),
-      )
+    (
+      *("trust_coefficient", trust),
+      trust is None or trust > 0,
+      "None or a number above 0",
+    ),
+    (
+      *("average_decay", decay),
+      decay is None or 0 <= decay < 1,
+      "None or 0 <= decay < 1",
     ),
   ):
     if not good:
@@ -42,34 +61,18 @@ def check(
       )
 
 
-def make_schedule(
-  learning_rate: float, *, drop_steps: Sequence[int], drop_factor: float
-) -> optax.Schedule:
-  """A rate that is multiplied by `drop_factor` at each of the given steps.
-
-  Args:
-    learning_rate: at step 0.
-    drop_steps: the first step at each lower rate, increasing.
-    drop_factor: 0.1 in the paper.
-
-  Returns:
-    step -> rate.
-  """
-  rates = [
-    learning_rate * drop_factor**drops for drops in range(len(drop_steps) + 1)
-  ]
-  return optax.join_schedules(
-    [optax.constant_schedule(rate) for rate in rates], list(drop_steps)
-  )
-
-
 def make_optimizer(
   schedule: optax.Schedule,
   bias_schedule: optax.Schedule,
   *,
   momentum: float,
   weight_decay: float,
-) -> optax.GradientTransformation:
+  conv1_schedules: tuple[optax.Schedule, optax.Schedule] | None = None,
+  plateau: plateau_lib.Plateau | None = None,
+  trust_coefficient: float | None = None,
+  average_decay: float | None = None,
+  accumulate: int = 1,
+) -> optax.GradientTransformationExtraArgs:
   """SGD with the paper's momentum and weight decay.
 
   v <- momentum * v - rate * (weight_decay * w + g);  w <- w + v.
@@ -78,38 +81,139 @@ def make_optimizer(
   velocity already contains the rate: after a drop it decays from its old
   size. The more common order, momentum first and rate last, gives the same
   steps only while the rate is constant. Biases have a rate of their own and
-  no decay.
+  no decay; whatever is neither kernel nor bias, as the scale of a batch
+  normalisation, has the kernels' rate and no decay.
 
   Args:
-    schedule: step -> learning rate of the kernels.
-    bias_schedule: step -> learning rate of the biases.
+    schedule: update -> learning rate of the kernels.
+    bias_schedule: update -> learning rate of the biases.
     momentum: 0.9 in the paper.
     weight_decay: 0.0005 in the paper.
+    conv1_schedules: those of conv1 in their place. While a rate of these is 0
+      the parameter is left out: neither it nor its velocity changes.
+    plateau: what else multiplies the rates; None: nothing.
+    trust_coefficient: see `lars.py`; None: every kernel has the rate as it is.
+      The update then takes `squared_norms`.
+    average_decay: see `averages.py`; None: no average is kept.
+    accumulate: batches whose gradients are averaged into one update; those
+      before the last change no parameter.
 
   Returns:
-    For parameters {layer: {"kernel", "bias"}}.
+    For parameters {layer: {"kernel", "bias"}}, and the "scale" of a batch
+    normalisation, which has the rate of the kernels and no decay.
 
-  Source: Krizhevsky et al. 2012, section 5; biases as in cuda-convnet,
-  layer-params-145.cfg and src/weights.cu.
+  Source: Krizhevsky et al. 2012, section 5; biases and the frozen layer as in
+  cuda-convnet, layer-params-145.cfg and src/weights.cu.
   """
-  return optax.chain(
-    optax.add_decayed_weights(
-      weight_decay,
-      mask=lambda parameters: jax.tree.map(
-        lambda name: name == "kernel", _names(parameters)
-      ),
-    ),
+  schedules = {KERNEL: schedule, BIAS: bias_schedule}
+  of_conv1 = {}
+  if conv1_schedules is not None:
+    of_conv1 = {
+      f"{CONV1}/{name}": of_name
+      for name, of_name in zip((KERNEL, BIAS), conv1_schedules, strict=True)
+    }
+
+  def labels(parameters):
+    return jax.tree.map_with_path(
+      lambda path, _: _label(path, of_conv1), parameters
+    )
+
+  chain = [
+    optax.add_decayed_weights(weight_decay, mask=_is_kernel),
+  ]
+  if trust_coefficient is not None:
+    chain.append(lars.scale_kernels_by_trust(trust_coefficient))
+  chain.append(
     optax.partition(
       {
-        "kernel": optax.scale_by_learning_rate(schedule),
-        "bias": optax.scale_by_learning_rate(bias_schedule),
+        label: optax.scale_by_learning_rate(of_label)
+        for label, of_label in (schedules | of_conv1).items()
       },
-      _names,
-    ),
-    optax.trace(decay=momentum),
+      labels,
+    )
+  )
+  if plateau is not None:
+    chain.append(plateau.scale_by_plateau())
+  trace = optax.trace(decay=momentum)
+  chain.append(_freeze(trace, of_conv1, labels) if of_conv1 else trace)
+  if average_decay is not None:
+    chain.append(averages.average_parameters(average_decay))
+  rule = optax.with_extra_args_support(optax.chain(*chain))
+  return rule if accumulate == 1 else _accumulate(rule, accumulate)
+
+
+def _is_kernel(parameters):
+  return jax.tree.map_with_path(
+    lambda path, _: path[-1].key == KERNEL, parameters
   )
 
 
-def _names(parameters):
-  """The same tree with each parameter's own name, `kernel` or `bias`."""
-  return jax.tree.map_with_path(lambda path, _: path[-1].key, parameters)
+def _label(path, of_conv1: Mapping[str, optax.Schedule]) -> str:
+  """Which schedule a parameter has."""
+  name = BIAS if path[-1].key == BIAS else KERNEL
+  own = f"{path[0].key}/{name}"
+  return own if own in of_conv1 else name
+
+
+class FreezeState(NamedTuple):
+  """Updates so far, and the state of the momentum."""
+
+  count: jax.Array
+  momentum: optax.TraceState
+
+
+def _freeze(
+  trace: optax.GradientTransformation,
+  schedules: Mapping[str, optax.Schedule],
+  labels,
+) -> optax.GradientTransformation:
+  """Momentum that leaves a parameter out while its rate is 0.
+
+  Args:
+    trace: the momentum.
+    schedules: label -> rate, of what may be left out.
+    labels: parameters -> a tree of labels.
+  """
+
+  def init(parameters):
+    return FreezeState(
+      count=jnp.zeros((), jnp.int32), momentum=trace.init(parameters)
+    )
+
+  def update(updates, state, parameters=None):
+    moves = {
+      label: schedule(state.count) > 0 for label, schedule in schedules.items()
+    }
+
+    def choose(label, moved, still):
+      return jnp.where(moves[label], moved, still) if label in moves else moved
+
+    of = labels(updates)
+    moved, after = trace.update(updates, state.momentum, parameters)
+    return (
+      jax.tree.map(
+        lambda label, x: choose(label, x, jnp.zeros_like(x)), of, moved
+      ),
+      FreezeState(
+        count=optax.safe_increment(state.count),
+        momentum=optax.TraceState(
+          jax.tree.map(choose, of, after.trace, state.momentum.trace)
+        ),
+      ),
+    )
+
+  return optax.GradientTransformation(init, update)
+
+
+def _accumulate(
+  rule: optax.GradientTransformationExtraArgs, batches: int
+) -> optax.GradientTransformationExtraArgs:
+  """Averages the gradients of so many batches into one update."""
+  several = optax.MultiSteps(rule, batches)
+
+  def update(updates, state, parameters=None, **extra):
+    # optax multiplies gradients by flags and divides them by counts.
+    with jax.numpy_dtype_promotion("standard"):
+      return several.update(updates, state, parameters, **extra)
+
+  return optax.GradientTransformationExtraArgs(several.init, update)

@@ -36,6 +36,8 @@ class Program:
   Attributes:
     nested_axes: those of the mesh as devices are put on them, slowest first.
     views: of each image in an evaluation.
+    label_smoothing: of the training loss.
+    compute_precision: type in which the network is computed.
     ensemble: how many members are trained at once. All else is of one member,
       but for the mesh and its axes, and arrays: what each member has for itself
       has a first dimension of members where there are several.
@@ -50,8 +52,10 @@ class Program:
   exchange: exchange_lib.MeshExchange
   plan: tuple[plan_lib.Exchange, ...]
   augmentation: step_lib.Augmentation
-  optimizer: optax.GradientTransformation
+  optimizer: optax.GradientTransformationExtraArgs
   views: int = 1
+  label_smoothing: float = 0.0
+  compute_precision: str = "float32"
   ensemble: ensemble_lib.Ensemble = ensemble_lib.Ensemble()
 
   def init(self, key: jax.Array) -> step_lib.TrainState:
@@ -90,7 +94,10 @@ class Program:
   def shares(self) -> dict[str, shares_lib.Share]:
     """What one device holds and computes of each layer."""
     return shares_lib.find_shares(
-      self.network, self.layout, batch_size=self.batch_size
+      self.network,
+      self.layout,
+      batch_size=self.batch_size,
+      precision=self.compute_precision,
     )
 
   @functools.cached_property
@@ -158,6 +165,8 @@ class Program:
         self.exchange,
         self.augmentation,
         self.optimizer,
+        label_smoothing=self.label_smoothing,
+        precision=self.compute_precision,
       ),
       self.mesh,
       own=(self._state_specs, self.specs.whole),
@@ -168,13 +177,13 @@ class Program:
     with jax.set_mesh(self.mesh):
       return train_step.trace(self.abstract_state, key, *batch)
 
-  def evaluate(self, parameters, images, labels) -> jax.Array:
+  def evaluate(self, variables, images, labels) -> jax.Array:
     """`metrics.NAMES` summed over a batch, of `views` each: f32[4].
 
     Of several members f32[members, 4].
     """
     with jax.set_mesh(self.mesh):
-      return self._eval_step(parameters, images, labels)
+      return self._eval_step(variables, images, labels)
 
   @functools.cached_property
   def _eval_step(self) -> step_lib.EvalStep:
@@ -185,11 +194,28 @@ class Program:
         self.exchange,
         self.augmentation,
         views=self.views,
+        precision=self.compute_precision,
       ),
       self.mesh,
-      own=(self.specs.parameters,),
+      own=(self.specs.variables,),
       shared=(self.specs.images, self.specs.labels),
       result=self.specs.whole,
+    )
+
+  def predict(self, variables, images, labels) -> tuple[jax.Array, jax.Array]:
+    """What `evaluate` sums up, image by image; `step.make_predict_step`."""
+    with jax.set_mesh(self.mesh):
+      return self._predict_step(variables, images, labels)
+
+  @functools.cached_property
+  def _predict_step(self) -> step_lib.PredictStep:
+    return step_lib.make_predict_step(
+      self.network,
+      self.specs,
+      self.exchange,
+      self.augmentation,
+      views=self.views,
+      precision=self.compute_precision,
     )
 
   @functools.cached_property
@@ -217,8 +243,11 @@ def make_program(
   *,
   batch_size: int,
   augmentation: step_lib.Augmentation,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
+  norms: bool = False,
+  label_smoothing: float = 0.0,
   precision: str = "float32",
+  compute_precision: str = "float32",
   views: int = 1,
   devices: Sequence[jax.Device] | None = None,
   keep_order: bool = False,
@@ -232,7 +261,11 @@ def make_program(
     batch_size: images in a step, over all devices.
     augmentation: see `data/augment.py`.
     optimizer: see `optimizer.py`.
+    norms: whether the optimizer reads norms of kernels: it has a trust
+      coefficient.
+    label_smoothing: see `metrics.totals`; of the training only.
     precision: of activations while they cross devices.
+    compute_precision: type in which the network is computed.
     views: of each image in an evaluation, 1 or 10.
     devices: to compute on; None: those that JAX has.
     keep_order: whether to nest the axes of the mesh as the layout lists them,
@@ -252,6 +285,7 @@ def make_program(
     batch_size=batch_size,
     loss_values=len(metrics.NAMES),
     precision=precision,
+    norms=norms,
   )
   sent = None if keep_order else plan_lib.sent_along(plan)
   ensemble = ensemble_lib.Ensemble(members)
@@ -269,6 +303,8 @@ def make_program(
     augmentation=augmentation,
     optimizer=optimizer,
     views=views,
+    label_smoothing=label_smoothing,
+    compute_precision=compute_precision,
     ensemble=ensemble,
   )
 

@@ -1,4 +1,4 @@
-"""What a config makes of the images and of the learning rate."""
+"""What a config makes of the images."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import math
 
 import ml_collections
 import numpy as np
-import optax
 
-from alexnet_jax import optimizer
 from alexnet_jax.data import augment, sets
 from alexnet_jax.data import statistics as statistics_lib
 from alexnet_jax.network import wiring
@@ -22,25 +20,6 @@ def to_steps(
   config: ml_collections.ConfigDict, epochs: float, num_images: int
 ) -> int:
   return math.ceil(epochs * num_images / config.batch_size)
-
-
-def make_schedules(
-  config: ml_collections.ConfigDict, num_images: int
-) -> tuple[optax.Schedule, optax.Schedule]:
-  """Learning rates of the kernels and of the biases."""
-  rule = config.optimizer
-  kernels, biases = (
-    optimizer.make_schedule(
-      rate,
-      drop_steps=[to_steps(config, epoch, num_images) for epoch in drops],
-      drop_factor=rule.drop_factor,
-    )
-    for rate, drops in (
-      (rule.learning_rate, rule.drop_epochs),
-      (rule.learning_rate * rule.bias_rate, rule.bias_drop_epochs),
-    )
-  )
-  return kernels, biases
 
 
 def find_order_seed(config: ml_collections.ConfigDict) -> int:
@@ -68,10 +47,19 @@ def make_augmentation(
   config: ml_collections.ConfigDict,
   network: wiring.Network,
   statistics: statistics_lib.Statistics | None,
+  num_images: int,
 ) -> augment.Augment:
-  """The augmentation; without statistics, with some of the same sizes."""
+  """The augmentation; without statistics, with some of the same sizes.
+
+  Args:
+    config: the config.
+    network: for the side of its images.
+    statistics: of the training split; None: zeros and those of 2012.
+    num_images: in the training split, for when the colour noise ends.
+  """
   fields = config.augment.to_dict()
   source, mean = fields.pop("statistics"), fields.pop("mean")
+  until = fields.pop("colour_noise_until_epoch")
   side = config.data.stored_size
   if source not in STATISTICS:
     raise ValueError(
@@ -95,5 +83,8 @@ def make_augmentation(
     stored_size=side,
     image_size=network.image_size,
     statistics=statistics,
+    colour_noise_steps=(
+      None if until is None else to_steps(config, until, num_images)
+    ),
     **fields,
   )

@@ -19,10 +19,11 @@ from alexnet_jax import (
   compilation_cache,
   compiler_options,
   member_runs,
-  optimizer,
   recipe,
   settings,
+  update_rule,
 )
+from alexnet_jax import plateau as plateau_lib
 from alexnet_jax import program as program_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.data import records, sets
@@ -37,7 +38,13 @@ from alexnet_jax.processes import shared
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """Everything about a run that is known before anything compiles."""
+  """Everything about a run that is known before anything compiles.
+
+  Attributes:
+    schedule: steps before this one -> learning rate of the kernels, but for
+      what the plateau rule makes of it.
+    plateau: the rule that validations drive; None: there is none.
+  """
 
   config: ml_collections.ConfigDict
   group: group_lib.Group
@@ -47,6 +54,7 @@ class Run:
   validation_records: records.Records
   num_steps: int
   schedule: optax.Schedule
+  plateau: plateau_lib.Plateau | None
   xla_options: compiler_options.Options
   cache: compilation_cache.Cache
 
@@ -67,8 +75,8 @@ def make_program(
     network: from `settings.check`.
     layout: from `settings.check`, or another that fits the network.
     devices: to compute on; None: those that JAX has.
-    num_images: in the training split, for the drops of the learning rate;
-      None where nothing is trained: they change neither what a step holds nor
+    num_images: in the training split, for what happens at some epoch; None
+      where nothing is trained: they change neither what a step holds nor
       what it computes or sends.
     statistics: of the training split; None where nothing is trained. Those of
       2012 then stand in, and zeros for a mean image, of the same sizes: these
@@ -77,18 +85,20 @@ def make_program(
   Raises:
     ValueError: the layout does not fit the devices.
   """
-  rule = config.optimizer
   return program_lib.make_program(
     network,
     layout,
     batch_size=config.batch_size,
-    augmentation=recipe.make_augmentation(config, network, statistics),
-    optimizer=optimizer.make_optimizer(
-      *recipe.make_schedules(config, num_images or config.batch_size),
-      momentum=rule.momentum,
-      weight_decay=rule.weight_decay,
+    augmentation=recipe.make_augmentation(
+      config, network, statistics, num_images or config.batch_size
     ),
+    optimizer=update_rule.make_optimizer(
+      config, num_images or config.batch_size
+    ),
+    norms=config.optimizer.trust_coefficient is not None,
+    label_smoothing=config.label_smoothing,
     precision=config.exchange_precision,
+    compute_precision=config.compute_precision,
     views=config.validation_views,
     devices=devices,
     members=config.ensemble,
@@ -150,7 +160,6 @@ def prepare(
     if problem is not None:
       raise OSError(f"{group.label(index)}: {problem}")
   num_images = len(train_records)
-  schedule, _ = recipe.make_schedules(config, num_images)
   return Run(
     config=config,
     group=group,
@@ -161,7 +170,8 @@ def prepare(
     train_records=train_records,
     validation_records=validation_records,
     num_steps=recipe.to_steps(config, config.num_epochs, num_images),
-    schedule=schedule,
+    schedule=update_rule.make_reported_schedule(config, num_images),
+    plateau=update_rule.make_plateau(config),
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
     cache=cache,
   )
@@ -202,7 +212,7 @@ def open_data(
   builder = sets.open_builder(config.data.name, data_dir=data_dir)
   sets.check_classes(builder, config.network.num_classes)
   statistics = recipe.find_statistics(config, builder)
-  recipe.make_augmentation(config, network, statistics)
+  recipe.make_augmentation(config, network, statistics, config.batch_size)
   return builder, statistics
 
 

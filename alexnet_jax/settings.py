@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from alexnet_jax import optimizer, recipe
+from alexnet_jax import recipe, update_rule
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.data import augment, records
 from alexnet_jax.network import catalog as network_catalog
@@ -94,7 +94,7 @@ def check(
     ValueError, TypeError: with one line on what to change.
   """
   _check_numbers(config)
-  optimizer.check(**config.optimizer)
+  update_rule.check(config)
   layout = make_layout(config)
   if ensemble_lib.AXIS in layout.mesh:
     raise ValueError(
@@ -105,7 +105,7 @@ def check(
   network = make_network(config)
   fit.check(layout, network, batch_size=config.batch_size)
   route.find_routes(network, layout, batch_size=config.batch_size)
-  recipe.make_augmentation(config, network, None)
+  recipe.make_augmentation(config, network, None, config.batch_size)
   return network, layout
 
 
@@ -141,6 +141,7 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
   positive = {
     "ensemble": config.ensemble,
     "num_epochs": config.num_epochs,
+    "accumulate_batches": config.accumulate_batches,
     "report_every_steps": config.report_every_steps,
     "validate_every_steps": config.validate_every_steps,
     "checkpoint_every_steps": config.checkpoint_every_steps,
@@ -161,18 +162,36 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
       f"the last of {config.ensemble} members has seed {last}, expected at "
       "most 2^32 - 1. Set config.seed or config.ensemble."
     )
+  if config.ensemble > 1 and config.optimizer.schedule == "plateau":
+    raise ValueError(
+      f"ensemble is {config.ensemble} with optimizer.schedule=plateau, which "
+      "follows the validation of one network, expected another schedule. Set "
+      "config.ensemble=1 or config.optimizer.schedule."
+    )
   if config.data.unreadable not in records.UNREADABLE:
     raise ValueError(
       f"data.unreadable is {config.data.unreadable!r}, expected one of "
       f"{', '.join(records.UNREADABLE)}. Set config.data.unreadable."
+    )
+  if not 0 <= config.label_smoothing < 1:
+    raise ValueError(
+      f"label_smoothing is {config.label_smoothing}, expected "
+      "0 <= label_smoothing < 1. Set config.label_smoothing."
+    )
+  until = config.augment.colour_noise_until_epoch
+  if until is not None and until < 0:
+    raise ValueError(
+      f"augment.colour_noise_until_epoch is {until}, expected None or 0 or "
+      "more. Set config.augment.colour_noise_until_epoch."
     )
   if config.validation_views not in (1, augment.VIEWS):
     raise ValueError(
       f"validation_views is {config.validation_views}, expected 1 or "
       f"{augment.VIEWS}. Set config.validation_views."
     )
-  if config.exchange_precision not in plan.PRECISIONS:
-    raise ValueError(
-      f"exchange_precision is {config.exchange_precision!r}, expected one of "
-      f"{', '.join(plan.PRECISIONS)}. Set config.exchange_precision."
-    )
+  for name in ("exchange_precision", "compute_precision"):
+    if config[name] not in plan.PRECISIONS:
+      raise ValueError(
+        f"{name} is {config[name]!r}, expected one of "
+        f"{', '.join(plan.PRECISIONS)}. Set config.{name}."
+      )

@@ -18,6 +18,7 @@ from jax import lax
 
 from alexnet_jax import metrics
 from alexnet_jax.network import model, wiring
+from alexnet_jax.partition import draws as draws_lib
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import specs as specs_lib
 
@@ -27,13 +28,22 @@ class TrainState(NamedTuple):
 
   Attributes:
     step: i32[], steps taken.
-    parameters: {layer: {"kernel", "bias"}}, f32, global shapes.
+    parameters: {layer: {"kernel", "bias"}}, f32, global shapes; "scale" too
+      where a layer has batch normalisation.
     optimizer: the state of the optax transformation.
+    statistics: {layer: {"mean", "variance"}}, f32[out], running, of layers with
+      batch normalisation; {} where there is none.
   """
 
   step: jax.Array
   parameters: dict[str, dict[str, jax.Array]]
   optimizer: optax.OptState
+  statistics: dict[str, dict[str, jax.Array]]
+
+  @property
+  def variables(self) -> dict[str, dict[str, jax.Array]]:
+    """Parameters and statistics: all that an evaluation needs."""
+    return model.join(self.parameters, self.statistics)
 
 
 class Augmentation(Protocol):
@@ -41,7 +51,9 @@ class Augmentation(Protocol):
 
   stored_size: int
 
-  def draw(self, key: jax.Array, n: int, *, spec) -> dict[str, jax.Array]: ...
+  def draw(
+    self, key: jax.Array, n: int, *, spec, step: jax.Array
+  ) -> dict[str, jax.Array]: ...
 
   def apply(self, images: jax.Array, draws) -> jax.Array: ...
 
@@ -52,12 +64,13 @@ class Augmentation(Protocol):
 
 TrainStep = Callable[..., tuple[TrainState, jax.Array]]
 EvalStep = Callable[..., jax.Array]
+PredictStep = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def init_state(
   network: wiring.Network,
   specs: specs_lib.Specs,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
   key: jax.Array,
 ) -> TrainState:
   """The state before the first step; to be run under `jax.jit`.
@@ -72,6 +85,9 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     parameters=parameters,
     optimizer=optimizer.init(parameters),
+    statistics=jax.tree.map(
+      jax.reshard, model.init_statistics(network), specs.statistics
+    ),
   )
 
 
@@ -80,9 +96,23 @@ def make_train_step(
   specs: specs_lib.Specs,
   exchange: exchange_lib.MeshExchange,
   augmentation: Augmentation,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
+  *,
+  label_smoothing: float = 0.0,
+  precision: str = "float32",
 ) -> TrainStep:
   """Makes the step; it is to be traced under the layout's mesh.
+
+  Args:
+    network: the network.
+    specs: of all arrays.
+    exchange: moves activations and weights, and adds up squares of kernels
+      for an optimizer that asks for it.
+    augmentation: of the images.
+    optimizer: see `optimizer.py`.
+    label_smoothing: see `metrics.totals`.
+    precision: type in which the network is computed, `float32` or `bfloat16`.
+      Parameters, the optimizer, sums of gradients and the loss are float32.
 
   Returns:
     (state, key, images, labels) -> (state, totals), jitted; `state` is
@@ -92,56 +122,62 @@ def make_train_step(
   """
   graphdef = model.make_graphdef(network)
 
-  def totals_on_device(parameters, images, labels, draws, masks):
+  def totals_on_device(
+    parameters, statistics, images, labels, draws, of_layers
+  ):
     with jax.named_scope("augment"):
-      x = augmentation.apply(images, draws)
-    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
-    logits = _logits(alexnet, exchange, x, masks)
-    return _totals(exchange, logits, labels)
+      x = augmentation.apply(images, draws).astype(precision)
+    variables = model.join(parameters, statistics)
+    alexnet = nnx.merge(graphdef, exchange.weights(variables))
+    logits = _logits(alexnet, exchange, x, **of_layers)
+    running = nnx.to_pure_dict(nnx.state(alexnet, nnx.BatchStat))
+    totals = _totals(exchange, logits, labels, smoothing=label_smoothing)
+    return totals, running
 
   mapped = jax.shard_map(
     totals_on_device,
     in_specs=(
       specs.parameters,
+      specs.statistics,
       specs.images,
       specs.labels,
       specs.images,
-      dict(specs.masks),
+      draws_lib.to_specs(specs),
     ),
-    out_specs=specs.whole,
+    out_specs=(specs.whole, specs.statistics),
   )
 
   def train_step(state, key, images, labels):
     n = labels.shape[0]
-    augment_key, *mask_keys = jax.random.split(
-      jax.random.fold_in(key, state.step), 1 + len(specs.masks)
+    augment_key, *keys = jax.random.split(
+      jax.random.fold_in(key, state.step), 1 + draws_lib.count(specs)
     )
-    draws = augmentation.draw(augment_key, n, spec=specs.images)
-    masks = {
-      layer: jax.random.bernoulli(
-        mask_key,
-        1.0 - network.dropout_rate,
-        (n, network.layer(layer).features),
-        out_sharding=spec,
-      )
-      for mask_key, (layer, spec) in zip(
-        mask_keys, specs.masks.items(), strict=True
-      )
-    }
+    draws = augmentation.draw(
+      augment_key, n, spec=specs.images, step=state.step
+    )
+    of_layers = draws_lib.draw(network, specs, keys, n)
 
     def mean_loss(parameters):
-      totals = mapped(parameters, images, labels, draws, masks)
-      return totals[0] / n, totals
+      totals, statistics = mapped(
+        parameters, state.statistics, images, labels, draws, of_layers
+      )
+      return totals[0] / n, (totals, statistics)
 
-    gradients, totals = jax.grad(mean_loss, has_aux=True)(state.parameters)
+    gradients, (totals, statistics) = jax.grad(mean_loss, has_aux=True)(
+      state.parameters
+    )
     updates, optimizer_state = optimizer.update(
-      gradients, state.optimizer, state.parameters
+      gradients,
+      state.optimizer,
+      state.parameters,
+      squared_norms=exchange.squared_norms,
     )
     return (
       TrainState(
         step=state.step + 1,
         parameters=optax.apply_updates(state.parameters, updates),
         optimizer=optimizer_state,
+        statistics=statistics,
       ),
       totals,
     )
@@ -156,6 +192,7 @@ def make_eval_step(
   augmentation: Augmentation,
   *,
   views: int = 1,
+  precision: str = "float32",
 ) -> EvalStep:
   """Makes the evaluation of one batch, without dropout.
 
@@ -163,46 +200,104 @@ def make_eval_step(
     views: 1, the centre crop, or as many as the augmentation has; loss and
       errors are then those of the softmax outputs averaged over the views
       (Krizhevsky et al. 2012, section 4.1).
+    precision: as of the training step.
 
   Returns:
-    (parameters, images, labels) -> totals, jitted; as for the training step.
+    (variables, images, labels) -> totals, jitted; as for the training step.
+    variables: of a `TrainState`; without batch normalisation, its parameters.
     A label of `metrics.PADDING` marks a row that is no image.
   """
-  graphdef = model.make_graphdef(network)
+  log_probabilities = _make_log_probabilities(
+    network, exchange, augmentation, views, precision
+  )
 
-  def totals_on_device(parameters, images, labels):
-    alexnet = nnx.merge(graphdef, exchange.weights(parameters))
-    if views == 1:
-      logits = _logits(alexnet, exchange, augmentation.center(images), None)
-      return _totals(exchange, logits, labels)
-
-    def log_probabilities(index):
-      x = augmentation.view(images, index)
-      return jax.nn.log_softmax(_logits(alexnet, exchange, x, None))
-
-    # A loop, so that the program stays as small as that of one view.
-    of_views = lax.map(log_probabilities, jnp.arange(views))
-    # Logarithms of the averages: f32[n, classes], finite where these are 0.
-    averaged = jax.nn.logsumexp(of_views, axis=0) - jnp.log(float(views))
-    return _totals(exchange, averaged, labels)
+  def totals_on_device(variables, images, labels):
+    return _totals(exchange, log_probabilities(variables, images), labels)
 
   return jax.jit(
     jax.shard_map(
       totals_on_device,
-      in_specs=(specs.parameters, specs.images, specs.labels),
+      in_specs=(specs.variables, specs.images, specs.labels),
       out_specs=specs.whole,
     )
   )
 
 
-def _logits(alexnet, exchange, x, masks):
+def make_predict_step(
+  network: wiring.Network,
+  specs: specs_lib.Specs,
+  exchange: exchange_lib.MeshExchange,
+  augmentation: Augmentation,
+  *,
+  views: int = 1,
+  precision: str = "float32",
+) -> PredictStep:
+  """Makes the prediction for one batch, without dropout.
+
+  Args:
+    views: as for `make_eval_step`, whose totals are those of these
+      log-probabilities.
+    precision: as of the training step.
+
+  Returns:
+    (variables, images, labels) -> (log-probabilities, labels), jitted:
+    f32[N, classes] and i32[N], whole on every device, for the host to read in
+    any process.
+  """
+  log_probabilities = _make_log_probabilities(
+    network, exchange, augmentation, views, precision
+  )
+
+  def on_device(variables, images):
+    found = log_probabilities(variables, images)
+    with jax.named_scope(exchange_lib.LOSS):
+      return exchange.agree(found)
+
+  mapped = jax.shard_map(
+    on_device,
+    in_specs=(specs.variables, specs.images),
+    out_specs=specs.labels,
+  )
+
+  def predict_step(variables, images, labels):
+    found = mapped(variables, images)
+    return jax.reshard(found, specs.whole), jax.reshard(labels, specs.whole)
+
+  return jax.jit(predict_step)
+
+
+def _make_log_probabilities(network, exchange, augmentation, views, precision):
+  """(variables, u8[n, ...]) -> f32[n, classes], where the loss is."""
+  graphdef = model.make_graphdef(network)
+
+  def log_probabilities(variables, images):
+    alexnet = nnx.merge(graphdef, exchange.weights(variables))
+
+    def of_view(x):
+      logits = _logits(alexnet, exchange, x.astype(precision))
+      return jax.nn.log_softmax(logits)
+
+    if views == 1:
+      return of_view(augmentation.center(images))
+    # A loop, so that the program stays as small as that of one view.
+    of_views = lax.map(
+      lambda index: of_view(augmentation.view(images, index)),
+      jnp.arange(views),
+    )
+    # Logarithms of the averages: f32[n, classes], finite where these are 0.
+    return jax.nn.logsumexp(of_views, axis=0) - jnp.log(float(views))
+
+  return log_probabilities
+
+
+def _logits(alexnet, exchange, x, masks=None, points=None):
   """What one device makes of its images, brought to where the loss is."""
-  logits = alexnet(x, masks=masks, exchange=exchange)
+  logits = alexnet(x, masks=masks, points=points, exchange=exchange)
   with jax.named_scope(exchange_lib.LOSS):
-    return exchange.bring(exchange_lib.LOSS, logits)
+    return exchange.bring(exchange_lib.LOSS, logits).astype(jnp.float32)
 
 
-def _totals(exchange, logits, labels):
+def _totals(exchange, logits, labels, *, smoothing=0.0):
   """Sums over the images of all devices."""
   with jax.named_scope(exchange_lib.LOSS):
-    return exchange.total(metrics.totals(logits, labels))
+    return exchange.total(metrics.totals(logits, labels, smoothing=smoothing))

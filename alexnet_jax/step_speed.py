@@ -27,7 +27,9 @@ class NoAugmentation:
 
   stored_size: int
 
-  def draw(self, key: jax.Array, n: int, *, spec) -> dict[str, jax.Array]:
+  def draw(
+    self, key: jax.Array, n: int, *, spec, step: jax.Array
+  ) -> dict[str, jax.Array]:
     """Draws nothing."""
     return {}
 

@@ -103,7 +103,7 @@ def plan(
   rows = {}
   for index, exchange in enumerate(exchanges):
     tensor = exchange.tensor
-    if tensor != plan_lib.ACTIVATION:
+    if tensor in plan_lib.PARAMETERS:
       tensor = "weights" if exchange.direction == "forward" else "gradients"
     per_image = f"{exchange.elements_per_image:,}" if exchange.images else "-"
     axes = _listed(exchange.axes)

@@ -8,7 +8,16 @@ import jax
 import numpy as np
 import rich.console
 
-from alexnet_jax import member_runs, recipe, report, step, tables
+from alexnet_jax import (
+  averages,
+  member_runs,
+  metrics,
+  plateau,
+  recipe,
+  report,
+  step,
+  tables,
+)
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import blocks, pipeline, source
@@ -67,6 +76,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
   )
 
   totals, replaced = [], 0
+  rate_scale = plateau.find_scale(state.optimizer)
 
   def is_due(number: int, every: int) -> bool:
     return number % every == 0 or number == run.num_steps
@@ -76,7 +86,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
     reporter.training(
       number,
       totals,
-      learning_rate=float(f"{run.schedule(number - 1):.6g}"),
+      learning_rate=float(f"{rate_scale * run.schedule(number - 1):.6g}"),
       replaced=group.total(f"replaced/{number}", replaced),
     )
     totals, replaced = [], 0
@@ -116,6 +126,10 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
             totals_of_all, lost = evaluate(run, state)
             lost = group.total(f"validation_replaced/{number}", lost)
             reporter.validation(number, totals_of_all, lost)
+            # Not of the one at the end, which a longer run would not have.
+            if run.plateau and number % config.validate_every_steps == 0:
+              state = _heed_validation(run, state, totals_of_all)
+              rate_scale = plateau.find_scale(state.optimizer)
           if saves:
             checkpoints.save(number, state)
           reporter.resume_clock()
@@ -132,7 +146,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
 def evaluate(
   run: run_lib.Run, state: step.TrainState
 ) -> tuple[np.ndarray, int]:
-  """Goes through the whole validation split.
+  """Goes through the whole validation split, with averaged parameters if any.
 
   Returns:
     `metrics.NAMES` summed over it, f32[4], or f32[members, 4] of several
@@ -143,15 +157,24 @@ def evaluate(
     source.RecordError: a record cannot be read.
   """
   totals, replaced = [], 0
+  variables = averages.find_variables(state)
   batches = pipeline.validation_batches(
     run.validation_records, **_batch_options(run)
   )
   with contextlib.closing(batches):
     for images, labels, lost in batches:
-      totals.append(run.program.evaluate(state.parameters, images, labels))
+      totals.append(run.program.evaluate(variables, images, labels))
       jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
       replaced += lost
   return np.sum(jax.device_get(totals), axis=0), replaced
+
+
+def _heed_validation(
+  run: run_lib.Run, state: step.TrainState, totals: np.ndarray
+) -> step.TrainState:
+  """Tells the plateau rule the error of a validation."""
+  error = metrics.to_means(totals)["top1_error"]
+  return state._replace(optimizer=run.plateau.advance(state.optimizer, error))
 
 
 def _check_first_step(group: group_lib.Group, first_step: int) -> None:

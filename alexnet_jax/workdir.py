@@ -23,6 +23,15 @@ FREE = (
   "keep_checkpoints",
 )
 
+# Those of them that change results under a schedule of the learning rate: it
+# ends with the run, or goes by the validations.
+BOUND = {
+  "exponential": ("num_epochs",),
+  "polynomial": ("num_epochs",),
+  "cosine": ("num_epochs",),
+  "plateau": ("validate_every_steps", "validation_views"),
+}
+
 _FILE = "config.json"
 
 # What a run has where its directory is older than the field.
@@ -116,6 +125,8 @@ def check_same(
   Raises:
     ValueError: names the fields.
   """
+  bound = BOUND.get(now.get("optimizer.schedule"), ())
+  free = [name for name in FREE if name not in bound]
   earlier, now = _EARLIER | earlier, _EARLIER | now
   if earlier.get("data.seed") != now.get("data.seed"):
     # Unset, it is that of the run: the order may be the same one.
@@ -124,7 +135,7 @@ def check_same(
     f"{name}: {earlier.get(name)} there, {now.get(name)} here"
     for name in sorted(earlier.keys() | now.keys())
     if earlier.get(name) != now.get(name)
-    and not any(name == free or name.startswith(f"{free}.") for free in FREE)
+    and not any(name == each or name.startswith(f"{each}.") for each in free)
   ]
   if differences:
     raise ValueError(

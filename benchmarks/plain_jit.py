@@ -100,12 +100,11 @@ def forward(
       else:
         x = x.reshape(x.shape[0], -1) @ kernel
       x = x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
-      if layer.relu:
-        x = jax.nn.relu(x)
-      if layer.normalise:
+      x = ops.activate(x, layer.activation)
+      if layer.normalise == "column":
         x = ops.local_response_norm(x, groups=network.columns)
       if layer.pool:
-        x = ops.max_pool(x)
+        x = ops.pool(x, layer.pool)
       if layer.dropout:
         x = x * masks[layer.name].astype(x.dtype)
       if outputs:
@@ -164,7 +163,9 @@ def make_step(
         gradients, state.optimizer, state.parameters
       )
       parameters = jax.tree.map(jnp.add, state.parameters, updates)
-    state = step_lib.TrainState(state.step + 1, parameters, optimizer_state)
+    state = step_lib.TrainState(
+      state.step + 1, parameters, optimizer_state, state.statistics
+    )
     return state, totals
 
   def per_image(shape, dtype, spec):
@@ -178,7 +179,7 @@ def make_step(
     per_image((size, size, 3), "float32", program.specs.images),
     per_image((), "int32", program.specs.labels),
     {
-      name: per_image((network.layer(name).features,), "bool", spec)
+      name: per_image(network.sizes()[name].out_shape, "bool", spec)
       for name, spec in program.specs.masks.items()
     },
   )

@@ -21,15 +21,24 @@ def get_config(variant: str = "digits") -> ml_collections.ConfigDict:
   Raises:
     ValueError: there is no such variant.
   """
+  check_variant(variant)
+  config = imagenet()
+  if variant == "digits":
+    use_digits(config)
+  return config
+
+
+def check_variant(variant: str) -> None:
+  """Refuses a variant that there is not.
+
+  Raises:
+    ValueError: names those that there are.
+  """
   if variant not in VARIANTS:
     raise ValueError(
       f"unknown variant {variant!r} of the config, expected one of "
       f"{', '.join(VARIANTS)}. Set what follows ':' in --config."
     )
-  config = imagenet()
-  if variant == "digits":
-    use_digits(config)
-  return config
 
 
 def imagenet() -> ml_collections.ConfigDict:
@@ -46,6 +55,12 @@ def imagenet() -> ml_collections.ConfigDict:
   config.batch_size = 128
   # Passes over the training split. [P] "roughly 90"
   config.num_epochs = 90.0
+  # Batches whose gradients are averaged into one update; a step is one batch.
+  # At the end of a run, fewer than that many change nothing.
+  config.accumulate_batches = 1
+  # Share of each label's weight that is spread evenly over all classes in the
+  # training loss, 0 <= share < 1. [P] 0
+  config.label_smoothing = 0.0
 
   # WHERE it is computed. Never changes a number.
   config.layout = ml_collections.ConfigDict()
@@ -78,6 +93,10 @@ def imagenet() -> ml_collections.ConfigDict:
   # bfloat16. The latter rounds them, so it changes results a little. [S] had
   # half precision as an option.
   config.exchange_precision = "float32"
+  # Type in which activations, convolutions and products are computed: float32
+  # or bfloat16. Parameters, the optimizer, sums of gradients, normalisations
+  # and the loss are float32 in either.
+  config.compute_precision = "float32"
 
   # WHAT is computed.
   config.network = ml_collections.ConfigDict()
@@ -93,7 +112,29 @@ def imagenet() -> ml_collections.ConfigDict:
   config.network.num_classes = 1000
   # Share of units dropped after fc6 and fc7, 0 <= rate < 1. [P]
   config.network.dropout_rate = 0.5
+  # test: outputs are multiplied by the share of units kept when evaluating [P],
+  # as the initial weights of [S] assume. train: divided by it when training.
+  config.network.dropout_scaling = "test"
+  # relu, tanh or sigmoid, after every layer but the last; None as the wiring
+  # has it. [P] relu
+  config.network.activation = config_dict.placeholder(str)
+  # none, column: local response normalisation over the maps of a column [S], or
+  # across: over those of all columns, each where the wiring normalises; batch:
+  # batch normalisation before every activation. None as the wiring has it.
+  config.network.normalisation = config_dict.placeholder(str)
+  # What local response normalisation adds to the energy. [P] 2
+  config.network.lrn_k = 2.0
+  # What it multiplies the sum of the squares by. [P] prints 1e-4, [S] divides
+  # that by the five maps of a window.
+  config.network.lrn_alpha = 2e-5
+  # Share of the running mean and variance that a step of a network with batch
+  # normalisation keeps, 0 <= momentum < 1; evaluations use these.
+  config.network.batch_norm_momentum = 0.9
+  # (window, stride) of every pooling, in pixels; None as the wiring has it.
+  # [P] (3, 2)
+  config.network.pooling = config_dict.placeholder(tuple)
   # source: standard deviations and biases of [S], for pixels of 0..255.
+  # paper: the same biases, and the .01 of [P] in every layer.
   # he: sqrt(2 / fan-in) and biases of 0, for inputs of about unit scale.
   config.network.init = "source"
 
@@ -122,6 +163,8 @@ def imagenet() -> ml_collections.ConfigDict:
   config.augment.flip = True
   # Standard deviation of the colour noise. [P] 0.1
   config.augment.colour_noise = 0.1
+  # Epoch at which the colour noise ends; None: never [P]. [S] 67 of 91
+  config.augment.colour_noise_until_epoch = config_dict.placeholder(float)
   # Means, and directions and standard deviations of the colours. dataset: those
   # kept with the set, of its training split [P]. published: those of [S].
   config.augment.statistics = "dataset"
@@ -141,17 +184,54 @@ def imagenet() -> ml_collections.ConfigDict:
   config.optimizer = ml_collections.ConfigDict()
   # Of the kernels, at the start. [P]
   config.optimizer.learning_rate = 0.01
-  # Epochs at which it is multiplied by drop_factor. [S]; [P] three drops.
+  # steps: drops at drop_epochs [S]. plateau: drops when the validation error
+  # stops improving [P]. exponential, polynomial, cosine: falls until the end of
+  # the run, whose length is then no longer free.
+  config.optimizer.schedule = "steps"
+  # Epochs over which any of these rises linearly from 0; 0: none. polynomial
+  # and cosine fall from then on, the others as if there were none.
+  config.optimizer.warmup_epochs = 0.0
+  # steps: epochs at which the rate is multiplied by drop_factor. [S]; [P] three
+  # drops.
   config.optimizer.drop_epochs = (25.0, 51.0, 79.0)
+  # steps, plateau, and biases; 0 < factor <= 1. [P]
   config.optimizer.drop_factor = 0.1
+  # plateau: validations in a row without improvement that make a drop.
+  config.optimizer.plateau_patience = 5
+  # plateau: by how much the top-1 error must fall below the lowest so far to
+  # be an improvement; a share of the images, above 0.
+  config.optimizer.plateau_min_change = 1e-3
+  # plateau: drops, after which the rate stays. [P] 3
+  config.optimizer.plateau_max_drops = 3
+  # exponential: what the rate is divided by in all, 1 or more. 250 in
+  # cuda-convnet2.
+  config.optimizer.exponential_factor = 250.0
+  # exponential: rates of equal length, 4 in cuda-convnet2; None: smoothly.
+  config.optimizer.exponential_steps = config_dict.placeholder(int)
+  # polynomial: power of the share of the training that is left.
+  config.optimizer.polynomial_power = 2.0
+  # polynomial, cosine: rate at the end, in rates at the start, 0 to 1.
+  config.optimizer.end_rate = 0.0
   # Rate of the biases, in rates of the kernels. [S]
   config.optimizer.bias_rate = 2.0
-  # Epochs at which the rate of the biases drops. [S] none in this run.
+  # steps, exponential: epochs at which the rate of the biases is multiplied by
+  # drop_factor; under the other schedules it falls with that of the kernels.
+  # [S] none in this run. With exponential, cuda-convnet2 has half the epochs.
   config.optimizer.bias_drop_epochs = ()
+  # (epoch, rate) pairs: from that epoch on, conv1's kernel has that rate and
+  # its bias bias_rate times that; at a rate of 0, conv1 does not change. Not
+  # with plateau. [P] none, [S] ((67.0, 1e-5), (72.0, 0.0)) of 91
+  config.optimizer.conv1_rates = ()
   # [P]
   config.optimizer.momentum = 0.9
   # Of the kernels only. [P]
   config.optimizer.weight_decay = 5e-4
+  # Layer-wise adaptive rates (LARS) for large batches: what the ratio of a
+  # kernel's norm to that of its gradient is multiplied by, as 0.001; None: off.
+  config.optimizer.trust_coefficient = config_dict.placeholder(float)
+  # Validate with an average of the parameters, which keeps this share of
+  # itself in each update, as 0.999; None: with the parameters.
+  config.optimizer.average_decay = config_dict.placeholder(float)
 
   # Steps between two lines of metrics.jsonl.
   config.report_every_steps = 100
@@ -165,6 +245,40 @@ def imagenet() -> ml_collections.ConfigDict:
   # Newest checkpoints to keep.
   config.keep_checkpoints = 3
   return config
+
+
+def shrink(config: ml_collections.ConfigDict) -> None:
+  """Brings a recipe for ImageNet down to the embedded digits.
+
+  What `use_digits` sets, and what the recipe does at some epoch at the same
+  share of the training. The mean is one for each channel: the digits keep no
+  mean image.
+  """
+  drop_epochs, num_epochs = config.optimizer.drop_epochs, config.num_epochs
+  use_digits(config)
+  epochs = config.num_epochs
+  config.optimizer.drop_epochs, config.num_epochs = drop_epochs, num_epochs
+  shorten(config, epochs)
+  config.augment.mean_from = "channel"
+  # About two epochs, of 23 steps each.
+  config.validate_every_steps = 50
+
+
+def shorten(config: ml_collections.ConfigDict, num_epochs: float) -> None:
+  """Trains for so long, with all that happens at some epoch at its share."""
+  rule, augment = config.optimizer, config.augment
+  share = num_epochs / config.num_epochs
+  config.num_epochs = num_epochs
+  rule.warmup_epochs *= share
+  rule.drop_epochs = tuple(share * epoch for epoch in rule.drop_epochs)
+  rule.bias_drop_epochs = tuple(
+    share * epoch for epoch in rule.bias_drop_epochs
+  )
+  rule.conv1_rates = tuple(
+    (share * epoch, rate) for epoch, rate in rule.conv1_rates
+  )
+  if augment.colour_noise_until_epoch is not None:
+    augment.colour_noise_until_epoch *= share
 
 
 def use_layout(config: ml_collections.ConfigDict, layout) -> None:

@@ -2,8 +2,9 @@
 
 import jax
 
-from alexnet_jax import optimizer
+from alexnet_jax import optimizer as optimizer_lib
 from alexnet_jax import program as program_lib
+from alexnet_jax import schedules
 from alexnet_jax.partition import fit
 
 
@@ -14,11 +15,15 @@ def make_program(
   *,
   batch_size,
   precision="float32",
+  compute_precision="float32",
+  trust_coefficient=None,
   members=1,
+  **rule,
 ) -> program_lib.Program:
+  """The program; `rule` is what else `make_optimizer` is to be told."""
   fit.check(layout, network, batch_size=batch_size)
   schedule, bias_schedule = (
-    optimizer.make_schedule(rate, drop_steps=[3], drop_factor=0.1)
+    schedules.make_steps(rate, drop_steps=[3], drop_factor=0.1)
     for rate in (0.01, 0.02)
   )
   return program_lib.make_program(
@@ -26,10 +31,17 @@ def make_program(
     layout,
     batch_size=batch_size,
     augmentation=augmentation,
-    optimizer=optimizer.make_optimizer(
-      schedule, bias_schedule, momentum=0.9, weight_decay=5e-4
+    optimizer=optimizer_lib.make_optimizer(
+      schedule,
+      bias_schedule,
+      momentum=0.9,
+      weight_decay=5e-4,
+      trust_coefficient=trust_coefficient,
+      **rule,
     ),
+    norms=trust_coefficient is not None,
     precision=precision,
+    compute_precision=compute_precision,
     members=members,
   )
 

@@ -313,3 +313,14 @@ def test_bad_statistics_are_refused_in_one_line(full_size):
   )
   with pytest.raises(ValueError, match="224 x 224 x 3, expected 256 x 256 x 3"):
     dataclasses.replace(full_size, statistics=small, mean_from="image_center")
+
+
+def test_colour_noise_ends_and_the_other_draws_go_on(tiny_augmentation, key):
+  ends = dataclasses.replace(tiny_augmentation, colour_noise_steps=3)
+  plain = tiny_augmentation.draw(key, 8, spec=None)
+  for step in (2, 3):
+    found = ends.draw(key, 8, spec=None, step=np.int32(step))
+    noise = plain["colour"] if step < 3 else np.zeros((8, 3))
+    np.testing.assert_array_equal(found["colour"], noise)
+    for name in ("offset", "flip"):
+      np.testing.assert_array_equal(found[name], plain[name])

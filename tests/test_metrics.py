@@ -32,3 +32,17 @@ def test_ties_and_missing_numbers_are_errors():
   labels = jnp.array([0])
   for logits in (jnp.zeros((1, 10)), jnp.full((1, 10), jnp.nan)):
     assert metrics.totals(logits, labels)[1:3].tolist() == [1, 1]
+
+
+def test_smoothed_loss_is_that_of_spread_labels_and_errors_stay():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(6, 5)).astype(np.float32)
+  labels = np.array([0, 1, 2, 3, 4, metrics.PADDING], np.int32)
+  plain = metrics.totals(logits, labels)
+  found = metrics.totals(logits, labels, smoothing=0.1)
+  loss = 0.0
+  for row, label in zip(logits[:5].astype(np.float64), labels, strict=False):
+    log_p = row - np.log(np.exp(row).sum())
+    loss -= 0.9 * log_p[label] + 0.1 * np.mean(log_p)
+  np.testing.assert_allclose(found[0], loss, rtol=1e-6)
+  np.testing.assert_array_equal(found[1:], plain[1:])

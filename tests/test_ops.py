@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.network import ops
+from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import ops, wiring
 from tests import reference
 
 
@@ -54,3 +55,52 @@ def test_max_pool_gradient_goes_to_the_largest(key):
     row, column = np.unravel_index(window.argmax(), (3, 3))
     expected[0, 2 * i + row, 2 * j + column, c] += 1
   np.testing.assert_array_equal(gradient, expected)
+
+
+def test_both_scalings_of_dropout_keep_the_expectation(key):
+  x = np.array(jax.random.normal(key, (1, 2, 2, 3)))
+  masks = np.random.default_rng(0).random((20_000, *x.shape)) < 0.8
+  halved, inverted = (
+    {
+      name: np.asarray(ops.drop(x, mask, keep=0.8, scaling=scaling))
+      for name, mask in (("training", masks), ("evaluation", None))
+    }
+    for scaling in ("test", "train")
+  )
+  np.testing.assert_array_equal(halved["training"], x * masks)
+  np.testing.assert_allclose(halved["evaluation"], 0.8 * x, rtol=1e-6)
+  np.testing.assert_allclose(inverted["training"], x * masks / 0.8, rtol=1e-6)
+  np.testing.assert_array_equal(inverted["evaluation"], x)
+  for found in (halved, inverted):
+    # A share of 0.8 of 20,000 draws is met within five of its deviations.
+    error = abs(found["training"].mean(axis=0) - found["evaluation"])
+    assert (error <= 5 * abs(x) / 0.8 * (0.16 / 20_000) ** 0.5).all()
+
+
+def test_rate_of_a_layer_is_its_own_or_the_networks():
+  network = wiring.make_network(wirings.DROPOUT_AFTER_CONV4)
+  kept = [network.keep_rate(name) for name in ("conv4", "fc6", "fc7")]
+  assert kept == [0.8, 0.5, 0.5]
+
+
+def test_stochastic_pooling_draws_in_proportion_and_averages_by_weight(key):
+  x = np.array(jax.nn.relu(jax.random.normal(key, (1, 5, 5, 2))))
+  x[0, :3, :3, 1] = 0.0  # a window of nothing
+  copies = np.broadcast_to(x, (4_000, *x.shape[1:]))
+  points = np.random.default_rng(0).random((4_000, 2, 2, 2), np.float32)
+  drawn = np.asarray(ops.stochastic_pool(copies, points, size=3, stride=2))
+  average = ops.stochastic_pool(x, None, size=3, stride=2)
+  for i, j, c in np.ndindex(2, 2, 2):
+    window = x[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c].ravel()
+    weights = window / max(window.sum(), 1e-30)
+    expected = (weights * window).sum()
+    assert average[0, i, j, c] == pytest.approx(expected, rel=1e-6)  # float32
+    assert set(drawn[:, i, j, c]) <= {*window, 0.0}
+    # The mean of 4,000 draws, within five of its deviations.
+    deviation = (weights * (window - expected) ** 2).sum() ** 0.5
+    error = abs(drawn[:, i, j, c].mean() - expected)
+    assert error <= 5 * deviation / 4_000**0.5 + 1e-6
+  gradient = jax.grad(
+    lambda x: ops.stochastic_pool(x, points[:1], size=3, stride=2).sum()
+  )(x)
+  assert gradient.sum() == 8  # each window has one value, that passes it on

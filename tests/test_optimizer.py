@@ -1,8 +1,50 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
-from alexnet_jax import optimizer
+from alexnet_jax import averages, optimizer, schedules
+
+LAYERS = ("conv1", "fc6")
+
+
+def draw(rng):
+  """{layer: {"kernel", "bias"}}, exact in float32."""
+  return {
+    layer: {
+      name: rng.normal(size=shape).astype(np.float32)
+      for name, shape in (("kernel", (4, 3)), ("bias", (3,)))
+    }
+    for layer in LAYERS
+  }
+
+
+def take_steps(rule, steps, *, seed=0, **extra):
+  """Yields (parameters before, gradient, parameters after, state)."""
+  rng = np.random.default_rng(seed)
+  parameters = draw(rng)
+  state = rule.init(jax.tree.map(jnp.asarray, parameters))
+
+  @jax.jit
+  def take(gradient, state, parameters):
+    updates, state = rule.update(gradient, state, parameters, **extra)
+    return optax.apply_updates(parameters, updates), state
+
+  for _ in range(steps):
+    gradient = draw(rng)
+    after, state = take(gradient, state, parameters)
+    yield parameters, gradient, after, state
+    parameters = jax.tree.map(np.asarray, after)
+
+
+def make_rule(**changes):
+  """A rule of constant rates, 0.1 and 0.2."""
+  return optimizer.make_optimizer(
+    optax.constant_schedule(0.1),
+    optax.constant_schedule(0.2),
+    **{"momentum": 0.9, "weight_decay": 0.05, **changes},
+  )
 
 
 def test_update_matches_the_papers_rule_across_a_drop():
@@ -18,8 +60,8 @@ def test_update_matches_the_papers_rule_across_a_drop():
   parameters = jax.tree.map(
     lambda w: jnp.asarray(w, jnp.float32), {"conv1": weights}
   )
-  schedule = optimizer.make_schedule(0.1, drop_steps=[10], drop_factor=0.1)
-  bias_schedule = optimizer.make_schedule(0.2, drop_steps=[], drop_factor=0.1)
+  schedule = schedules.make_steps(0.1, drop_steps=[10], drop_factor=0.1)
+  bias_schedule = schedules.make_steps(0.2, drop_steps=[], drop_factor=0.1)
   rule = optimizer.make_optimizer(
     schedule, bias_schedule, momentum=0.9, weight_decay=0.05
   )
@@ -45,9 +87,137 @@ def test_update_matches_the_papers_rule_across_a_drop():
       assert difference <= 1e-6 * np.linalg.norm(expected), (step, name)
 
 
-def test_schedule_drops_at_the_step_named():
-  schedule = optimizer.make_schedule(0.5, drop_steps=[2, 4], drop_factor=0.1)
-  rates = [float(schedule(step)) for step in range(6)]
+def test_scale_of_a_normalisation_has_the_kernels_rate_and_no_decay():
+  rule = make_rule(momentum=0.0)
+  parameters = {"conv1": {"scale": jnp.ones(3)}}
+  gradient = {"conv1": {"scale": jnp.full(3, 2.0)}}
+  updates, _ = rule.update(gradient, rule.init(parameters), parameters)
+  np.testing.assert_allclose(updates["conv1"]["scale"], -0.2, rtol=1e-6)
+
+
+def test_conv1_has_its_own_rates_and_is_left_out_at_a_rate_of_0():
+  kernel, bias = (
+    schedules.replace_rates(
+      optax.constant_schedule(rate), [(3, share * rate), (5, 0.0)]
+    )
+    for rate, share in ((0.1, 0.01), (0.2, 0.01))
+  )
+  rates = {
+    "conv1": {
+      "kernel": [0.1] * 3 + [0.001] * 2 + [0.0] * 3,
+      "bias": [0.2] * 3 + [0.002] * 2 + [0.0] * 3,
+    },
+    "fc6": {"kernel": [0.1] * 8, "bias": [0.2] * 8},
+  }
+  velocity = jax.tree.map(np.zeros_like, draw(np.random.default_rng(0)))
+  steps = take_steps(make_rule(conv1_schedules=(kernel, bias)), 8)
+  for step, (before, gradient, after, state) in enumerate(steps):
+    trace = optax.tree.get(state, "trace")
+    for layer in LAYERS:
+      for name, of_step in rates[layer].items():
+        v, w = velocity[layer][name], before[layer][name]
+        if of_step[step]:
+          decay = 0.05 if name == "kernel" else 0.0
+          g = gradient[layer][name] + decay * w
+          velocity[layer][name] = v = 0.9 * v - of_step[step] * g
+          w = w + v
+        else:  # not even by what is left of the velocity
+          np.testing.assert_array_equal(after[layer][name], w)
+        # A few roundings in float32 of numbers of about 1.
+        np.testing.assert_allclose(after[layer][name], w, atol=1e-6)
+        np.testing.assert_allclose(trace[layer][name], v, atol=1e-6)
+
+
+def test_trust_ratios_match_optax_on_one_device():
+  def squared_norms(*trees):
+    return [
+      {layer: jnp.sum(tree[layer]["kernel"] ** 2) for layer in tree}
+      for tree in trees
+    ]
+
+  def is_kernel(tree):
+    return {layer: {"kernel": True, "bias": False} for layer in tree}
+
+  expected = optax.lars(
+    0.1,
+    0.05,
+    weight_decay_mask=is_kernel,
+    trust_ratio_mask=is_kernel,
+    trust_coefficient=0.01,
+    momentum=0.9,
+  )
+  found = optimizer.make_optimizer(
+    optax.constant_schedule(0.1),
+    optax.constant_schedule(0.1),
+    momentum=0.9,
+    weight_decay=0.05,
+    trust_coefficient=0.01,
+  )
+  for (_, _, ours, _), (_, _, theirs, _) in zip(
+    take_steps(found, 4, squared_norms=squared_norms),
+    take_steps(expected, 4),
+    strict=True,
+  ):
+    # The same rule, rounded in another order.
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7),
+      ours,
+      theirs,
+    )
+
+
+def test_trust_ratio_of_a_kernel_of_zeros_is_1():
+  rule = make_rule(trust_coefficient=0.01, momentum=0.0)
+  parameters = {"fc6": {"kernel": jnp.zeros((2, 2))}}
+  gradient = {"fc6": {"kernel": jnp.ones((2, 2))}}
+  updates, _ = rule.update(
+    gradient,
+    rule.init(parameters),
+    parameters,
+    squared_norms=lambda *trees: [
+      {"fc6": jnp.sum(tree["fc6"]["kernel"] ** 2)} for tree in trees
+    ],
+  )
+  np.testing.assert_allclose(updates["fc6"]["kernel"], -0.1, rtol=1e-6)
+
+
+def test_average_matches_numpy_and_is_what_validations_get():
+  expected = None
+  for before, _, after, state in take_steps(make_rule(average_decay=0.8), 6):
+    expected = before if expected is None else expected
+    expected = jax.tree.map(
+      lambda old, new: 0.8 * old + 0.2 * np.asarray(new), expected, after
+    )
+    found = averages.averaged(state, after)
+    # A few roundings in float32 of numbers of about 1.
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected
+    )
+  assert averages.averaged(make_rule().init(before), before) is before
+
+
+@pytest.mark.parametrize("rest", [{}, {"average_decay": 0.5}])
+def test_accumulated_gradients_are_one_update_by_their_mean(rest):
+  gradients = []
+  steps = take_steps(make_rule(accumulate=3, **rest), 6)
+  single = make_rule(**rest)
+  for step, (before, gradient, after, state) in enumerate(steps):
+    if step == 0:
+      expected, expected_state = before, single.init(before)
+    trace = optax.tree.get(state, "trace")
+    gradients.append(gradient)
+    if len(gradients) < 3:
+      jax.tree.map(np.testing.assert_array_equal, before, after)
+      continue
+    mean = jax.tree.map(lambda *g: np.mean(g, axis=0), *gradients)
+    updates, expected_state = single.update(mean, expected_state, expected)
+    expected = optax.apply_updates(expected, updates)
+    gradients = []
+    # The mean of three in another order, in float32.
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after, expected
+    )
+  wanted = optax.tree.get(expected_state, "trace")
   np.testing.assert_allclose(
-    rates, [0.5, 0.5, 0.05, 0.05, 0.005, 0.005], rtol=1e-6
+    trace["fc6"]["kernel"], wanted["fc6"]["kernel"], atol=1e-6
   )

@@ -167,6 +167,25 @@ def test_exchange_inside_a_group_is_a_loop():
   }
 
 
+def test_norms_of_the_update_are_in_the_sum_and_nowhere_else():
+  network, layout = AT_FULL_SIZE, catalog.TWO_COLUMN_SHARDED
+  plan = make_plan(network, layout)
+  with_norms = plan_lib.make_plan(
+    network, layout, batch_size=BATCH_SIZE, loss_values=4, norms=True
+  )
+  before, after = (
+    scene.make_scene(network, layout, each, batch_size=BATCH_SIZE)
+    for each in (plan, with_norms)
+  )
+  changed = [
+    label
+    for label, other in zip(after.labels, before.labels, strict=True)
+    if label != other
+  ]
+  assert len(changed) == 1 and "of norms" in changed[0].text
+  assert after.arrows == before.arrows and after.marks == before.marks
+
+
 def test_every_exchange_is_shown_once(case):
   network, layout = case
   plan = make_plan(network, layout)

@@ -78,7 +78,7 @@ def run(program, batch, steps=5):
     losses.append(np.asarray(totals)[0])
   padded = np.where(np.arange(8) < 5, batch[1], metrics.PADDING)
   images, labels = build.put(parts, (batch[0], padded))
-  evaluated = parts.evaluate(state.parameters, images, labels)
+  evaluated = parts.evaluate(state.variables, images, labels)
   parameters = jax.tree.map(np.asarray, state.parameters)
   return np.array(losses), parameters, np.asarray(evaluated)
 

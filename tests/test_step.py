@@ -1,8 +1,11 @@
+import dataclasses
 import re
 
 import jax
 import numpy as np
+import pytest
 
+from alexnet_jax import program as program_lib
 from alexnet_jax.partition import catalog
 from tests import build
 
@@ -41,3 +44,40 @@ def test_fresh_network_evaluates_near_chance(program, tiny_batch):
   assert 0 <= evaluated[2] <= evaluated[1] <= 8
   # ln 10 nats an image, within a factor of two.
   assert 0.5 < evaluated[0] / 8 / np.log(10) < 2
+
+
+@pytest.mark.slow
+def test_two_batches_that_accumulate_are_one_of_twice_the_size(
+  tiny_network, tiny_augmentation
+):
+  network = dataclasses.replace(tiny_network, dropout_rate=0.0)
+  plain = dataclasses.replace(
+    tiny_augmentation, stored_size=67, flip=False, colour_noise=0.0
+  )
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (16, 67, 67, 3), dtype=np.uint8)
+  labels = rng.integers(0, 10, 16, dtype=np.int32)
+  parameters = []
+  for layout, batches in (
+    (catalog.ONE_DEVICE, 1),
+    (catalog.FULLY_SHARDED, 2),
+  ):
+    size = 16 // batches
+    parts = build.make_program(
+      network, layout, plain, batch_size=size, accumulate=batches
+    )
+    compiled, audit = program_lib.compile_step(parts)
+    assert audit.agrees
+    state = parts.init(jax.random.key(0))
+    for first in [*range(0, 16, size)] * 2:  # two updates
+      rows = slice(first, first + size)
+      batch = build.put(parts, (images[rows], labels[rows]))
+      state, _ = compiled(state, jax.random.key(1), *batch)
+    parameters.append(jax.device_get(state.parameters))
+  # Means of 16 in another order, in float32, carried through two updates.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_less(
+      np.linalg.norm(a - b), 1e-5 * np.linalg.norm(b) + 1e-12
+    ),
+    *parameters,
+  )

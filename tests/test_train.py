@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from alexnet_jax import checkpoint, report, settings, train
+from alexnet_jax import checkpoint, plateau, report, settings, train
 from alexnet_jax import run as run_lib
 from alexnet_jax.processes import group as group_lib
 
@@ -108,6 +108,32 @@ def test_finished_run_says_so_and_changes_nothing(
   assert "finished already" in said
 
 
+@pytest.mark.slow
+def test_restarted_run_drops_where_one_that_ran_through_does(
+  tiny_config, tmp_path, data_dir
+):
+  tiny_config.layout.name = "two_column"
+  tiny_config.optimizer.schedule = "plateau"
+  # Nothing is an improvement but the first: a drop with every third.
+  tiny_config.optimizer.plateau_min_change = 0.9
+  tiny_config.optimizer.plateau_patience = 2
+  tiny_config.optimizer.average_decay = 0.5
+  tiny_config.validate_every_steps = 1
+  tiny_config.report_every_steps = 1
+  straight, lines, _ = run(tiny_config, tmp_path / "straight", data_dir)
+  rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+  np.testing.assert_allclose(rates, [0.01] * 3 + [0.001] * 2 + [0.0001])
+  tiny_config.num_epochs = 1.0
+  halfway, _, _ = run(tiny_config, tmp_path / "halves", data_dir)
+  np.testing.assert_allclose(
+    plateau.find_scale(halfway.optimizer), 0.1, rtol=1e-6
+  )
+  tiny_config.num_epochs = 2.0
+  resumed, lines, _ = run(tiny_config, tmp_path / "halves", data_dir)
+  assert lines[-2]["learning_rate"] == 0.0001
+  assert same_bits(resumed, straight)
+
+
 def test_checkpoint_of_one_layout_goes_on_under_another(
   tiny_config, tmp_path, data_dir
 ):
@@ -164,6 +190,8 @@ def test_override_on_one_layer_reaches_the_step(tiny_config):
   ("field", "value"),
   [
     ("num_epochs", 0.0),
+    ("accumulate_batches", 0),
+    ("label_smoothing", 1.0),
     ("report_every_steps", 0),
     ("keep_checkpoints", -1),
     ("data.threads", 0),
@@ -175,6 +203,7 @@ def test_override_on_one_layer_reaches_the_step(tiny_config):
     ("augment.mean_from", "crop"),
     ("augment.colour_divisor", 0.0),
     ("augment.colour_noise", -1.0),
+    ("augment.colour_noise_until_epoch", -1.0),
     ("data.stored_size", 60),
     ("optimizer.learning_rate", -1.0),
     ("optimizer.momentum", 1.0),
@@ -184,6 +213,7 @@ def test_override_on_one_layer_reaches_the_step(tiny_config):
     ("optimizer.drop_factor", 0.0),
     ("seed", -1),
     ("validation_views", 5),
+    ("compute_precision", "half"),
   ],
 )
 def test_value_out_of_range_names_its_field(

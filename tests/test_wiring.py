@@ -36,12 +36,30 @@ PARAMETERS = {
   "join_at_fc": (34_944 + 307_456 + 590_336 + 885_120 + 442_624) + 58_631_144,
   "four_column": (46_592 + 205_056 + 1_770_240 + 1_327_872 + 442_624)
   + 58_631_144,
+  # Of conv4, which reads the 256 maps of conv2 in the place of conv3.
+  "without_conv3": 60_965_224 - 663_936,
+  "without_conv4": 60_965_224 - 663_936,
+  "without_conv5": 60_965_224 - 442_624 + 6 * 6 * 128 * 4096,
+  "dropout_after_conv4": 60_965_224,
+  "stochastic_pool2": 60_965_224,
+  "without_lrn2": 60_965_224,
+  "lenet5": 61_706,
+  "four_layer": (25 * 3 + 1) * 32
+  + (25 * 32 + 1) * 32
+  + (25 * 32 + 1) * 64
+  + (3 * 3 * 64 + 1) * 10,
+  # Weights without fc8 as reference section 6 has them, fc8, biases.
+  "alexnet_d2l": 46_737_440 + 4_096_000 + (1_376 + 8_192 + 1_000),
 }
 
 
 @pytest.mark.parametrize("table", wirings.WIRINGS, ids=lambda table: table.name)
 def test_wiring_has_its_published_number_of_parameters(table):
-  sizes = wiring.make_network(table).sizes()
+  small = {"lenet5": 28, "four_layer": 32}
+  own = {}
+  if table.name in small:
+    own = {"image_size": small[table.name], "num_classes": 10}
+  sizes = wiring.make_network(table, **own).sizes()
   found = sum(size.parameters for size in sizes.values())
   assert found == PARAMETERS[table.name]
 
@@ -84,7 +102,13 @@ def test_one_column_is_the_network_without_groups():
     ({"image_size": 60}, "for an image of 60 pixels"),
     ({"dropout_rate": 1.0}, "config.network.dropout_rate"),
     ({"num_classes": 0}, "config.network.num_classes"),
-    ({"init": "xavier"}, "expected 'source' or 'he'"),
+    ({"init": "xavier"}, "expected one of source, paper, he"),
+    ({"activation": "gelu"}, "expected one of relu, tanh, sigmoid"),
+    ({"normalisation": "layer"}, "config.network.normalisation"),
+    ({"dropout_scaling": "both"}, "config.network.dropout_scaling"),
+    ({"lrn_k": 0.0}, "config.network.lrn_k"),
+    ({"pooling": (3,)}, r"expected \(window, stride\)"),
+    ({"batch_norm_momentum": 1.0}, "config.network.batch_norm_momentum"),
   ],
 )
 def test_bad_argument_is_named(arguments, message):
@@ -97,3 +121,8 @@ def test_unknown_wiring_lists_the_known_ones():
     ValueError, match="'alexnet', expected one of alexnet2012, one_gpu"
   ):
     wirings.find("alexnet")
+
+
+def test_stochastic_pooling_of_values_below_zero_is_refused():
+  with pytest.raises(ValueError, match="conv2 draws .* tanh has values below"):
+    wiring.make_network(wirings.STOCHASTIC_POOL2, activation="tanh")

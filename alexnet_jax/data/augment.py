@@ -44,6 +44,8 @@ class Augment:
     colour_divisor: what training images are divided by after the noise, and
       evaluation images are not; 1 in the paper, 1.1 in the released code.
     scale: what all images are divided by; 1 in the paper.
+    colour_noise_steps: steps after which there is no more colour noise; None:
+      there always is. The draws are the same, but multiplied by 0.
   """
 
   stored_size: int
@@ -54,6 +56,7 @@ class Augment:
   mean_from: str = "channel"
   colour_divisor: float = 1.0
   scale: float = 1.0
+  colour_noise_steps: int | None = None
 
   def __post_init__(self):
     if self.image_size > self.stored_size:
@@ -107,13 +110,16 @@ class Augment:
         "config.augment.mean_from=channel."
       )
 
-  def draw(self, key: jax.Array, n: int, *, spec) -> dict[str, jax.Array]:
+  def draw(
+    self, key: jax.Array, n: int, *, spec, step: jax.Array | int = 0
+  ) -> dict[str, jax.Array]:
     """Draws for a batch.
 
     Args:
       key: from `jax.random.key`.
       n: images in the batch, over all devices.
       spec: how the rows of the batch are split over the mesh.
+      step: i32[], steps before this one; for `colour_noise_steps`.
 
     Returns:
       offset: i32[n, 2], of the crop from the top and the left, every place
@@ -122,6 +128,9 @@ class Augment:
     """
     offset_key, flip_key, colour_key = jax.random.split(key, 3)
     places = self.stored_size - self.image_size + 1
+    colour = self.colour_noise
+    if self.colour_noise_steps is not None:
+      colour = jnp.where(step < self.colour_noise_steps, colour, 0.0)
     return {
       "offset": jax.random.randint(
         offset_key, (n, 2), 0, places, out_sharding=spec
@@ -129,7 +138,7 @@ class Augment:
       "flip": jax.random.bernoulli(
         flip_key, 0.5 if self.flip else 0.0, (n,), out_sharding=spec
       ),
-      "colour": self.colour_noise
+      "colour": colour
       * jax.random.normal(colour_key, (n, 3), out_sharding=spec),
     }
 

@@ -211,6 +211,13 @@ def find_statistics(
   return statistics.from_metadata(metadata["statistics"])
 
 
+def find_class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
+  """Names of the classes, by their labels; numbers where a set has none."""
+  _, label_key = builder.info.supervised_keys
+  label = builder.info.features[label_key]
+  return tuple(map(label.int2str, range(label.num_classes)))
+
+
 def _is_image(feature: Any) -> bool:
   """Whether a feature is an encoded image, or the pixels of one."""
   return isinstance(feature, tfds.features.Image) or (

@@ -7,14 +7,15 @@ to come from other devices is brought by the `exchange` that the caller hands
 in; on one device there is nothing to bring.
 
 Shapes in comments are for the device that runs this: n images, and of h x w
-maps or units those that the device holds.
+maps or units those that the device holds. Images of bfloat16 are computed in
+bfloat16: kernels are rounded where they are used, and what is a sum over many
+values, a normalisation or the gradient of a bias, stays float32.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,40 +23,20 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from alexnet_jax.network import ops, wiring
-
-
-class Exchange(Protocol):
-  """What the network asks of whoever knows where its arrays lie."""
-
-  def bring(self, layer: str, x: jax.Array) -> jax.Array:
-    """Returns what `layer` reads, given what this device has of it."""
-    ...
-
-  def add(self, layer: str, x: jax.Array) -> jax.Array:
-    """Completes the sums of a layer whose input is split over devices."""
-    ...
-
-
-class NoExchange:
-  """The exchange of a single device: everything is here already."""
-
-  def bring(self, layer: str, x: jax.Array) -> jax.Array:
-    del layer
-    return x
-
-  def add(self, layer: str, x: jax.Array) -> jax.Array:
-    del layer
-    return x
+from alexnet_jax.network import exchange as exchange_lib
+from alexnet_jax.network import normalisation, ops, wiring
 
 
 class Weights(nnx.Module):
-  """Kernel and bias of one layer.
+  """Kernel and bias of one layer, and what its batch normalisation has.
 
   Attributes:
     kernel: f32[window, window, in, out] with `in` the channels one output
       reads, or f32[in, out].
-    bias: f32[out], constant.
+    bias: f32[out], constant; 0 before a batch normalisation's first step.
+    scale: f32[out], 1; of a batch normalisation only, as are the next two.
+    mean: f32[out], the running mean of what is normalised.
+    variance: f32[out], its running variance.
   """
 
   def __init__(
@@ -65,7 +46,13 @@ class Weights(nnx.Module):
     if std is None:
       std = math.sqrt(2.0 / math.prod(shape[:-1]))
     self.kernel = nnx.Param(std * normal.reshape(shape))
-    self.bias = nnx.Param(jnp.full(shape[-1:], layer.bias, jnp.float32))
+    outputs, is_batch = shape[-1:], layer.normalise == "batch"
+    bias = 0.0 if is_batch else layer.bias
+    self.bias = nnx.Param(jnp.full(outputs, bias, jnp.float32))
+    if is_batch:
+      self.scale = nnx.Param(jnp.ones(outputs))
+      self.mean = nnx.BatchStat(jnp.zeros(outputs))
+      self.variance = nnx.BatchStat(jnp.ones(outputs))
 
 
 class AlexNet(nnx.Module):
@@ -91,42 +78,55 @@ class AlexNet(nnx.Module):
     images: jax.Array,
     *,
     masks: Mapping[str, jax.Array] | None = None,
-    exchange: Exchange | None = None,
+    points: Mapping[str, jax.Array] | None = None,
+    exchange: exchange_lib.Exchange | None = None,
   ) -> jax.Array:
     """Runs the network on a batch.
 
     Args:
-      images: f32[n, image_size, image_size, 3], mean removed.
-      masks: for training: per layer with dropout, bool[n, units], False where
-        a unit is dropped. None: evaluation; outputs are multiplied by the
-        share of units kept instead (the paper halves them).
+      images: f32[n, image_size, image_size, 3], mean removed; or bf16.
+      masks: for training: per layer with dropout, bool[n, units] or bool[n, h,
+        w, maps] after pooling, False where a value is dropped. None:
+        evaluation; see `ops.drop`. In training, a batch normalisation uses the
+        statistics of the batch, and the module keeps new running ones.
+      points: for training: per layer with stochastic pooling, f32[n, h, w,
+        maps] after it, uniform in [0, 1); see `ops.stochastic_pool`.
       exchange: brings what other devices hold. Default: one device.
 
     Returns:
-      f32[n, classes], the logits.
+      f32[n, classes], the logits; in the type of the images.
     """
-    exchange = NoExchange() if exchange is None else exchange
+    exchange = exchange_lib.NoExchange() if exchange is None else exchange
     network = self.network
-    keep = 1.0 - network.dropout_rate
     x = images
+    if network.image_channels == 1:
+      x = x.mean(axis=-1, keepdims=True)  # f32[n, image_size, image_size, 1]
     for layer in network.layers:
       with jax.named_scope(layer.name):
         weights = getattr(self, layer.name)
-        kernel = weights.kernel[...]
+        kernel = weights.kernel[...].astype(x.dtype)
         x = exchange.bring(layer.name, x)
         x = _by_column(layer, x, kernel)  # f32[n, h, w, maps] or [n, units]
         x = exchange.add(layer.name, x)
-        x = x + jnp.expand_dims(weights.bias[...], tuple(range(x.ndim - 1)))
-        if layer.relu:
-          x = jax.nn.relu(x)
-        if layer.normalise:
-          maps_per_column = layer.features // network.columns
-          columns_here = x.shape[-1] // maps_per_column
-          x = ops.local_response_norm(x, groups=columns_here)
+        if layer.normalise == "batch":
+          trains, momentum = masks is not None, network.batch_norm_momentum
+          x = normalisation.by_batch(
+            layer, weights, x, exchange, trains=trains, momentum=momentum
+          )
+        else:
+          x = ops.shift(x, weights.bias[...])
+        x = ops.activate(x, layer.activation)
+        x = normalisation.by_neighbours(network, layer, x, exchange)
         if layer.pool:
-          x = ops.max_pool(x)  # f32[n, (h - 1) // 2, (w - 1) // 2, maps]
+          drawn = None if points is None else points.get(layer.name)
+          x = ops.pool(x, layer.pool, drawn)  # f32[n, h', w', maps]
         if layer.dropout:
-          x = x * (keep if masks is None else masks[layer.name].astype(x.dtype))
+          x = ops.drop(
+            x,
+            None if masks is None else masks[layer.name],
+            keep=network.keep_rate(layer.name),
+            scaling=network.dropout_scaling,
+          )
     return x
 
 
@@ -188,6 +188,35 @@ def make_graphdef(network: wiring.Network) -> nnx.GraphDef:
   return graphdef
 
 
+def join(
+  parameters: Mapping[str, Mapping[str, jax.Array]],
+  statistics: Mapping[str, Mapping[str, jax.Array]],
+) -> dict[str, dict[str, jax.Array]]:
+  """All that the module holds: {layer: {"kernel", ..., "mean", "variance"}}."""
+  return {
+    name: {**blocks, **statistics.get(name, {})}
+    for name, blocks in parameters.items()
+  }
+
+
+def init_statistics(
+  network: wiring.Network,
+) -> dict[str, dict[str, jax.Array]]:
+  """Initial running statistics of the layers with batch normalisation.
+
+  Returns:
+    {layer: {"mean": f32[out], "variance": f32[out]}}, of global shapes.
+  """
+  return {
+    layer.name: {
+      "mean": jnp.zeros(layer.features),
+      "variance": jnp.ones(layer.features),
+    }
+    for layer in network.layers
+    if layer.normalise == "batch"
+  }
+
+
 def init_parameters(
   network: wiring.Network, key: jax.Array
 ) -> dict[str, dict[str, jax.Array]]:
@@ -198,9 +227,10 @@ def init_parameters(
     key: from `jax.random.key`.
 
   Returns:
-    {layer: {"kernel": f32[...], "bias": f32[out]}}, global shapes: HWIO with I
-    the channels one output reads, or (in, out). A fully connected layer reads
-    a map position by position, channels last.
+    {layer: {"kernel": f32[...], "bias": f32[out]}}, and "scale": f32[out] where
+    the layer has batch normalisation; global shapes: HWIO with I the channels
+    one output reads, or (in, out). A fully connected layer reads a map position
+    by position, channels last.
   """
   alexnet = AlexNet(network, rngs=nnx.Rngs(params=key))
   return nnx.to_pure_dict(nnx.state(alexnet, nnx.Param))

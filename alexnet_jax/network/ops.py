@@ -1,8 +1,12 @@
-"""The two operations of 2012 that libraries no longer bring along."""
+"""The operations of 2012 that libraries no longer bring along."""
+
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from alexnet_jax.network import wiring
 
 
 def local_response_norm(
@@ -13,6 +17,7 @@ def local_response_norm(
   k: float = 2.0,
   alpha: float = 2e-5,
   beta: float = 0.75,
+  wide: jax.Array | None = None,
 ) -> jax.Array:
   """Divides each value by a power of its neighbours' energy across channels.
 
@@ -20,16 +25,19 @@ def local_response_norm(
   The sum ends at the first and last channel of a column.
 
   Args:
-    x: f32[n, h, w, c], the channels on this device.
+    x: f32[n, h, w, c], the channels on this device; of another type, it is
+      computed in float32 nevertheless.
     groups: columns on this device; neighbours never cross a column.
     size: channels in the window, odd.
     k: what the energy is added to.
     alpha: factor of the plain sum. The paper's 1e-4 was divided by the window
       of 5 in the released code, which gives the 2e-5 used here.
     beta: the power.
+    wide: f32[n, h, w, c + 2 * (size // 2)], x between the channels that stand
+      on either side of it; with one group. None: nothing does.
 
   Returns:
-    f32[n, h, w, c].
+    f32[n, h, w, c], or the type of x.
 
   Raises:
     ValueError: size is even, or groups does not divide c.
@@ -43,13 +51,17 @@ def local_response_norm(
   if channels % groups:
     raise ValueError(f"{groups} groups do not divide {channels} channels.")
   grouped = x.reshape(*x.shape[:-1], groups, channels // groups)
+  grouped = grouped.astype(jnp.float32)
+  read, padding = grouped, size // 2
+  if wide is not None:
+    read, padding = wide[..., None, :].astype(jnp.float32), 0
   energy = lax.reduce_window(
-    lax.square(grouped),
+    lax.square(read),
     0.0,
     lax.add,
     window_dimensions=(1, 1, 1, 1, size),
     window_strides=(1, 1, 1, 1, 1),
-    padding=((0, 0),) * 4 + ((size // 2, size // 2),),
+    padding=((0, 0),) * 4 + ((padding, padding),),
   )
   denominator = k + alpha * energy
   if beta == 0.75:  # d^-3/4 from square roots: several times faster than pow
@@ -57,7 +69,48 @@ def local_response_norm(
     scale = root * lax.sqrt(root)
   else:
     scale = denominator**-beta
-  return (grouped * scale).reshape(x.shape)
+  return (grouped * scale).reshape(x.shape).astype(x.dtype)
+
+
+def activate(x: jax.Array, name: str) -> jax.Array:
+  """One of `wiring.ACTIVATIONS`, or `linear`, which is nothing."""
+  if name == "linear":
+    return x
+  return {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}[
+    name
+  ](x)
+
+
+def pool(
+  x: jax.Array, row: wiring.Pool, points: jax.Array | None = None
+) -> jax.Array:
+  """The pooling of a row of the table.
+
+  Args:
+    x: f32[n, h, w, c].
+    row: its window, its stride, and its kind.
+    points: what stochastic pooling draws; None in evaluation.
+
+  Returns:
+    f32[n, (h - window) // stride + 1, (w - window) // stride + 1, c].
+  """
+  if row.kind == "stochastic":
+    return stochastic_pool(x, points, size=row.window, stride=row.stride)
+  pools = {"max": max_pool, "average": average_pool}
+  return pools[row.kind](x, size=row.window, stride=row.stride)
+
+
+def average_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
+  """The mean of each window; arguments and result as of `max_pool`."""
+  total = lax.reduce_window(
+    x,
+    0.0,
+    lax.add,
+    window_dimensions=(1, size, size, 1),
+    window_strides=(1, stride, stride, 1),
+    padding="VALID",
+  )
+  return total / size**2
 
 
 def max_pool(x: jax.Array, *, size: int = 3, stride: int = 2) -> jax.Array:
@@ -83,3 +136,82 @@ def max_pool(x: jax.Array, *, size: int = 3, stride: int = 2) -> jax.Array:
     window_strides=(1, stride, stride, 1),
     padding="VALID",
   )
+
+
+def stochastic_pool(
+  x: jax.Array, points: jax.Array | None, *, size: int, stride: int
+) -> jax.Array:
+  """One value of each window, drawn in proportion to the values.
+
+  Args:
+    x: f32[n, h, w, c], 0 or more.
+    points: f32[n, h', w', c], uniform in [0, 1), the place in the running sum
+      of a window, row by row, whose value is taken and receives the gradient;
+      None: the average of the window, weighted by its values.
+    size: side of the window, in pixels.
+    stride: distance between windows, in pixels.
+
+  Returns:
+    f32[n, (h - size) // stride + 1, (w - size) // stride + 1, c]; 0 where a
+    window has nothing else.
+
+  Source: Zeiler and Fergus 2013, "Stochastic pooling for regularization of
+  deep convolutional neural networks", section 3.
+  """
+  ends = [(side - size) // stride * stride + 1 for side in x.shape[1:3]]
+  windows = jnp.stack(
+    [
+      x[:, top : top + ends[0] : stride, left : left + ends[1] : stride]
+      for top in range(size)
+      for left in range(size)
+    ]
+  ).astype(jnp.float32)  # f32[size * size, n, h', w', c]
+  sums = jnp.cumsum(lax.stop_gradient(windows), axis=0)
+  if points is None:
+    total = jnp.where(sums[-1] > 0.0, sums[-1], 1.0)
+    return (lax.square(windows).sum(axis=0) / total).astype(x.dtype)
+  passed = jnp.sum(sums <= (points * sums[-1])[None], axis=0)
+  chosen = jnp.minimum(passed, size * size - 1)
+  places = jnp.arange(size * size).reshape(-1, 1, 1, 1, 1)
+  drawn = jnp.where(places == chosen[None], windows, 0.0)
+  return drawn.sum(axis=0).astype(x.dtype)
+
+
+def drop(
+  x: jax.Array, mask: jax.Array | None, *, keep: float, scaling: str
+) -> jax.Array:
+  """Dropout, by a mask that was drawn elsewhere.
+
+  Args:
+    x: f32[...].
+    mask: bool[...], False where a value is dropped; None in evaluation.
+    keep: probability of True in the mask, in (0, 1].
+    scaling: of `wiring.DROPOUT_SCALINGS`: `test`, as in Krizhevsky et al. 2012,
+      section 4.2, values are multiplied by `keep` in evaluation; `train`, what
+      is left is divided by it in training. Both have the same expectation.
+
+  Returns:
+    f32[...].
+  """
+  if mask is None:
+    return x * keep if scaling == "test" else x
+  x = x * mask.astype(x.dtype)
+  return x / keep if scaling == "train" else x
+
+
+def shift(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Adds a bias, in float32: its gradient is a sum over all positions.
+
+  Args:
+    x: [n, ..., c], of any type.
+    bias: f32[c].
+
+  Returns:
+    [n, ..., c], in the type of x.
+  """
+  return (x.astype(jnp.float32) + for_each(bias, x)).astype(x.dtype)
+
+
+def for_each(values: jax.Array, x: jax.Array) -> jax.Array:
+  """Values of channels, f32[c], so that they go with x: f32[1, ..., c]."""
+  return jnp.expand_dims(values, tuple(range(x.ndim - 1)))

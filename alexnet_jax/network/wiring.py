@@ -10,7 +10,31 @@ from __future__ import annotations
 import dataclasses
 import math
 
-IMAGE_CHANNELS = 3
+ACTIVATIONS = ("relu", "tanh", "sigmoid")
+NORMALISATIONS = ("none", "column", "across", "batch")
+INITS = ("source", "paper", "he")
+DROPOUT_SCALINGS = ("test", "train")
+
+# Maps in the window of local response normalisation, n of Krizhevsky et al.
+# 2012, section 3.3.
+LRN_SIZE = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pool:
+  """Pooling of a map; windows overlap where they are wider than the stride.
+
+  Attributes:
+    window: side of the square window, in pixels.
+    stride: distance between windows, in pixels.
+    kind: `max`, `average`, or `stochastic`: in training one value of a window,
+      drawn with probabilities in proportion to the values, and in evaluation
+      their average with these weights (Zeiler and Fergus 2013).
+  """
+
+  window: int = 3
+  stride: int = 2
+  kind: str = "max"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +49,15 @@ class Layer:
       connected layer.
     stride: of the convolution, in pixels.
     padding: zeros (before, after), in both directions of the map.
-    relu: whether max(x, 0) follows.
-    normalise: whether local response normalisation follows.
-    pool: whether 3x3 max pooling with stride 2 follows.
+    activation: what follows: `relu`, `tanh`, `sigmoid` or `linear`, which is
+      nothing.
+    normalise: `none`; `column` or `across`: local response normalisation over
+      maps of a column or of all columns follows the activation; `batch`: batch
+      normalisation comes before it.
+    pool: what follows then; None for nothing.
     dropout: whether dropout follows.
+    dropout_rate: probability that a value is dropped; None as the network has
+      it.
     kernel_std: standard deviation of the initial weights; None for He scaling,
       sqrt(2 / fan-in).
     bias: initial bias.
@@ -40,12 +69,18 @@ class Layer:
   window: int = 0
   stride: int = 1
   padding: tuple[int, int] = (0, 0)
-  relu: bool = True
-  normalise: bool = False
-  pool: bool = False
+  activation: str = "relu"
+  normalise: str = "none"
+  pool: Pool | None = None
   dropout: bool = False
+  dropout_rate: float | None = None
   kernel_std: float | None = 0.01
   bias: float = 0.0
+
+  @property
+  def reach(self) -> int:
+    """Maps on each side of a device's own that the layer normalises with."""
+    return LRN_SIZE // 2 if self.normalise == "across" else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +91,13 @@ class Wiring:
     name: what users type.
     columns: groups of feature maps, K.
     layers: the rows, first to last.
+    image_channels: of the image: 3, or 1, the mean of the three.
   """
 
   name: str
   columns: int
   layers: tuple[Layer, ...]
+  image_channels: int = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +111,7 @@ class Sizes:
       (in, out) with in = units one output reads.
     map_side: side of the convolution's own output map, 1 for units.
     out_side: side after pooling, 1 for units.
+    scales: of a batch normalisation, one for each output; 0 without.
   """
 
   positions: int
@@ -81,10 +119,17 @@ class Sizes:
   kernel: tuple[int, ...]
   map_side: int
   out_side: int
+  scales: int = 0
+
+  @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Of each parameter."""
+    shapes = {"kernel": self.kernel, "bias": self.kernel[-1:]}
+    return shapes | ({"scale": (self.scales,)} if self.scales else {})
 
   @property
   def parameters(self) -> int:
-    return math.prod(self.kernel) + self.kernel[-1]
+    return sum(map(math.prod, self.shapes.values()))
 
   @property
   def multiplications(self) -> int:
@@ -95,6 +140,13 @@ class Sizes:
   def outputs(self) -> int:
     """Values that one image has before pooling."""
     return self.map_side**2 * self.kernel[-1]
+
+  @property
+  def out_shape(self) -> tuple[int, ...]:
+    """Of what one image leaves: (out_side, out_side, maps) or (units,)."""
+    is_map = len(self.kernel) == 4
+    sides = (self.out_side, self.out_side) if is_map else ()
+    return *sides, self.kernel[-1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +159,13 @@ class Network:
     columns: groups of feature maps, K; 2 in the 2012 network.
     image_size: side of the square image that enters `conv1`, in pixels.
     dropout_rate: probability that a unit is dropped, in [0, 1).
+    dropout_scaling: where the units that dropout leaves are made up for:
+      `test`, outputs times the share kept, or `train`, divided by it.
+    lrn_k: what local response normalisation adds to the energy.
+    lrn_alpha: what it multiplies the sum of squares by.
+    image_channels: of the image: 3, or 1, the mean of the three.
+    batch_norm_momentum: share of the running statistics of a batch
+      normalisation that a step keeps, in [0, 1).
   """
 
   name: str
@@ -114,9 +173,19 @@ class Network:
   columns: int
   image_size: int
   dropout_rate: float
+  dropout_scaling: str = "test"
+  lrn_k: float = 2.0
+  lrn_alpha: float = 2e-5
+  image_channels: int = 3
+  batch_norm_momentum: float = 0.9
 
   def layer(self, name: str) -> Layer:
     return next(layer for layer in self.layers if layer.name == name)
+
+  def keep_rate(self, name: str) -> float:
+    """Probability that dropout after a layer leaves a value, in (0, 1]."""
+    rate = self.layer(name).dropout_rate
+    return 1.0 - (self.dropout_rate if rate is None else rate)
 
   def sizes(self) -> dict[str, Sizes]:
     """Sizes of every layer, by name, first to last.
@@ -125,7 +194,7 @@ class Network:
       ValueError: a map is smaller than the window that reads it.
     """
     sizes = {}
-    side, channels = self.image_size, IMAGE_CHANNELS
+    side, channels = self.image_size, self.image_channels
     for layer in self.layers:
       arriving, positions = channels, side * side
       reads = channels // self.columns if layer.reads == "own" else channels
@@ -139,7 +208,9 @@ class Network:
         side = 1
       map_side = side
       if layer.pool:
-        side = _window_count(side, 3, 2, self, layer)
+        side = _window_count(
+          side, layer.pool.window, layer.pool.stride, self, layer
+        )
       channels = layer.features
       sizes[layer.name] = Sizes(
         positions=positions,
@@ -147,6 +218,7 @@ class Network:
         kernel=kernel,
         map_side=map_side,
         out_side=side,
+        scales=layer.features if layer.normalise == "batch" else 0,
       )
     return sizes
 
@@ -159,7 +231,14 @@ def make_network(
   image_size: int = 224,
   num_classes: int = 1000,
   dropout_rate: float = 0.5,
+  dropout_scaling: str = "test",
   init: str = "source",
+  activation: str | None = None,
+  normalisation: str | None = None,
+  lrn_k: float = 2.0,
+  lrn_alpha: float = 2e-5,
+  batch_norm_momentum: float = 0.9,
+  pooling: tuple[int, int] | None = None,
 ) -> Network:
   """Makes a network of a given size from a wiring.
 
@@ -172,8 +251,17 @@ def make_network(
     num_classes: number of labels.
     dropout_rate: probability that a unit is dropped, in [0, 1).
     init: `source`, the table's standard deviations and biases, made for pixels
-      of 0..255; or `he`, sqrt(2 / fan-in) and biases of 0, for inputs of about
-      unit scale.
+      of 0..255; `paper`, the same biases and .01 in every layer; or `he`,
+      sqrt(2 / fan-in) and biases of 0, for inputs of about unit scale.
+    dropout_scaling: see `Network`.
+    activation: in the place of the table's; None keeps. The last layer has
+      none.
+    normalisation: in the place of the table's where it normalises, see
+      `Layer`, but `batch` in every layer but the last; None keeps.
+    lrn_k: see `Network`.
+    lrn_alpha: see `Network`.
+    batch_norm_momentum: see `Network`.
+    pooling: (window, stride) in the place of the table's; None keeps.
 
   Returns:
     The network; its sizes have been computed once, so they exist.
@@ -199,11 +287,18 @@ def make_network(
       f"the number of classes is {num_classes}, expected 1 or more. "
       "Set config.network.num_classes."
     )
-  if init not in ("source", "he"):
+  if not 0.0 <= batch_norm_momentum < 1.0:
     raise ValueError(
-      f"network.init is {init!r}, expected 'source' or 'he'. "
+      f"network.batch_norm_momentum is {batch_norm_momentum}, expected "
+      "0 <= momentum < 1. Set config.network.batch_norm_momentum."
+    )
+  if init not in INITS:
+    raise ValueError(
+      f"network.init is {init!r}, expected one of {', '.join(INITS)}. "
       "Set config.network.init."
     )
+  _check_choices(activation, normalisation, dropout_scaling, pooling)
+  _check_positive(lrn_k=lrn_k, lrn_alpha=lrn_alpha)
   layers = []
   for layer in table[:-1]:
     features = layer.features * width
@@ -213,6 +308,9 @@ def make_network(
         f"{layer.features} of {layer.name}, expected a whole number of 1 or "
         "more. Set config.network.width."
       )
+    layer = _choose(layer, activation, normalisation, pooling)
+    if layer.pool and layer.pool.kind == "stochastic":
+      _check_not_negative(layer)
     layers.append(dataclasses.replace(layer, features=int(features)))
   layers.append(dataclasses.replace(table[-1], features=num_classes))
   for before, layer in zip((None, *layers), layers, strict=False):
@@ -224,9 +322,19 @@ def make_network(
         f"{layer.features} features. "
         "Set config.network.columns or config.network.width."
       )
+  if init == "paper":
+    layers = [dataclasses.replace(layer, kernel_std=0.01) for layer in layers]
   if init == "he":
     layers = [
       dataclasses.replace(layer, kernel_std=None, bias=0.0) for layer in layers
+    ]
+  if columns == 1:
+    # One column is all columns, and those a layout may split.
+    layers = [
+      dataclasses.replace(layer, normalise="across")
+      if layer.normalise == "column"
+      else layer
+      for layer in layers
     ]
   network = Network(
     name=wiring.name,
@@ -234,9 +342,77 @@ def make_network(
     columns=columns,
     image_size=image_size,
     dropout_rate=dropout_rate,
+    dropout_scaling=dropout_scaling,
+    lrn_k=lrn_k,
+    lrn_alpha=lrn_alpha,
+    image_channels=wiring.image_channels,
+    batch_norm_momentum=batch_norm_momentum,
   )
   network.sizes()
   return network
+
+
+def _choose(
+  layer: Layer,
+  activation: str | None,
+  normalisation: str | None,
+  pooling: tuple[int, int] | None,
+) -> Layer:
+  """A row with what a config has in the place of the table's."""
+  if activation is not None:
+    layer = dataclasses.replace(layer, activation=activation)
+  normalises = layer.normalise != "none" or normalisation == "batch"
+  if normalisation is not None and normalises:
+    layer = dataclasses.replace(layer, normalise=normalisation)
+  if pooling is not None and layer.pool:
+    window, stride = pooling
+    pool = dataclasses.replace(layer.pool, window=window, stride=stride)
+    layer = dataclasses.replace(layer, pool=pool)
+  return layer
+
+
+def _check_choices(
+  activation: str | None,
+  normalisation: str | None,
+  dropout_scaling: str,
+  pooling: tuple[int, int] | None,
+) -> None:
+  for name, value, known in (
+    ("activation", activation, ACTIVATIONS),
+    ("normalisation", normalisation, NORMALISATIONS),
+    ("dropout_scaling", dropout_scaling, DROPOUT_SCALINGS),
+  ):
+    if value is not None and value not in known:
+      raise ValueError(
+        f"network.{name} is {value!r}, expected one of {', '.join(known)}. "
+        f"Set config.network.{name}."
+      )
+  if pooling is not None and (
+    len(pooling) != 2
+    or not all(isinstance(size, int) and size > 0 for size in pooling)
+  ):
+    raise ValueError(
+      f"network.pooling is {pooling}, expected (window, stride) in pixels, as "
+      "(3, 2). Set config.network.pooling."
+    )
+
+
+def _check_positive(**fields: float) -> None:
+  for name, value in fields.items():
+    if not value > 0:
+      raise ValueError(
+        f"network.{name} is {value}, expected a number above 0. "
+        f"Set config.network.{name}."
+      )
+
+
+def _check_not_negative(layer: Layer) -> None:
+  if layer.activation not in ("relu", "sigmoid"):
+    raise ValueError(
+      f"{layer.name} draws a value of each window in proportion to it, and "
+      f"{layer.activation} has values below 0; expected relu or sigmoid. "
+      "Set config.network.activation or config.network.wiring."
+    )
 
 
 def _window_count(

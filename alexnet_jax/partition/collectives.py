@@ -19,6 +19,7 @@ Exchange = plan_lib.Exchange
 
 # Operations that name mesh axes and send nothing.
 _LOCAL_PRIMITIVES = frozenset({"axis_index", "pvary", "pcast", "shard_map"})
+# Named inside the scope of their layer.
 _KINDS = {
   "psum": "sum",
   "psum_invariant": "sum",
@@ -159,7 +160,8 @@ def _exchange(
   layers: Iterable[str],
 ) -> Exchange:
   names = "|".join(map(re.escape, layers))
-  match = re.search(rf"\b({names})\b(?:\)*/({'kernel|bias'})\b)?", scope)
+  tensors = "|".join(plan_lib.NAMED)
+  match = re.search(rf"\b({names})\b(?:\)*/({tensors})\b)?", scope)
   found = match if match and match[1] else None
   return Exchange(
     layer=found[1] if found else "",

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax.partition import moves as moves_lib
+from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import route as route_lib
 from alexnet_jax.partition import specs as specs_lib
 
@@ -25,7 +27,7 @@ class MeshExchange:
     routes: from `route.find_routes`.
     specs: of the parameters, from `specs.make_specs`.
     precision: type in which activations and their gradients cross devices,
-      `float32` or `bfloat16`; they are computed in float32.
+      `float32` or `bfloat16`, whatever they are computed in.
   """
 
   def __init__(
@@ -83,6 +85,54 @@ class MeshExchange:
       total = lax.psum(partial, route.sums)
     return total.astype(x.dtype)
 
+  def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
+    """Puts the maps of the devices beside this one on both sides of its own.
+
+    Args:
+      layer: the layer that has computed the maps.
+      x: f32[n, h, w, maps], of this device.
+      reach: maps to add on each side, up to those of one device.
+
+    Returns:
+      f32[n, h, w, reach + maps + reach]; zeros beside the first and last map.
+    """
+    axes = self._routes[layer].leaves.features
+    sides = ((0, 0),) * (x.ndim - 1) + ((reach, reach),)
+    if not axes:
+      return jnp.pad(x, sides)
+    edges = jnp.concatenate([x[..., :reach], x[..., -reach:]], axis=-1)
+    with jax.named_scope("edges"):
+      edges = lax.all_gather(
+        edges.astype(self._precision), axes, axis=x.ndim - 1, tiled=True
+      )
+    edges = jnp.pad(edges.astype(x.dtype), sides)
+    # Here lie, between the zeros, 2 * reach maps of each device: its first and
+    # its last. Wanted are the last before its own, and the first after them.
+    start = 2 * reach * lax.axis_index(axes)
+    before, after = (
+      lax.dynamic_slice_in_dim(edges, start + skip, reach, x.ndim - 1)
+      for skip in (0, 3 * reach)
+    )
+    return jnp.concatenate([before, x, after], axis=-1)
+
+  def average(self, layer: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Averages what devices have found of their own images of a layer.
+
+    Args:
+      layer: the layer whose outputs these are of.
+      x: f32[...], from the images and the features on this device.
+
+    Returns:
+      f32[...] twice: one array of all devices that share these features, and
+      this device's own, whose gradients are added.
+    """
+    axes = self._specs.shared[layer]["bias"]
+    if not axes:
+      return x, x
+    with jax.named_scope("statistics"):
+      whole = lax.pmean(x, axes)
+      return whole, lax.pcast(whole, axes, to="varying")
+
   def weights(
     self, parameters: Mapping[str, Mapping[str, jax.Array]]
   ) -> dict[str, dict[str, jax.Array]]:
@@ -90,14 +140,14 @@ class MeshExchange:
 
     A kernel that is stored in shares is gathered, and its gradient comes back
     reduce-scattered. The gradient of what several devices use for different
-    work is summed over them.
+    work is summed over them. Running statistics, which have none, stay whole.
     """
     weights = {}
     for layer, blocks in parameters.items():
       weights[layer] = {}
       for name, block in blocks.items():
         with jax.named_scope(f"{layer}/{name}"):
-          if shared := self._specs.shared[layer][name]:
+          if shared := self._specs.shared[layer].get(name):
             block = lax.pcast(block, shared, to="varying")
           if (layer, name) in self._specs.gathers:
             axes, dimension = self._specs.gathers[layer, name]
@@ -121,6 +171,66 @@ class MeshExchange:
       return values
     return lax.psum(values, lie.varying) / lax.axis_size(lie.copies)
 
+  def agree(self, values: jax.Array) -> jax.Array:
+    """Makes one array of the equal copies that devices hold of their images.
+
+    Args:
+      values: f32[n, ...], of the images whose logits are on this device.
+
+    Returns:
+      f32[n, ...], the same bits: those of the first of these devices.
+    """
+    copies = self._routes[LOSS].leaves.copies
+    if not copies:
+      return values
+    is_first = lax.axis_index(copies) == 0
+    return lax.psum(jnp.where(is_first, values, 0.0), copies)
+
+  def squared_norms(
+    self, *trees: Mapping[str, Mapping[str, jax.Array]]
+  ) -> list[dict[str, jax.Array]]:
+    """Adds up the squares of every kernel, wherever its blocks lie.
+
+    Unlike the others called in the global view, under the layout's mesh: the
+    update is computed there. One sum of a few numbers for all kernels.
+
+    Args:
+      trees: {layer: {"kernel": f32[...], ...}}, all split as the parameters.
+
+    Returns:
+      {layer: f32[]} for each tree, the same on every device.
+    """
+    axes = self._specs.kernel_axes
+    specs = {
+      layer: of_layer["kernel"]
+      for layer, of_layer in self._specs.parameters.items()
+    }
+
+    def add(*trees):
+      with jax.named_scope(f"{plan_lib.UPDATE}/{plan_lib.NORM}"):
+        squares = []
+        for tree in trees:
+          for layer, spec in specs.items():
+            square = jnp.sum(jnp.square(tree[layer]))
+            split = specs_lib.axes_of(spec)
+            copies = tuple(axis for axis in axes if axis not in split)
+            if copies:  # of which each device adds its part
+              square = lax.pcast(square, copies, to="varying")
+              square /= lax.axis_size(copies)
+            squares.append(square)
+        found = jnp.stack(squares)
+        return lax.psum(found, axes) if axes else found
+
+    kernels = [
+      {layer: tree[layer]["kernel"] for layer in specs} for tree in trees
+    ]
+    found = jax.shard_map(
+      add, in_specs=(specs,) * len(trees), out_specs=self._specs.whole
+    )(*kernels)
+    # f32[trees, kernels]
+    rows = found.reshape(len(trees), len(specs))
+    return [dict(zip(specs, row, strict=True)) for row in rows]
+
 
 def _send(move: moves_lib.Move, x: jax.Array) -> jax.Array:
   """Moves an activation between devices."""
@@ -139,7 +249,9 @@ def _send(move: moves_lib.Move, x: jax.Array) -> jax.Array:
 def _stay(move: moves_lib.Move, x: jax.Array) -> jax.Array:
   """Takes this device's share of an activation, or marks it as shared."""
   if not move.copied:
-    x = lax.pcast(x, move.axes, to="varying")
+    # The gradients are added here, in float32 whatever they are computed in.
+    wide = lax.pcast(x.astype(jnp.float32), move.axes, to="varying")
+    x = wide.astype(x.dtype)
   if move.kind == "slice":
     target = move.target % x.ndim
     size = x.shape[target] // lax.axis_size(move.axes)

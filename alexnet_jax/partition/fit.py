@@ -118,7 +118,7 @@ def _check_features(
   fix = f"Set config.layout.{layer.name}.features or config.layout.mesh."
   if devices == 1:
     return
-  whole_columns = layer.reads == "own" or layer.normalise
+  whole_columns = layer.reads == "own" or layer.normalise == "column"
   if placement.arrive == "sum" and layer.reads != "all":
     raise ValueError(
       f"{layer.name} reads {_what(layer)}, so there is nothing to sum over "
@@ -134,6 +134,12 @@ def _check_features(
     raise ValueError(
       f"{layer.name} has {layer.features} features, which {over} in layout "
       f"'{layout.name}' do not divide. {fix}"
+    )
+  if layer.features // devices < layer.reach:
+    raise ValueError(
+      f"{layer.name} normalises with {layer.reach} maps of each device beside "
+      f"one, and {over} in layout '{layout.name}' have "
+      f"{layer.features // devices} of its {layer.features}. {fix}"
     )
   if placement.arrive == "sum":
     # A fully connected layer reads a map position by position, so its input

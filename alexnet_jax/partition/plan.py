@@ -19,7 +19,13 @@ from alexnet_jax.partition import route as route_lib
 from alexnet_jax.partition import specs as specs_lib
 
 FORWARD, BACKWARD = "forward", "backward"
-ACTIVATION, KERNEL, BIAS = "activation", "kernel", "bias"
+ACTIVATION, EDGES, STATISTICS = "activation", "edges", "statistics"
+KERNEL, BIAS, SCALE = "kernel", "bias", "scale"
+# What the optimizer needs of kernels that are split: its "layer", its tensor.
+UPDATE, NORM = "update", "norm"
+# In a program, what is no activation stands in a scope of its own name.
+PARAMETERS = (KERNEL, BIAS, SCALE)
+NAMED = (*PARAMETERS, EDGES, STATISTICS, NORM)
 
 # Bytes of an element, by the precision in which activations cross devices.
 PRECISIONS = {"float32": 4, "bfloat16": 2}
@@ -36,10 +42,12 @@ class Exchange:
 
   Attributes:
     layer: the layer that reads what is moved, or owns the parameter; `loss`
-      for the reductions of the loss.
+      for the reductions of the loss, `update` for those of the optimizer.
     direction: `forward` or `backward`.
-    tensor: `activation`; `kernel` or `bias` for a parameter that is gathered,
-      and for its gradient.
+    tensor: `activation`; `edges`, the maps of a device that those beside it
+      normalise with; `statistics`, two moments of each map or unit for a batch
+      normalisation; `kernel`, `bias` or `scale` for a parameter that is
+      gathered, and for its gradient; `norm` for those of all kernels.
     kind: `all_gather`, `reduce_scatter`, `all_to_all` or `sum`.
     axes: the mesh axes along which it happens, in the order of the mesh; an
       axis of one device is none.
@@ -105,6 +113,7 @@ def make_plan(
   batch_size: int,
   loss_values: int,
   precision: str = "float32",
+  norms: bool = False,
 ) -> tuple[Exchange, ...]:
   """Lists what a training step sends, in the order of the forward pass.
 
@@ -115,12 +124,15 @@ def make_plan(
     loss_values: numbers that are summed over the images: the loss, the errors.
     precision: of activations and their gradients while they cross devices, a
       key of `PRECISIONS`. Weights, their gradients and the loss stay float32.
+    norms: whether the optimizer reads the norms of the kernels and of their
+      updates, see `MeshExchange.squared_norms`.
 
   Returns:
     The exchanges. Axes of one device send nothing and are left out.
   """
   routes = route_lib.find_routes(network, layout, batch_size=batch_size)
   specs = specs_lib.make_specs(network, layout, routes)
+  sizes = network.sizes()
   exchanges = []
 
   def add(layer, direction, tensor, kind, axes, elements, images=0, size=4):
@@ -142,13 +154,22 @@ def make_plan(
 
   for name, route in routes.items():
     _add_activations(add, name, route, layout, size=PRECISIONS[precision])
+    if name in sizes and (reach := network.layer(name).reach):
+      axes, images = route.leaves.features, route.sum_images
+      edges = 2 * reach * layout.size(axes) * sizes[name].map_side ** 2
+      what = (axes, images * edges, images, PRECISIONS[precision])
+      add(name, FORWARD, EDGES, "all_gather", *what)
+      add(name, BACKWARD, EDGES, "reduce_scatter", *what)
+    if name in specs.statistics:
+      outputs = network.layer(name).features
+      moments = 2 * outputs // layout.size(route.leaves.features)
+      for direction in (FORWARD, BACKWARD):
+        axes = specs.shared[name][BIAS]
+        add(name, direction, STATISTICS, "sum", axes, moments)
   loss_axes = routes["loss"].leaves.varying
   add("loss", FORWARD, ACTIVATION, "sum", loss_axes, loss_values)
-  for name, sizes in network.sizes().items():
-    for tensor, shape in (
-      (KERNEL, sizes.kernel),
-      (BIAS, sizes.kernel[-1:]),
-    ):
+  for name, of_layer in sizes.items():
+    for tensor, shape in of_layer.shapes.items():
       spec = specs.parameters[name][tensor]
       elements = math.prod(block_shape(shape, spec, layout))
       gathered, _ = specs.gathers.get((name, tensor), ((), 0))
@@ -156,6 +177,9 @@ def make_plan(
       add(name, FORWARD, tensor, "all_gather", gathered, whole)
       add(name, BACKWARD, tensor, "reduce_scatter", gathered, whole)
       add(name, BACKWARD, tensor, "sum", specs.shared[name][tensor], elements)
+  if norms:
+    kernels = len(specs.parameters)
+    add(UPDATE, FORWARD, NORM, "sum", specs.kernel_axes, 2 * kernels)
   return tuple(exchanges)
 
 

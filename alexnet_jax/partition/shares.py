@@ -12,7 +12,7 @@ from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import route as route_lib
 from alexnet_jax.partition import specs as specs_lib
 
-FLOAT32 = 4
+FLOAT32 = plan_lib.PRECISIONS["float32"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,10 +21,10 @@ class Share:
 
   Attributes:
     kernel: shape of the block of the kernel that is stored here.
-    parameter_bytes: of the stored blocks of kernel and bias, float32.
+    parameter_bytes: of the stored blocks of all parameters, float32.
     images: whose outputs are computed here.
-    activation_bytes: of the outputs that are here, before pooling, float32;
-      where partial results are added, after that.
+    activation_bytes: of the outputs that are here, before pooling, in the type
+      of the computation; where partial results are added, after that.
     flops: of the convolutions or products: forward, and backward for the
       kernel and for all inputs but the image. 2 for each multiplication.
     times: how often the whole mesh computes the layer; 1 where nothing is
@@ -40,7 +40,11 @@ class Share:
 
 
 def find_shares(
-  network: wiring.Network, layout: layout_lib.Layout, *, batch_size: int
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  *,
+  batch_size: int,
+  precision: str = "float32",
 ) -> dict[str, Share]:
   """One device's share of every layer; all devices have equal ones.
 
@@ -48,6 +52,7 @@ def find_shares(
     network: the network.
     layout: a layout that `fit.check` has accepted for it.
     batch_size: images in a step, over all devices.
+    precision: of the computation, a key of `plan.PRECISIONS`.
 
   Returns:
     {layer: Share}, first to last.
@@ -57,21 +62,20 @@ def find_shares(
   shares = {}
   for name, sizes in network.sizes().items():
     layer, placement = network.layer(name), layout.placement(name)
-    kernel, bias = (
-      plan_lib.block_shape(shape, specs.parameters[name][tensor], layout)
-      for tensor, shape in (
-        (plan_lib.KERNEL, sizes.kernel),
-        (plan_lib.BIAS, sizes.kernel[-1:]),
+    blocks = {
+      tensor: plan_lib.block_shape(shape, spec, layout)
+      for (tensor, shape), spec in zip(
+        sizes.shapes.items(), specs.parameters[name].values(), strict=True
       )
-    )
+    }
     images = batch_size // layout.size(placement.batch)
     parts = layout.size(placement.features)
     passes = 2 if layer.reads == "image" else 3
     shares[name] = Share(
-      kernel=kernel,
-      parameter_bytes=FLOAT32 * (math.prod(kernel) + math.prod(bias)),
+      kernel=blocks[plan_lib.KERNEL],
+      parameter_bytes=FLOAT32 * sum(map(math.prod, blocks.values())),
       images=images,
-      activation_bytes=FLOAT32
+      activation_bytes=plan_lib.PRECISIONS[precision]
       * images
       * (sizes.outputs // layout.size(routes[name].leaves.features)),
       flops=2 * passes * images * sizes.multiplications // parts,

@@ -21,24 +21,50 @@ class Specs:
 
   Attributes:
     parameters: {layer: {"kernel": spec, "bias": spec}}, of global shapes, as
-      they are stored.
+      they are stored; a batch normalisation's "scale" too.
+    statistics: {layer: {"mean": spec, "variance": spec}}, of layers with batch
+      normalisation.
     gathers: {(layer, "kernel"): (axes, dimension)}: what is stored in shares,
       and how these are joined before use.
     shared: {layer: {"kernel": axes, "bias": axes}}: axes along which devices
       use one parameter for different work, so that its gradient is summed.
     images: of [N, ...] arrays that belong to images.
     labels: of [N] arrays that belong to logits.
-    masks: {layer: spec} of bool[N, units], for layers with dropout.
+    masks: {layer: spec} of bool[N, units] or bool[N, h, w, maps], for layers
+      with dropout.
+    points: {layer: spec} of f32[N, h, w, maps], for layers with stochastic
+      pooling.
     whole: of what is the same everywhere.
   """
 
   parameters: ParameterSpecs
+  statistics: ParameterSpecs
   gathers: Mapping[tuple[str, str], tuple[tuple[str, ...], int]]
   shared: Mapping[str, Mapping[str, tuple[str, ...]]]
   images: PartitionSpec
   labels: PartitionSpec
   masks: Mapping[str, PartitionSpec]
+  points: Mapping[str, PartitionSpec]
   whole: PartitionSpec = PartitionSpec()
+
+  @property
+  def kernel_axes(self) -> tuple[str, ...]:
+    """The axes that split any kernel as it is stored."""
+    return tuple(
+      dict.fromkeys(
+        axis
+        for of_layer in self.parameters.values()
+        for axis in axes_of(of_layer["kernel"])
+      )
+    )
+
+  @property
+  def variables(self) -> ParameterSpecs:
+    """Of parameters and statistics, as `model.join` joins them."""
+    return {
+      name: blocks | self.statistics.get(name, {})
+      for name, blocks in self.parameters.items()
+    }
 
 
 def make_specs(
@@ -47,7 +73,8 @@ def make_specs(
   routes: Mapping[str, route_lib.Route],
 ) -> Specs:
   """The specs that follow from a network, a layout and its routes."""
-  parameters, gathers, shared, masks = {}, {}, {}, {}
+  parameters, gathers, shared = {}, {}, {}
+  masks, points, statistics = {}, {}, {}
   for layer in network.layers:
     route = routes[layer.name]
     stored = layout.placement(layer.name).stored
@@ -59,6 +86,7 @@ def make_specs(
       kernel[dimension] = (*kernel[dimension], *stored)
       gathers[layer.name, "kernel"] = stored, dimension
     window = [None, None] if layer.window else []
+    leaves = _spec(route.leaves.batch, *window, outputs)
     parameters[layer.name] = {
       "kernel": _spec(*window, *kernel),
       "bias": _spec(outputs),
@@ -67,16 +95,36 @@ def make_specs(
       "kernel": _without(route.arrived.varying, (*kernel_axes, *stored)),
       "bias": _without(route.leaves.varying, outputs),
     }
+    if layer.normalise == "batch":
+      parameters[layer.name]["scale"] = _spec(outputs)
+      shared[layer.name]["scale"] = shared[layer.name]["bias"]
+      statistics[layer.name] = {
+        "mean": _spec(outputs),
+        "variance": _spec(outputs),
+      }
     if layer.dropout:
-      masks[layer.name] = _spec(route.leaves.batch, outputs)
+      masks[layer.name] = leaves
+    if layer.pool and layer.pool.kind == "stochastic":
+      points[layer.name] = leaves
   first, last = network.layers[0].name, network.layers[-1].name
   return Specs(
     parameters=parameters,
+    statistics=statistics,
     gathers=gathers,
     shared=shared,
     images=_spec(routes[first].arrived.batch),
     labels=_spec(routes[last].leaves.batch),
     masks=masks,
+    points=points,
+  )
+
+
+def axes_of(spec: PartitionSpec) -> tuple[str, ...]:
+  """The axes that split an array of that spec."""
+  return tuple(
+    axis
+    for names in spec
+    for axis in ((names,) if isinstance(names, str) else names or ())
   )
 
 

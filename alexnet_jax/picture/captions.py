@@ -103,7 +103,7 @@ def layer(row: wiring.Layer) -> list[str]:
   if not row.window:
     return [row.name, "dense"]
   stride = f", stride {row.stride}" if row.stride > 1 else ""
-  pool = ["max pooling"] if row.pool else []
+  pool = [f"{row.pool.kind} pooling"] if row.pool else []
   return [row.name, f"{row.window} × {row.window}{stride}", *pool]
 
 
@@ -164,13 +164,16 @@ def table(
     )
   sums = {}
   for exchange in plan:
-    if exchange.tensor != plan_lib.ACTIVATION:
+    if exchange.tensor in (plan_lib.KERNEL, plan_lib.BIAS):
       forward = exchange.direction == plan_lib.FORWARD
-      key = not forward, exchange.kind, exchange.axes
+      what = "weights" if forward else "gradients"
+      if exchange.tensor not in plan_lib.PARAMETERS:
+        what = exchange.tensor if forward else f"{exchange.tensor}, back"
+      key = not forward, exchange.kind, exchange.axes, what
       sums.setdefault(key, []).append(exchange)
-  for (is_gradient, kind, axes), exchanges in sorted(sums.items()):
-    what = "gradients" if is_gradient else "weights"
-    if all(exchange.tensor == plan_lib.BIAS for exchange in exchanges):
+  for (_, kind, axes, what), exchanges in sorted(sums.items()):
+    own = (plan_lib.BIAS, plan_lib.SCALE)
+    if all(exchange.tensor in own for exchange in exchanges):
       what = f"biases' {what}"
     sent = collections.Counter()
     for exchange in exchanges:
@@ -189,9 +192,11 @@ def total(plan: Sequence[plan_lib.Exchange]) -> str:
   """What one device sends in a step, and for what."""
   parts = collections.Counter()
   for exchange in plan:
-    if exchange.tensor != plan_lib.ACTIVATION:
+    if exchange.tensor in plan_lib.PARAMETERS:
       forward = exchange.direction == plan_lib.FORWARD
       what = "of weights" if forward else "of gradients"
+    elif exchange.tensor != plan_lib.ACTIVATION:
+      what = f"of {exchange.tensor}"
     else:
       what = "of activations" if exchange.images else "for the loss"
     parts[what] += exchange.sent_bytes

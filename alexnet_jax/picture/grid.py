@@ -198,7 +198,11 @@ def find_crossings(
   """
   names = [*(layer.name for layer in network.layers), LOSS]
   found = {name: [] for name in names}
-  moved = [exchange for exchange in plan if exchange.images]
+  moved = [
+    exchange
+    for exchange in plan
+    if exchange.tensor == plan_lib.ACTIVATION and exchange.images
+  ]
   back = [each for each in moved if each.direction == plan_lib.BACKWARD]
   for exchange in moved:
     if exchange.direction == plan_lib.BACKWARD:
@@ -241,7 +245,7 @@ def find_columns(
   """
   crossings = find_crossings(network, plan)
   sizes = network.sizes()
-  shares = {IMAGE: (network.image_size, wiring.IMAGE_CHANNELS)}
+  shares = {IMAGE: (network.image_size, network.image_channels)}
   windows = {}
   for name, size in sizes.items():
     placement, features = layout.placement(name), size.kernel[-1]

@@ -1,0 +1,232 @@
+"""What a network has and multiplies: by its table, in its program, by XLA.
+
+Three counts that know nothing of each other: the arithmetic of
+`wiring.Sizes`; the arrays that the module makes and the convolutions and
+products of its traced forward pass; and XLA's cost analysis of each of these.
+Everything is of one image and one forward pass. A multiply-accumulate (MAC)
+is two floating-point operations (FLOP). No array is made.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend import core as jex_core
+
+from alexnet_jax.network import model, wiring
+
+# XLA keeps its figures as float32, so one above 2^24 may be off by this part.
+_XLA_ROUNDING = 2.0**-24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerCount:
+  """One layer, counted three times.
+
+  Attributes:
+    layer: its name.
+    kernel: shape of its kernel, by the table.
+    parameters: by the table.
+    multiplications: MAC, by the table.
+    padding: of these, those with a zero that pads the map, by the table.
+    outputs: values before pooling, by the table.
+    program_parameters: elements of the arrays that the module makes.
+    program_multiplications: MAC of the traced convolutions and products.
+    xla_flops: of these, each compiled alone, by XLA.
+  """
+
+  layer: str
+  kernel: tuple[int, ...]
+  parameters: int
+  multiplications: int
+  padding: int
+  outputs: int
+  program_parameters: int
+  program_multiplications: int
+  xla_flops: int
+
+  @property
+  def disagreements(self) -> list[str]:
+    """A line for each count that the table does not explain."""
+    lines = []
+    if self.program_parameters != self.parameters:
+      lines.append(
+        f"{self.layer} has {self.program_parameters:,} parameters in the "
+        f"program, {self.parameters:,} by the table"
+      )
+    if self.program_multiplications != self.multiplications:
+      lines.append(
+        f"{self.layer} has {self.program_multiplications:,} MAC in the "
+        f"program, {self.multiplications:,} by the table"
+      )
+    flops = 2 * (self.multiplications - self.padding)
+    if abs(self.xla_flops - flops) > _XLA_ROUNDING * flops:
+      lines.append(
+        f"{self.layer} has {self.xla_flops:,} FLOP by XLA, {flops:,} by the "
+        "table, padding left out"
+      )
+    return lines
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkCount:
+  """A whole network.
+
+  Attributes:
+    network: the network.
+    layers: first to last.
+    outside: MAC of the program that are in no layer's named scope.
+    forward_flops: of the forward pass by XLA, with biases, activations,
+      normalisation and pooling.
+  """
+
+  network: wiring.Network
+  layers: tuple[LayerCount, ...]
+  outside: int
+  forward_flops: int
+
+  def total(self, field: str, *, convolutions: bool = False) -> int:
+    """The sum of a field of `LayerCount` over all layers.
+
+    Args:
+      field: its name.
+      convolutions: only over these.
+    """
+    return sum(
+      getattr(count, field)
+      for count in self.layers
+      if not convolutions or self.network.layer(count.layer).window
+    )
+
+  @property
+  def disagreements(self) -> list[str]:
+    """A line for each count that the table does not explain."""
+    lines = [line for count in self.layers for line in count.disagreements]
+    if self.outside:
+      lines.append(f"the program has {self.outside:,} MAC in no layer")
+    return lines
+
+  @property
+  def column_shares(self) -> list[tuple[int, int]]:
+    """(parameters, MAC) of each column's device as in 2012.
+
+    Each has the outputs of its column, the first all of the last layer
+    (layers-145.cfg: fc1000 is on GPU 0).
+    """
+    *columned, last = self.layers
+    parameters, multiplications = (
+      sum(getattr(count, field) for count in columned) // self.network.columns
+      for field in ("parameters", "multiplications")
+    )
+    first = (
+      parameters + last.parameters,
+      multiplications + last.multiplications,
+    )
+    others = self.network.columns - 1
+    return [first, *[(parameters, multiplications)] * others]
+
+
+def count(network: wiring.Network) -> NetworkCount:
+  """Counts a network by its table, in its program, and by XLA.
+
+  Traces and lowers for the default device; compiles and runs nothing.
+  """
+  parameters = jax.eval_shape(
+    lambda: model.init_parameters(network, jax.random.key(0))
+  )
+  traced = _trace_forward(network)
+  multiplications, flops = collections.Counter(), collections.Counter()
+  names = {layer.name for layer in network.layers}
+  for scope, equation in _find_products(traced.jaxpr.jaxpr, ""):
+    layer = next((part for part in scope.split("/") if part in names), "")
+    multiplications[layer] += _multiplications(equation)
+    flops[layer] += _xla_flops(equation)
+  return NetworkCount(
+    network=network,
+    layers=tuple(
+      LayerCount(
+        layer=name,
+        kernel=sizes.kernel,
+        parameters=sizes.parameters,
+        multiplications=sizes.multiplications,
+        padding=sizes.multiplications - _inside(network.layer(name), sizes),
+        outputs=sizes.outputs,
+        program_parameters=sum(
+          math.prod(array.shape) for array in jax.tree.leaves(parameters[name])
+        ),
+        program_multiplications=multiplications[name],
+        xla_flops=flops[name],
+      )
+      for name, sizes in network.sizes().items()
+    ),
+    outside=multiplications.total()
+    - sum(multiplications[name] for name in names),
+    forward_flops=int(traced.lower().cost_analysis()["flops"]),
+  )
+
+
+def _inside(layer: wiring.Layer, sizes: wiring.Sizes) -> int:
+  """MAC of a layer with values of the map, not with zeros that pad it."""
+  if not layer.window:
+    return sizes.multiplications
+  side = math.isqrt(sizes.positions)
+  starts = layer.stride * np.arange(sizes.map_side) - layer.padding[0]
+  pixels = starts[:, None] + np.arange(layer.window)[None]
+  taps = int(np.sum((pixels >= 0) & (pixels < side)))
+  return taps**2 * math.prod(sizes.kernel[2:])
+
+
+def _trace_forward(network: wiring.Network) -> jax.stages.Traced:
+  """The forward pass of one image, in float32, without dropout."""
+  module = nnx.eval_shape(
+    lambda: model.AlexNet(network, rngs=nnx.Rngs(params=0))
+  )
+  graphdef, arrays = nnx.split(module)
+  side = network.image_size
+  image = jax.ShapeDtypeStruct(
+    (1, side, side, network.image_channels), jnp.float32
+  )
+  return jax.jit(
+    lambda arrays, image: nnx.merge(graphdef, arrays)(image)
+  ).trace(arrays, image)
+
+
+def _find_products(
+  jaxpr: jex_core.Jaxpr, outer: str
+) -> Iterator[tuple[str, jex_core.JaxprEqn]]:
+  """Yields (named scope, equation) of each convolution and each product."""
+  for equation in jaxpr.eqns:
+    scope = f"{outer}/{equation.source_info.name_stack}"
+    if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+      yield scope, equation
+    for inner in jex_core.jaxprs_in_params(equation.params):
+      yield from _find_products(inner, scope)
+
+
+def _multiplications(equation: jex_core.JaxprEqn) -> int:
+  """MAC of an equation: its outputs, times what each is a sum of."""
+  left, right = (variable.aval.shape for variable in equation.invars)
+  outputs = math.prod(equation.outvars[0].aval.shape)
+  numbers = equation.params["dimension_numbers"]
+  if equation.primitive.name == "dot_general":
+    (contracted, _), _ = numbers
+    return outputs * math.prod(left[axis] for axis in contracted)
+  return outputs * math.prod(right) // right[numbers.rhs_spec[0]]
+
+
+def _xla_flops(equation: jex_core.JaxprEqn) -> int:
+  """FLOP of an equation alone, by XLA's cost analysis."""
+  operands = [
+    jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
+    for variable in equation.invars
+  ]
+  operation = functools.partial(equation.primitive.bind, **equation.params)
+  return int(jax.jit(operation).lower(*operands).cost_analysis()["flops"])

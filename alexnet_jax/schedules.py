@@ -1,0 +1,199 @@
+"""Learning rates over a training, from optax's parts.
+
+A schedule is a function of the number of updates so far. The plateau rule is no
+such function, its drops follow the validations: see `plateau.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import optax
+
+NAMES = ("steps", "plateau", "exponential", "polynomial", "cosine")
+
+
+def check(
+  *,
+  schedule: str,
+  warmup_epochs: float,
+  drop_epochs: Sequence[float],
+  drop_factor: float,
+  bias_drop_epochs: Sequence[float],
+  exponential_factor: float,
+  exponential_steps: int | None,
+  polynomial_power: float,
+  end_rate: float,
+  conv1_rates: Sequence[Sequence[float]],
+  num_epochs: float,
+) -> None:
+  """Refuses values of `config.optimizer` that are out of range.
+
+  Raises:
+    ValueError: names the field, its value and what was expected.
+  """
+  steps = exponential_steps
+  for name, value, good, expected in (
+    ("schedule", schedule, schedule in NAMES, f"one of {', '.join(NAMES)}"),
+    (
+      *("warmup_epochs", warmup_epochs),
+      0 <= warmup_epochs < num_epochs,
+      f"0 or more, and less than num_epochs, {num_epochs:g}",
+    ),
+    ("drop_factor", drop_factor, 0 < drop_factor <= 1, "0 < factor <= 1"),
+    (
+      *("exponential_factor", exponential_factor),
+      exponential_factor >= 1,
+      "1 or more",
+    ),
+    (
+      *("exponential_steps", steps),
+      steps is None or steps >= 2,
+      "None, or 2 or more",
+    ),
+    (
+      *("polynomial_power", polynomial_power),
+      polynomial_power > 0,
+      "a number above 0",
+    ),
+    ("end_rate", end_rate, 0 <= end_rate <= 1, "0 to 1"),
+    *(
+      (name, drops, [*drops] == sorted({*drops}), "increasing epochs")
+      for name, drops in (
+        ("drop_epochs", drop_epochs),
+        ("bias_drop_epochs", bias_drop_epochs),
+      )
+    ),
+    (
+      *("conv1_rates", conv1_rates),
+      _are_rates(conv1_rates),
+      "pairs (epoch, rate of 0 or more), epochs increasing",
+    ),
+  ):
+    if not good:
+      raise ValueError(
+        f"optimizer.{name} is {value}, expected {expected}. "
+        f"Set config.optimizer.{name}."
+      )
+  if conv1_rates and schedule == "plateau":
+    raise ValueError(
+      f"optimizer.conv1_rates is {conv1_rates}, expected () with "
+      "optimizer.schedule=plateau, whose drops come at no epoch that is known. "
+      "Set config.optimizer.conv1_rates=(), or config.optimizer.schedule."
+    )
+
+
+def _are_rates(pairs: Sequence[Sequence[float]]) -> bool:
+  if not all(
+    isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+  ):
+    return False
+  epochs = [epoch for epoch, _ in pairs]
+  return epochs == sorted({*epochs}) and all(rate >= 0 for _, rate in pairs)
+
+
+def make_steps(
+  rate: float, *, drop_steps: Sequence[int], drop_factor: float
+) -> optax.Schedule:
+  """A rate that is multiplied by `drop_factor` at each of the given updates.
+
+  Args:
+    rate: at update 0.
+    drop_steps: the first update at each lower rate, increasing.
+    drop_factor: 0.1 in the paper.
+
+  Returns:
+    update -> rate.
+  """
+  rates = [rate * drop_factor**drops for drops in range(len(drop_steps) + 1)]
+  return replace_rates(
+    optax.constant_schedule(rate), list(zip(drop_steps, rates[1:], strict=True))
+  )
+
+
+def make_exponential(
+  rate: float, *, num_updates: int, factor: float, steps: int | None
+) -> optax.Schedule:
+  """A rate that falls exponentially, smoothly or in steps.
+
+  Args:
+    rate: at update 0.
+    num_updates: of the whole training.
+    factor: by which the rate is divided in all.
+    steps: rates of equal length, the first is `rate` and the last is
+      `rate / factor`; None: smoothly, to `rate / factor` at the end.
+
+  Returns:
+    update -> rate.
+
+  Source: cuda-convnet2, `dexp[base=...;tgtFactor=250;numSteps=4]`, three drops
+  by 250^(1/3) at 25, 50 and 75 % of the training; and `exp[...]`.
+  """
+  if steps is None:
+    return optax.exponential_decay(rate, num_updates, 1 / factor)
+  return make_steps(
+    rate,
+    drop_steps=[-(-num_updates * step // steps) for step in range(1, steps)],
+    drop_factor=factor ** (-1 / (steps - 1)),
+  )
+
+
+def make_polynomial(
+  rate: float, *, num_updates: int, power: float, end_rate: float
+) -> optax.Schedule:
+  """`(1 - progress)^power`, from `rate` to `end_rate * rate` at the end."""
+  return optax.polynomial_schedule(rate, end_rate * rate, power, num_updates)
+
+
+def make_cosine(
+  rate: float, *, num_updates: int, end_rate: float
+) -> optax.Schedule:
+  """Half a cosine, from `rate` to `end_rate * rate` at the end.
+
+  Source: Loshchilov and Hutter 2017, "SGDR", without restarts.
+  """
+  cosine = optax.cosine_decay_schedule(rate, num_updates, alpha=end_rate)
+
+  def schedule(count):
+    # optax multiplies the count by pi; exact up to 2^24 updates.
+    return cosine(jnp.asarray(count, jnp.float32))
+
+  return schedule
+
+
+def shift(schedule: optax.Schedule, updates: int) -> optax.Schedule:
+  """The schedule that begins after so many updates; until then its start."""
+  start = optax.constant_schedule(schedule(0))
+  return optax.join_schedules([start, schedule], [updates])
+
+
+def warm_up(schedule: optax.Schedule, updates: int) -> optax.Schedule:
+  """Multiplies the schedule by a share that rises linearly from 0 to 1.
+
+  Args:
+    schedule: any.
+    updates: until the share is 1; 0: the schedule as it is.
+
+  Source: Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.2.
+  """
+  if not updates:
+    return schedule
+  share = optax.linear_schedule(0.0, 1.0, updates)
+  return lambda count: share(count) * schedule(count)
+
+
+def replace_rates(
+  schedule: optax.Schedule, rates: Sequence[tuple[int, float]]
+) -> optax.Schedule:
+  """The schedule, and from certain updates on constant rates in its place.
+
+  Args:
+    schedule: before the first of them.
+    rates: (first update, rate), in this order; where two have the same first
+      update, the later one counts.
+  """
+  return optax.join_schedules(
+    [schedule, *(optax.constant_schedule(rate) for _, rate in rates)],
+    [first for first, _ in rates],
+  )

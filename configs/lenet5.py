@@ -1,0 +1,26 @@
+"""LeNet-5, which introductions put beside AlexNet, on the embedded digits.
+
+    python -m alexnet_jax.main --config=configs/lenet5.py
+    python -m alexnet_jax.complexity
+
+One device; about a minute on two cores. Result: see docs/results.md. Sigmoids
+and average pooling, as d2l has it; images of 28 pixels and one channel. No
+crops, no dropout, no decay.
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = default.get_config("digits")
+  config.network.wiring = "lenet5"
+  config.network.width = 1.0
+  config.network.image_size = 28
+  config.data.stored_size = 28
+  config.augment.colour_noise = 0.0
+  config.optimizer.learning_rate = 0.1
+  config.optimizer.bias_rate = 1.0
+  config.optimizer.weight_decay = 0.0
+  return config

@@ -1,0 +1,230 @@
+"""The evaluation of a split, against a NumPy loop; and the command itself."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from alexnet_jax import predict
+from alexnet_jax.data import pipeline
+from alexnet_jax.network import model
+from alexnet_jax.partition import catalog, specs
+from tests import build, processes, small_sets
+
+# A full batch and one that is not.
+IMAGES, BATCH = 21, 16
+# Corners and centre of 67 pixels in 72, from the top and the left; reference,
+# section 3.3.
+PLACES = ((0, 0), (0, 5), (2, 2), (5, 0), (5, 5))
+
+# Where fc8 is gathered, the devices of a column hold copies of the logits.
+COPIES = dataclasses.replace(catalog.TWO_COLUMN, name="copies", layers={})
+QUICK = (COPIES, catalog.ONE_WEIRD_TRICK)
+SLOW = (catalog.TWO_COLUMN_DATA, catalog.FULLY_SHARDED)
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+  """Stored images, labels, and records of them."""
+  images = small_sets.tiles(IMAGES, side=72)
+  labels = np.random.default_rng(0).integers(0, 10, IMAGES)
+  records = small_sets.make_records(
+    tmp_path_factory.mktemp("split"),
+    [small_sets.encode(image) for image in images],
+    labels=labels,
+    num_classes=10,
+    stored_size=72,
+  )
+  return images, labels, records
+
+
+@pytest.fixture(scope="module")
+def expected(split, tiny_network):
+  """Parameters, and softmax outputs of the ten crops: f64[10, N, classes].
+
+  Logits of some units, so that views differ in what they rank first.
+  """
+  images, _, _ = split
+  parameters = jax.jit(lambda key: model.init_parameters(tiny_network, key))(
+    jax.random.key(0)
+  )
+  parameters["fc8"]["kernel"] = 10 * parameters["fc8"]["kernel"]
+  graphdef = model.make_graphdef(tiny_network)
+  forward = jax.jit(lambda weights, x: nnx.merge(graphdef, weights)(x))
+  outputs = []
+  for mirrored in (False, True):
+    for top, left in PLACES:
+      crops = images[:, top : top + 67, left : left + 67]
+      if mirrored:
+        crops = crops[:, :, ::-1]
+      x = (crops - np.array([127.0, 120.0, 105.0])) / 64.0
+      logits = np.float64(forward(parameters, jnp.asarray(x, jnp.float32)))
+      exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+      outputs.append(exponentials / exponentials.sum(axis=1, keepdims=True))
+  return jax.device_get(parameters), np.array(outputs)
+
+
+@pytest.mark.parametrize(
+  "layout",
+  [
+    pytest.param(
+      layout, marks=pytest.mark.slow if layout in SLOW else [], id=layout.name
+    )
+    for layout in QUICK + SLOW
+  ],
+)
+def test_every_image_is_predicted_once_as_a_loop_over_crops_does(
+  layout, split, expected, tiny_network, tiny_augmentation
+):
+  _, labels, records = split
+  parameters, outputs = expected
+  program = build.make_program(
+    tiny_network, layout, tiny_augmentation, batch_size=BATCH
+  )
+  parameters = jax.device_put(
+    parameters, specs.to_shardings(program.mesh, program.specs.parameters)
+  )
+  (one, ten), replaced = predict.predict_split(
+    program,
+    parameters,
+    records,
+    name="a",
+    views=(1, 10),
+    threads=1,
+    batches_ahead=1,
+  )
+  assert replaced == 0
+  for found, probabilities in ((one, outputs[2]), (ten, outputs.mean(axis=0))):
+    np.testing.assert_array_equal(found.labels, labels)
+    assert found.log_probabilities.shape == (IMAGES, 10)
+    # Sums in float32, in another order, of logits of some units.
+    np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-5)
+    ranks = [
+      np.sum(row > row[label])
+      for row, label in zip(probabilities, labels, strict=True)
+    ]
+    np.testing.assert_array_equal(found.ranks, ranks)
+  assert np.abs(outputs[2] - outputs.mean(axis=0)).max() > 0.01
+
+  ten_views = dataclasses.replace(program, views=10)
+  totals = sum(
+    np.asarray(ten_views.evaluate(parameters, batch.images, batch.labels))
+    for batch in pipeline.validation_batches(
+      records,
+      batch_size=BATCH,
+      shardings=program.batch_shardings,
+      threads=1,
+      batches_ahead=1,
+    )
+  )
+  assert totals[1:].tolist() == [ten.errors(1), ten.errors(5), IMAGES]
+  # A sum in float32.
+  assert totals[0] / IMAGES == pytest.approx(ten.loss, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_answer_that_is_not_finite_is_refused(
+  split, expected, tiny_network, tiny_augmentation
+):
+  program = build.make_program(
+    tiny_network, catalog.ONE_DEVICE, tiny_augmentation, batch_size=BATCH
+  )
+  parameters = jax.tree.map(
+    lambda leaf: np.full_like(leaf, np.nan), expected[0]
+  )
+  parameters = jax.device_put(
+    parameters, specs.to_shardings(program.mesh, program.specs.parameters)
+  )
+  with pytest.raises(
+    FloatingPointError, match="'a' answers to image 0 of small"
+  ):
+    predict.predict_split(
+      program,
+      parameters,
+      split[2],
+      name="a",
+      views=(1,),
+      threads=1,
+      batches_ahead=1,
+    )
+
+
+def run(tmp, module, arguments):
+  """What a command of one process prints."""
+  ((code, printed, errors),) = processes.finish(
+    processes.start(tmp, 1, arguments, module=module, variables=lambda _: {})
+  )
+  assert (code, errors) == (0, ""), errors
+  return printed
+
+
+@pytest.mark.slow
+def test_command_evaluates_runs_and_their_ensemble_under_another_layout(folder):
+  members = []
+  place = folder("ensemble")
+  for seed, config in enumerate(("two_device", "one_device")):
+    run(place, "main", processes.flags(config, place, {"seed": seed}))
+    members.append((place / "workdir").rename(place / f"member_{seed}"))
+  (place / "other").mkdir()
+  printed = run(
+    place,
+    "evaluate",
+    [
+      *(f"--workdir={place}", "--layout=data_parallel", "--mesh=data=4"),
+      *(f"--data_dir={place.parent}/data", f"--json={place}/e.json"),
+      f"--predictions={place}/p.npz",
+    ],
+  )
+  assert (
+    "step 9, layout data_parallel (data=4), 21 images of digits/" in printed
+  )
+  lines = json.loads((place / "e.json").read_text())["lines"]
+  assert [(line["name"], line["views"]) for line in lines] == [
+    *((str(path), views) for path in members for views in (1, 10)),
+    *(("mean of 2", 1), ("ensemble of 2", 1)),
+    *(("mean of 2", 10), ("ensemble of 2", 10)),
+  ]
+  for line, member in zip(lines[:4:2], members, strict=True):
+    trained = json.loads(
+      (member / "metrics.jsonl").read_text().splitlines()[-1]
+    )
+    assert line["images"] == trained["validation_images"] == 21
+    assert line["top1_error"] == trained["validation_top1_error"]
+    assert line["top5_error"] == trained["validation_top5_error"]
+    # Another layout adds up in another order, in float32.
+    assert line["loss"] == pytest.approx(trained["validation_loss"], rel=1e-5)
+  with np.load(place / "p.npz", allow_pickle=False) as kept:
+    assert kept["probabilities"].shape == (6, 21, 10)
+    a, b, ensemble = kept["probabilities"][[0, 2, 4]]
+    # Kept in float32.
+    np.testing.assert_allclose(ensemble, (a + b) / 2, rtol=1e-5)
+    first = np.argmax(ensemble, axis=1)
+    assert np.mean(first != kept["labels"]) == lines[5]["top1_error"]
+
+
+@pytest.mark.hosts
+def test_two_processes_evaluate_as_one_does(folder):
+  place = folder("two processes")
+  run(place, "main", processes.flags("two_device", place))
+  lines = []
+  for count in (1, 2):
+    arguments = [
+      *(f"--workdir={place}/workdir", "--layout=two_column_data"),
+      *(f"--data_dir={place.parent}/data", f"--json={place}/{count}.json"),
+    ]
+    variables = (lambda _: {}) if count == 1 else None
+    running = processes.start(
+      place, count, arguments, module="evaluate", variables=variables
+    )
+    for index, (code, printed, errors) in enumerate(processes.finish(running)):
+      assert (code, errors) == (0, "")
+      assert bool(printed) == (index == 0)
+    lines.append(json.loads((place / f"{count}.json").read_text())["lines"])
+  for one, two in zip(*lines, strict=True):
+    # The same sums, in float32.
+    assert two.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-6)
+    assert one == two
