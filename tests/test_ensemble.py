@@ -17,7 +17,7 @@ from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.partition import catalog
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.processes import group as group_lib
-from tests import build
+from tests import build, fake_group
 
 SEED = 3
 
@@ -281,6 +281,20 @@ def test_what_an_ensemble_cannot_be_is_refused(tiny_config, tmp_path):
     settings.check(tiny_config)
   with pytest.raises(ValueError, match=r"Set config\.ensemble or"):
     ensemble_lib.make_mesh(catalog.ONE_DEVICE, ensemble_lib.Ensemble(9))
+
+
+def test_ensemble_of_several_processes_is_refused(tiny_config, tmp_path):
+  tiny_config.ensemble = 2
+  group, _ = fake_group.make_groups("a", "b")
+  with pytest.raises(ValueError, match=r"2 processes.* Set config\.ensemble=1"):
+    run_lib.prepare(
+      tiny_config,
+      group=group,
+      workdir=str(tmp_path / "workdir"),
+      data_dir=None,
+      simulate_devices=None,
+    )
+  assert not (tmp_path / "workdir").exists()
 
 
 def test_members_without_a_common_step_are_not_started_again(
