@@ -17,47 +17,56 @@ NETWORK = wiring.make_network(
 )
 
 
-@pytest.fixture(scope="module")
-def weights():
+def test_training_normalises_with_the_batch_and_keeps_running_statistics(key):
   layer = wiring.Layer(name="fc6", reads="all", features=6, normalise="batch")
-  made = model.Weights(layer, (2, 6), jnp.zeros(12))
-  made.scale[...] = jnp.arange(1.0, 7.0)
-  made.bias[...] = jnp.arange(6.0)
-  return layer, made
+  scale, bias = np.arange(1.0, 7.0), np.arange(6.0)
 
+  @jax.jit
+  def train_and_evaluate(x):
+    weights = model.Weights(layer, (2, 6), jnp.zeros(12))
+    weights.scale[...] = jnp.asarray(scale, jnp.float32)
+    weights.bias[...] = jnp.asarray(bias, jnp.float32)
+    weights.mean[...] = jnp.full(6, 2.0)
+    weights.variance[...] = jnp.full(6, 3.0)
+    return [
+      (
+        normalisation.by_batch(
+          *(layer, weights, x, exchange.NoExchange()),
+          trains=trains,
+          momentum=0.9,
+        ),
+        weights.mean[...],
+        weights.variance[...],
+      )
+      for trains in (True, False)
+    ]
 
-def test_training_normalises_with_the_batch_and_keeps_running_statistics(
-  weights, key
-):
-  layer, weights = weights
-  weights.mean[...] = jnp.full(6, 2.0)
-  weights.variance[...] = jnp.full(6, 3.0)
   x = np.array(5 + 2 * jax.random.normal(key, (4, 3, 3, 6)))
-  arguments = (layer, weights, x, exchange.NoExchange())
-  trained = normalisation.by_batch(*arguments, trains=True, momentum=0.9)
+  trained, evaluated = train_and_evaluate(x)
   mean, variance = (
     statistic(x.astype(np.float64), axis=(0, 1, 2))
     for statistic in (np.mean, np.var)
   )
-  scale, bias = np.arange(1, 7), np.arange(6)
-  expected = scale * (x - mean) / np.sqrt(variance + 1e-5) + bias
-  # float32 against float64, of values up to some tens.
-  np.testing.assert_allclose(trained, expected, rtol=1e-5, atol=1e-5)
   running = 0.9 * 2 + 0.1 * mean, 0.9 * 3 + 0.1 * variance
-  np.testing.assert_allclose(weights.mean[...], running[0], rtol=1e-6)
-  np.testing.assert_allclose(weights.variance[...], running[1], rtol=1e-5)
-  evaluated = normalisation.by_batch(*arguments, trains=False, momentum=0.9)
-  expected = scale * (x - running[0]) / np.sqrt(running[1] + 1e-5) + bias
-  np.testing.assert_allclose(evaluated, expected, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(weights.mean[...], running[0], rtol=1e-6)
+  for found, (of, var) in (
+    (trained, (mean, variance)),
+    (evaluated, running),
+  ):
+    expected = scale * (x - of) / np.sqrt(var + 1e-5) + bias
+    # float32 against float64, of values up to some tens.
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[1], running[0], rtol=1e-6)
+    np.testing.assert_allclose(found[2], running[1], rtol=1e-5)
 
 
 def test_variance_far_from_zero_keeps_its_digits(key):
   x = np.array(1e4 + jax.random.normal(key, (1000, 2)))
   around = np.full(2, 9_999.0, np.float32)
-  mean, variance = normalisation.to_statistics(
-    normalisation.moments(x, around=around), around=around
-  )
+  mean, variance = jax.jit(
+    lambda x: normalisation.to_statistics(
+      normalisation.moments(x, around=around), around=around
+    )
+  )(x)
   wide = x.astype(np.float64)
   np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-6)
   # Around 0, squares of 1e8 would leave none of the digits of 1.
