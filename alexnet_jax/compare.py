@@ -24,8 +24,7 @@ import ml_collections
 import rich.table
 from absl import app, flags
 
-from alexnet_jax import command, comparison, settings
-from alexnet_jax import program as program_lib
+from alexnet_jax import command, comparison, compiled_step, settings
 from alexnet_jax import run as run_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
@@ -160,13 +159,13 @@ def _make_group(
       norms=config.optimizer.trust_coefficient is not None,
     )
     if _COMPILE.value:
-      compiled, audit = program_lib.compile_step(
+      compiled, audit = compiled_step.compile_step(
         run_lib.make_program(config, network, layout, devices=devices)
       )
       row = dataclasses.replace(
         row,
         compiled_bytes=sum(found.sent_bytes for found in audit.compiled),
-        memory_bytes=program_lib.find_memory(compiled).get("peak"),
+        memory_bytes=compiled_step.find_memory(compiled).get("peak"),
         agrees=audit.agrees,
       )
     rows.append(row)

@@ -21,6 +21,7 @@ from absl import app, flags
 from alexnet_jax import (
   command,
   compilation_cache,
+  compiled_step,
   compiler_options,
   settings,
   tables,
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
         path=_PICTURE.value,
       )
   with cache.watch("the step") as compilation:
-    compiled, audit = program_lib.compile_step(program, options=options.used)
+    compiled, audit = compiled_step.compile_step(program, options=options.used)
   if _FORMAT.value == "json":
     print(json.dumps(to_json(program, compiled, audit, options), indent=2))
   else:
@@ -144,7 +145,7 @@ def to_json(
       }
       for line in audit.lines
     ],
-    "memory": program_lib.find_memory(compiled),
+    "memory": compiled_step.find_memory(compiled),
     "audit": {
       "agrees": audit.agrees,
       "unplanned": audit.unplanned,

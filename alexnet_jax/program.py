@@ -1,8 +1,8 @@
-"""A training step on a mesh: its parts, how it is compiled, and its audit.
+"""A training step on a mesh, and its parts.
 
-From a network and a layout to a compiled step whose communication has been
-held against the plan. Needs no data and no directory, so everything that looks
-at a step before it runs starts here. The only place that enters the mesh.
+Needs no data and no directory, so everything that looks at a step before it
+runs starts here. The only place that enters the mesh. How a step is compiled
+and audited is in `compiled_step.py`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 import optax
 
-from alexnet_jax import metrics
+from alexnet_jax import eval_step, metrics
 from alexnet_jax import step as step_lib
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import layout as layout_lib
@@ -186,9 +185,9 @@ class Program:
       return self._eval_step(variables, images, labels)
 
   @functools.cached_property
-  def _eval_step(self) -> step_lib.EvalStep:
+  def _eval_step(self) -> eval_step.EvalStep:
     return self.ensemble.each(
-      step_lib.make_eval_step(
+      eval_step.make_eval_step(
         self.network,
         self.specs,
         self.exchange,
@@ -203,13 +202,13 @@ class Program:
     )
 
   def predict(self, variables, images, labels) -> tuple[jax.Array, jax.Array]:
-    """What `evaluate` sums up, image by image; `step.make_predict_step`."""
+    """What `evaluate` sums up, image by image; see `eval_step.py`."""
     with jax.set_mesh(self.mesh):
       return self._predict_step(variables, images, labels)
 
   @functools.cached_property
-  def _predict_step(self) -> step_lib.PredictStep:
-    return step_lib.make_predict_step(
+  def _predict_step(self) -> eval_step.PredictStep:
+    return eval_step.make_predict_step(
       self.network,
       self.specs,
       self.exchange,
@@ -307,47 +306,3 @@ def make_program(
     compute_precision=compute_precision,
     ensemble=ensemble,
   )
-
-
-def compile_step(
-  program: Program, *, options: Mapping[str, bool | int] | None = None
-) -> tuple[jax.stages.Compiled, audit_lib.Audit]:
-  """Compiles the training step, and audits what came of it.
-
-  Args:
-    program: the program.
-    options: for the compiler, as `compiler_options.choose` finds them.
-
-  Raises:
-    jax.errors.JaxRuntimeError: the compiler cannot, as where memory is short.
-  """
-  traced = program.trace()
-  try:
-    compiled = traced.lower().compile(compiler_options=dict(options or {}))
-  except jax.errors.JaxRuntimeError as error:
-    if options:
-      error.add_note("With --xla_options=off, XLA may compile it.")
-    raise
-  audit = audit_lib.audit_step(
-    program.plan,
-    jaxpr=traced.jaxpr,
-    hlo=compiled.as_text(),
-    mesh=dict(program.mesh.shape),
-  )
-  return compiled, audit
-
-
-def find_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-  """Bytes on one device by the compiler's analysis; {} where it has none."""
-  found = compiled.memory_analysis()
-  if found is None:
-    return {}
-  arguments = found.argument_size_in_bytes
-  outputs = found.output_size_in_bytes - found.alias_size_in_bytes
-  temporaries = found.temp_size_in_bytes
-  return {
-    "arguments": arguments,
-    "outputs": outputs,
-    "temporaries": temporaries,
-    "peak": arguments + outputs + temporaries,
-  }

@@ -1,8 +1,8 @@
-"""One training step and one evaluation step, as pure functions.
+"""One training step, as a pure function; that of an evaluation: `eval_step.py`.
 
-A training step reads top to bottom: draws (in the global view, so that every
-layout makes the same ones), the mapped function that each device runs
-(augment, forward, loss), gradients, update.
+It reads top to bottom: draws (in the global view, so that every layout makes
+the same ones), the mapped function that each device runs (augment, forward,
+loss), gradients, update.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax import lax
 
 from alexnet_jax import metrics
 from alexnet_jax.network import model, wiring
@@ -63,8 +62,6 @@ class Augmentation(Protocol):
 
 
 TrainStep = Callable[..., tuple[TrainState, jax.Array]]
-EvalStep = Callable[..., jax.Array]
-PredictStep = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def init_state(
@@ -129,9 +126,9 @@ def make_train_step(
       x = augmentation.apply(images, draws).astype(precision)
     variables = model.join(parameters, statistics)
     alexnet = nnx.merge(graphdef, exchange.weights(variables))
-    logits = _logits(alexnet, exchange, x, **of_layers)
+    logits = run_network(alexnet, exchange, x, **of_layers)
     running = nnx.to_pure_dict(nnx.state(alexnet, nnx.BatchStat))
-    totals = _totals(exchange, logits, labels, smoothing=label_smoothing)
+    totals = add_up(exchange, logits, labels, smoothing=label_smoothing)
     return totals, running
 
   mapped = jax.shard_map(
@@ -185,119 +182,14 @@ def make_train_step(
   return jax.jit(train_step, donate_argnames="state")
 
 
-def make_eval_step(
-  network: wiring.Network,
-  specs: specs_lib.Specs,
-  exchange: exchange_lib.MeshExchange,
-  augmentation: Augmentation,
-  *,
-  views: int = 1,
-  precision: str = "float32",
-) -> EvalStep:
-  """Makes the evaluation of one batch, without dropout.
-
-  Args:
-    views: 1, the centre crop, or as many as the augmentation has; loss and
-      errors are then those of the softmax outputs averaged over the views
-      (Krizhevsky et al. 2012, section 4.1).
-    precision: as of the training step.
-
-  Returns:
-    (variables, images, labels) -> totals, jitted; as for the training step.
-    variables: of a `TrainState`; without batch normalisation, its parameters.
-    A label of `metrics.PADDING` marks a row that is no image.
-  """
-  log_probabilities = _make_log_probabilities(
-    network, exchange, augmentation, views, precision
-  )
-
-  def totals_on_device(variables, images, labels):
-    return _totals(exchange, log_probabilities(variables, images), labels)
-
-  return jax.jit(
-    jax.shard_map(
-      totals_on_device,
-      in_specs=(specs.variables, specs.images, specs.labels),
-      out_specs=specs.whole,
-    )
-  )
-
-
-def make_predict_step(
-  network: wiring.Network,
-  specs: specs_lib.Specs,
-  exchange: exchange_lib.MeshExchange,
-  augmentation: Augmentation,
-  *,
-  views: int = 1,
-  precision: str = "float32",
-) -> PredictStep:
-  """Makes the prediction for one batch, without dropout.
-
-  Args:
-    views: as for `make_eval_step`, whose totals are those of these
-      log-probabilities.
-    precision: as of the training step.
-
-  Returns:
-    (variables, images, labels) -> (log-probabilities, labels), jitted:
-    f32[N, classes] and i32[N], whole on every device, for the host to read in
-    any process.
-  """
-  log_probabilities = _make_log_probabilities(
-    network, exchange, augmentation, views, precision
-  )
-
-  def on_device(variables, images):
-    found = log_probabilities(variables, images)
-    with jax.named_scope(exchange_lib.LOSS):
-      return exchange.agree(found)
-
-  mapped = jax.shard_map(
-    on_device,
-    in_specs=(specs.variables, specs.images),
-    out_specs=specs.labels,
-  )
-
-  def predict_step(variables, images, labels):
-    found = mapped(variables, images)
-    return jax.reshard(found, specs.whole), jax.reshard(labels, specs.whole)
-
-  return jax.jit(predict_step)
-
-
-def _make_log_probabilities(network, exchange, augmentation, views, precision):
-  """(variables, u8[n, ...]) -> f32[n, classes], where the loss is."""
-  graphdef = model.make_graphdef(network)
-
-  def log_probabilities(variables, images):
-    alexnet = nnx.merge(graphdef, exchange.weights(variables))
-
-    def of_view(x):
-      logits = _logits(alexnet, exchange, x.astype(precision))
-      return jax.nn.log_softmax(logits)
-
-    if views == 1:
-      return of_view(augmentation.center(images))
-    # A loop, so that the program stays as small as that of one view.
-    of_views = lax.map(
-      lambda index: of_view(augmentation.view(images, index)),
-      jnp.arange(views),
-    )
-    # Logarithms of the averages: f32[n, classes], finite where these are 0.
-    return jax.nn.logsumexp(of_views, axis=0) - jnp.log(float(views))
-
-  return log_probabilities
-
-
-def _logits(alexnet, exchange, x, masks=None, points=None):
+def run_network(alexnet, exchange, x, masks=None, points=None):
   """What one device makes of its images, brought to where the loss is."""
   logits = alexnet(x, masks=masks, points=points, exchange=exchange)
   with jax.named_scope(exchange_lib.LOSS):
     return exchange.bring(exchange_lib.LOSS, logits).astype(jnp.float32)
 
 
-def _totals(exchange, logits, labels, *, smoothing=0.0):
+def add_up(exchange, logits, labels, *, smoothing=0.0):
   """Sums over the images of all devices."""
   with jax.named_scope(exchange_lib.LOSS):
     return exchange.total(metrics.totals(logits, labels, smoothing=smoothing))

@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 
+from alexnet_jax import compiled_step
 from alexnet_jax import program as program_lib
 from alexnet_jax import step as step_lib
 
@@ -86,7 +87,7 @@ class _Step:
   """A compiled step with the state and the batch that it takes."""
 
   def __init__(self, program: program_lib.Program):
-    self._compiled, _ = program_lib.compile_step(program)
+    self._compiled, _ = compiled_step.compile_step(program)
     self._state: step_lib.TrainState = program.init(jax.random.key(0))
     self._key = jax.random.key(1)
     rng = np.random.default_rng(0)

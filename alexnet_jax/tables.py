@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import rich.table
 
+from alexnet_jax import compiled_step
 from alexnet_jax import program as program_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
@@ -211,7 +212,7 @@ def members(program: program_lib.Program, seed: int) -> list[str]:
 
 def memory(compiled: jax.stages.Compiled) -> list[str]:
   """What the compiler says of the memory and the work of one device."""
-  found = program_lib.find_memory(compiled)
+  found = compiled_step.find_memory(compiled)
   if not found:
     return ["the compiler says nothing about memory on this platform"]
   flops = (compiled.cost_analysis() or {}).get("flops", 0.0)

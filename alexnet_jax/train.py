@@ -10,6 +10,7 @@ import rich.console
 
 from alexnet_jax import (
   averages,
+  compiled_step,
   member_runs,
   metrics,
   plateau,
@@ -18,7 +19,6 @@ from alexnet_jax import (
   step,
   tables,
 )
-from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import blocks, pipeline, source
 from alexnet_jax.partition import audit
@@ -220,7 +220,7 @@ def _compile(
 ) -> jax.stages.Compiled:
   """Compiles the training step once, and audits what came of it."""
   with run.cache.watch("the training step") as compilation:
-    train_step, found = program_lib.compile_step(
+    train_step, found = compiled_step.compile_step(
       run.program, options=run.xla_options.used
     )
   console.print()

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from alexnet_jax import command, settings
+from alexnet_jax import command, compiled_step, settings
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.network import wiring
@@ -114,7 +114,7 @@ def verify(
   all_kept = True
   for layout in candidates:
     program = run_lib.make_program(config, network, layout)
-    compiled, audit = program_lib.compile_step(program)
+    compiled, audit = compiled_step.compile_step(program)
     steps = take_steps(program, compiled, batch)
     differences = differ(steps, expected)
     kept = audit.agrees and max(differences) <= TOLERANCE
@@ -169,7 +169,7 @@ def find_batch(
   Raises:
     ValueError: there is none among the first ten seeds.
   """
-  compiled, _ = program_lib.compile_step(one_device)
+  compiled, _ = compiled_step.compile_step(one_device)
   n, side = config.batch_size, config.data.stored_size
   for seed in range(config.seed, config.seed + 10):
     rng = np.random.default_rng(seed)

@@ -7,9 +7,9 @@ devices, and each member again by itself: the same seed, the input in the same
 order. What must be equal: the training losses of every report, and the final
 parameters. Ends with 1 where they differ by more than 1e-5.
 
-Without the flag, XLA fuses multiplications and additions of the update otherwise
-in the two programs, and after some ten steps near ties in pooling make more of
-that rounding, as they do between two layouts.
+Without the flag, XLA fuses multiplications and additions of the update
+otherwise in the two programs, and after some ten steps near ties in pooling
+make more of that rounding, as they do between two layouts.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from alexnet_jax import command, metrics, settings
+from alexnet_jax import command, compiled_step, metrics, settings
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import step as step_lib
@@ -203,7 +203,7 @@ def find_sent(
 
 def compare(program: program_lib.Program) -> Found:
   """Compiles the step in every way: what each of `PROGRAMS` sends."""
-  _, audit = program_lib.compile_step(program)
+  _, audit = compiled_step.compile_step(program)
   return {
     PLAN: audit.plan,
     OURS: audit.compiled,

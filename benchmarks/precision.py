@@ -17,8 +17,7 @@ import rich.table
 from absl import app, flags
 from sklearn import datasets
 
-from alexnet_jax import command, settings
-from alexnet_jax import program as program_lib
+from alexnet_jax import command, compiled_step, settings
 from alexnet_jax import run as run_lib
 from alexnet_jax.partition import mesh
 from configs import default
@@ -84,7 +83,7 @@ def take_steps(config, images: np.ndarray, labels: np.ndarray) -> list[float]:
   network, layout = settings.check(config)
   mesh.simulate_devices(2, only_cpu=False)
   program = run_lib.make_program(config, network, layout)
-  compiled, _ = program_lib.compile_step(program)
+  compiled, _ = compiled_step.compile_step(program)
   init_key, step_key = program.make_keys(config.seed)
   state = program.init(init_key)
   losses = []

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from alexnet_jax import metrics
-from alexnet_jax import program as program_lib
+from alexnet_jax import compiled_step, metrics
 from alexnet_jax.data import augment, statistics
 from alexnet_jax.network import model
 from alexnet_jax.partition import catalog, mesh, route, specs
@@ -273,7 +272,7 @@ def test_one_view_is_the_centre_crop(
 )
 def test_mean_image_adds_no_communication(layout, augmentation, tiny_network):
   parts = build.make_program(tiny_network, layout, augmentation, batch_size=8)
-  _, found = program_lib.compile_step(parts)
+  _, found = compiled_step.compile_step(parts)
   assert found.agrees and sorted(found.compiled) == sorted(found.plan)
 
 

@@ -13,8 +13,7 @@ from jax.experimental.compilation_cache import (
   compilation_cache as jax_cache,
 )
 
-from alexnet_jax import compilation_cache
-from alexnet_jax import program as program_lib
+from alexnet_jax import compilation_cache, compiled_step
 from alexnet_jax.partition import catalog
 from tests import build, processes
 
@@ -63,7 +62,7 @@ def test_step_from_the_cache_is_the_same_step(
       tiny_network, catalog.TWO_COLUMN, tiny_augmentation, batch_size=8
     )
     with cache.watch("the step") as found:
-      compiled, audit = program_lib.compile_step(program, options=QUICK)
+      compiled, audit = compiled_step.compile_step(program, options=QUICK)
     lines.extend(found.lines())
     assert audit.agrees
     state = program.init(key)

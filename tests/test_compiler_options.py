@@ -5,8 +5,7 @@ import types
 import jax
 import pytest
 
-from alexnet_jax import compiler_options
-from alexnet_jax import program as program_lib
+from alexnet_jax import compiled_step, compiler_options
 from alexnet_jax.partition import catalog
 from tests import build
 
@@ -123,5 +122,5 @@ def test_step_is_compiled_with_the_options(tiny_network, tiny_augmentation):
   with pytest.raises(
     jax.errors.JaxRuntimeError, match="xla_no_such_option"
   ) as caught:
-    program_lib.compile_step(program, options={"xla_no_such_option": True})
+    compiled_step.compile_step(program, options={"xla_no_such_option": True})
   assert "--xla_options=off" in caught.value.__notes__[0]

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 import rich.console
 
-from alexnet_jax import checkpoint, member_runs, report, settings, train
-from alexnet_jax import program as program_lib
+from alexnet_jax import (
+  checkpoint,
+  compiled_step,
+  member_runs,
+  report,
+  settings,
+  train,
+)
 from alexnet_jax import run as run_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.partition import catalog
@@ -139,7 +145,7 @@ def test_members_on_one_device_each_train_as_single_runs(
   parts = build.make_program(
     tiny_network, layout, tiny_augmentation, batch_size=8, members=2
   )
-  compiled, found = program_lib.compile_step(parts)
+  compiled, found = compiled_step.compile_step(parts)
   single, _, single_step = program(layout)
   assert found.agrees and parts.plan == single.plan
   assert sorted(found.compiled) == sorted(found.plan)

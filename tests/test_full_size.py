@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import program as program_lib
+from alexnet_jax import compiled_step, settings
 from alexnet_jax import run as run_lib
-from alexnet_jax import settings
 from benchmarks import precision
 from configs import default
 
@@ -32,7 +31,7 @@ def test_training_starts_as_that_of_2014_did():
   assert weights["fc6"] == pytest.approx(
     0.01 * math.sqrt(2 / math.pi), rel=0.01
   )
-  compiled, _ = program_lib.compile_step(program)
+  compiled, _ = compiled_step.compile_step(program)
   images, labels = precision.make_set(side=256)
   batch = jax.device_put((images[:32], labels[:32]), program.batch_shardings)
   _, totals = compiled(state, step_key, *batch)

@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import averages
-from alexnet_jax import program as program_lib
+from alexnet_jax import averages, compiled_step
 from alexnet_jax.partition import catalog, exchange, mesh, plan, route, specs
 from alexnet_jax.partition import layout as layout_lib
 from tests import build
@@ -98,7 +97,7 @@ def test_layer_wise_rates_do_not_depend_on_the_layout(
       average_decay=0.5,
       accumulate=2,
     )
-    compiled, audit = program_lib.compile_step(parts)
+    compiled, audit = compiled_step.compile_step(parts)
     assert audit.agrees and sorted(audit.compiled) == sorted(parts.plan)
     state = parts.init(jax.random.key(1))
     batch = build.put(parts, tiny_batch)

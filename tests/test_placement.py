@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import metrics
-from alexnet_jax import program as program_lib
+from alexnet_jax import compiled_step, metrics
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit, catalog
@@ -143,7 +142,7 @@ def test_other_wirings_match_one_device(
     parts = build.make_program(
       network, candidate, tiny_augmentation, batch_size=8
     )
-    compiled, found = program_lib.compile_step(parts)
+    compiled, found = compiled_step.compile_step(parts)
     assert found.agrees and sorted(found.compiled) == sorted(found.plan)
     results.append(run((parts, None, compiled), tiny_batch, steps=3))
   (expected, parameters, _), (losses, split_parameters, _) = results
@@ -165,7 +164,7 @@ def test_exchange_in_half_precision_sends_half_and_changes_little(
     batch_size=8,
     precision="bfloat16",
   )
-  compiled, found = program_lib.compile_step(parts)
+  compiled, found = compiled_step.compile_step(parts)
   whole, _, _ = program(catalog.TWO_COLUMN)
   assert found.agrees and sorted(found.traced) == sorted(found.plan)
   assert {e.bytes_per_element for e in found.traced} == {2}

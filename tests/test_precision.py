@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from alexnet_jax import program as program_lib
+from alexnet_jax import compiled_step
 from alexnet_jax.network import model, ops
 from alexnet_jax.partition import catalog, collectives
 from tests import build, reference
@@ -91,7 +91,7 @@ def test_step_in_bfloat16_communicates_as_planned_and_changes_little(
     precision="bfloat16",
     compute_precision="bfloat16",
   )
-  compiled, found = program_lib.compile_step(parts)
+  compiled, found = compiled_step.compile_step(parts)
   assert found.agrees and sorted(found.traced) == sorted(found.plan)
   losses, parameters, _ = run((parts, None, compiled), tiny_batch, steps=2)
   expected, _, _ = run(program(catalog.TWO_COLUMN), tiny_batch, steps=2)

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from alexnet_jax import program as program_lib
+from alexnet_jax import compiled_step
 from alexnet_jax.data import augment, statistics
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
@@ -72,7 +72,7 @@ def test_compiler_counts_as_many_flops_but_for_padding():
     batch_size=4,
   )
   planned = sum(share.flops for share in program.shares.values())
-  compiled, _ = program_lib.compile_step(program)
+  compiled, _ = compiled_step.compile_step(program)
   counted = compiled.cost_analysis()["flops"]
   # It leaves out products with the zeros of padding, some 7 % in the layers of
   # 13 x 13 and 27 x 27, and adds the update and all that is no product; at this

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import program as program_lib
+from alexnet_jax import compiled_step
 from alexnet_jax.partition import catalog
 from tests import build
 
@@ -66,7 +66,7 @@ def test_two_batches_that_accumulate_are_one_of_twice_the_size(
     parts = build.make_program(
       network, layout, plain, batch_size=size, accumulate=batches
     )
-    compiled, audit = program_lib.compile_step(parts)
+    compiled, audit = compiled_step.compile_step(parts)
     assert audit.agrees
     state = parts.init(jax.random.key(0))
     for first in [*range(0, 16, size)] * 2:  # two updates

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import checkpoint
-from alexnet_jax import program as program_lib
+from alexnet_jax import checkpoint, compiled_step
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog
@@ -25,7 +24,7 @@ DRAWS = wirings.rewire(
 
 def run(parts, batch, steps=3):
   """Losses, the state, an evaluation; the step sends what is planned."""
-  compiled, found = program_lib.compile_step(parts)
+  compiled, found = compiled_step.compile_step(parts)
   assert found.agrees and sorted(found.traced) == sorted(found.plan)
   assert sorted(found.compiled) == sorted(found.plan)
   init_key, step_key = jax.random.split(jax.random.key(0))

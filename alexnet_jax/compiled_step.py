@@ -1,0 +1,56 @@
+"""Compiles the step of a program, and holds its communication to the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+
+from alexnet_jax import program as program_lib
+from alexnet_jax.partition import audit as audit_lib
+
+
+def compile_step(
+  program: program_lib.Program,
+  *,
+  options: Mapping[str, bool | int] | None = None,
+) -> tuple[jax.stages.Compiled, audit_lib.Audit]:
+  """Compiles the training step, and audits what came of it.
+
+  Args:
+    program: the program.
+    options: for the compiler, as `compiler_options.choose` finds them.
+
+  Raises:
+    jax.errors.JaxRuntimeError: the compiler cannot, as where memory is short.
+  """
+  traced = program.trace()
+  try:
+    compiled = traced.lower().compile(compiler_options=dict(options or {}))
+  except jax.errors.JaxRuntimeError as error:
+    if options:
+      error.add_note("With --xla_options=off, XLA may compile it.")
+    raise
+  audit = audit_lib.audit_step(
+    program.plan,
+    jaxpr=traced.jaxpr,
+    hlo=compiled.as_text(),
+    mesh=dict(program.mesh.shape),
+  )
+  return compiled, audit
+
+
+def find_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+  """Bytes on one device by the compiler's analysis; {} where it has none."""
+  found = compiled.memory_analysis()
+  if found is None:
+    return {}
+  arguments = found.argument_size_in_bytes
+  outputs = found.output_size_in_bytes - found.alias_size_in_bytes
+  temporaries = found.temp_size_in_bytes
+  return {
+    "arguments": arguments,
+    "outputs": outputs,
+    "temporaries": temporaries,
+    "peak": arguments + outputs + temporaries,
+  }
