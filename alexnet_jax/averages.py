@@ -3,7 +3,8 @@
 An exponential moving average: `average <- decay * average + (1 - decay) *
 parameters` after each update, from the initial parameters on. Nothing corrects
 for these: their weight is decay^updates, so a training should be many times
-1 / (1 - decay) updates long.
+1 / (1 - decay) updates long. The running statistics of batch normalisations
+are averaged alike: those of the newest parameters do not fit averaged ones.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from alexnet_jax.network import model
 
 
 class AverageState(NamedTuple):
-  """The average, of the same tree and split as the parameters."""
+  """The averages, of the same trees and splits as what they are of."""
 
   average: optax.Params
+  statistics: dict[str, dict[str, jax.Array]]
 
 
-def average_parameters(decay: float) -> optax.GradientTransformation:
+def average_parameters(decay: float) -> optax.GradientTransformationExtraArgs:
   """Leaves updates as they are, and averages the parameters they lead to.
 
-  To be the last of a chain.
+  To be the last of a chain. The update takes `statistics`, of a `TrainState`,
+  where there are batch normalisations.
 
   Args:
     decay: of what the average was before, 0 <= decay < 1.
@@ -37,38 +40,50 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
   """
 
   def init(parameters):
-    return AverageState(average=jax.tree.map(jnp.copy, parameters))
+    return AverageState(
+      average=jax.tree.map(jnp.copy, parameters),
+      statistics={
+        name: {
+          "mean": jnp.zeros_like(layer["scale"]),
+          "variance": jnp.ones_like(layer["scale"]),
+        }
+        for name, layer in parameters.items()
+        if "scale" in layer
+      },
+    )
 
-  def update(updates, state, parameters=None):
+  def update(updates, state, parameters=None, *, statistics=None, **extra):
+    del extra
     after = optax.apply_updates(parameters, updates)
-    average = optax.incremental_update(after, state.average, 1 - decay)
-    return updates, AverageState(average=average)
+    return updates, AverageState(
+      average=optax.incremental_update(after, state.average, 1 - decay),
+      statistics=optax.incremental_update(
+        statistics or {}, state.statistics, 1 - decay
+      ),
+    )
 
-  return optax.GradientTransformation(init, update)
-
-
-def averaged(
-  optimizer_state: optax.OptState, parameters: optax.Params
-) -> optax.Params:
-  """The parameters to validate with.
-
-  Args:
-    optimizer_state: of a step.
-    parameters: of the same step.
-
-  Returns:
-    The average, where the optimizer keeps one; otherwise the parameters.
-  """
-  for leaf in jax.tree.leaves(optimizer_state, is_leaf=_is_state):
-    if _is_state(leaf):
-      return leaf.average
-  return parameters
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def find_variables(state: step_lib.TrainState) -> dict:
-  """Parameters, averaged where they are, and statistics: to evaluate with."""
-  parameters = averaged(state.optimizer, state.parameters)
-  return model.join(parameters, state.statistics)
+  """What a state is evaluated with.
+
+  Returns:
+    Averages of parameters and statistics, joined, where the optimizer keeps
+    them; otherwise the state's own.
+  """
+  found = find_average(state.optimizer)
+  if found is None:
+    return state.variables
+  return model.join(found.average, found.statistics)
+
+
+def find_average(optimizer_state: optax.OptState) -> AverageState | None:
+  """The averages that an optimizer keeps; None where it keeps none."""
+  for leaf in jax.tree.leaves(optimizer_state, is_leaf=_is_state):
+    if _is_state(leaf):
+      return leaf
+  return None
 
 
 def _is_state(leaf) -> bool:

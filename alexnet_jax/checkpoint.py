@@ -41,11 +41,20 @@ class Checkpoints:
     """Starts to save a state; returns once it may be changed.
 
     Args:
-      step: of the state; a checkpoint that exists is left as it is.
+      step: of the state, not before the newest; a checkpoint that exists is
+        left as it is.
       state: global arrays.
     """
     if step not in self.steps():
       self._checkpointer.save_async(step, state._asdict())
+
+  def remove_after(self, step: int) -> None:
+    """Removes the checkpoints of later steps; none of them could be followed.
+
+    Orbax saves no step before its newest, and says nothing.
+    """
+    for later in [found for found in self.steps() if found > step]:
+      self._checkpointer.delete(later)
 
   def restore(
     self, like: step_lib.TrainState, *, step: int | None = None

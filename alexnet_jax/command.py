@@ -270,7 +270,7 @@ def parse_flags(argv: list[str]) -> list[str]:
   except ImportError as error:
     fail(ImportError(f"{error}. Start from the folder that holds configs/."))
   except (flags.Error, ValueError, TypeError, OSError) as error:
-    fail(error)
+    fail(_without_traceback(error))
   if flags.FLAGS["verbosity"].using_default_value:
     flags.FLAGS.verbosity = logging.WARNING  # libraries talk a lot
   return unused
@@ -282,6 +282,14 @@ def fail(error: Exception, group: group_lib.Group | None = None) -> None:
   several = group is not None and group.count > 1
   where = f"{group.label()}: " if several else ""
   sys.exit(f"error: {where}{' '.join(str(error).split())}")
+
+
+def _without_traceback(error: Exception) -> Exception:
+  """What a config says itself, of the error that the flag makes of it."""
+  if "Traceback (most recent call last)" not in str(error):
+    return error
+  last = str(error).strip().splitlines()[-1]
+  return ValueError(last.split("Error: ", 1)[-1])
 
 
 def _name_field(error: Exception, argv: list[str]) -> Exception:

@@ -25,8 +25,8 @@ class Traffic:
 
   Attributes:
     layouts: that send just as much, each on its mesh.
-    fixed: for gradients, weights, norms and the loss.
-    per_image: for activations, for each image of the whole batch.
+    fixed: for gradients, weights, norms, statistics and the loss.
+    per_image: for activations and their edges, for each image of the batch.
   """
 
   layouts: tuple[layout_lib.Layout, ...]
@@ -59,8 +59,8 @@ class Row:
   Attributes:
     layout: on its mesh.
     batch_size: images in a step, over all devices.
-    activation_bytes: sent for activations and the loss.
-    parameter_bytes: sent for gradients, weights and their norms.
+    activation_bytes: sent for all but gradients and weights.
+    parameter_bytes: sent for gradients and weights.
     flops: computed, forward and backward.
     repeated: part of the work that is done a second time or more, 0 to 1.
     compiled_bytes: what the compiled step sends; None: not compiled.

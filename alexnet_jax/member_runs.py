@@ -121,6 +121,8 @@ class MemberCheckpoints:
   def restore(self, like: step_lib.TrainState) -> step_lib.TrainState:
     """As `checkpoint.Checkpoints.restore`, the newest that all members have."""
     step = self.latest_step()
+    for of_member in self._checkpoints:
+      of_member.remove_after(step)
     states = [
       of_member.restore(of_one, step=step)
       for of_one, of_member in zip(self._likes, self._checkpoints, strict=True)

@@ -8,6 +8,7 @@ in the paper.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -39,8 +40,16 @@ def check(
   """
   trust, decay = trust_coefficient, average_decay
   for name, value, good, expected in (
-    ("learning_rate", learning_rate, learning_rate >= 0, "0 or more"),
-    ("bias_rate", bias_rate, bias_rate >= 0, "0 or more"),
+    (
+      *("learning_rate", learning_rate),
+      0 <= learning_rate < math.inf,
+      "a finite number of 0 or more",
+    ),
+    (
+      *("bias_rate", bias_rate),
+      0 <= bias_rate < math.inf,
+      "a finite number of 0 or more",
+    ),
     ("momentum", momentum, 0 <= momentum < 1, "0 <= momentum < 1"),
     ("weight_decay", weight_decay, weight_decay >= 0, "0 or more"),
     (

@@ -17,7 +17,7 @@ def check_path(path: str, *, flag: str, endings: Sequence[str]) -> None:
   """Refuses a file that cannot be written, before anything is computed.
 
   Raises:
-    ValueError: it has another ending, or its folder is not there.
+    ValueError: it has another ending, or cannot be written.
   """
   if not path.endswith(tuple(endings)):
     raise ValueError(

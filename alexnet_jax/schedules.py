@@ -6,6 +6,7 @@ such function, its drops follow the validations: see `plateau.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def check(
     ),
     ("end_rate", end_rate, 0 <= end_rate <= 1, "0 to 1"),
     *(
-      (name, drops, [*drops] == sorted({*drops}), "increasing epochs")
+      (name, drops, _are_epochs(drops), "increasing epochs of 0 or more")
       for name, drops in (
         ("drop_epochs", drop_epochs),
         ("bias_drop_epochs", bias_drop_epochs),
@@ -68,7 +69,7 @@ def check(
     (
       *("conv1_rates", conv1_rates),
       _are_rates(conv1_rates),
-      "pairs (epoch, rate of 0 or more), epochs increasing",
+      "pairs (epoch, rate), both 0 or more, epochs increasing",
     ),
   ):
     if not good:
@@ -84,13 +85,22 @@ def check(
     )
 
 
+def _are_epochs(epochs: Sequence[float]) -> bool:
+  return all(map(_is_number, epochs)) and [*epochs] == sorted({*epochs})
+
+
 def _are_rates(pairs: Sequence[Sequence[float]]) -> bool:
   if not all(
     isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
   ):
     return False
-  epochs = [epoch for epoch, _ in pairs]
-  return epochs == sorted({*epochs}) and all(rate >= 0 for _, rate in pairs)
+  return _are_epochs([epoch for epoch, _ in pairs]) and all(
+    _is_number(rate) for _, rate in pairs
+  )
+
+
+def _is_number(value: object) -> bool:
+  return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 def make_steps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import ml_collections
@@ -152,10 +153,17 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
   if config.data.threads is not None:
     positive["data.threads"] = config.data.threads
   for name, value in positive.items():
-    if not value > 0:
+    if not 0 < value < math.inf:
       raise ValueError(
-        f"{name} is {value}, expected a number above 0. Set config.{name}."
+        f"{name} is {value}, expected a finite number above 0. "
+        f"Set config.{name}."
       )
+  until = config.augment.colour_noise_until_epoch
+  if until is not None and not 0 <= until < math.inf:
+    raise ValueError(
+      f"augment.colour_noise_until_epoch is {until}, expected None or a finite "
+      "number of 0 or more. Set config.augment.colour_noise_until_epoch."
+    )
   last = config.seed + config.ensemble - 1
   if last >= 2**32:
     raise ValueError(

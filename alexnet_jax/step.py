@@ -168,6 +168,7 @@ def make_train_step(
       state.optimizer,
       state.parameters,
       squared_norms=exchange.squared_norms,
+      statistics=statistics,
     )
     return (
       TrainState(

@@ -62,8 +62,8 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
     console.print(
       f"goes on after step {first_step} of {run.num_steps}"
       if first_step < run.num_steps
-      else f"finished already, at step {first_step}; set config.num_epochs to "
-      "go on, or --workdir to start another run",
+      else f"finished already, at step {first_step}; set --workdir to start "
+      "another run, or config.num_epochs higher where the rate allows it",
       soft_wrap=True,
     )
   else:

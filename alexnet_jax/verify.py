@@ -72,6 +72,9 @@ def main(argv: list[str]) -> None:
   with command.in_one_line(ValueError, TypeError):
     network, own = settings.check(config)
     settings.check_single(config, command="verify")
+    # Else the first of few steps, or all of them, would change nothing.
+    config.optimizer.warmup_epochs = 0.0
+    config.accumulate_batches = 1
     layouts = settings.choose_layouts(own, _LAYOUTS.value)
     counts = command.to_numbers("devices", _DEVICES.value)
     for name in ("exchange_precision", "compute_precision"):

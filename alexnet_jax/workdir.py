@@ -76,7 +76,18 @@ def read(path: str) -> dict[str, Any] | None:
   if not os.path.exists(file):
     return None
   with open(file) as kept:
-    return json.load(kept)
+    try:
+      fields = json.load(kept)
+    except ValueError as error:
+      raise ValueError(
+        f"{file!r} is no JSON: {error}. Restore it, or set --workdir."
+      ) from error
+  if not isinstance(fields, dict):
+    raise ValueError(
+      f"{file!r} holds no fields, expected those of a run by name. Restore it, "
+      "or set --workdir."
+    )
+  return fields
 
 
 def claim(

@@ -2,7 +2,7 @@
 
     python -m benchmarks.large_batch
 
-The default network of `digits` for 24 epochs, which at a batch of 64 are 563
+The default network of `digits` for 24 epochs, which at a batch of 64 are 562
 updates and at 1,024 are 36. Rates: that of the batch of 64, times 16; with and
 without a warm-up of 5 epochs; and LARS with the same warm-up and schedule, a
 polynomial of power 2. SGD is run under that schedule too, so that only the rule

@@ -23,6 +23,7 @@ from alexnet_jax.partition import mesh
 from configs import default
 
 IMAGES, CLASSES = 256, 1000
+IMAGENET_IMAGES = 1_281_167
 
 
 def define_flags() -> None:
@@ -82,7 +83,10 @@ def take_steps(config, images: np.ndarray, labels: np.ndarray) -> list[float]:
   """Losses of the steps, each before its update."""
   network, layout = settings.check(config)
   mesh.simulate_devices(2, only_cpu=False)
-  program = run_lib.make_program(config, network, layout)
+  # The rates of ImageNet: all of these steps are at the first one.
+  program = run_lib.make_program(
+    config, network, layout, num_images=IMAGENET_IMAGES
+  )
   compiled, _ = compiled_step.compile_step(program)
   init_key, step_key = program.make_keys(config.seed)
   state = program.init(init_key)

@@ -89,7 +89,10 @@ def make_config(
   default.shorten(config, steps * BATCH / IMAGES)
   config.layout.mesh.update({"data": None, "column": None, "model": None})
   config.report_every_steps = 1
-  config.validate_every_steps = 3
+  # A plateau's drop among them.
+  config.validate_every_steps = 1
+  config.optimizer.plateau_patience = 1
+  config.optimizer.plateau_min_change = 0.9
   config.validation_views = 1
   config.data.validation_split = "validation[:32]"
   config.checkpoint_every_steps = 10**6

@@ -13,8 +13,13 @@ import ml_collections
 from configs import default
 
 
-def get_config() -> ml_collections.ConfigDict:
-  config = default.get_config("digits")
+def get_config(variant: str = "digits") -> ml_collections.ConfigDict:
+  if variant != "digits":
+    raise ValueError(
+      f"unknown variant {variant!r} of the config, expected digits. "
+      "Set what follows ':' in --config."
+    )
+  config = default.get_config(variant)
   config.network.wiring = "lenet5"
   config.network.width = 1.0
   config.network.image_size = 28

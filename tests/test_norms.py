@@ -103,7 +103,7 @@ def test_layer_wise_rates_do_not_depend_on_the_layout(
     batch = build.put(parts, tiny_batch)
     for _ in range(4):
       state, _ = compiled(state, jax.random.key(2), *batch)
-    averaged = averages.averaged(state.optimizer, state.parameters)
+    averaged = averages.find_variables(state)
     found.append(jax.device_get((state.parameters, averaged)))
   # Sums in another order, in float32, carried through two updates.
   for others in found[1:]:

@@ -188,12 +188,30 @@ def test_average_matches_numpy_and_is_what_validations_get():
     expected = jax.tree.map(
       lambda old, new: 0.8 * old + 0.2 * np.asarray(new), expected, after
     )
-    found = averages.averaged(state, after)
+    found = averages.find_average(state).average
     # A few roundings in float32 of numbers of about 1.
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected
     )
-  assert averages.averaged(make_rule().init(before), before) is before
+  assert averages.find_average(make_rule().init(before)) is None
+
+
+def test_statistics_of_a_batch_normalisation_are_averaged_with_its_weights():
+  rule = make_rule(average_decay=0.8)
+  ones = jnp.ones(2)
+  parameters = {"fc6": {"kernel": jnp.ones((2, 2)), "scale": ones}}
+  state = rule.init(parameters)
+  mean = variance = None
+  for step in range(1, 4):
+    statistics = {"fc6": {"mean": step * ones, "variance": 2 * step * ones}}
+    gradient = jax.tree.map(jnp.zeros_like, parameters)
+    _, state = rule.update(gradient, state, parameters, statistics=statistics)
+    mean = 0.8 * (mean or 0.0) + 0.2 * step
+    variance = 0.8 * (1.0 if variance is None else variance) + 0.2 * 2 * step
+  found = averages.find_average(state).statistics["fc6"]
+  # Roundings in float32 of numbers of about 1.
+  np.testing.assert_allclose(found["mean"], mean, rtol=1e-6)
+  np.testing.assert_allclose(found["variance"], variance, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rest", [{}, {"average_decay": 0.5}])

@@ -186,6 +186,25 @@ def test_norms_of_the_update_are_in_the_sum_and_nowhere_else():
   assert after.arrows == before.arrows and after.marks == before.marks
 
 
+@pytest.mark.parametrize(
+  ("normalisation", "tensor"), [("batch", "statistics"), ("across", "edges")]
+)
+def test_what_a_layer_normalises_with_has_rows(normalisation, tensor):
+  network = wiring.make_network(
+    wirings.ALEXNET_2012, normalisation=normalisation
+  )
+  layout = catalog.TWO_COLUMN_DATA
+  plan = make_plan(network, layout)
+  rows = captions.table(network, layout, plan, BATCH_SIZE)
+  shown = {
+    (" ".join(row.head).startswith(tensor), name)
+    for row in rows
+    for name in row.cells
+  }
+  layers = {each.layer for each in plan if each.tensor == tensor}
+  assert layers and {(True, name) for name in layers} <= shown
+
+
 def test_every_exchange_is_shown_once(case):
   network, layout = case
   plan = make_plan(network, layout)

@@ -67,7 +67,7 @@ class AlexNet(nnx.Module):
     self.network = network
     shapes = {name: size.kernel for name, size in network.sizes().items()}
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-    # One draw, cut in eight: a draw per kernel takes five times as long to
+    # One draw, cut in pieces: a draw per kernel takes five times as long to
     # compile.
     normals = jnp.split(jax.random.normal(rngs.params(), ends[-1:]), ends[:-1])
     for (name, shape), normal in zip(shapes.items(), normals, strict=True):

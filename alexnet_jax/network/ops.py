@@ -1,4 +1,4 @@
-"""The operations of 2012 that libraries no longer bring along."""
+"""What a layer does beside its product: activations, pooling, LRN, dropout."""
 
 from __future__ import annotations
 

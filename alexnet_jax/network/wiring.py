@@ -1,4 +1,4 @@
-"""The network as a table: eight layers, K columns, and who reads what.
+"""The network as a table: its layers, K columns, and who reads what.
 
 A `Layer` is one row, a `Wiring` is a named table of them, and a `Network` is a
 table in a given size. Standard library only: the model, the layout's checks
@@ -399,9 +399,9 @@ def _check_choices(
 
 def _check_positive(**fields: float) -> None:
   for name, value in fields.items():
-    if not value > 0:
+    if not 0 < value < math.inf:
       raise ValueError(
-        f"network.{name} is {value}, expected a number above 0. "
+        f"network.{name} is {value}, expected a finite number above 0. "
         f"Set config.network.{name}."
       )
 
@@ -422,6 +422,7 @@ def _window_count(
     raise ValueError(
       f"the map that {layer.name} reads or pools is {side} pixels wide, less "
       f"than its window of {window}, for an image of {network.image_size} "
-      "pixels. Set config.network.image_size higher."
+      "pixels. Set config.network.image_size higher, or "
+      "config.network.pooling smaller."
     )
   return (side - window) // stride + 1

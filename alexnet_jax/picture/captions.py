@@ -164,7 +164,7 @@ def table(
     )
   sums = {}
   for exchange in plan:
-    if exchange.tensor in (plan_lib.KERNEL, plan_lib.BIAS):
+    if exchange.tensor not in (plan_lib.ACTIVATION, plan_lib.NORM):
       forward = exchange.direction == plan_lib.FORWARD
       what = "weights" if forward else "gradients"
       if exchange.tensor not in plan_lib.PARAMETERS:
@@ -195,6 +195,8 @@ def total(plan: Sequence[plan_lib.Exchange]) -> str:
     if exchange.tensor in plan_lib.PARAMETERS:
       forward = exchange.direction == plan_lib.FORWARD
       what = "of weights" if forward else "of gradients"
+    elif exchange.tensor == plan_lib.NORM:
+      what = "of norms"
     elif exchange.tensor != plan_lib.ACTIVATION:
       what = f"of {exchange.tensor}"
     else:

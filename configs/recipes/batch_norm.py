@@ -47,6 +47,6 @@ def get_config(variant: str = "imagenet") -> ml_collections.ConfigDict:
     default.shrink(config)
     config.layout.mesh.data = 2
     config.optimizer.learning_rate = 0.02
-    # Of 563 updates, the last ten in a hundred.
+    # Of 562 updates, the last ten in a hundred.
     config.optimizer.average_decay = 0.98
   return config
