@@ -19,6 +19,7 @@ def make_state(rule):
     step=jnp.zeros((), jnp.int32),
     parameters=parameters,
     optimizer=rule.init(parameters),
+    statistics={},
   )
 
 
