@@ -28,7 +28,7 @@ from configs import default
 ACTIVATIONS = ("relu", "tanh")
 RATES = {
   "he": (0.001, 0.003, 0.01, 0.03, 0.1),
-  "source": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+  "source": (3e-4, 1e-3, 3e-3, 1e-2),
 }
 SEEDS = (0, 1, 2)
 GOAL = 0.25

@@ -50,7 +50,7 @@ RUNS = {
         **FALLS,
       },
     )
-    for rate in (10.0, 20.0, 40.0)
+    for rate in (2.5, 5.0, 10.0)
   },
 }
 
