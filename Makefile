@@ -24,7 +24,7 @@ test: .venv/test.done
 	$(BIN)/python -m pytest
 
 verify: .venv/test.done
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 	$(BIN)/python -m alexnet_jax.verify --config.batch_size=8
 
 hosts: .venv/test.done

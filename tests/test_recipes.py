@@ -63,10 +63,9 @@ def test_unknown_ablation_lists_the_known_ones():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["source", "batch_norm", "lrn_across"])
-def test_layouts_train_a_config_alike(name, tmp_path):
+def test_layouts_train_a_config_alike(tmp_path):
   losses = [
-    recipes.train(recipes.make_config(name), layout, data_dir=str(tmp_path))
+    recipes.train(recipes.make_config("source"), layout, data_dir=str(tmp_path))
     for layout in recipes.LAYOUTS
   ]
   # Sums in another order, in float32, over a few steps.

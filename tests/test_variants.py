@@ -49,8 +49,8 @@ def check_same(found, expected):
       block = np.asarray(block)
       difference = np.linalg.norm(np.asarray(variables[layer][name]) - block)
       # A shift that the next batch normalisation takes away again has a
-      # gradient of 0 but for rounding: biases of some 1e-8.
-      assert difference <= 1e-5 * np.linalg.norm(block) + 1e-7, (layer, name)
+      # gradient of 0 but for the rounding of the sum that it is.
+      assert difference <= 1e-5 * np.linalg.norm(block) + 2e-6, (layer, name)
 
 
 @pytest.mark.parametrize(
