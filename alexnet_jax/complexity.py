@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 import rich.console
 from absl import app, flags
 
-from alexnet_jax import claim, command, count_tables, counts, settings
+from alexnet_jax import claim, command, count_tables, counts, files, settings
 from alexnet_jax.network import catalog, wiring
 
 _CONFIG = command.define_config(required=False)
@@ -38,9 +38,11 @@ def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   with command.in_one_line(ValueError, TypeError, OSError):
     command.choose_devices(1, simulated=1, topology_name=None)
+    if _JSON.value is not None:
+      files.check_path(_JSON.value, flag="json", endings=(".json",))
     networks = _make_networks()
     counted = {name: counts.count(made) for name, made in networks.items()}
-    if _JSON.value:
+    if _JSON.value is not None:
       with open(_JSON.value, "w") as file:
         json.dump(to_json(counted), file, indent=2)
   show(counted, command.make_console())
@@ -50,13 +52,10 @@ def main(argv: list[str]) -> None:
 
 def make_published(table: wiring.Wiring) -> wiring.Network:
   """A network in the size it was published in."""
-  image_size, num_classes = 224, 1000
-  if table is catalog.LENET5:  # MNIST
-    image_size, num_classes = 28, 10
-  elif table is catalog.FOUR_LAYER:  # CIFAR-10
-    image_size, num_classes = 32, 10
   return wiring.make_network(
-    table, image_size=image_size, num_classes=num_classes
+    table,
+    image_size=table.published_size,
+    num_classes=table.published_classes,
   )
 
 

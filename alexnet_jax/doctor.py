@@ -53,8 +53,9 @@ def main(argv: list[str]) -> None:
   variables = machine.find_settings()  # before this process adds its own
   with (
     command.start(_DISTRIBUTED, _START_TIMEOUT, same=same) as group,
-    command.in_one_line(OSError, group=group),
+    command.in_one_line(ValueError, OSError, group=group),
   ):
+    run_lib.check_processes(config, group)
     run_lib.settle_devices(
       ensemble_lib.Ensemble(config.ensemble).widen(layout),
       group,

@@ -22,6 +22,7 @@ from alexnet_jax import (
   command,
   compilation_cache,
   evaluation,
+  files,
   predict,
   prediction_files,
   trained,
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> None:
       (_JSON, (".json",)),
     ):
       if flag.value is not None:
-        prediction_files.check_path(flag.value, flag=flag.name, endings=endings)
+        files.check_path(flag.value, flag=flag.name, endings=endings)
     runs = _find_runs()
     same = {f"--{flag.name}": str(flag.value) for flag in (_VIEWS, _SPLIT)}
     for run in runs:

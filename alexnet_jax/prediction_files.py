@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,24 +10,6 @@ import numpy as np
 from alexnet_jax import predictions as predictions_lib
 
 ENDINGS = (".csv", ".npz")
-
-
-def check_path(path: str, *, flag: str, endings: Sequence[str]) -> None:
-  """Refuses a file that cannot be written, before anything is computed.
-
-  Raises:
-    ValueError: it has another ending, or cannot be written.
-  """
-  if not path.endswith(tuple(endings)):
-    raise ValueError(
-      f"the file {path!r} does not end in {' or '.join(endings)}. Set --{flag}."
-    )
-  folder = os.path.dirname(path) or "."
-  if not os.access(folder, os.W_OK) or os.path.isdir(path):
-    raise ValueError(
-      f"the file {path!r} cannot be written: {folder!r} is no folder, or not "
-      f"yours. Set --{flag}."
-    )
 
 
 def write(
@@ -46,7 +27,7 @@ def write(
   it.
 
   Args:
-    path: from `check_path`.
+    path: that `files.check_path` has accepted.
     found: at least one.
     class_names: of all classes.
   """

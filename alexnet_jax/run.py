@@ -136,12 +136,7 @@ def prepare(
     ValueError, TypeError, OSError: with one line on what to change.
   """
   network, layout = settings.check(config)
-  if config.ensemble > 1 and group.count > 1:
-    raise ValueError(
-      f"ensemble is {config.ensemble}, and there are {group.count} processes, "
-      "expected one for all members. Set config.ensemble=1, or start one "
-      "process."
-    )
+  check_processes(config, group)
   ensemble = ensemble_lib.Ensemble(config.ensemble)
   settle_devices(ensemble.widen(layout), group, simulate_devices)
   ensemble_lib.make_mesh(layout, ensemble)
@@ -175,6 +170,22 @@ def prepare(
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
     cache=cache,
   )
+
+
+def check_processes(
+  config: ml_collections.ConfigDict, group: group_lib.Group
+) -> None:
+  """Refuses an ensemble in several processes.
+
+  Raises:
+    ValueError: names the field.
+  """
+  if config.ensemble > 1 and group.count > 1:
+    raise ValueError(
+      f"ensemble is {config.ensemble}, and there are {group.count} processes, "
+      "expected one for all members. Set config.ensemble=1, or start one "
+      "process."
+    )
 
 
 def settle_devices(

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from alexnet_jax import evaluation, prediction_files, predictions
+from alexnet_jax import evaluation, files, prediction_files, predictions
 
 
 def make(seed, *, name="a", images=40, classes=8, views=1):
@@ -160,7 +160,7 @@ def test_files_hold_the_predictions(tmp_path):
 )
 def test_file_that_cannot_be_written_is_refused(name, expected, tmp_path):
   with pytest.raises(ValueError, match=expected):
-    prediction_files.check_path(
+    files.check_path(
       str(tmp_path / name),
       flag="predictions",
       endings=prediction_files.ENDINGS,

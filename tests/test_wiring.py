@@ -55,11 +55,11 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("table", wirings.WIRINGS, ids=lambda table: table.name)
 def test_wiring_has_its_published_number_of_parameters(table):
-  small = {"lenet5": 28, "four_layer": 32}
-  own = {}
-  if table.name in small:
-    own = {"image_size": small[table.name], "num_classes": 10}
-  sizes = wiring.make_network(table, **own).sizes()
+  sizes = wiring.make_network(
+    table,
+    image_size=table.published_size,
+    num_classes=table.published_classes,
+  ).sizes()
   found = sum(size.parameters for size in sizes.values())
   assert found == PARAMETERS[table.name]
 

@@ -29,7 +29,8 @@ def rewire(
   Returns:
     The new wiring.
   """
-  return Wiring(
+  return dataclasses.replace(
+    base,
     name=name,
     columns=base.columns if columns is None else columns,
     layers=tuple(
@@ -37,7 +38,6 @@ def rewire(
       for layer in base.layers
       if layer.name not in without
     ),
-    image_channels=base.image_channels,
   )
 
 
@@ -220,6 +220,8 @@ LENET5 = Wiring(
   name="lenet5",
   columns=1,
   image_channels=1,
+  published_size=28,
+  published_classes=10,
   layers=(
     Layer(
       name="conv1",
@@ -251,6 +253,8 @@ LENET5 = Wiring(
 FOUR_LAYER = Wiring(
   name="four_layer",
   columns=1,
+  published_size=32,
+  published_classes=10,
   layers=(
     *(
       Layer(

@@ -92,12 +92,16 @@ class Wiring:
     columns: groups of feature maps, K.
     layers: the rows, first to last.
     image_channels: of the image: 3, or 1, the mean of the three.
+    published_size: side of the image that it was published with, in pixels.
+    published_classes: labels that it was published with.
   """
 
   name: str
   columns: int
   layers: tuple[Layer, ...]
   image_channels: int = 3
+  published_size: int = 224
+  published_classes: int = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

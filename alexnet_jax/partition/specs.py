@@ -26,7 +26,7 @@ class Specs:
       normalisation.
     gathers: {(layer, "kernel"): (axes, dimension)}: what is stored in shares,
       and how these are joined before use.
-    shared: {layer: {"kernel": axes, "bias": axes}}: axes along which devices
+    shared: {layer: {name: axes}}, as the parameters: axes along which devices
       use one parameter for different work, so that its gradient is summed.
     images: of [N, ...] arrays that belong to images.
     labels: of [N] arrays that belong to logits.
