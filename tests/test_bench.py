@@ -50,6 +50,7 @@ def test_table_says_what_bounds_the_input(tmp_path):
     assert text in process.stdout
 
 
+@pytest.mark.slow
 def test_step_is_measured_with_augmentation_and_without(tiny_config):
   tiny_config.layout.name = "two_column"
   network, layout = settings.check(tiny_config)

@@ -82,6 +82,7 @@ def test_stopped_and_restarted_run_ends_as_one_that_ran_through(
   assert not same_bits(halfway.parameters, straight.parameters)
 
 
+@pytest.mark.slow
 def test_checkpoint_in_mid_run_is_not_touched_by_the_steps_after_it(
   tiny_config, tmp_path, data_dir
 ):
