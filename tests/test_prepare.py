@@ -229,25 +229,19 @@ def test_interrupted_and_started_again_ends_with_the_same_data(
   number, said, tars, data_dir, tmp_path
 ):
   flags = ("--subset", "--shard_images=10", "--unreadable=leave_out")
-  straight = tmp_path / "straight"
-  # On a busy machine it may be ready before the signal is sent.
-  for attempt in range(5):
-    tmp_path = tmp_path / str(attempt)
-    parts = tmp_path / "imagenet256" / "jpeg" / "1.0.0.unfinished" / "set"
-    process = subprocess.Popen(
-      command(tars, tmp_path, *flags),
-      cwd=ROOT,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    until = time.monotonic() + 60
-    while not list(parts.glob("*-of-*[0-9]")) and time.monotonic() < until:
-      time.sleep(0.005)
-    process.send_signal(number)
-    _, complaint = process.communicate(timeout=60)
-    if process.returncode:
-      break
+  parts = tmp_path / "imagenet256" / "jpeg" / "1.0.0.unfinished" / "set"
+  process = subprocess.Popen(
+    command(tars, tmp_path, *flags),
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  until = time.monotonic() + 60
+  while not list(parts.glob("*-of-*[0-9]")) and time.monotonic() < until:
+    time.sleep(0.005)
+  process.send_signal(number)
+  _, complaint = process.communicate(timeout=60)
   assert process.returncode != 0
   if number == signal.SIGINT:
     assert complaint.startswith("interrupted; the same command goes on")
@@ -263,6 +257,7 @@ def test_interrupted_and_started_again_ends_with_the_same_data(
   final = parts.parents[1] / "1.0.0"
   for path, written in kept.items():
     assert (final / path.name).stat().st_mtime_ns == written  # not redone
+  straight = tmp_path / "straight"
   assert run(tars, straight, *flags).returncode == 0
   expected = content(straight / "imagenet256" / "jpeg" / "1.0.0")
   assert content(final) == expected  # every file, every byte
