@@ -52,6 +52,7 @@ def only_entry(folder):
   return entry
 
 
+@pytest.mark.slow
 def test_step_from_the_cache_is_the_same_step(
   folder, tiny_network, tiny_augmentation, tiny_batch, key
 ):

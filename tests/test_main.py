@@ -124,6 +124,7 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(case, bad_runs):
   assert [path.name for path in tmp.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_four_simulated_devices_train_and_resume_from_the_command_line(
   tmp_path,
 ):

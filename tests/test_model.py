@@ -17,7 +17,9 @@ def relative_difference(a, b):
 @pytest.mark.parametrize(
   "network",
   [
-    wiring.make_network(wirings.ALEXNET_2012),
+    pytest.param(
+      wiring.make_network(wirings.ALEXNET_2012), marks=pytest.mark.slow
+    ),
     wiring.make_network(
       wirings.ALEXNET_2012,
       width=1 / 8,

@@ -442,6 +442,7 @@ def test_folder_in_the_place_of_the_set_is_not_touched(tars, tmp_path):
   assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_unreadable_file_stops_and_what_is_finished_is_kept(tars, tmp_path):
   copied = shutil.copytree(tars, tmp_path / "tars")
   process = run(copied, tmp_path, "--subset", "--shard_images=50")
