@@ -35,5 +35,6 @@ def test_training_starts_as_that_of_2014_did():
   images, labels = precision.make_set(side=256)
   batch = jax.device_put((images[:32], labels[:32]), program.batch_shardings)
   _, totals = compiled(state, step_key, *batch)
-  # There 7.16 over the first 3,072 images; these are 32.
-  assert float(totals[0]) / 32 == pytest.approx(math.log(1000), abs=0.5)
+  # There 7.16 over the first 3,072 images; these are 32 crops of two
+  # photographs, whose logits hardly differ: two such sets gave 7.34 and 7.50.
+  assert float(totals[0]) / 32 == pytest.approx(math.log(1000), abs=0.7)
