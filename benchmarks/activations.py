@@ -124,7 +124,7 @@ def find_errors(
   config: ml_collections.ConfigDict, data_dir: str | None
 ) -> np.ndarray:
   """Training error over the last epoch, from the end of the first one on."""
-  lines = curves.train_once(config, data_dir=data_dir)
+  lines = curves.train_while_finite(config, data_dir=data_dir)
   steps = [
     line["training_top1_error"]
     for line in lines

@@ -13,7 +13,7 @@ import rich.console
 from matplotlib import figure
 
 from alexnet_jax import run as run_lib
-from alexnet_jax import settings, train
+from alexnet_jax import settings, step, train
 from alexnet_jax.picture import files
 from alexnet_jax.processes import group as group_lib
 
@@ -25,12 +25,12 @@ _SETTINGS = {
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
-def train_once(
+def train_to_end(
   config: ml_collections.ConfigDict,
   *,
   data_dir: str | None,
   simulate_devices: int | None = None,
-) -> list[dict[str, float]]:
+) -> tuple[step.TrainState, list[dict[str, float]]]:
   """Trains a config from its start; nothing is kept but what is returned.
 
   Args:
@@ -40,10 +40,11 @@ def train_once(
       process, the first one settles it.
 
   Returns:
-    The lines of `metrics.jsonl`; up to the last one that is finite where a
-    loss is not.
+    The final state, and the lines of `metrics.jsonl`.
 
   Raises:
+    FloatingPointError: a loss is not finite; the lines until then are its
+      `lines`.
     ValueError, TypeError, OSError: with one line on what to change.
   """
   settings.check(config)
@@ -56,10 +57,26 @@ def train_once(
       simulate_devices=simulate_devices,
     )
     try:
-      train.train(run, rich.console.Console(quiet=True))
-    except FloatingPointError:
-      pass  # the curve ends there, which its reader sees
-    lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+      state = train.train(run, rich.console.Console(quiet=True))
+    except FloatingPointError as error:
+      error.lines = _read(workdir)
+      raise
+    return state, _read(workdir)
+
+
+def train_while_finite(
+  config: ml_collections.ConfigDict, *, data_dir: str | None
+) -> list[dict[str, float]]:
+  """The lines of `metrics.jsonl`, as far as losses are finite."""
+  try:
+    _, lines = train_to_end(config, data_dir=data_dir)
+  except FloatingPointError as error:
+    lines = error.lines  # the curve ends there, which its reader sees
+  return lines
+
+
+def _read(workdir: str) -> list[dict[str, float]]:
+  lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
   return [json.loads(line) for line in lines]
 
 

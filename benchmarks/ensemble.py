@@ -14,10 +14,7 @@ make more of that rounding, as they do between two layouts.
 
 from __future__ import annotations
 
-import json
-import pathlib
 import sys
-import tempfile
 
 import jax
 import ml_collections
@@ -26,9 +23,8 @@ import rich.console
 import rich.table
 from absl import app, flags
 
-from alexnet_jax import command, settings, train
-from alexnet_jax import run as run_lib
-from alexnet_jax.processes import group as group_lib
+from alexnet_jax import command, settings
+from benchmarks import curves
 from configs import default
 
 MEMBERS = 5
@@ -88,17 +84,11 @@ def main(argv: list[str]) -> None:
 def run(config: ml_collections.ConfigDict) -> tuple[dict, list[dict]]:
   """The final parameters of a run, and its reports of the training."""
   _, layout = settings.check(config)
-  with tempfile.TemporaryDirectory() as workdir:
-    prepared = run_lib.prepare(
-      config,
-      group=group_lib.alone(),
-      workdir=workdir,
-      data_dir=flags.FLAGS.data_dir,
-      simulate_devices=MEMBERS * layout.devices,
-    )
-    state = train.train(prepared, rich.console.Console(quiet=True))
-    text = pathlib.Path(workdir, "metrics.jsonl").read_text()
-  lines = [json.loads(line) for line in text.splitlines()]
+  state, lines = curves.train_to_end(
+    config,
+    data_dir=flags.FLAGS.data_dir,
+    simulate_devices=MEMBERS * layout.devices,
+  )
   return jax.device_get(state.parameters), [
     line for line in lines if "training_loss" in line
   ]

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
   lines = {}
   for name, (batch, fields) in RUNS.items():
     lines[name] = [
-      curves.train_once(
+      curves.train_while_finite(
         make_config(batch, fields, seed), data_dir=flags.FLAGS.data_dir
       )
       for seed in SEEDS
