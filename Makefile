@@ -4,6 +4,7 @@
 #             promises, on every mesh of up to eight simulated devices
 # make hosts  sets up .venv and starts runs of several processes, also under
 #             Slurm and Open MPI where the machine has them
+# make faults sets up .venv and injects faults into running processes
 # make slices sets up .venv with libtpu and compiles for TPU slices
 # make lint   sets up .venv and checks the style
 # make docs   sets up .venv and makes the tables and pictures of docs/ again
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: setup demo test verify hosts slices lint docs
+.PHONY: setup demo test verify hosts faults slices lint docs
 
 setup: .venv/runtime.done
 
@@ -29,6 +30,9 @@ verify: .venv/test.done
 
 hosts: .venv/test.done
 	$(BIN)/python -m pytest -m hosts -rs -n 3 --dist loadfile
+
+faults: .venv/test.done
+	$(BIN)/python -m pytest -m faults -n 3 --dist loadfile
 
 slices: .venv/tpu.done
 	$(BIN)/python -m pytest -m slices
