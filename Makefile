@@ -22,7 +22,7 @@ demo: setup
 	  --workdir=runs/demo --data_dir=data
 
 test: .venv/test.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 verify: .venv/test.done
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
