@@ -66,15 +66,15 @@ class Checkpoints:
     for step in self.steps():
       with contextlib.suppress(CheckpointError):  # it has no error then
         self._note_error(step, self.facts(step))
-    with stored.muted():
-      return training.Checkpointer(
-        stored.find_folder(self._workdir),
-        save_decision_policy=(
-          training.save_decision_policies.FixedIntervalPolicy(1)
-        ),
-        preservation_policy=self._kept,
-        cleanup_tmp_directories=True,
-      )
+    stored.mute()
+    return training.Checkpointer(
+      stored.find_folder(self._workdir),
+      save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
+        1
+      ),
+      preservation_policy=self._kept,
+      cleanup_tmp_directories=True,
+    )
 
   def latest_step(self) -> int | None:
     """The step of the newest complete checkpoint; None if there is none."""
@@ -161,8 +161,7 @@ class Checkpoints:
   def _writing(self, step: int) -> Iterator[None]:
     """Says of any error of Orbax which checkpoint it is about."""
     try:
-      with stored.muted():
-        yield
+      yield
     except Exception as error:
       self._saving = None
       raise saving.failure(
@@ -294,6 +293,6 @@ class Checkpoints:
         self._finish(None)
       finally:
         # Of a save that has failed, all is said by then.
-        with stored.muted(), contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):
           self._checkpointer.close()
     return self.check()

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from alexnet_jax import record
 
-# Of TensorStore: "[OS error 28: ENOSPC No space left on device]".
-_OS_ERROR = re.compile(r"\[OS error \d+: (?:E\w+ )?([^\]]+)\]")
+# Of TensorStore: "...: No space left on device [os_error_code='28']".
+_OS_ERROR = re.compile(r": ([^:]+) \[os_error_code=")
 
 
 class Response(Protocol):

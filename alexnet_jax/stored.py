@@ -5,10 +5,10 @@ Of any run, whether it trains meanwhile or not; writes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import sys
+import warnings
 from typing import Any
 
 import jax
@@ -50,13 +50,15 @@ def load(
   found = record.read(folder)
   if found is not None:
     record.check_fits(folder, found, like)
+  mute()
   try:
-    with muted():
-      state = step_lib.TrainState(**ocp.load(folder, like._asdict()))
+    state = step_lib.TrainState(**ocp.load(folder, like._asdict()))
   except (jax.errors.JaxRuntimeError, MemoryError):
     raise  # of the devices, or of another process
   except Exception as error:
-    raise record.damaged(folder, f"it cannot be read: {error}") from error
+    raise record.damaged(
+      folder, f"it cannot be read: {_summarize(error)}"
+    ) from error
   if found is not None:
     record.check(folder, found, state)
   return state
@@ -66,16 +68,16 @@ def find_problem(
   workdir: str, step: int, like: step_lib.TrainState
 ) -> str | None:
   """What is wrong with a checkpoint, found out by this process alone."""
-  alone = ocp.options.MultiprocessingOptions(
-    primary_host=jax.process_index(), active_processes={jax.process_index()}
-  )
+  alone = ocp.Context()
+  alone.multiprocessing.primary_host = jax.process_index()
+  alone.multiprocessing.active_processes = {jax.process_index()}
   here = jax.tree.map(
     # Takes no memory; NumPy arrays are read as such.
     lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
     like,
   )
   try:
-    with ocp.Context(multiprocessing_options=alone):
+    with alone:
       load(workdir, step, here)
   except record.DamagedError as error:
     return str(error)
@@ -98,19 +100,56 @@ def find_folder(workdir: str, step: int | None = None) -> str:
   return folder if step is None else os.path.join(folder, str(step))
 
 
-@contextlib.contextmanager
-def muted() -> Iterator[None]:
-  """Drops what Orbax logs, as of errors that it raises too.
+def find_sound_before(
+  workdir: str, step: int, like: step_lib.TrainState
+) -> int | None:
+  """The newest sound checkpoint before that of a step; None: there is none."""
+  for earlier in sorted(find_steps(workdir), reverse=True):
+    if earlier < step and find_problem(workdir, earlier, like) is None:
+      return earlier
+  return None
 
-  With their traceback, and from threads of its own. --verbosity=1 shows it.
+
+def _summarize(error: BaseException) -> str:
+  """The cause of an error of TensorStore, which says all that it was doing."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  text = " ".join(str(error).split())
+  for rest in ("[tensorstore_spec", "See full TensorStore details"):
+    text = text.split(rest)[0].strip()
+  return text if len(text) < 200 else f"... {text[-200:]}"
+
+
+def mute() -> None:
+  """Drops what Orbax and its threads print of errors that it raises too.
+
+  With their traceback, several times. A read that fails leaves others that
+  nobody waits for any more, which say so at any time later; so it is for good.
+  --verbosity=1 shows what is logged.
   """
+  if getattr(sys.unraisablehook, "mutes_orbax", False):
+    return
+  hook, ignored = sys.excepthook, sys.unraisablehook
+
+  def show(kind, error, trace):
+    if str(error) != "Event loop is closed":
+      hook(kind, error, trace)
+
+  def show_ignored(found):
+    code = getattr(found.object, "cr_code", None)
+    if code is None or "orbax" not in code.co_filename:
+      ignored(found)
 
   def keep(line: logging.LogRecord) -> bool:
-    return absl_logging.get_verbosity() > 0 or "orbax" not in line.pathname
+    return absl_logging.get_verbosity() > 0 or not (
+      "orbax" in line.pathname
+      or "exception was never retrieved" in line.getMessage()
+    )
 
-  logger = absl_logging.get_absl_logger()
-  logger.addFilter(keep)
-  try:
-    yield
-  finally:
-    logger.removeFilter(keep)
+  show_ignored.mutes_orbax = True
+  sys.excepthook, sys.unraisablehook = show, show_ignored
+  for name in ("absl", "asyncio", None):
+    logging.getLogger(name).addFilter(keep)
+  warnings.filterwarnings(
+    "ignore", message="coroutine .* was never awaited", category=RuntimeWarning
+  )
