@@ -1,104 +1,298 @@
-"""Checkpoints: saved in the background, atomic, restored onto any layout."""
+"""Checkpoints: saved in the background, atomic, restored onto any layout.
+
+A folder gets its name once all is in it, so what is there is complete. Arrays
+are synced to disk (fsync, by TensorStore); the small files beside them and the
+name are not: after a loss of power the newest may be damaged, which is found,
+and the one before it is used.
+"""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
+from alexnet_jax import (
+  fingerprint,
+  kept,
+  record,
+  resume,
+  saving,
+  stored,
+)
 from alexnet_jax import step as step_lib
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.processes import group as group_lib
+
+CheckpointError = record.CheckpointError
+find_latest_step, find_steps = stored.find_latest_step, stored.find_steps
+load = stored.load
 
 
 class Checkpoints:
   """The checkpoints of one run, `<workdir>/checkpoints/<step>`.
 
   Args:
-    workdir: of the run.
+    workdir: of the run; each checkpoint keeps the fields it has.
     keep: how many of the newest are kept.
+    best: how many of the lowest validation error are kept too.
+    every: of which steps each multiple is kept too; None: of none.
+    group: the processes of the run; None: this one.
   """
 
-  def __init__(self, workdir: str, *, keep: int):
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    keep: int,
+    best: int = 0,
+    every: int | None = None,
+    group: group_lib.Group | None = None,
+  ):
+    self._workdir = workdir
+    self._group = group or group_lib.alone()
+    self._kept = kept.Policy(newest=keep, best=best, every=every)
+    self._saving: saving.Saving | None = None
+    self._saved: list[saving.Saved] = []
+
+  @functools.cached_property
+  def _checkpointer(self) -> ocp.training.Checkpointer:
+    """Opened when it is first needed: it reads a little of each checkpoint."""
     training = ocp.training
-    self._checkpointer = training.Checkpointer(
-      _find_folder(workdir),
+    for step in self.steps():
+      with contextlib.suppress(CheckpointError):  # it has no error then
+        self._note_error(step, self.facts(step))
+    stored.mute()
+    return training.Checkpointer(
+      stored.find_folder(self._workdir),
       save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
         1
       ),
-      preservation_policy=training.preservation_policies.LatestN(keep),
+      preservation_policy=self._kept,
       cleanup_tmp_directories=True,
     )
 
   def latest_step(self) -> int | None:
     """The step of the newest complete checkpoint; None if there is none."""
-    latest = self._checkpointer.latest
-    return None if latest is None else latest.step
+    return stored.find_latest_step(self._workdir)
 
   def steps(self) -> list[int]:
     """The steps of the complete checkpoints, the oldest first."""
-    return [found.step for found in self._checkpointer.checkpoints]
+    return stored.find_steps(self._workdir)
 
-  def save(self, step: int, state: step_lib.TrainState) -> None:
+  def facts(self, step: int) -> dict[str, Any]:
+    """What was said of a checkpoint when it was saved.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    return stored.read_facts(self._workdir, step)
+
+  def save(
+    self,
+    step: int,
+    state: step_lib.TrainState,
+    facts: Mapping[str, Any] | None = None,
+  ) -> None:
     """Starts to save a state; returns once it may be changed.
 
     Args:
       step: of the state, not before the newest; a checkpoint that exists is
         left as it is.
       state: global arrays.
-    """
-    if step not in self.steps():
-      self._checkpointer.save_async(step, state._asdict())
+      facts: of this state, as JSON has it; `validation_error`, its top-1
+        error, decides whether it is one of the best.
 
-  def remove_after(self, step: int) -> None:
+    Raises:
+      FloatingPointError: the state has elements that are not finite.
+      CheckpointError: it cannot be written, or the one before could not.
+    """
+    began = time.monotonic()
+    self._finish(None)
+    if any(found.step == step for found in self._checkpointer.checkpoints):
+      return
+    arrays = fingerprint.take(state)
+    record.check_finite(step, arrays)
+    facts = dict(facts or {})
+    kept_fields = workdir_lib.read(self._workdir) or {}
+    with self._writing(step):
+      response = self._checkpointer.save_async(
+        step,
+        state._asdict(),
+        custom_metadata=record.make(kept_fields, facts, arrays),
+      )
+    if response is None:
+      raise CheckpointError(
+        f"the checkpoint of step {step} would come after that of step "
+        f"{self.latest_step()} in {self._workdir!r}, expected a later step. "
+        "Set --workdir."
+      )
+    self._note_error(step, facts)
+    folder = self._folder(step)
+    self._saving = saving.Saving(folder, step, began, response)
+
+  def _note_error(self, step: int, facts: Mapping[str, Any]) -> None:
+    if "validation_error" in facts:
+      self._kept.errors[step] = facts["validation_error"]
+
+  def check(self) -> list[saving.Saved]:
+    """What has been saved since the last call; waits for nothing.
+
+    Raises:
+      CheckpointError: the save in the background has failed.
+    """
+    self._finish(0.0)
+    saved, self._saved = self._saved, []
+    return saved
+
+  def _finish(self, timeout_seconds: float | None) -> None:
+    if self._saving is not None:
+      with self._writing(self._saving.step):
+        saved = self._saving.finish(timeout_seconds)
+      if saved is not None:
+        self._saved.append(saved)
+        self._saving = None
+
+  @contextlib.contextmanager
+  def _writing(self, step: int) -> Iterator[None]:
+    """Says of any error of Orbax which checkpoint it is about."""
+    try:
+      yield
+    except Exception as error:
+      self._saving = None
+      raise saving.failure(
+        error, self._folder(step), step, self.latest_step()
+      ) from error
+
+  def remove_after(self, step: int) -> list[int]:
     """Removes the checkpoints of later steps; none of them could be followed.
 
-    Orbax saves no step before its newest, and says nothing.
+    Orbax saves no step before its newest.
+
+    Returns:
+      The steps.
     """
-    for later in [found for found in self.steps() if found > step]:
+    removed = [found for found in self.steps() if found > step]
+    for later in removed:
       self._checkpointer.delete(later)
+    return removed
 
   def restore(
     self, like: step_lib.TrainState, *, step: int | None = None
   ) -> step_lib.TrainState:
-    """Reads a checkpoint.
+    """Reads a checkpoint; as `load`.
 
     Args:
       like: `jax.ShapeDtypeStruct`s with the shardings to restore onto, which
         need not be those that the checkpoint was written under.
       step: of the checkpoint; None: the newest.
     """
-    restored = self._checkpointer.load(step, abstract_state=like._asdict())
-    return step_lib.TrainState(**restored)
+    step = self.latest_step() if step is None else step
+    return stored.load(self._workdir, step, like)
 
-  def close(self) -> None:
-    """Waits until everything is on disk."""
-    self._checkpointer.close()
+  def resume(
+    self, like: step_lib.TrainState, say: Callable[[str], None]
+  ) -> tuple[int, step_lib.TrainState] | None:
+    """Reads the newest sound checkpoint, in all processes alike.
 
+    Damaged ones that are newer are moved aside: nothing could be saved below
+    them. Nothing is moved before a sound one is found.
 
-def find_latest_step(workdir: str) -> int | None:
-  """As `Checkpoints.latest_step`, of a run that is not open; writes nothing."""
-  return max(find_steps(workdir), default=None)
+    Args:
+      like: as for `restore`.
+      say: prints a line.
 
+    Returns:
+      Its step, and the state; None where there is no checkpoint.
 
-def find_steps(workdir: str) -> list[int]:
-  """Of the complete checkpoints of a run, rising; writes nothing."""
-  names = ocp.path.step.standard_name_format()
-  found = names.find_all(_find_folder(workdir))
-  return sorted(checkpoint.step for checkpoint in found)
+    Raises:
+      CheckpointError: there are checkpoints, but none is sound.
+    """
+    found = resume.find_sound(
+      stored.find_folder(self._workdir),
+      self.steps(),
+      lambda step: self._restore_together(like, step),
+      self.move_aside,
+      say,
+    )
+    self.prepare(say)
+    if found is not None:
+      self.tell_version(found[0], say)
+    return found
 
+  def prepare(self, say: Callable[[str], None]) -> None:
+    """Removes what a save has left that was cut off, and opens the rest.
 
-def load(
-  workdir: str, step: int, like: step_lib.TrainState
-) -> step_lib.TrainState:
-  """As `Checkpoints.restore`, of a run that is not open; writes nothing.
+    Args:
+      say: prints a line on each checkpoint whose record is damaged, which is
+        moved aside.
+    """
+    problems = self._group.first("checkpoints/records", self._find_problems)
+    for step, problem in problems:
+      say(f"{problem} It is now {self.move_aside(step)!r}.")
+    _ = self._checkpointer
 
-  Args:
-    workdir: of the run, which may be training meanwhile.
-    step: of `find_steps`.
-    like: as for `Checkpoints.restore`.
-  """
-  folder = os.path.join(_find_folder(workdir), str(step))
-  return step_lib.TrainState(**ocp.load(folder, like._asdict()))
+  def tell_version(self, step: int, say: Callable[[str], None]) -> None:
+    """Says so where a checkpoint cannot be held against its record."""
+    if record.read(self._folder(step)) is None:
+      say(
+        f"the checkpoint of step {step} in {self._workdir} is of an earlier "
+        "version: nothing tells whether it is what was saved"
+      )
 
+  def _restore_together(self, like, step: int) -> step_lib.TrainState:
+    """As `restore`; no process raises DamagedError without the others."""
+    if self._group.count == 1:
+      return self.restore(like, step=step)
+    # In Orbax's reads all wait for all, also for one that has failed.
+    problem = self._group.first(
+      f"checkpoints/{step}",
+      lambda: stored.find_problem(self._workdir, step, like),
+    )
+    if problem is not None:
+      raise record.DamagedError(problem)
+    try:
+      return self.restore(like, step=step)
+    except record.DamagedError as error:
+      raise CheckpointError(
+        f"{error} Process 0 can read it. Set --workdir to a directory that all "
+        "hosts share."
+      ) from error
 
-def _find_folder(workdir: str) -> str:
-  return os.path.abspath(os.path.join(workdir, "checkpoints"))
+  def _find_problems(self) -> list[tuple[int, str]]:
+    """Of the records of all checkpoints, which Orbax reads when it opens."""
+    problems = []
+    for step in self.steps():
+      try:
+        self.facts(step)
+      except record.DamagedError as error:
+        problems.append((step, str(error)))
+    return problems
+
+  def move_aside(self, step: int) -> str:
+    """Takes away the checkpoint of a step; returns where it is now."""
+    return self._group.first(
+      f"checkpoints/{step}/aside", lambda: resume.move_aside(self._folder(step))
+    )
+
+  def _folder(self, step: int) -> str:
+    return stored.find_folder(self._workdir, step)
+
+  def close(self) -> list[saving.Saved]:
+    """Waits until everything is on disk; as `check`.
+
+    Raises:
+      CheckpointError: the last save has failed.
+    """
+    if "_checkpointer" in self.__dict__:
+      try:
+        self._finish(None)
+      finally:
+        # Of a save that has failed, all is said by then.
+        with contextlib.suppress(Exception):
+          self._checkpointer.close()
+    return self.check()

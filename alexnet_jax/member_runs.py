@@ -7,15 +7,18 @@ itself keeps the config of the ensemble and what was reported of all members.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint, record, resume, saving
 from alexnet_jax import program as program_lib
 from alexnet_jax import step as step_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.partition import ensemble as ensemble_lib
+from alexnet_jax.processes import group as group_lib
 
 
 def find_folder(workdir: str, member: int) -> str:
@@ -54,27 +57,49 @@ def find_config(config: Mapping[str, Any], member: int) -> dict[str, Any]:
 
 
 def open_checkpoints(
-  workdir: str, program: program_lib.Program, *, keep: int
+  workdir: str,
+  program: program_lib.Program,
+  *,
+  keep: int,
+  best: int = 0,
+  every: int | None = None,
+  group: group_lib.Group | None = None,
 ) -> checkpoint.Checkpoints | MemberCheckpoints:
-  """The checkpoints of a single run, or of the members of an ensemble."""
+  """The checkpoints of a single run, or of the members of an ensemble.
+
+  Args:
+    workdir: of the run.
+    program: of it.
+    keep, best, every, group: see `checkpoint.Checkpoints`.
+  """
   if program.ensemble.members == 1:
-    return checkpoint.Checkpoints(workdir, keep=keep)
-  return MemberCheckpoints(workdir, program, keep=keep)
+    return checkpoint.Checkpoints(
+      workdir, keep=keep, best=best, every=every, group=group
+    )
+  return MemberCheckpoints(workdir, program, keep=keep, best=best, every=every)
 
 
 def find_latest_step(workdir: str, members: int) -> int | None:
   """As `checkpoint.find_latest_step`, of one member or of several.
 
   Returns:
-    The newest step that no member lacks but by having newer ones only.
+    The newest step that all members have; None if there is none.
   """
   if members == 1:
     return checkpoint.find_latest_step(workdir)
-  found = [
-    checkpoint.find_latest_step(find_folder(workdir, member))
-    for member in range(members)
-  ]
-  return None if None in found else min(found)
+  folders = [find_folder(workdir, member) for member in range(members)]
+  return max(find_common_steps(folders), default=None)
+
+
+def find_common_steps(folders: Sequence[str]) -> set[int]:
+  """The steps that all members of an ensemble have a checkpoint of.
+
+  Args:
+    folders: of the members.
+  """
+  return set.intersection(
+    *({*checkpoint.find_steps(folder)} for folder in folders)
+  )
 
 
 class MemberCheckpoints:
@@ -85,15 +110,27 @@ class MemberCheckpoints:
     program: of the ensemble.
     keep: how many of the newest are kept, but two at least: a run that is
       killed while it saves leaves some members with a newer one than others.
+    best, every: as for `checkpoint.Checkpoints`, of each member by itself.
   """
 
-  def __init__(self, workdir: str, program: program_lib.Program, *, keep: int):
+  def __init__(
+    self,
+    workdir: str,
+    program: program_lib.Program,
+    *,
+    keep: int,
+    best: int = 0,
+    every: int | None = None,
+  ):
     self._workdir = workdir
     self._likes = [member.abstract_state for member in program.members]
     self._checkpoints = [
-      checkpoint.Checkpoints(find_folder(workdir, member), keep=max(keep, 2))
+      checkpoint.Checkpoints(
+        find_folder(workdir, member), keep=max(keep, 2), best=best, every=every
+      )
       for member in range(len(self._likes))
     ]
+    self._saved: dict[int, list[saving.Saved]] = {}  # step -> of its members
 
   def latest_step(self) -> int | None:
     """The newest step that all members have; None if none has any.
@@ -113,23 +150,94 @@ class MemberCheckpoints:
       "folder of one member to go on with it alone."
     )
 
-  def save(self, step: int, state: step_lib.TrainState) -> None:
-    """As `checkpoint.Checkpoints.save`."""
-    for like, of_member in zip(self._likes, self._checkpoints, strict=True):
-      of_member.save(step, ensemble_lib.take(state, like))
+  def save(
+    self,
+    step: int,
+    state: step_lib.TrainState,
+    facts: Mapping[str, Any] | None = None,
+  ) -> None:
+    """As `checkpoint.Checkpoints.save`; lists of facts have one of each."""
+    for member, (like, of_member) in enumerate(
+      zip(self._likes, self._checkpoints, strict=True)
+    ):
+      mine = {
+        name: value[member] if isinstance(value, list) else value
+        for name, value in (facts or {}).items()
+      }
+      try:
+        of_member.save(step, ensemble_lib.take(state, like), mine)
+      except FloatingPointError as error:
+        raise FloatingPointError(f"member {member}: {error}") from error
 
-  def restore(self, like: step_lib.TrainState) -> step_lib.TrainState:
-    """As `checkpoint.Checkpoints.restore`, the newest that all members have."""
-    step = self.latest_step()
-    for of_member in self._checkpoints:
-      of_member.remove_after(step)
-    states = [
-      of_member.restore(of_one, step=step)
-      for of_one, of_member in zip(self._likes, self._checkpoints, strict=True)
+  def check(self) -> list[saving.Saved]:
+    """As `checkpoint.Checkpoints.check`: what all members have saved."""
+    return self._add_up([one.check() for one in self._checkpoints])
+
+  def _add_up(
+    self, new: Sequence[Sequence[saving.Saved]]
+  ) -> list[saving.Saved]:
+    for saved in itertools.chain(*new):
+      self._saved.setdefault(saved.step, []).append(saved)
+    whole = [
+      step
+      for step, of_members in self._saved.items()
+      if len(of_members) == len(self._checkpoints)
     ]
-    return ensemble_lib.join(states, like)
+    return [saving.add_up(self._saved.pop(step)) for step in whole]
 
-  def close(self) -> None:
-    """Waits until everything is on disk."""
+  def resume(
+    self, like: step_lib.TrainState, say: Callable[[str], None]
+  ) -> tuple[int, step_lib.TrainState] | None:
+    """As `checkpoint.Checkpoints.resume`, the newest that all members have.
+
+    What single members have of later steps is removed.
+    """
+    damaged: list[tuple[int, int]] = []  # member, step
+
+    def read(step: int) -> step_lib.TrainState:
+      states, problems = [], []
+      for member, of_one in enumerate(self._likes):
+        try:
+          states.append(self._checkpoints[member].restore(of_one, step=step))
+        except record.DamagedError as error:
+          damaged.append((member, step))
+          problems.append(str(error))
+      if problems:
+        raise record.DamagedError(" ".join(problems))
+      return ensemble_lib.join(states, like)
+
+    def move_aside(step: int) -> str:
+      places = [
+        self._checkpoints[member].move_aside(step)
+        for member, of_step in damaged
+        if of_step == step
+      ]
+      return ", ".join(places)
+
+    self.latest_step()  # refuses members of no common step
+    folders = [find_folder(self._workdir, one) for one in self._members]
+    steps = sorted(find_common_steps(folders))
+    found = resume.find_sound(self._workdir, steps, read, move_aside, say)
     for of_member in self._checkpoints:
-      of_member.close()
+      of_member.prepare(say)
+    if found is not None:
+      for folder, of_member in zip(folders, self._checkpoints, strict=True):
+        of_member.tell_version(found[0], say)
+        for step in of_member.remove_after(found[0]):
+          say(
+            f"the checkpoint of step {step} in {folder} is removed: not all "
+            "members have a sound one"
+          )
+    return found
+
+  @property
+  def _members(self) -> range:
+    return range(len(self._checkpoints))
+
+  def close(self) -> list[saving.Saved]:
+    """As `checkpoint.Checkpoints.close`, of all members."""
+    with contextlib.ExitStack() as closed:
+      saved = []
+      for of_member in self._checkpoints:
+        closed.callback(lambda one=of_member: saved.append(one.close()))
+    return self._add_up(saved)

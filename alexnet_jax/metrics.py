@@ -6,6 +6,7 @@ is not full, and every image counts exactly once.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 # The order of the sums in the array that `totals` returns.
@@ -72,3 +73,14 @@ def to_means(sums: jax.Array) -> dict[str, float]:
     for name, value in zip(NAMES, sums, strict=True)
   }
   return means | {"images": int(sums[-1])}
+
+
+def to_errors(sums: np.ndarray) -> float | list[float]:
+  """The top-1 error, 0..1; a list of that of each member of an ensemble.
+
+  Args:
+    sums: f32[4], as `totals` returns, or f32[members, 4].
+  """
+  if np.ndim(sums) > 1:
+    return [to_means(of_member)["top1_error"] for of_member in sums]
+  return to_means(sums)["top1_error"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from alexnet_jax import averages, checkpoint, metrics, trained
+from alexnet_jax import averages, metrics, record, stored, trained
 from alexnet_jax import predictions as predictions_lib
 from alexnet_jax import program as program_lib
 from alexnet_jax.data import pipeline, records
@@ -22,10 +22,23 @@ BATCHES_AHEAD = 2
 def load_variables(
   run: trained.Trained, program: program_lib.Program
 ) -> dict[str, dict[str, jax.Array]]:
-  """What a run evaluates with, onto the layout of a program for its network."""
-  return averages.find_variables(
-    checkpoint.load(run.workdir, run.step, program.abstract_state)
-  )
+  """What a run evaluates with, onto the layout of a program for its network.
+
+  Raises:
+    CheckpointError: the checkpoint is damaged; names a sound one before it.
+  """
+  like = program.abstract_state
+  try:
+    state = stored.load(run.workdir, run.step, like)
+  except record.DamagedError as error:
+    sound = stored.find_sound_before(run.workdir, run.step, like)
+    hint = (
+      "No earlier one is sound."
+      if sound is None
+      else f"Set --checkpoint_step={sound}, which is sound."
+    )
+    raise record.CheckpointError(f"{error} {hint}") from error
+  return averages.find_variables(state)
 
 
 def predict_split(

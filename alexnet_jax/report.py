@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 import rich.console
 import rich.progress
-import tensorboardX
 
-from alexnet_jax import metrics
+from alexnet_jax import events, lines, metrics, saving
 
 
 class Reporter:
@@ -43,11 +43,14 @@ class Reporter:
     self._console = console
     self._num_steps = num_steps
     self._file = self._events = None
+    self._workdir = workdir
     if workdir is not None:
-      self._file = open(os.path.join(workdir, "metrics.jsonl"), "a")
-      self._events = tensorboardX.SummaryWriter(workdir, flush_secs=10)
+      with self._writing():
+        self._open(os.path.join(workdir, "metrics.jsonl"))
+        self._events = events.Events(workdir)
     self._due: tuple | None = None  # the arguments of `training`, and seconds
-    self._since = time.monotonic()
+    self._began = self._since = time.monotonic()
+    self._saved: list[saving.Saved] = []
     self._progress = rich.progress.Progress(
       rich.progress.TextColumn("step"),
       rich.progress.MofNCompleteColumn(),
@@ -62,6 +65,15 @@ class Reporter:
       "train", total=num_steps, completed=first_step, shown=""
     )
     self._progress.start()
+
+  def _open(self, path: str) -> None:
+    if cut := lines.repair(path):
+      self._console.print(
+        f"the last line of {path} was cut off; its {cut:,} bytes are removed",
+        highlight=False,
+        soft_wrap=True,
+      )
+    self._file = open(path, "a")
 
   def advance(self, step: int) -> None:
     """Moves the progress bar."""
@@ -161,27 +173,64 @@ class Reporter:
         listed = ", ".join(f"{error:.2%}" for error in errors)
         self._line(step, f"validation {what} error of each member: {listed}")
 
+  def saved(self, saved: Sequence[saving.Saved]) -> None:
+    """Reports on checkpoints that are on disk now."""
+    if self._file is None:
+      return
+    for one in saved:
+      self._saved.append(one)
+      self._write(
+        one.step,
+        {
+          "checkpoint_blocked_seconds": one.blocked_seconds,
+          "checkpoint_seconds": one.seconds,
+          "checkpoint_bytes": one.num_bytes,
+        },
+      )
+
   def resume_clock(self) -> None:
     """Leaves what was done since the last report out of the next rate."""
     self._since = time.monotonic()
 
   def close(self) -> None:
+    """Says what the checkpoints have cost, and writes what is left."""
     self._progress.stop()
-    if self._file is not None:
-      self._events.close()
-      self._file.close()
+    if self._saved:
+      taken = sum(one.blocked_seconds for one in self._saved)
+      self._console.print(
+        f"checkpoints: {len(self._saved)} saved, {taken:.1f} s of "
+        f"{time.monotonic() - self._began:.0f} s taken from training",
+        highlight=False,
+      )
+    with self._writing(), contextlib.ExitStack() as closed:
+      for opened in (self._events, self._file):
+        if opened is not None:
+          closed.callback(opened.close)
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Says of errors what could not be written."""
+    try:
+      yield
+    except OSError as error:
+      raise OSError(
+        f"the reports in {self._workdir!r} cannot be written: "
+        f"{error.strerror}. Make room there or set --workdir; the same command "
+        "goes on from the last checkpoint."
+      ) from error
 
   def _write(
     self, step: int, values: Mapping[str, float | list[float]]
   ) -> None:
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
-    self._file.flush()
-    for name, value in values.items():
-      if isinstance(value, list):
-        for member, of_member in enumerate(value):
-          self._events.add_scalar(f"{name}/{member}", of_member, step)
-      else:
-        self._events.add_scalar(name, value, step)
+    with self._writing():
+      self._file.write(json.dumps({"step": step, **values}) + "\n")
+      self._file.flush()
+      for name, value in values.items():
+        if isinstance(value, list):
+          for member, of_member in enumerate(value):
+            self._events.add(f"{name}/{member}", of_member, step)
+        else:
+          self._events.add(name, value, step)
 
   def _line(self, step: int, text: str) -> None:
     width = len(str(self._num_steps))

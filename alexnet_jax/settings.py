@@ -152,12 +152,25 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
   }
   if config.data.threads is not None:
     positive["data.threads"] = config.data.threads
+  if config.keep_every_steps is not None:
+    positive["keep_every_steps"] = config.keep_every_steps
   for name, value in positive.items():
     if not 0 < value < math.inf:
       raise ValueError(
         f"{name} is {value}, expected a finite number above 0. "
         f"Set config.{name}."
       )
+  if config.keep_best < 0:
+    raise ValueError(
+      f"keep_best is {config.keep_best}, expected 0 or more. Set "
+      "config.keep_best."
+    )
+  if (config.keep_every_steps or 0) % config.checkpoint_every_steps:
+    raise ValueError(
+      f"keep_every_steps is {config.keep_every_steps}, expected None or a "
+      f"multiple of checkpoint_every_steps, {config.checkpoint_every_steps}. "
+      "Set config.keep_every_steps."
+    )
   until = config.augment.colour_noise_until_epoch
   if until is not None and not 0 <= until < math.inf:
     raise ValueError(

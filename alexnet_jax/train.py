@@ -42,7 +42,8 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
 
   Raises:
     audit.PlanMismatch: the step does not communicate as planned.
-    FloatingPointError: a loss is not finite.
+    CheckpointError: no checkpoint is sound, or one cannot be written.
+    FloatingPointError: a loss or the state is not finite.
     source.RecordError: a record cannot be read.
     Stopped: a SIGTERM has come, and a checkpoint is saved.
   """
@@ -53,12 +54,20 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
 
   train_step = _compile(run, console)
   checkpoints = member_runs.open_checkpoints(
-    run.workdir, run.program, keep=config.keep_checkpoints
+    run.workdir,
+    run.program,
+    keep=config.keep_checkpoints,
+    best=config.keep_best,
+    every=config.keep_every_steps,
+    group=group,
   )
-  first_step = checkpoints.latest_step() or 0
-  _check_first_step(group, first_step)
+  _check_first_step(group, checkpoints.latest_step() or 0)
+  found = checkpoints.resume(
+    run.program.abstract_state,
+    lambda line: console.print(line, soft_wrap=True, highlight=False),
+  )
+  first_step, state = found or (0, None)
   if first_step:
-    state = checkpoints.restore(run.program.abstract_state)
     console.print(
       f"goes on after step {first_step} of {run.num_steps}"
       if first_step < run.num_steps
@@ -66,7 +75,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
       "another run, or config.num_epochs higher where the rate allows it",
       soft_wrap=True,
     )
-  else:
+  if state is None:
     state = run.program.init(init_key)
   reporter = report.Reporter(
     run.workdir if group.is_first else None,
@@ -116,29 +125,34 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
         # The host stays this close ahead of the devices, which never wait.
         jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
         reporter.advance(number)
+        reporter.saved(checkpoints.check())
         if is_due(number, config.report_every_steps):
           report_training(number)
         validates = is_due(number, config.validate_every_steps)
         saves = is_due(number, config.checkpoint_every_steps)
         if validates or saves:
           reporter.flush()
+          facts = {}
           if validates:
             totals_of_all, lost = evaluate(run, state)
             lost = group.total(f"validation_replaced/{number}", lost)
             reporter.validation(number, totals_of_all, lost)
+            facts["validation_error"] = metrics.to_errors(totals_of_all)
             # Not of the one at the end, which a longer run would not have.
             if run.plateau and number % config.validate_every_steps == 0:
               state = _heed_validation(run, state, totals_of_all)
               rate_scale = plateau.find_scale(state.optimizer)
           if saves:
-            checkpoints.save(number, state)
+            checkpoints.save(number, state, facts)
           reporter.resume_clock()
   except source.RecordError:
     reporter.flush()  # what the devices have done by now is not lost
     raise
   finally:
-    reporter.close()
-    checkpoints.close()
+    try:
+      reporter.saved(checkpoints.close())
+    finally:
+      reporter.close()
   console.print(f"the run is in {run.workdir}/metrics.jsonl", highlight=False)
   return state
 

@@ -21,6 +21,8 @@ FREE = (
   "validation_views",
   "checkpoint_every_steps",
   "keep_checkpoints",
+  "keep_best",
+  "keep_every_steps",
 )
 
 # Those of them that change results under a schedule of the learning rate: it

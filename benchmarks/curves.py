@@ -77,7 +77,8 @@ def train_while_finite(
 
 def _read(workdir: str) -> list[dict[str, float]]:
   lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  found = [json.loads(line) for line in lines]
+  return [line for line in found if "checkpoint_seconds" not in line]
 
 
 def draw(

@@ -244,6 +244,11 @@ def imagenet() -> ml_collections.ConfigDict:
   config.checkpoint_every_steps = 2_000
   # Newest checkpoints to keep.
   config.keep_checkpoints = 3
+  # Checkpoints of lowest validation error to keep too, 0 or more; of those that
+  # were saved right after a validation.
+  config.keep_best = 1
+  # Steps of which each multiple that is saved is kept too; None: of none.
+  config.keep_every_steps = config_dict.placeholder(int)
   return config
 
 

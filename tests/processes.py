@@ -145,9 +145,16 @@ def kill(process, sent=signal.SIGKILL) -> None:
 
 
 def metrics(tmp) -> list[dict]:
-  file = tmp / "workdir" / "metrics.jsonl"
+  """What a run in `tmp` has reported of trainings and validations."""
+  return read_reports(tmp / "workdir")
+
+
+def read_reports(workdir: pathlib.Path) -> list[dict]:
+  """As `metrics`; lines on checkpoints come when these are on disk."""
+  file = workdir / "metrics.jsonl"
   lines = file.read_text().splitlines() if file.exists() else []
-  return [json.loads(line) for line in lines if line.endswith("}")]
+  found = [json.loads(line) for line in lines if line.endswith("}")]
+  return [line for line in found if "checkpoint_seconds" not in line]
 
 
 def read_state(tmp, fields: dict | None = None):

@@ -23,7 +23,7 @@ from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.partition import catalog
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.processes import group as group_lib
-from tests import build, fake_group
+from tests import build, fake_group, processes
 
 SEED = 3
 
@@ -48,9 +48,8 @@ def run(config, workdir, data_dir):
   prepared = prepare(config, workdir, data_dir)
   console = rich.console.Console(record=True, width=120, file=io.StringIO())
   state = train.train(prepared, console)
-  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-  said = console.export_text()
-  return prepared, state, [json.loads(line) for line in lines], said
+  lines = processes.read_reports(pathlib.Path(workdir))
+  return prepared, state, lines, console.export_text()
 
 
 def same_bits(a, b) -> bool:

@@ -189,9 +189,7 @@ def test_command_evaluates_runs_and_their_ensemble_under_another_layout(folder):
     *(("mean of 2", 10), ("ensemble of 2", 10)),
   ]
   for line, member in zip(lines[:4:2], members, strict=True):
-    trained = json.loads(
-      (member / "metrics.jsonl").read_text().splitlines()[-1]
-    )
+    trained = processes.read_reports(member)[-1]
     assert line["images"] == trained["validation_images"] == 21
     assert line["top1_error"] == trained["validation_top1_error"]
     assert line["top5_error"] == trained["validation_top5_error"]

@@ -1,7 +1,6 @@
 """The command line as a person meets it: real processes."""
 
 import concurrent.futures
-import json
 import os
 import pathlib
 import re
@@ -14,7 +13,7 @@ import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.data import order, sets
-from tests import small_sets
+from tests import processes, small_sets
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -143,10 +142,10 @@ def test_four_simulated_devices_train_and_resume_from_the_command_line(
   )
   assert second.returncode == 0, second.stderr
   assert "goes on after step 2 of 4" in second.stdout
-  lines = (tmp_path / "workdir" / "metrics.jsonl").read_text().splitlines()
-  steps = [json.loads(line)["step"] for line in lines]
+  lines = processes.metrics(tmp_path)
+  steps = [line["step"] for line in lines]
   assert steps == [1, 2, 2, 3, 4, 4]
-  assert json.loads(lines[-1])["validation_images"] == 299
+  assert lines[-1]["validation_images"] == 299
 
 
 @pytest.mark.slow
@@ -184,11 +183,11 @@ def test_record_that_is_lost_stops_the_run_in_one_line_or_is_replaced(
   assert second.returncode == 0, second.stderr
   assert "goes on after step 6 of 10" in second.stdout
   assert "1 replaced" in second.stdout
-  lines = (tmp_path / "workdir" / "metrics.jsonl").read_text().splitlines()
+  lines = processes.metrics(tmp_path)
   replaced = {
     line["step"]: line["training_replaced_images"]
-    for line in map(json.loads, lines)
+    for line in lines
     if "training_loss" in line
   }
   assert replaced == {step: int(step == 9) for step in range(1, 11)}
-  assert json.loads(lines[-1])["validation_replaced_images"] == 0
+  assert lines[-1]["validation_replaced_images"] == 0

@@ -27,7 +27,7 @@ from alexnet_jax.data import (
   shards,
   statistics,
 )
-from tests import small_ilsvrc, test_main
+from tests import processes, small_ilsvrc, test_main
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = 4 * small_ilsvrc.TRAINING + 2
@@ -208,8 +208,7 @@ def test_full_size_network_trains_on_it_on_two_devices(
   )
   assert process.returncode == 0, process.stderr
   assert "the traced step has the 7 exchanges of the plan" in process.stdout
-  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  lines = [json.loads(line) for line in lines]
+  lines = processes.read_reports(tmp_path)
   assert lines[-1]["validation_images"] == small_ilsvrc.VALIDATION
   # The initial network gives every class about the same: ln 1000 is 6.91.
   assert abs(lines[0]["training_loss"] - np.log(1000)) < 0.7

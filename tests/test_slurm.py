@@ -1,13 +1,12 @@
 """launch/slurm.sbatch under a real Slurm: it ends, it fails, it goes on."""
 
-import json
 import pathlib
 import re
 import sys
 
 import pytest
 
-from tests import slurm
+from tests import processes, slurm
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -67,9 +66,7 @@ class Job:
     return self.log.read_text() if self.log.exists() else ""
 
   def steps(self):
-    file = self.workdir / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    return [line["step"] for line in processes.read_reports(self.workdir)]
 
   def wait_until(self, is_so, seconds):
     slurm.wait_until(is_so, seconds, lambda: f"{self.shown()}\n{self.text()}")

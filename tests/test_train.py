@@ -1,4 +1,3 @@
-import json
 import pathlib
 import re
 import shutil
@@ -11,6 +10,7 @@ import rich.console
 from alexnet_jax import checkpoint, plateau, report, settings, train
 from alexnet_jax import run as run_lib
 from alexnet_jax.processes import group as group_lib
+from tests import processes
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +29,8 @@ def run(config, workdir, data_dir):
   )
   console = rich.console.Console(record=True, width=120, quiet=False)
   state = train.train(prepared, console)
-  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-  return state, [json.loads(line) for line in lines], console.export_text()
+  lines = processes.read_reports(pathlib.Path(workdir))
+  return state, lines, console.export_text()
 
 
 def same_bits(a, b):

@@ -1,0 +1,124 @@
+"""One save: how long the training waits for it, and how it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from alexnet_jax import record
+
+# Of TensorStore: "...: No space left on device [os_error_code='28']".
+_OS_ERROR = re.compile(r": ([^:]+) \[os_error_code=")
+
+
+class Response(Protocol):
+  """What Orbax answers to a save that goes on in the background."""
+
+  def result(self, timeout: float | None = None) -> bool: ...
+
+  def on_complete(self, callback: Callable[[bool], None]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Saved:
+  """A save that has ended well.
+
+  Attributes:
+    step: of the checkpoint.
+    blocked_seconds: for which the training waited.
+    seconds: until it was on disk.
+    num_bytes: there.
+  """
+
+  step: int
+  blocked_seconds: float
+  seconds: float
+  num_bytes: int
+
+
+def add_up(saved: Sequence[Saved]) -> Saved:
+  """Saves of one step, one after the other, as one."""
+  return Saved(
+    step=saved[0].step,
+    blocked_seconds=sum(one.blocked_seconds for one in saved),
+    seconds=max(one.seconds for one in saved),
+    num_bytes=sum(one.num_bytes for one in saved),
+  )
+
+
+class Saving:
+  """A save that has begun.
+
+  Args:
+    folder: of the checkpoint.
+    step: of it.
+    began: when the training stopped for it, of `time.monotonic`.
+    response: of Orbax.
+  """
+
+  def __init__(self, folder: str, step: int, began: float, response: Response):
+    self.step = step
+    self._folder, self._began, self._response = folder, began, response
+    self._ended, self._num_bytes = began, 0
+    response.on_complete(self._note_end)
+    self._blocked = time.monotonic() - began
+
+  def _note_end(self, _: Any) -> None:
+    """In a thread of Orbax, once the folder has its name."""
+    self._ended = time.monotonic()
+    self._num_bytes = sum(
+      os.path.getsize(os.path.join(place, name))
+      for place, _, names in os.walk(self._folder)
+      for name in names
+    )
+
+  def finish(self, timeout_seconds: float | None) -> Saved | None:
+    """What came of it; None if it goes on after that time.
+
+    Raises:
+      CheckpointError: it has failed.
+    """
+    try:
+      self._response.result(timeout=timeout_seconds)
+    except TimeoutError:
+      if timeout_seconds is not None:
+        return None
+      raise
+    return Saved(
+      step=self.step,
+      blocked_seconds=self._blocked,
+      seconds=self._ended - self._began,
+      num_bytes=self._num_bytes,
+    )
+
+
+def failure(
+  error: Exception, folder: str, step: int, kept: int | None
+) -> record.CheckpointError:
+  """The error for a save that has failed, in one line.
+
+  Args:
+    error: of Orbax.
+    folder: of the checkpoint that is not there now.
+    step: of it.
+    kept: the step of the newest checkpoint that is there.
+  """
+  text = " ".join(str(error).split())
+  if isinstance(error, OSError) and error.strerror:
+    text = error.strerror
+  elif found := _OS_ERROR.search(text):
+    text = found[1]
+  left = (
+    "there is no earlier one"
+    if kept is None
+    else f"that of step {kept} is kept"
+  )
+  return record.CheckpointError(
+    f"the checkpoint of step {step} cannot be written to {folder!r}: "
+    f"{text[:300]}; {left}. Make room there or set --workdir; the same command "
+    "goes on from the last checkpoint."
+  )

@@ -1,0 +1,222 @@
+"""Checkpoints that are cut, altered or gone, full disks, kills while saving."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from alexnet_jax import record
+from tests import processes
+
+pytestmark = pytest.mark.faults
+
+FIELDS = {"validate_every_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """A folder with a run of nine steps, that has saved 3, 6 and 9."""
+  tmp = tmp_path_factory.mktemp("faults") / "whole"
+  tmp.mkdir()
+  ((code, out, errors),) = run(tmp)
+  assert (code, errors) == (0, "")
+  assert "checkpoints: 3 saved, " in out
+  lines = (tmp / "workdir" / "metrics.jsonl").read_text().splitlines()
+  saved = [
+    line for line in map(json.loads, lines) if "checkpoint_seconds" in line
+  ]
+  assert [line["step"] for line in saved] == [3, 6, 9]
+  for line in saved:
+    assert 0 < line["checkpoint_blocked_seconds"] < line["checkpoint_seconds"]
+    folder = tmp / "workdir" / "checkpoints" / str(line["step"])
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert line["checkpoint_bytes"] == sum(
+      path.stat().st_size for path in files
+    )
+  return tmp
+
+
+@pytest.fixture
+def copied(made, request):
+  """A copy of that run."""
+  tmp = made.parent / request.node.name
+  shutil.copytree(made, tmp)
+  return tmp
+
+
+def start(tmp, fields=None, **options):
+  arguments = processes.flags("one_device", tmp, FIELDS | (fields or {}))
+  return processes.start(tmp, 1, arguments, variables=lambda _: {}, **options)
+
+
+def run(tmp, fields=None, **options):
+  return processes.finish(start(tmp, fields, **options))
+
+
+def find_data(checkpoint: pathlib.Path) -> pathlib.Path:
+  """The largest file of a checkpoint: its arrays."""
+  files = [path for path in checkpoint.rglob("*") if path.is_file()]
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def truncate(path: pathlib.Path) -> None:
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: pathlib.Path) -> None:
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 16
+  path.write_bytes(data)
+
+
+def arrays(tmp, step):
+  """The fingerprints of the arrays of a checkpoint."""
+  return record.read(str(tmp / "workdir/checkpoints" / str(step)))["arrays"]
+
+
+def names(tmp):
+  return {path.name for path in (tmp / "workdir" / "checkpoints").iterdir()}
+
+
+def test_cut_and_altered_checkpoints_are_named_and_the_sound_one_is_used(
+  copied, made
+):
+  place = copied / "workdir" / "checkpoints"
+  truncate(find_data(place / "9"))
+  flip(find_data(place / "6"))
+  (place / "broken-6").mkdir()  # of an earlier time
+  (place / "of a friend").mkdir()
+  report = copied / "workdir" / "metrics.jsonl"
+  whole = report.read_text()
+  report.write_text(whole + '{"step": 10, "train')
+  ((code, out, errors),) = run(copied)
+  assert (code, errors) == (0, "")
+  for step, now in ((9, "broken-9"), (6, "broken-6-2")):
+    assert f"checkpoint '{place / str(step)}' is damaged: " in out
+    assert f"It is now '{place / now}'." in out
+  assert "goes on after step 3 of 9" in out
+  assert names(copied) == {
+    *("3", "6", "9", "broken-6", "broken-6-2", "broken-9", "of a friend")
+  }
+  # Once more to the end, and to the same bits.
+  for step in (6, 9):
+    assert arrays(copied, step) == arrays(made, step)
+  assert "the last line of" in out and "19 bytes are removed" in out
+  lines = report.read_text()
+  assert lines.startswith(whole)
+  assert [json.loads(line) for line in lines.splitlines()]
+
+
+def test_checkpoint_that_lacks_files_is_named(copied, made):
+  place = copied / "workdir" / "checkpoints"
+  find_data(place / "9").unlink()
+  (place / "12").mkdir()
+  flip(place / "3" / "_CHECKPOINT_METADATA")
+  ((code, out, errors),) = run(copied)
+  assert (code, errors) == (0, "")
+  assert f"'{place / '12'}' is damaged: it has no _CHECKPOINT_METADATA" in out
+  assert f"'{place / '9'}' is damaged: it cannot be read" in out
+  assert f"'{place / '3'}' is damaged: _CHECKPOINT_METADATA" in out
+  assert "goes on after step 6 of 9" in out
+  assert names(copied) == {"6", "9", "broken-12", "broken-9", "broken-3"}
+  assert arrays(copied, 9) == arrays(made, 9)
+
+
+def test_run_without_a_sound_checkpoint_is_not_started_again(copied):
+  place = copied / "workdir" / "checkpoints"
+  for step, damage in (
+    ("3", truncate),
+    ("6", flip),
+    ("9", pathlib.Path.unlink),
+  ):
+    damage(find_data(place / step))
+  ((code, _, errors),) = run(copied)
+  assert code == 1
+  (line,) = errors.splitlines()
+  assert line.startswith(
+    f"error: none of the checkpoints in '{place}' is sound"
+  )
+  for step in (3, 6, 9):
+    assert f"'{place / str(step)}' is damaged: " in line
+  assert names(copied) == {"3", "6", "9"}
+
+
+def test_evaluation_refuses_a_damaged_checkpoint_and_names_a_sound_one(copied):
+  place = copied / "workdir" / "checkpoints"
+  flip(find_data(place / "9"))
+  truncate(find_data(place / "6"))
+  arguments = [
+    f"--workdir={copied}/workdir",
+    f"--data_dir={copied.parent}/data",
+  ]
+  ((code, _, errors),) = processes.finish(
+    processes.start(
+      copied, 1, arguments, module="evaluate", variables=lambda _: {}
+    )
+  )
+  assert code == 1
+  (line,) = errors.splitlines()
+  assert line.startswith(f"error: the checkpoint '{place / '9'}' is damaged: ")
+  assert line.endswith("Set --checkpoint_step=3, which is sound.")
+  assert names(copied) == {"3", "6", "9"}
+
+
+def test_kill_while_saving_leaves_the_checkpoint_before_it(copied, made):
+  place = copied / "workdir" / "checkpoints"
+  for step in ("6", "9"):
+    shutil.rmtree(place / step)
+  # Steps to come have no folder yet, so a save is seen as it begins.
+  running = start(copied, {"checkpoint_every_steps": 1, "num_epochs": 1000.0})
+  end = time.monotonic() + 60
+  while not (left := [*place.glob("*.orbax-checkpoint-tmp")]):
+    assert time.monotonic() < end and running[0].poll() is None
+    time.sleep(0.0005)
+  processes.kill(running[0])
+  ((code, _, _),) = processes.finish(running)
+  assert code == -9
+  left = [*place.glob("*.orbax-checkpoint-tmp")]
+  newest = max(int(name) for name in names(copied) if name.isdecimal())
+  ((code, out, errors),) = run(copied)
+  assert (code, errors) == (0, ""), left
+  assert f"goes on after step {newest} of 9" in out
+  assert "damaged" not in out
+  assert not [*place.glob("*tmp*")]
+  assert arrays(copied, 9) == arrays(made, 9)
+
+
+@pytest.fixture
+def full(made):
+  """A folder on a disk of its own, that has room for two checkpoints."""
+  place = made.parent / "full"
+  place.mkdir()
+  size = sum(
+    path.stat().st_size for path in (made / "workdir/checkpoints/9").rglob("*")
+  )
+  options = ["-t", "tmpfs", "-o", f"size={2.5 * size:.0f}", "tmpfs", str(place)]
+  if subprocess.run(["mount", *options], capture_output=True).returncode:
+    pytest.skip("needs the right to mount a disk of its own")
+  yield place
+  subprocess.run(["umount", str(place)], check=True)
+
+
+def test_full_disk_stops_the_run_and_keeps_the_checkpoints(full, made):
+  ((code, _, errors),) = run(full)
+  assert code == 1
+  (line,) = errors.splitlines()
+  assert "error: the checkpoint of step 9 cannot be written to" in line
+  assert "No space left on device; that of step 6 is kept. Make room" in line
+  assert names(full) == {"3", "6", "9.orbax-checkpoint-tmp"}
+  for step in (3, 6):
+    assert arrays(full, step) == arrays(made, step)
+  # Room, and not a byte for reports.
+  shutil.rmtree(full / "workdir" / "checkpoints" / "3")
+  subprocess.run(["mount", "-o", "remount,size=40m", str(full)], check=True)
+  ((code, out, errors),) = run(full)
+  assert (code, errors) == (0, "")
+  assert "goes on after step 6 of 9" in out
+  assert names(full) == {"6", "9"}
+  assert arrays(full, 9) == arrays(made, 9)
