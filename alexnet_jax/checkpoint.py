@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
@@ -37,16 +39,28 @@ class Checkpoints:
     """The steps of the complete checkpoints, the oldest first."""
     return [found.step for found in self._checkpointer.checkpoints]
 
-  def save(self, step: int, state: step_lib.TrainState) -> None:
+  def save(
+    self,
+    step: int,
+    state: step_lib.TrainState,
+    facts: Mapping[str, Any] | None = None,
+  ) -> None:
     """Starts to save a state; returns once it may be changed.
 
     Args:
       step: of the state, not before the newest; a checkpoint that exists is
         left as it is.
       state: global arrays.
+      facts: kept with it; of the kinds that JSON has.
     """
     if step not in self.steps():
-      self._checkpointer.save_async(step, state._asdict())
+      self._checkpointer.save_async(
+        step, state._asdict(), custom_metadata=dict(facts or {})
+      )
+
+  def facts(self, step: int) -> dict[str, Any]:
+    """What `save` was told of a checkpoint."""
+    return self._checkpointer.metadata(step).custom_metadata or {}
 
   def remove_after(self, step: int) -> None:
     """Removes the checkpoints of later steps; none of them could be followed.

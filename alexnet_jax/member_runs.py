@@ -113,10 +113,19 @@ class MemberCheckpoints:
       "folder of one member to go on with it alone."
     )
 
-  def save(self, step: int, state: step_lib.TrainState) -> None:
+  def save(
+    self,
+    step: int,
+    state: step_lib.TrainState,
+    facts: Mapping[str, Any] | None = None,
+  ) -> None:
     """As `checkpoint.Checkpoints.save`."""
     for like, of_member in zip(self._likes, self._checkpoints, strict=True):
-      of_member.save(step, ensemble_lib.take(state, like))
+      of_member.save(step, ensemble_lib.take(state, like), facts)
+
+  def facts(self, step: int) -> dict[str, Any]:
+    """As `checkpoint.Checkpoints.facts`, the same of all members."""
+    return self._checkpoints[0].facts(step)
 
   def restore(self, like: step_lib.TrainState) -> step_lib.TrainState:
     """As `checkpoint.Checkpoints.restore`, the newest that all members have."""
