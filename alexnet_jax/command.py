@@ -199,10 +199,11 @@ def config_name() -> str:
 
 def make_console(
   group: group_lib.Group | None = None,
+  kind: type[rich.console.Console] = rich.console.Console,
 ) -> rich.console.Console:
   """The console of this process: only the first of several says anything."""
   quiet = group is not None and not group.is_first
-  console = rich.console.Console(quiet=quiet)
+  console = kind(quiet=quiet)
   if not console.is_terminal:
     console.width = PLAIN_WIDTH
   return console

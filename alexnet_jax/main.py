@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 from absl import app, flags
 
 from alexnet_jax import command, settings, train
+from alexnet_jax import console as console_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import source
 from alexnet_jax.partition import audit
@@ -71,6 +72,7 @@ def main(
         xla_options=_XLA_OPTIONS.value,
         cache_dir=_COMPILATION_CACHE.value,
       )
+    console = command.make_console(group, console_lib.Lasting)
     try:
       with (
         command.mute_gloo(run.group, run.program.mesh),
@@ -82,14 +84,9 @@ def main(
           group=group,
         ),
       ):
-        train.train(
-          run,
-          command.make_console(group),
-          stuck_seconds=_STUCK_SECONDS.value,
-        )
+        train.train(run, console, stuck_seconds=_STUCK_SECONDS.value)
     except train.Stopped as stopped:
-      if group.is_first:
-        print(stopped)
+      console.print(stopped, highlight=False, soft_wrap=True)
       sys.exit(group_lib.STOPPED)
 
 

@@ -26,7 +26,8 @@ from alexnet_jax.processes import watch as watch_lib
 LOST, STUCK, STOPPED = 69, stuck_lib.STUCK, signals_lib.STOPPED
 # JAX's own limits, behind those of the roll call and of the watch.
 _JAX_START_SECONDS, _JAX_HEARTBEAT_SECONDS, _JAX_END_SECONDS = 60, 100, 20
-# Processes that are stuck together do not all see it at once.
+# Processes that are stuck together do not all see it at once; process 0, which
+# runs the service of all, is the last to go.
 _STUCK_LINGER_SECONDS = 3.0
 
 
@@ -133,7 +134,7 @@ class Group(members.Members):
     if self._watch is not None:
       # The others are stuck too, and end by themselves: not because of this.
       self._watch.stop()
-      time.sleep(_STUCK_LINGER_SECONDS)
+      time.sleep(_STUCK_LINGER_SECONDS * (2 if self.is_first else 1))
     os._exit(code)
 
   def _finish(self) -> None:

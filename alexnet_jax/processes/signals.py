@@ -13,6 +13,7 @@ seconds.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -95,7 +96,8 @@ def _listen(signals: Signals, numbers: set[int]) -> None:
     signal.sigwait(same)
   number = signal.sigwait(numbers)
   if os.isatty(1):
-    os.write(1, b"\x1b[?25h")  # the cursor, which a progress bar hides
+    with contextlib.suppress(OSError):
+      os.write(1, b"\x1b[?25h")  # the cursor, which a progress bar hides
   os._exit(128 + number)  # what a shell says of one that a signal has ended
 
 
@@ -107,4 +109,5 @@ def _leave(name: str) -> None:
 def say(what: str) -> None:
   """Says how the process is stopped where nothing was done, past all locks."""
   line = f"{what}; nothing is lost, the same command goes on.\n"
-  os.write(2, line.encode())
+  with contextlib.suppress(OSError):  # Ctrl-C ends who reads it, too
+    os.write(2, line.encode())

@@ -10,6 +10,7 @@ held up, as by SIGSTOP, a suspended job or a closed laptop, has no turns.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import tempfile
@@ -115,4 +116,5 @@ class Clock:
 
 
 def _say(what: str) -> None:
-  os.write(2, what.encode())  # past all locks
+  with contextlib.suppress(OSError):  # nobody may read it any longer
+    os.write(2, what.encode())  # past all locks
