@@ -19,6 +19,7 @@ from alexnet_jax import compiler_options
 from alexnet_jax.partition import mesh, topology
 from alexnet_jax.processes import cluster
 from alexnet_jax.processes import group as group_lib
+from alexnet_jax.processes import signals as signals_lib
 
 # Of text that goes to a file or a pipe.
 PLAIN_WIDTH = 120
@@ -84,6 +85,7 @@ def start(
   timeout: flags.FlagHolder,
   *,
   same: Mapping[str, str],
+  signals: signals_lib.Signals | None = None,
 ) -> Iterator[group_lib.Group]:
   """Starts the processes of a run together; before JAX is first used.
 
@@ -91,12 +93,15 @@ def start(
     distributed: from `define_distributed`.
     timeout: from `define_start_timeout`.
     same: what must be the same in all processes, {what: value}.
+    signals: that are heeded; None: none are, as Python has it.
   """
   with contextlib.ExitStack() as opened:
     with in_one_line(ValueError, OSError):
       place = cluster.find(distributed.value, timeout_seconds=timeout.value)
       group = opened.enter_context(
-        group_lib.start(place, same=same, timeout_seconds=timeout.value)
+        group_lib.start(
+          place, same=same, timeout_seconds=timeout.value, signals=signals
+        )
       )
     yield group
 
@@ -194,10 +199,11 @@ def config_name() -> str:
 
 def make_console(
   group: group_lib.Group | None = None,
+  kind: type[rich.console.Console] = rich.console.Console,
 ) -> rich.console.Console:
   """The console of this process: only the first of several says anything."""
   quiet = group is not None and not group.is_first
-  console = rich.console.Console(quiet=quiet)
+  console = kind(quiet=quiet)
   if not console.is_terminal:
     console.width = PLAIN_WIDTH
   return console

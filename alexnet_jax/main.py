@@ -3,12 +3,19 @@
 This file is the command line and no more; `train.py` is the program.
 """
 
+import functools
 import os
 import sys
+
+from alexnet_jax.processes import signals as signals_lib
+
+if __name__ == "__main__":  # before the imports that take seconds
+  _SIGNALS = signals_lib.heed()
 
 from absl import app, flags
 
 from alexnet_jax import command, settings, train
+from alexnet_jax import console as console_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import source
 from alexnet_jax.partition import audit
@@ -29,9 +36,19 @@ _DISTRIBUTED = command.define_distributed()
 _START_TIMEOUT = command.define_start_timeout()
 _XLA_OPTIONS = command.define_xla_options()
 _COMPILATION_CACHE = command.define_compilation_cache()
+_STUCK_SECONDS = flags.DEFINE_float(
+  "stuck_seconds",
+  1800.0,
+  "End with code 70 and the stacks of all threads where no step, no batch of a "
+  "validation and no checkpoint gets done for so long; 0: never. More than any "
+  "of them takes, less than a night.",
+  lower_bound=0.0,
+)
 
 
-def main(argv: list[str]) -> None:
+def main(
+  argv: list[str], *, signals: signals_lib.Signals | None = None
+) -> None:
   command.check_no_arguments(argv)
   config = _CONFIG.value
   workdir = _WORKDIR.value or os.path.join("runs", command.config_name())
@@ -42,7 +59,9 @@ def main(argv: list[str]) -> None:
       "--xla_options": _XLA_OPTIONS.value,
       "--compilation_cache": str(_COMPILATION_CACHE.value),
     }
-  with command.start(_DISTRIBUTED, _START_TIMEOUT, same=same) as group:
+  with command.start(
+    _DISTRIBUTED, _START_TIMEOUT, same=same, signals=signals
+  ) as group:
     with command.in_one_line(ValueError, TypeError, OSError, group=group):
       run = run_lib.prepare(
         config,
@@ -53,6 +72,7 @@ def main(argv: list[str]) -> None:
         xla_options=_XLA_OPTIONS.value,
         cache_dir=_COMPILATION_CACHE.value,
       )
+    console = command.make_console(group, console_lib.Lasting)
     try:
       with (
         command.mute_gloo(run.group, run.program.mesh),
@@ -64,16 +84,13 @@ def main(argv: list[str]) -> None:
           group=group,
         ),
       ):
-        train.train(run, command.make_console(group))
+        train.train(run, console, stuck_seconds=_STUCK_SECONDS.value)
     except train.Stopped as stopped:
-      if group.is_first:
-        print(stopped)
+      console.print(stopped, highlight=False, soft_wrap=True)
       sys.exit(group_lib.STOPPED)
-    except KeyboardInterrupt:
-      sys.exit(
-        "interrupted; the same command goes on from the last checkpoint."
-      )
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=command.parse_flags)
+  app.run(
+    functools.partial(main, signals=_SIGNALS), flags_parser=command.parse_flags
+  )

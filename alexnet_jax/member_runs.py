@@ -169,6 +169,10 @@ class MemberCheckpoints:
       except FloatingPointError as error:
         raise FloatingPointError(f"member {member}: {error}") from error
 
+  def facts(self, step: int) -> dict[str, Any]:
+    """As `checkpoint.Checkpoints.facts`, of the first member."""
+    return self._checkpoints[0].facts(step)
+
   def check(self) -> list[saving.Saved]:
     """As `checkpoint.Checkpoints.check`: what all members have saved."""
     return self._add_up([one.check() for one in self._checkpoints])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from typing import NoReturn
 
 import jax
-import numpy as np
 import rich.console
 
 from alexnet_jax import (
-  averages,
   compiled_step,
   member_runs,
   metrics,
@@ -18,6 +17,7 @@ from alexnet_jax import (
   report,
   step,
   tables,
+  validation,
 )
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import blocks, pipeline, source
@@ -31,11 +31,21 @@ STEPS_AHEAD = 2
 
 
 class Stopped(Exception):
-  """A SIGTERM has ended the run early; it can go on."""
+  """A signal has ended the run early; it can go on."""
 
 
-def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
+def train(
+  run: run_lib.Run,
+  console: rich.console.Console,
+  *,
+  stuck_seconds: float = 0.0,
+) -> step.TrainState:
   """Trains to the end of the run, from its newest checkpoint if it has one.
+
+  Args:
+    run: from `run.prepare`.
+    console: for what is said meanwhile.
+    stuck_seconds: see `group.Group.begin_steps`.
 
   Returns:
     The final state.
@@ -45,10 +55,9 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
     CheckpointError: no checkpoint is sound, or one cannot be written.
     FloatingPointError: a loss or the state is not finite.
     source.RecordError: a record cannot be read.
-    Stopped: a SIGTERM has come, and a checkpoint is saved.
+    Stopped: a signal has come, and a checkpoint is saved.
   """
   config, group = run.config, run.group
-  group.heed_sigterm()
   _introduce(run, console)
   init_key, step_key = run.program.make_keys(config.seed)
 
@@ -86,6 +95,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
 
   totals, replaced = [], 0
   rate_scale = plateau.find_scale(state.optimizer)
+  validated = False
 
   def is_due(number: int, every: int) -> bool:
     return number % every == 0 or number == run.num_steps
@@ -100,7 +110,43 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
     )
     totals, replaced = [], 0
 
+  def validate(number: int) -> dict:
+    nonlocal state, rate_scale, validated
+    batches = pipeline.validation_batches(
+      run.validation_records, **_batch_options(run)
+    )
+    found = validation.validate(run, state, batches, compiles=not validated)
+    if found is None:
+      stop(number, owes_validation=True)
+    validated = True
+    totals_of_all, lost = found
+    lost = group.total(f"validation_replaced/{number}", lost)
+    reporter.validation(number, totals_of_all, lost)
+    # Not of the one at the end, which a longer run would not have.
+    if run.plateau and number % config.validate_every_steps == 0:
+      state = validation.heed(run, state, totals_of_all)
+      rate_scale = plateau.find_scale(state.optimizer)
+    return {"validation_error": metrics.to_errors(totals_of_all)}
+
+  def stop(number: int, *, owes_validation: bool = False) -> NoReturn:
+    if totals:
+      report_training(number)
+    reporter.flush()
+    if number > first_step:
+      checkpoints.save(number, state, {"owes_validation": owes_validation})
+    where = "in the validation " if owes_validation else ""
+    saved = "which is saved" if number else "where nothing is lost"
+    raise Stopped(
+      f"stopped by {group.signal_name} {where}after step {number} of "
+      f"{run.num_steps}, {saved}; the same command goes on from there."
+    )
+
+  group.begin_steps(stuck_seconds=stuck_seconds, folder=run.workdir)
   try:
+    if first_step and checkpoints.facts(first_step).get("owes_validation"):
+      console.print(f"first the validation that step {first_step} owes")
+      validate(first_step)
+      reporter.resume_clock()
     batches = pipeline.train_batches(
       run.train_records,
       seed=recipe.find_order_seed(config),
@@ -110,15 +156,8 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
     )
     with contextlib.closing(batches):
       for number, batch in enumerate(batches, start=first_step + 1):
-        if group.stops_at(number):
-          if totals:
-            report_training(number - 1)
-          reporter.flush()
-          checkpoints.save(number - 1, state)
-          raise Stopped(
-            f"stopped by SIGTERM after step {number - 1} of {run.num_steps}, "
-            "which is saved; the same command goes on from there."
-          )
+        if group.is_stopping(number):
+          stop(number - 1)
         state, total = train_step(state, step_key, batch.images, batch.labels)
         totals.append(total)
         replaced += batch.replaced
@@ -134,14 +173,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
           reporter.flush()
           facts = {}
           if validates:
-            totals_of_all, lost = evaluate(run, state)
-            lost = group.total(f"validation_replaced/{number}", lost)
-            reporter.validation(number, totals_of_all, lost)
-            facts["validation_error"] = metrics.to_errors(totals_of_all)
-            # Not of the one at the end, which a longer run would not have.
-            if run.plateau and number % config.validate_every_steps == 0:
-              state = _heed_validation(run, state, totals_of_all)
-              rate_scale = plateau.find_scale(state.optimizer)
+            facts = validate(number)
           if saves:
             checkpoints.save(number, state, facts)
           reporter.resume_clock()
@@ -153,42 +185,9 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
       reporter.saved(checkpoints.close())
     finally:
       reporter.close()
+      group.end_steps()
   console.print(f"the run is in {run.workdir}/metrics.jsonl", highlight=False)
   return state
-
-
-def evaluate(
-  run: run_lib.Run, state: step.TrainState
-) -> tuple[np.ndarray, int]:
-  """Goes through the whole validation split, with averaged parameters if any.
-
-  Returns:
-    `metrics.NAMES` summed over it, f32[4], or f32[members, 4] of several
-    members of an ensemble, and the images of this process
-    whose own record could not be read.
-
-  Raises:
-    source.RecordError: a record cannot be read.
-  """
-  totals, replaced = [], 0
-  variables = averages.find_variables(state)
-  batches = pipeline.validation_batches(
-    run.validation_records, **_batch_options(run)
-  )
-  with contextlib.closing(batches):
-    for images, labels, lost in batches:
-      totals.append(run.program.evaluate(variables, images, labels))
-      jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
-      replaced += lost
-  return np.sum(jax.device_get(totals), axis=0), replaced
-
-
-def _heed_validation(
-  run: run_lib.Run, state: step.TrainState, totals: np.ndarray
-) -> step.TrainState:
-  """Tells the plateau rule the error of a validation."""
-  error = metrics.to_means(totals)["top1_error"]
-  return state._replace(optimizer=run.plateau.advance(state.optimizer, error))
 
 
 def _check_first_step(group: group_lib.Group, first_step: int) -> None:

@@ -57,19 +57,24 @@ def test_process_that_is_stopped_is_named(folder):
   running[0].communicate()
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_sigterm_to_one_process_saves_in_all_and_the_run_goes_on(count, folder):
+# Of one process, tests/test_faults_signals.py has every phase.
+@pytest.mark.parametrize(
+  ("count", "sent"), [(1, signal.SIGTERM), (2, signal.SIGINT)]
+)
+def test_signal_to_one_process_saves_in_all_and_the_run_goes_on(
+  count, sent, folder
+):
   tmp = folder(f"terminated {count}")
   many = {"num_epochs": 1000.0, "checkpoint_every_steps": 100_000}
   arguments = processes.flags("two_device", tmp, many)
   alone = {"variables": lambda _: {}} if count == 1 else {}
   running = processes.start(tmp, count, arguments, **alone)
   processes.wait_for_step(tmp, 4, running)
-  processes.kill(running[-1], signal.SIGTERM)
+  processes.kill(running[-1], sent)
   done = processes.finish(running, timeout=60)
   for code, _, errors in done:
     assert code == 75, errors
-  (step,) = re.findall(r"stopped by SIGTERM after step (\d+)", done[0][1])
+  (step,) = re.findall(rf"stopped by {sent.name} after step (\d+)", done[0][1])
   running = processes.start(tmp, count, arguments, **alone)
   processes.wait_for_step(tmp, int(step) + 2, running)
   for process in running:

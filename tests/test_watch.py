@@ -145,6 +145,16 @@ def test_error_of_one_process_ends_the_others_with_its_reason(group):
   assert heard[1].words == []
 
 
+def test_process_that_is_stopped_early_is_lost_to_the_others(group):
+  _, _, watches, heard = group
+  for each in watches:
+    each.start()
+  watches[2].announce("was stopped", lost=True)
+  for each in heard[:2]:
+    assert each.spoken.wait(5)
+    assert each.words == [("process 2 of 3 (c) was stopped", True)]
+
+
 def test_process_0_stays_until_its_error_is_read(group):
   store, _, watches, heard = group
   for each in watches:

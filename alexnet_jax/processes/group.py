@@ -7,34 +7,43 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
 
 import jax
 import jaxlib
-from jax.experimental import multihost_utils
 
+from alexnet_jax.processes import agreement as agreement_lib
 from alexnet_jax.processes import cluster, machine, members, roll_call
+from alexnet_jax.processes import signals as signals_lib
+from alexnet_jax.processes import stuck as stuck_lib
 from alexnet_jax.processes import watch as watch_lib
 
-# Exit codes, after those of sysexits.h: a service is unavailable; try again.
-LOST, STOPPED = 69, 75
+# Exit codes, after those of sysexits.h: 69 is a service that is unavailable.
+LOST, STUCK, STOPPED = 69, stuck_lib.STUCK, signals_lib.STOPPED
 # JAX's own limits, behind those of the roll call and of the watch.
 _JAX_START_SECONDS, _JAX_HEARTBEAT_SECONDS, _JAX_END_SECONDS = 60, 100, 20
+# Processes that are stuck together do not all see it at once; process 0, which
+# runs the service of all, is the last to go.
+_STUCK_LINGER_SECONDS = 3.0
 
 
 class Group(members.Members):
   """The processes of a run from its start to its end."""
 
-  def __init__(self, place: cluster.Place, hosts: tuple[str, ...]):
+  def __init__(
+    self,
+    place: cluster.Place,
+    hosts: tuple[str, ...],
+    signals: signals_lib.Signals | None = None,
+  ):
     super().__init__(place.index, hosts)
-    self._stopping = threading.Event()
-    self._watch = None
+    self._signals = signals
+    self._clock: stuck_lib.Clock | None = None
+    self._watch = self._agreement = None
     if self.count > 1:
       self._watch = watch_lib.Watch(
         self._client,
@@ -43,30 +52,59 @@ class Group(members.Members):
         address=place.address,
         on_end=self._end,
       )
+      if signals is not None:
+        self._agreement = agreement_lib.Agreement(
+          self._client, index=self.index, count=self.count, signals=signals
+        )
 
-  def heed_sigterm(self) -> None:
-    """From here on, the first SIGTERM asks to stop; a second one ends.
+  @property
+  def signal_name(self) -> str:
+    """Of the signal that has asked any of the processes to stop."""
+    return (self._agreement or self._signals).name
 
-    Several processes hear of it through JAX, which listens from the start.
+  def begin_steps(self, *, stuck_seconds: float, folder: str) -> None:
+    """From here on something can be lost: a first signal is a wish to stop.
+
+    Args:
+      stuck_seconds: without a boundary, after which this process ends; 0:
+        never.
+      folder: for the stacks of all threads, if so.
     """
-    if self.count == 1 and (
-      threading.current_thread() is threading.main_thread()
-    ):
+    several = self.count > 1
+    name = f"stuck_{self.index}.txt" if several else "stuck.txt"
+    self._clock = stuck_lib.Clock(
+      stuck_seconds,
+      path=os.path.join(folder, name),
+      label=self.label() if several else "",
+      exit=self._exit_stuck,
+    )
+    if self._signals is not None:
+      self._signals.guard()
+    if self._agreement is not None:
+      self._agreement.start()
+    self._clock.start()
 
-      def stop(number, _):
-        self._stopping.set()
-        signal.signal(number, signal.SIG_DFL)
+  def end_steps(self) -> None:
+    """Nothing is watched any longer for being stuck."""
+    self._clock.stop()
 
-      signal.signal(signal.SIGTERM, stop)
+  def is_stopping(self, step: int | None = None) -> bool:
+    """Whether all processes are to stop here, after a signal to any of them.
 
-  def stops_at(self, step: int) -> bool:
-    """Whether all processes are to stop before this step, after a SIGTERM.
+    To be asked after `begin_steps`, in all processes alike: before every step,
+    and every batch of a validation.
 
-    To be asked before every step, in all processes.
+    Args:
+      step: that would begin here; None: a batch of a validation.
     """
-    if self.count == 1:
-      return self._stopping.is_set()
-    return multihost_utils.reached_preemption_sync_point(step)
+    self._clock.tick(step)
+    if self._agreement is not None:
+      return self._agreement.is_stopping()
+    return self._signals is not None and self._signals.came.is_set()
+
+  def rest_clock(self) -> None:
+    """What is done until the next boundary may take any time."""
+    self._clock.rest()
 
   def leave(self, code: int) -> None:
     """Ends this process once all processes are here.
@@ -82,6 +120,22 @@ class Group(members.Members):
     if self._watch is not None:
       watch_lib.delay_abort()
       self._watch.start()
+      if self._signals is not None:
+        self._signals.set_leave(self._leave_early)
+
+  def _leave_early(self, name: str) -> None:
+    """Ends this process before its first step; the others end as if lost."""
+    why = f"stopped by {name} before the first step"
+    signals_lib.say(f"{self.label()}: {why}")
+    self._watch.announce(f"was {why}", lost=True)
+    os._exit(STOPPED)
+
+  def _exit_stuck(self, code: int) -> None:
+    if self._watch is not None:
+      # The others are stuck too, and end by themselves: not because of this.
+      self._watch.stop()
+      time.sleep(_STUCK_LINGER_SECONDS * (2 if self.is_first else 1))
+    os._exit(code)
 
   def _finish(self) -> None:
     """After the last step: nobody leaves before all are here."""
@@ -139,6 +193,7 @@ def start(
   *,
   same: dict[str, str] | None = None,
   timeout_seconds: float = 25,
+  signals: signals_lib.Signals | None = None,
 ) -> Iterator[Group]:
   """Starts the processes of a run together, before JAX is first used.
 
@@ -148,6 +203,7 @@ def start(
     place: of this process.
     same: what must be the same in all processes, {what: value}.
     timeout_seconds: to wait until all processes are there.
+    signals: that are heeded; None: none are, as Python has it.
 
   Raises:
     ValueError, ConnectionError: see `roll_call.call`.
@@ -164,6 +220,8 @@ def start(
   found = roll_call.call(place, facts, timeout_seconds=timeout_seconds)
   if place.count > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM from whoever heeds it: see `agreement.py`.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
       place.address,
       place.count,
@@ -174,7 +232,7 @@ def start(
       heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS,
       shutdown_timeout_seconds=_JAX_END_SECONDS,
     )
-  group = Group(place, _name_hosts(found))
+  group = Group(place, _name_hosts(found), signals)
   group._begin()
   try:
     yield group

@@ -97,15 +97,16 @@ class Watch:
     """Watches no longer; does not wait for the threads."""
     self._end.set()
 
-  def announce(self, reason: str) -> None:
+  def announce(self, reason: str, *, lost: bool = False) -> None:
     """Tells the others that this process ends, and waits until they know.
 
     Args:
-      reason: the error that ends it.
+      reason: the error that ends it; or what becomes of it, where it is lost.
+      lost: whether it is lost to the others, and not ended by an error.
     """
     self.stop()
     try:
-      self._say(self._index, f"ended: {reason}", lost=False)
+      self._say(self._index, reason if lost else f"ended: {reason}", lost=lost)
       if self._index == 0:
         self._wait_until_read()
       else:
