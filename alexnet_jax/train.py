@@ -16,6 +16,7 @@ from alexnet_jax import (
   plateau,
   recipe,
   report,
+  sick,
   step,
   tables,
 )
@@ -122,6 +123,8 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
         saves = is_due(number, config.checkpoint_every_steps)
         if validates or saves:
           reporter.flush()
+          if totals:  # of a step that is wrong, nothing is saved
+            report.check_losses(number, totals)
           if validates:
             totals_of_all, lost = evaluate(run, state)
             lost = group.total(f"validation_replaced/{number}", lost)
@@ -133,6 +136,10 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
           if saves:
             checkpoints.save(number, state)
           reporter.resume_clock()
+  except report.LossNotFinite as error:
+    checkpoints.close()  # the one that is under way is the last
+    saved = checkpoints.latest_step()
+    raise sick.explain(run, state, error, saved=saved) from error
   except source.RecordError:
     reporter.flush()  # what the devices have done by now is not lost
     raise
