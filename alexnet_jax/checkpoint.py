@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax import step as step_lib
@@ -98,6 +99,52 @@ def load(
   """
   folder = os.path.join(_find_folder(workdir), str(step))
   return step_lib.TrainState(**ocp.load(folder, like._asdict()))
+
+
+def check_fits(workdir: str, step: int, like: step_lib.TrainState) -> None:
+  """Refuses a checkpoint whose arrays are not those of a state.
+
+  Args:
+    workdir: of the run.
+    step: of `find_steps`.
+    like: `jax.ShapeDtypeStruct`s.
+
+  Raises:
+    ValueError: names an array and both of its shapes.
+  """
+  folder = os.path.join(_find_folder(workdir), str(step))
+  try:
+    arrays = ocp.metadata(folder).metadata
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise ValueError(
+      f"the checkpoint {folder!r} does not say what it holds "
+      f"({type(error).__name__}), so a changed config cannot be held against "
+      "it. Go on with the config of before first."
+    ) from error
+  there, here = map(_find_shapes, (arrays, like._asdict()))
+  differing = [
+    f"{name}: {there.get(name, 'nothing')} there, {here.get(name, 'nothing')} "
+    "here"
+    for name in {**here, **there}
+    if here.get(name) != there.get(name)
+  ]
+  if differing:
+    more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+    raise ValueError(
+      f"the checkpoint of step {step} in {workdir!r} does not fit the changed "
+      f"config ({'; '.join(differing[:3])}{more}). Set the fields that make "
+      "these sizes back, or --workdir to start another run."
+    )
+
+
+def _find_shapes(tree) -> dict[str, str]:
+  """Array by array, under one name whatever holds it: {"a.b": "3 x 4"}."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): (
+      " x ".join(map(str, leaf.shape)) or "one number"
+    )
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  }
 
 
 def _find_folder(workdir: str) -> str:

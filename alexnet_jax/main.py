@@ -29,6 +29,12 @@ _DISTRIBUTED = command.define_distributed()
 _START_TIMEOUT = command.define_start_timeout()
 _XLA_OPTIONS = command.define_xla_options()
 _COMPILATION_CACHE = command.define_compilation_cache()
+_ACCEPT_CHANGES = flags.DEFINE_boolean(
+  "accept_changes",
+  False,
+  "Go on in --workdir with another config than it was trained with. The config "
+  "of before is kept beside the new one.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -41,6 +47,7 @@ def main(argv: list[str]) -> None:
       "--workdir": os.path.abspath(workdir),
       "--xla_options": _XLA_OPTIONS.value,
       "--compilation_cache": str(_COMPILATION_CACHE.value),
+      "--accept_changes": str(_ACCEPT_CHANGES.value),
     }
   with command.start(_DISTRIBUTED, _START_TIMEOUT, same=same) as group:
     with command.in_one_line(ValueError, TypeError, OSError, group=group):
@@ -52,6 +59,7 @@ def main(argv: list[str]) -> None:
         simulate_devices=_SIMULATE_DEVICES.value,
         xla_options=_XLA_OPTIONS.value,
         cache_dir=_COMPILATION_CACHE.value,
+        accept_changes=_ACCEPT_CHANGES.value,
       )
     try:
       with (

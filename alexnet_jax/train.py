@@ -218,6 +218,7 @@ def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:
     *(tables.axes(program, run.group.hosts) if several else []),
     *tables.repeated(program.network, program.layout),
     *tables.members(program, run.config.seed),
+    *run.changes,
   ):
     console.print(line, soft_wrap=True, highlight=False)
 
