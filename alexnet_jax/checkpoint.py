@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -101,13 +102,16 @@ def load(
   return step_lib.TrainState(**ocp.load(folder, like._asdict()))
 
 
-def check_fits(workdir: str, step: int, like: step_lib.TrainState) -> None:
+def check_fits(
+  workdir: str, step: int, like: step_lib.TrainState, *, changes: Sequence[str]
+) -> None:
   """Refuses a checkpoint whose arrays are not those of a state.
 
   Args:
     workdir: of the run.
     step: of `find_steps`.
     like: `jax.ShapeDtypeStruct`s.
+    changes: of the config, a line for each.
 
   Raises:
     ValueError: names an array and both of its shapes.
@@ -125,16 +129,21 @@ def check_fits(workdir: str, step: int, like: step_lib.TrainState) -> None:
   differing = [
     f"{name}: {there.get(name, 'nothing')} there, {here.get(name, 'nothing')} "
     "here"
-    for name in {**here, **there}
+    for name in sorted({**here, **there}, key=_put_parameters_first)
     if here.get(name) != there.get(name)
   ]
   if differing:
-    more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+    more = f"; and {len(differing) - 2} more" if len(differing) > 2 else ""
     raise ValueError(
       f"the checkpoint of step {step} in {workdir!r} does not fit the changed "
-      f"config ({'; '.join(differing[:3])}{more}). Set the fields that make "
-      "these sizes back, or --workdir to start another run."
+      f"config: {'; '.join(differing[:2])}{more}. What has changed is "
+      f"{'; '.join(changes)}. Set back what makes these sizes, or --workdir to "
+      "start another run."
     )
+
+
+def _put_parameters_first(name: str) -> tuple[bool, str]:
+  return not name.startswith("parameters."), name
 
 
 def _find_shapes(tree) -> dict[str, str]:

@@ -81,11 +81,12 @@ def claim(
     lines = _find_changes(path, fields, saved, accepts=accept_for is not None)
     if lines and saved is not None:
       like = accept_for.members[max(index - 1, 0)].abstract_state
-      checkpoint.check_fits(path, saved, like)
+      checkpoint.check_fits(path, saved, like, changes=lines)
     aside = f"config.step_{saved or 0}.json" if lines else None
     writes.append((path, fields, aside))
     changes |= dict.fromkeys(
-      f"changed at step {saved or 0}: {line}" for line in lines
+      f"changed after step {saved or 0}, as --accept_changes says: {line}"
+      for line in lines
     )
   for path, fields, aside in writes:
     workdir_lib.make(path)

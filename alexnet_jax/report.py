@@ -14,7 +14,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
-from alexnet_jax import metrics
+from alexnet_jax import metrics, stall
 
 
 class LossNotFinite(FloatingPointError):
@@ -49,6 +49,7 @@ class Reporter:
       plain lines.
     first_step: where this start of the run begins.
     num_steps: where the run ends.
+    watch: points out a loss that stays where it was; None: nothing does.
   """
 
   def __init__(
@@ -58,8 +59,10 @@ class Reporter:
     *,
     first_step: int,
     num_steps: int,
+    watch: stall.Watch | None = None,
   ):
     self._console = console
+    self._watch = watch
     self._num_steps = num_steps
     self._file = self._events = None
     if workdir is not None:
@@ -133,7 +136,7 @@ class Reporter:
     values = {f"training_{name}": value for name, value in means.items()}
     values |= {"learning_rate": learning_rate, "images_per_second": rate}
     values["training_replaced_images"] = replaced
-    values |= _of_members("training", totals)
+    values |= (of_members := _of_members("training", totals))
     shown = f"{rate:,.0f} images/s, loss {means['loss']:.3f}"
     self._progress.update(self._task, shown=shown)
     self._write(step, values)
@@ -144,6 +147,10 @@ class Reporter:
         f"{rate:,.0f} images/s, "
         f"learning rate {learning_rate:g}{_replaced(replaced)}",
       )
+    if self._watch is not None:
+      losses = of_members.get("training_member_loss", [means["loss"]])
+      for line in self._watch.look(step, losses):
+        self._line(step, line)
 
   def validation(
     self, step: int, totals: np.ndarray, replaced: Callable[[], int]
