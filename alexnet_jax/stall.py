@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-# How far from ln(classes) counts as there. Guesses that are a little sure of
-# themselves lie above it; what learns falls below it and stays there.
-_SHARE = 0.02
-# Steps of 128 images need that many at least to say something, however small
-# the set is: an epoch of the digits is 23.
+# What learns falls below ln(classes) and stays there. What guesses lies above:
+# its last layer follows every batch a little. Measured on the digits with the
+# initial weights of 2012, which learn nothing there: 2.31 to 2.48 for ln(10) =
+# 2.303. What is higher still does not guess, it diverges.
+_BELOW, _ABOVE = 0.02, 0.1
+# However small the set is: an epoch of the digits is 23 steps, and a healthy
+# run needs 35 (measured: 2.24 then, 1.99 at step 50, 0.86 at step 100).
 MIN_STEPS = 100
 
 # From Krizhevsky's code and from those who have trained the network since.
@@ -25,7 +27,7 @@ CAUSES = (
 
 
 def is_at_chance(losses: Sequence[float], num_classes: int) -> bool:
-  """Whether a loss has never been better than guessing, and is there now.
+  """Whether a loss has never been better than guessing, and is near it now.
 
   Args:
     losses: of the training, one after the other, nats.
@@ -33,9 +35,8 @@ def is_at_chance(losses: Sequence[float], num_classes: int) -> bool:
       smoothed labels too.
   """
   chance = math.log(num_classes)
-  return min(losses) >= (1 - _SHARE) * chance and (
-    losses[-1] <= (1 + _SHARE) * chance
-  )
+  never_better = min(losses) >= (1 - _BELOW) * chance
+  return never_better and losses[-1] <= (1 + _ABOVE) * chance
 
 
 class Watch:
@@ -73,9 +74,9 @@ class Watch:
     self._is_over = True
     of_members = list(zip(*self._losses, strict=True))
     return [
-      f"the loss{f' of member {member}' if len(of_members) > 1 else ''} has "
-      f"stayed at ln({self._num_classes}) = {math.log(self._num_classes):.4g}, "
-      "as if it guessed: nothing is learnt. Known causes: "
+      f"the loss{f' of member {member}' if len(of_members) > 1 else ''} stays "
+      f"at ln({self._num_classes}) = {math.log(self._num_classes):.4g} or "
+      "above, as if it guessed: nothing is learnt so far. Known causes: "
       f"{'; '.join(CAUSES)}."
       for member, found in enumerate(of_members)
       if is_at_chance(found, self._num_classes)
