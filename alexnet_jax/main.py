@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 from absl import app, flags
 
-from alexnet_jax import command, settings, train
+from alexnet_jax import command, loop, settings, train
 from alexnet_jax import console as console_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import source
@@ -44,6 +44,12 @@ _STUCK_SECONDS = flags.DEFINE_float(
   "of them takes, less than a night.",
   lower_bound=0.0,
 )
+_ACCEPT_CHANGES = flags.DEFINE_boolean(
+  "accept_changes",
+  False,
+  "Go on in --workdir with another config than it was trained with. The config "
+  "of before is kept beside the new one.",
+)
 
 
 def main(
@@ -58,6 +64,7 @@ def main(
       "--workdir": os.path.abspath(workdir),
       "--xla_options": _XLA_OPTIONS.value,
       "--compilation_cache": str(_COMPILATION_CACHE.value),
+      "--accept_changes": str(_ACCEPT_CHANGES.value),
     }
   with command.start(
     _DISTRIBUTED, _START_TIMEOUT, same=same, signals=signals
@@ -71,6 +78,7 @@ def main(
         simulate_devices=_SIMULATE_DEVICES.value,
         xla_options=_XLA_OPTIONS.value,
         cache_dir=_COMPILATION_CACHE.value,
+        accept_changes=_ACCEPT_CHANGES.value,
       )
     console = command.make_console(group, console_lib.Lasting)
     try:
@@ -85,7 +93,7 @@ def main(
         ),
       ):
         train.train(run, console, stuck_seconds=_STUCK_SECONDS.value)
-    except train.Stopped as stopped:
+    except loop.Stopped as stopped:
       console.print(stopped, highlight=False, soft_wrap=True)
       sys.exit(group_lib.STOPPED)
 

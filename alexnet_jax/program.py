@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from alexnet_jax import eval_step, metrics
+from alexnet_jax import eval_step, examine_step, metrics
 from alexnet_jax import step as step_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import ensemble as ensemble_lib
@@ -216,6 +216,20 @@ class Program:
       views=self.views,
       precision=self.compute_precision,
     )
+
+  def examine(self, state, key, images, labels) -> tuple:
+    """A step of one member, taken again; see `examine_step.py`."""
+    step = examine_step.make_examine_step(
+      self.network,
+      self.specs,
+      self.exchange,
+      self.augmentation,
+      mesh=self.mesh,
+      label_smoothing=self.label_smoothing,
+      precision=self.compute_precision,
+    )
+    with jax.set_mesh(self.mesh):
+      return step(state, key, images, labels)
 
   @functools.cached_property
   def _jitted_init(self):

@@ -106,7 +106,11 @@ def check_fits(folder: str, record: Mapping[str, Any], like: Any) -> None:
     name: _shown(dtype, shape)
     for name, (dtype, shape, _) in record["arrays"].items()
   }
-  for name in sorted(wanted.keys() | there.keys()):
+  names = sorted(
+    wanted.keys() | there.keys(),
+    key=lambda name: (not name.startswith("parameters."), name),
+  )
+  for name in names:
     if wanted.get(name) != there.get(name):
       raise CheckpointError(
         f"the checkpoint {folder!r} is of another state: {name} is "

@@ -14,7 +14,26 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from alexnet_jax import events, lines, metrics, saving
+from alexnet_jax import events, lines, metrics, saving, stall
+
+
+class LossNotFinite(FloatingPointError):
+  """The loss of a step is not finite.
+
+  Attributes:
+    step: the first such, from 1.
+    member: of an ensemble; None: a single run.
+    loss: what it is instead.
+  """
+
+  def __init__(self, step: int, member: int | None, loss: float):
+    self.step, self.member, self.loss = step, member, loss
+    super().__init__(f"{self.where} is {loss}, expected a finite number.")
+
+  @property
+  def where(self) -> str:
+    of_member = "" if self.member is None else f" of member {self.member}"
+    return f"the loss{of_member} of step {self.step}"
 
 
 class Reporter:
@@ -30,6 +49,7 @@ class Reporter:
       plain lines.
     first_step: where this start of the run begins.
     num_steps: where the run ends.
+    watch: points out a loss that stays where it was; None: nothing does.
   """
 
   def __init__(
@@ -39,8 +59,10 @@ class Reporter:
     *,
     first_step: int,
     num_steps: int,
+    watch: stall.Watch | None = None,
   ):
     self._console = console
+    self._watch = watch
     self._num_steps = num_steps
     self._file = self._events = None
     self._workdir = workdir
@@ -98,7 +120,7 @@ class Reporter:
         read; asked one report late.
 
     Raises:
-      FloatingPointError: a loss is not finite.
+      LossNotFinite: of one of the last report.
     """
     self.flush()
     now = time.monotonic()
@@ -107,21 +129,16 @@ class Reporter:
     self._since = now
 
   def flush(self) -> None:
-    """Writes the report that is due; waits for its last step."""
+    """Writes the report that is due; waits for its last step.
+
+    Raises:
+      LossNotFinite: of one of its steps.
+    """
     if self._due is None:
       return
     step, totals, learning_rate, replaced, seconds = self._due
     self._due = None
-    sums = np.stack(jax.device_get(totals))
-    for (index, *member), loss in np.ndenumerate(sums[..., 0]):
-      if not math.isfinite(loss):
-        of_member = f" of member {member[0]}" if member else ""
-        raise FloatingPointError(
-          f"the loss{of_member} of step {step - len(totals) + index + 1} is "
-          f"{loss}, "
-          "expected a finite number. Lower config.optimizer.learning_rate; "
-          "the run goes on from its last checkpoint."
-        )
+    sums = check_losses(step, totals)
     if self._file is None:
       return
     replaced = replaced()
@@ -131,7 +148,7 @@ class Reporter:
     values = {f"training_{name}": value for name, value in means.items()}
     values |= {"learning_rate": learning_rate, "images_per_second": rate}
     values["training_replaced_images"] = replaced
-    values |= _of_members("training", totals)
+    values |= (of_members := _of_members("training", totals))
     shown = f"{rate:,.0f} images/s, loss {means['loss']:.3f}"
     self._progress.update(self._task, shown=shown)
     self._write(step, values)
@@ -142,6 +159,10 @@ class Reporter:
         f"{rate:,.0f} images/s, "
         f"learning rate {learning_rate:g}{_replaced(replaced)}",
       )
+    if self._watch is not None:
+      losses = of_members.get("training_member_loss", [means["loss"]])
+      for line in self._watch.look(step, losses):
+        self._line(step, line)
 
   def validation(
     self, step: int, totals: np.ndarray, replaced: Callable[[], int]
@@ -239,6 +260,27 @@ class Reporter:
       highlight=False,
       soft_wrap=True,
     )
+
+
+def check_losses(step: int, totals: Sequence[jax.Array]) -> np.ndarray:
+  """Reads the totals of the last steps; waits for them.
+
+  Args:
+    step: the last of these steps.
+    totals: f32[4] of each, or f32[members, 4]; one or more.
+
+  Returns:
+    f32[steps, 4], or f32[steps, members, 4].
+
+  Raises:
+    LossNotFinite: names the first.
+  """
+  sums = np.stack(jax.device_get(totals))
+  for (index, *member), loss in np.ndenumerate(sums[..., 0]):
+    if not math.isfinite(loss):
+      number = step - len(totals) + index + 1
+      raise LossNotFinite(number, member[0] if member else None, float(loss))
+  return sums
 
 
 def _to_means(totals: np.ndarray) -> dict[str, float]:

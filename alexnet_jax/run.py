@@ -18,6 +18,7 @@ import optax
 from alexnet_jax import (
   compilation_cache,
   compiler_options,
+  lock,
   member_runs,
   recipe,
   settings,
@@ -44,6 +45,9 @@ class Run:
     schedule: steps before this one -> learning rate of the kernels, but for
       what the plateau rule makes of it.
     plateau: the rule that validations drive; None: there is none.
+    locks: of the directories, in the process that writes them; held until
+      nothing refers to them.
+    changes: of the config since its last start, a line for each.
   """
 
   config: ml_collections.ConfigDict
@@ -57,6 +61,8 @@ class Run:
   plateau: plateau_lib.Plateau | None
   xla_options: compiler_options.Options
   cache: compilation_cache.Cache
+  locks: tuple[lock.Lock, ...]
+  changes: tuple[str, ...]
 
 
 def make_program(
@@ -118,6 +124,7 @@ def prepare(
   simulate_devices: int | None,
   xla_options: str = "auto",
   cache_dir: str | None = compilation_cache.OFF,
+  accept_changes: bool = False,
 ) -> Run:
   """Checks everything that can be checked before compiling, in that order.
 
@@ -131,6 +138,7 @@ def prepare(
     simulate_devices: in each process; None: its share of what the layout needs.
     xla_options: of `compiler_options.MODES`.
     cache_dir: see `compilation_cache.open_cache`.
+    accept_changes: whether a run may go on with another config.
 
   Raises:
     ValueError, TypeError, OSError: with one line on what to change.
@@ -148,20 +156,25 @@ def prepare(
   cache = compilation_cache.open_cache(cache_dir)
   for difference in find_differences(group, group.gather("data", found)):
     raise ValueError(difference)
-  group.first(
-    "workdir", lambda: member_runs.claim(workdir, config.to_dict(), found)
+  num_images = len(train_records)
+  program = make_program(
+    config, network, layout, num_images=num_images, statistics=statistics
+  )
+  fields = config.to_dict()
+  locks = member_runs.hold(workdir, fields) if group.is_first else ()
+  accept_for = program if accept_changes else None
+  changes = group.first(
+    "workdir",
+    lambda: member_runs.claim(workdir, fields, found, accept_for=accept_for),
   )
   for index, problem in enumerate(shared.find_problems(group, workdir)):
     if problem is not None:
       raise OSError(f"{group.label(index)}: {problem}")
-  num_images = len(train_records)
   return Run(
     config=config,
     group=group,
     workdir=workdir,
-    program=make_program(
-      config, network, layout, num_images=num_images, statistics=statistics
-    ),
+    program=program,
     train_records=train_records,
     validation_records=validation_records,
     num_steps=recipe.to_steps(config, config.num_epochs, num_images),
@@ -169,6 +182,8 @@ def prepare(
     plateau=update_rule.make_plateau(config),
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
     cache=cache,
+    locks=locks,
+    changes=tuple(changes),
   )
 
 

@@ -5,6 +5,7 @@ Of any run, whether it trains meanwhile or not; writes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -62,6 +63,22 @@ def load(
   if found is not None:
     record.check(folder, found, state)
   return state
+
+
+def check_fits(workdir: str, like: step_lib.TrainState) -> None:
+  """Refuses a run whose newest checkpoint is of another state.
+
+  Damaged ones are left out.
+
+  Raises:
+    CheckpointError: see `record.check_fits`.
+  """
+  for step in reversed(find_steps(workdir)):
+    folder = find_folder(workdir, step)
+    with contextlib.suppress(record.DamagedError):
+      if (found := record.read(folder)) is not None:
+        record.check_fits(folder, found, like)
+      return
 
 
 def find_problem(

@@ -1,9 +1,6 @@
-"""The loop: steps, reports, validations, checkpoints; no arithmetic."""
+"""A start of a run: compiled, audited, taken up where it stopped, trained."""
 
 from __future__ import annotations
-
-import contextlib
-from typing import NoReturn
 
 import jax
 import rich.console
@@ -11,27 +8,19 @@ import rich.console
 from alexnet_jax import (
   compiled_step,
   member_runs,
-  metrics,
-  plateau,
   recipe,
   report,
+  sick,
+  stall,
   step,
   tables,
-  validation,
 )
+from alexnet_jax import loop as loop_lib
 from alexnet_jax import run as run_lib
-from alexnet_jax.data import blocks, pipeline, source
+from alexnet_jax.data import source
 from alexnet_jax.partition import audit
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.processes import group as group_lib
-
-# How far the host runs ahead of the devices: enough that they never wait for
-# it, and little enough that reports and batches keep their pace.
-STEPS_AHEAD = 2
-
-
-class Stopped(Exception):
-  """A signal has ended the run early; it can go on."""
 
 
 def train(
@@ -55,7 +44,7 @@ def train(
     CheckpointError: no checkpoint is sound, or one cannot be written.
     FloatingPointError: a loss or the state is not finite.
     source.RecordError: a record cannot be read.
-    Stopped: a signal has come, and a checkpoint is saved.
+    loop.Stopped: a signal has come, and a checkpoint is saved.
   """
   config, group = run.config, run.group
   _introduce(run, console)
@@ -91,92 +80,25 @@ def train(
     console,
     first_step=first_step,
     num_steps=run.num_steps,
+    watch=_watch_losses(run, first_step),
   )
 
-  totals, replaced = [], 0
-  rate_scale = plateau.find_scale(state.optimizer)
-  validated = False
-
-  def is_due(number: int, every: int) -> bool:
-    return number % every == 0 or number == run.num_steps
-
-  def report_training(number: int) -> None:
-    nonlocal totals, replaced
-    reporter.training(
-      number,
-      totals,
-      learning_rate=float(f"{rate_scale * run.schedule(number - 1):.6g}"),
-      replaced=group.total(f"replaced/{number}", replaced),
-    )
-    totals, replaced = [], 0
-
-  def validate(number: int) -> dict:
-    nonlocal state, rate_scale, validated
-    batches = pipeline.validation_batches(
-      run.validation_records, **_batch_options(run)
-    )
-    found = validation.validate(run, state, batches, compiles=not validated)
-    if found is None:
-      stop(number, owes_validation=True)
-    validated = True
-    totals_of_all, lost = found
-    lost = group.total(f"validation_replaced/{number}", lost)
-    reporter.validation(number, totals_of_all, lost)
-    # Not of the one at the end, which a longer run would not have.
-    if run.plateau and number % config.validate_every_steps == 0:
-      state = validation.heed(run, state, totals_of_all)
-      rate_scale = plateau.find_scale(state.optimizer)
-    return {"validation_error": metrics.to_errors(totals_of_all)}
-
-  def stop(number: int, *, owes_validation: bool = False) -> NoReturn:
-    if totals:
-      report_training(number)
-    reporter.flush()
-    if number > first_step:
-      checkpoints.save(number, state, {"owes_validation": owes_validation})
-    where = "in the validation " if owes_validation else ""
-    saved = "which is saved" if number else "where nothing is lost"
-    raise Stopped(
-      f"stopped by {group.signal_name} {where}after step {number} of "
-      f"{run.num_steps}, {saved}; the same command goes on from there."
-    )
-
+  loop = loop_lib.Loop(
+    run,
+    train_step=train_step,
+    key=step_key,
+    first_step=first_step,
+    state=state,
+    checkpoints=checkpoints,
+    reporter=reporter,
+  )
   group.begin_steps(stuck_seconds=stuck_seconds, folder=run.workdir)
   try:
-    if first_step and checkpoints.facts(first_step).get("owes_validation"):
-      console.print(f"first the validation that step {first_step} owes")
-      validate(first_step)
-      reporter.resume_clock()
-    batches = pipeline.train_batches(
-      run.train_records,
-      seed=recipe.find_order_seed(config),
-      first_step=first_step,
-      num_steps=run.num_steps,
-      **_batch_options(run),
-    )
-    with contextlib.closing(batches):
-      for number, batch in enumerate(batches, start=first_step + 1):
-        if group.is_stopping(number):
-          stop(number - 1)
-        state, total = train_step(state, step_key, batch.images, batch.labels)
-        totals.append(total)
-        replaced += batch.replaced
-        # The host stays this close ahead of the devices, which never wait.
-        jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
-        reporter.advance(number)
-        reporter.saved(checkpoints.check())
-        if is_due(number, config.report_every_steps):
-          report_training(number)
-        validates = is_due(number, config.validate_every_steps)
-        saves = is_due(number, config.checkpoint_every_steps)
-        if validates or saves:
-          reporter.flush()
-          facts = {}
-          if validates:
-            facts = validate(number)
-          if saves:
-            checkpoints.save(number, state, facts)
-          reporter.resume_clock()
+    loop.take_steps(console)
+  except report.LossNotFinite as error:
+    checkpoints.close()  # the one that is under way is the last
+    saved = checkpoints.latest_step()
+    raise sick.explain(run, loop.state, error, saved=saved) from error
   except source.RecordError:
     reporter.flush()  # what the devices have done by now is not lost
     raise
@@ -187,7 +109,19 @@ def train(
       reporter.close()
       group.end_steps()
   console.print(f"the run is in {run.workdir}/metrics.jsonl", highlight=False)
-  return state
+  return loop.state
+
+
+def _watch_losses(run: run_lib.Run, first_step: int) -> stall.Watch:
+  """From the end of the warm-up on, for an epoch or more."""
+  epoch, warmup = (
+    recipe.to_steps(run.config, epochs, len(run.train_records))
+    for epochs in (1.0, run.config.optimizer.warmup_epochs)
+  )
+  return stall.Watch(
+    num_classes=run.config.network.num_classes,
+    until_step=max(first_step, warmup) + max(epoch, stall.MIN_STEPS),
+  )
 
 
 def _check_first_step(group: group_lib.Group, first_step: int) -> None:
@@ -224,6 +158,7 @@ def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:
     *(tables.axes(program, run.group.hosts) if several else []),
     *tables.repeated(program.network, program.layout),
     *tables.members(program, run.config.seed),
+    *run.changes,
   ):
     console.print(line, soft_wrap=True, highlight=False)
 
@@ -246,13 +181,3 @@ def _compile(
   if not run.config.layout.allow_unplanned:
     audit.check(found)
   return train_step
-
-
-def _batch_options(run: run_lib.Run) -> dict:
-  return {
-    "batch_size": run.config.batch_size,
-    "shardings": run.program.batch_shardings,
-    "threads": run.config.data.threads
-    or blocks.find_threads(sharing=run.group.num_on_host),
-    "batches_ahead": run.config.data.batches_ahead,
-  }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -77,12 +78,13 @@ def read(path: str) -> dict[str, Any] | None:
   file = os.path.join(path, _FILE)
   if not os.path.exists(file):
     return None
-  with open(file) as kept:
+  with open(file, "rb") as kept:
     try:
       fields = json.load(kept)
-    except ValueError as error:
+    except ValueError as error:  # also of bytes that are no text
       raise ValueError(
-        f"{file!r} is no JSON: {error}. Restore it, or set --workdir."
+        f"{file!r} is no JSON: {error}. Restore it, set --workdir, or go on "
+        "with the config as it is given now: --accept_changes."
       ) from error
   if not isinstance(fields, dict):
     raise ValueError(
@@ -107,13 +109,49 @@ def claim(
     ValueError: it belongs to a run whose fields or data give other results.
   """
   fields = to_fields(config, found)
-  file = os.path.join(path, _FILE)
+  make(path)
+  if (earlier := read(path)) is not None:
+    check_same(path, earlier, fields)
+  keep(path, fields)
+
+
+def make(path: str) -> None:
+  """Makes the directory if it is not there.
+
+  Raises:
+    OSError: it cannot be made.
+  """
   try:
     os.makedirs(path, exist_ok=True)
-    if (earlier := read(path)) is not None:
-      check_same(path, earlier, fields)
+  except OSError as error:
+    raise _cannot_write(path, error.strerror) from error
+
+
+def keep(
+  path: str, fields: Mapping[str, Any], *, aside: str | None = None
+) -> None:
+  """Keeps the fields of a run in its directory, from one moment to the next.
+
+  Args:
+    path: of the directory.
+    fields: from `to_fields`.
+    aside: the name that the file of before gets, unless there is one of that
+      name; None: it is replaced.
+
+  Raises:
+    OSError: the directory cannot be written.
+  """
+  file = os.path.join(path, _FILE)
+  try:
     with open(f"{file}.partial", "w") as now:
       json.dump(fields, now, indent=2)
+      now.flush()
+      # Before the name is given: else a crash of the machine could leave a
+      # file that has its name, and nothing in it.
+      os.fsync(now.fileno())
+    if aside is not None and os.path.exists(file):
+      with contextlib.suppress(FileExistsError):
+        os.link(file, os.path.join(path, aside))
     os.replace(f"{file}.partial", file)
   except OSError as error:
     raise _cannot_write(path, error.strerror) from error
@@ -138,24 +176,32 @@ def check_same(
   Raises:
     ValueError: names the fields.
   """
+  differences = find_differences(earlier, now)
+  if differences:
+    raise ValueError(
+      f"the workdir {path!r} belongs to a run of another config "
+      f"({'; '.join(differences)}). Set --workdir to start another run, or "
+      "these fields back to go on with that one, or --accept_changes to go on "
+      "with them as they are."
+    )
+
+
+def find_differences(
+  earlier: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[str]:
+  """A line for each field that gives other results; as of `check_same`."""
   bound = BOUND.get(now.get("optimizer.schedule"), ())
   free = [name for name in FREE if name not in bound]
   earlier, now = _EARLIER | earlier, _EARLIER | now
   if earlier.get("data.seed") != now.get("data.seed"):
     # Unset, it is that of the run: the order may be the same one.
     earlier, now = map(_name_order_seed, (earlier, now))
-  differences = [
+  return [
     f"{name}: {earlier.get(name)} there, {now.get(name)} here"
     for name in sorted(earlier.keys() | now.keys())
     if earlier.get(name) != now.get(name)
     and not any(name == each or name.startswith(f"{each}.") for each in free)
   ]
-  if differences:
-    raise ValueError(
-      f"the workdir {path!r} belongs to a run of another config "
-      f"({'; '.join(differences)}). Set --workdir to start another run, or "
-      "these fields back to go on with that one."
-    )
 
 
 def _name_order_seed(fields: Mapping[str, Any]) -> dict[str, Any]:

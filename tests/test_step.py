@@ -35,6 +35,32 @@ def test_steps_draw_anew_and_a_repeated_step_draws_the_same(
   assert losses[0] == losses[1] != losses[2]
 
 
+def test_step_whose_loss_is_not_finite_changes_nothing(program, tiny_batch):
+  parts, _, train_step = program(catalog.TWO_COLUMN)
+  key = jax.random.key(5)
+  batch = build.put(parts, tiny_batch)
+  with jax.set_mesh(parts.mesh):
+    state = parts.init(key)
+    fc7 = state.parameters["fc7"]
+    # Products of float32 overflow: infinity less infinity is no number.
+    huge = {**fc7, "kernel": fc7["kernel"] * 1e38}
+    sick = state._replace(parameters=state.parameters | {"fc7": huge})
+    before = jax.device_get(sick)
+    sick, totals = train_step(sick, key, *batch)
+    assert not np.isfinite(totals[0])
+    kept = jax.device_get(sick)
+    # A later step with a finite loss changes nothing either.
+    later = parts.init(key)._replace(step=sick.step)
+    later, totals = train_step(later, key, *batch)
+    assert np.isfinite(totals[0])
+  assert kept.step == later.step == ~before.step
+  jax.tree.map(np.testing.assert_array_equal, kept[1:], before[1:])
+  sound = jax.device_get(parts.init(key).parameters)
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(later.parameters), sound
+  )
+
+
 def test_fresh_network_evaluates_near_chance(program, tiny_batch):
   parts, _, _ = program(catalog.ONE_DEVICE)
   images, labels = build.put(parts, tiny_batch)

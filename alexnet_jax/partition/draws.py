@@ -15,6 +15,31 @@ from alexnet_jax.network import wiring
 from alexnet_jax.partition import specs as specs_lib
 
 
+def draw_all(
+  network: wiring.Network,
+  specs: specs_lib.Specs,
+  augmentation,
+  key: jax.Array,
+  step: jax.Array,
+  n: int,
+) -> tuple[dict[str, jax.Array], dict[str, dict[str, jax.Array]]]:
+  """All that a step draws: for its images, and for the layers.
+
+  Args:
+    network: the network.
+    specs: of its arrays.
+    augmentation: of the images; see `data/augment.py`.
+    key: the same for all steps.
+    step: i32[], steps before this one.
+    n: images in the batch, over all devices.
+  """
+  augment_key, *keys = jax.random.split(
+    jax.random.fold_in(key, step), 1 + count(specs)
+  )
+  draws = augmentation.draw(augment_key, n, spec=specs.images, step=step)
+  return draws, draw(network, specs, keys, n)
+
+
 def draw(
   network: wiring.Network,
   specs: specs_lib.Specs,
