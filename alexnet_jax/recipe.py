@@ -58,14 +58,10 @@ def make_augmentation(
     num_images: in the training split, for when the colour noise ends.
   """
   fields = config.augment.to_dict()
-  source, mean = fields.pop("statistics"), fields.pop("mean")
+  del fields["statistics"]  # of these the caller has some
+  mean = fields.pop("mean")
   until = fields.pop("colour_noise_until_epoch")
   side = config.data.stored_size
-  if source not in STATISTICS:
-    raise ValueError(
-      f"augment.statistics is {source!r}, expected one of "
-      f"{', '.join(STATISTICS)}. Set config.augment.statistics."
-    )
   if statistics is None:
     statistics = dataclasses.replace(
       statistics_lib.PUBLISHED,
