@@ -41,12 +41,12 @@ _PLACEMENT = {
   "arrive": Unset(Choice(("gather", "sum"))),
   "stored": Unset(Axes()),
 }
-_MESH, MESH_FIELD = (
+_MESH, _MESH_FIELD = (
   "layout.mesh.",
   Unset(Whole(most=_DEVICES)),
 )
 
-# Every field but the sizes of mesh axes, whose names are free: `MESH_FIELD`.
+# Every field but the sizes of mesh axes, whose names are free: `_MESH_FIELD`.
 FIELDS = {
   "seed": _SEED,
   "ensemble": Whole(most=_DEVICES),
@@ -153,7 +153,7 @@ def check(values: Mapping[str, Any]) -> None:
         f"config.{name}."
       )
   for name, value in values.items():
-    field = MESH_FIELD if name.startswith(_MESH) else FIELDS.get(name)
+    field = find_kind(name)
     if field is None:
       raise ValueError(
         f"the config has a field {name}, which nothing reads. Remove "
@@ -163,6 +163,11 @@ def check(values: Mapping[str, Any]) -> None:
       raise TypeError(_say(name, value, field.expected))
     if value is not None and not field.accepts(value):
       raise ValueError(_say(name, value, field.expected))
+
+
+def find_kind(name: str) -> Any:
+  """Of a field, by its full name; None: there is no such field."""
+  return _MESH_FIELD if name.startswith(_MESH) else FIELDS.get(name)
 
 
 def _say(name: str, value: Any, expected: str) -> str:
