@@ -14,6 +14,8 @@ from alexnet_jax.network import wiring
 
 # Where the augmentation's numbers come from.
 STATISTICS = ("dataset", "published")
+# Devices count steps in int32; what is to happen later never does.
+LAST_STEP = 2**31 - 1
 
 
 def to_steps(
@@ -80,7 +82,9 @@ def make_augmentation(
     image_size=network.image_size,
     statistics=statistics,
     colour_noise_steps=(
-      None if until is None else to_steps(config, until, num_images)
+      None
+      if until is None
+      else min(to_steps(config, until, num_images), LAST_STEP)
     ),
     **fields,
   )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import ml_collections
 import optax
 
-from alexnet_jax import optimizer, plateau, schedules
+from alexnet_jax import optimizer, plateau, recipe, schedules
 
 
 def to_updates(
@@ -16,7 +16,7 @@ def to_updates(
 ) -> int:
   """As `recipe.to_steps`, but one for each `accumulate_batches` steps."""
   images = config.batch_size * config.accumulate_batches
-  return math.ceil(epochs * num_images / images)
+  return min(math.ceil(epochs * num_images / images), recipe.LAST_STEP)
 
 
 def make_schedules(
