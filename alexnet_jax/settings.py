@@ -90,7 +90,8 @@ def check(
   Raises:
     ValueError, TypeError: with one line on what to change.
   """
-  if not isinstance(config, ml_collections.ConfigDict):
+  # Where its file could not be read, any use of it says so.
+  if not callable(getattr(config, "to_dict", None)):
     raise TypeError(
       f"the config is {config!r}, expected an ml_collections.ConfigDict. "
       "Return one from get_config in the file of --config."
