@@ -39,6 +39,7 @@ _ROUNDS = flags.DEFINE_integer(
 _SECONDS = flags.DEFINE_float(
   "seconds", 1.0, "How long, each time; of the input.", lower_bound=0.0
 )
+command.check_finite(_SECONDS)
 _FORMAT = flags.DEFINE_enum(
   "format", "table", ["table", "json"], "A table for people, or data."
 )

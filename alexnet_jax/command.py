@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import rich.table
 from absl import flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import compiler_options
+from alexnet_jax import compiler_options, flag_parsing
 from alexnet_jax.partition import mesh, topology
 from alexnet_jax.processes import cluster
 from alexnet_jax.processes import group as group_lib
@@ -23,6 +24,10 @@ from alexnet_jax.processes import signals as signals_lib
 
 # Of text that goes to a file or a pipe.
 PLAIN_WIDTH = 120
+# Each of them has threads of its own.
+MOST_SIMULATED = 512
+# Of an error; more of it helps nobody.
+_LONGEST_LINE, _LONGEST_END = 1500, 500
 
 
 def define_config(
@@ -53,6 +58,7 @@ def define_simulate_devices() -> flags.FlagHolder:
     "as many as the layout needs, where there is no accelerator. Of several "
     "processes, each has so many.",
     lower_bound=1,
+    upper_bound=MOST_SIMULATED,
   )
 
 
@@ -71,11 +77,20 @@ def define_distributed() -> flags.FlagHolder:
 
 def define_start_timeout() -> flags.FlagHolder:
   """Defines --start_timeout_seconds."""
-  return flags.DEFINE_float(
+  holder = flags.DEFINE_float(
     "start_timeout_seconds",
     25.0,
     "How long to wait at the start until all processes are there.",
     lower_bound=1.0,
+  )
+  check_finite(holder)
+  return holder
+
+
+def check_finite(holder: flags.FlagHolder) -> None:
+  """Has a flag refuse inf, and nan, which is within all bounds of absl."""
+  flags.register_validator(
+    holder.name, math.isfinite, "expected a finite number"
   )
 
 
@@ -170,20 +185,29 @@ def choose_devices(
   return devices
 
 
-def to_numbers(flag: str, values: Sequence[str | int]) -> list[int]:
+def to_numbers(
+  flag: str, values: Sequence[str | int], *, most: int = 2**20
+) -> list[int]:
   """The values of a flag that lists counts.
 
+  Args:
+    flag: its name.
+    values: as they were given.
+    most: what each may be at most.
+
   Raises:
-    ValueError: there is none, or one is no whole number of 1 or more.
+    ValueError: there is none, or one is no whole number of 1 to `most`.
   """
   if not values:
     raise ValueError(
       f"--{flag} is empty, expected whole numbers. Set --{flag}=2,4."
     )
   for value in values:
-    if not str(value).isdecimal() or int(value) < 1:
+    # Python turns no more than some 4,000 digits into a number.
+    digits = str(value)[:20]
+    if not digits.isdecimal() or not 1 <= int(digits) <= most:
       raise ValueError(
-        f"--{flag} has {value!r}, expected whole numbers of 1 or more. "
+        f"--{flag} has {value!r}, expected whole numbers of 1 to {most:,}. "
         f"Set --{flag}=2,4."
       )
   return [int(value) for value in values]
@@ -270,13 +294,9 @@ def in_one_line(
 def parse_flags(argv: list[str]) -> list[str]:
   """For `app.run`: parses the flags, errors in one line."""
   try:
-    unused = flags.FLAGS(argv)
-  except (AttributeError, KeyError) as error:  # no such field
-    fail(_name_field(error, argv))
-  except ImportError as error:
-    fail(ImportError(f"{error}. Start from the folder that holds configs/."))
-  except (flags.Error, ValueError, TypeError, OSError) as error:
-    fail(_without_traceback(error))
+    unused = flag_parsing.parse(argv)
+  except (flags.Error, ValueError, TypeError, OSError, ImportError) as error:
+    fail(error)
   if flags.FLAGS["verbosity"].using_default_value:
     flags.FLAGS.verbosity = logging.WARNING  # libraries talk a lot
   return unused
@@ -287,25 +307,7 @@ def fail(error: Exception, group: group_lib.Group | None = None) -> None:
   logging.debug("where it was found:", exc_info=error)
   several = group is not None and group.count > 1
   where = f"{group.label()}: " if several else ""
-  sys.exit(f"error: {where}{' '.join(str(error).split())}")
-
-
-def _without_traceback(error: Exception) -> Exception:
-  """What a config says itself, of the error that the flag makes of it."""
-  if "Traceback (most recent call last)" not in str(error):
-    return error
-  last = str(error).strip().splitlines()[-1]
-  return ValueError(last.split("Error: ", 1)[-1])
-
-
-def _name_field(error: Exception, argv: list[str]) -> Exception:
-  """The error of ml_collections for a misspelt field, with its whole name."""
-  while isinstance(error.args[0], Exception):
-    error = error.args[0]
-  name, _, hint = error.args[0].partition("\n")
-  given = [flag.split("=")[0].lstrip("-") for flag in argv]
-  fields = [flag for flag in given if name.strip("'") in flag.split(".")]
-  return ValueError(
-    f"the config has no field {' or '.join(fields) or name}. "
-    f"{hint or 'configs/default.py lists all fields.'}"
-  )
+  line = " ".join(str(error).split())
+  if len(line) > _LONGEST_LINE + _LONGEST_END:
+    line = f"{line[:_LONGEST_LINE]} ... {line[-_LONGEST_END:]}"
+  sys.exit(f"error: {where}{line}")

@@ -16,9 +16,9 @@ import sys
 
 from absl import app, flags
 
-from alexnet_jax import command, settings
+from alexnet_jax import command, devices, settings
 from alexnet_jax import run as run_lib
-from alexnet_jax.checkup import examination, findings
+from alexnet_jax.checkup import examination
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.processes import machine
 
@@ -38,6 +38,7 @@ _TIMEOUT = flags.DEFINE_float(
   "How long devices may take to answer each other.",
   lower_bound=1.0,
 )
+command.check_finite(_TIMEOUT)
 _FORMAT = flags.DEFINE_enum(
   "format", "table", ["table", "json"], "Tables for people, or data."
 )
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
       group,
       _SIMULATE_DEVICES.value,
     )
-    findings.check_devices()
+    devices.check_start()
     console = command.make_console(group)
     console.quiet |= _FORMAT.value == "json"
     patient = examination.Examination(group, config, console)

@@ -8,7 +8,6 @@ in the paper.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -22,52 +21,6 @@ from alexnet_jax import plateau as plateau_lib
 KERNEL, BIAS = "kernel", "bias"
 # The layer whose rates may differ from those of the others.
 CONV1 = "conv1"
-
-
-def check(
-  *,
-  learning_rate: float,
-  bias_rate: float,
-  momentum: float,
-  weight_decay: float,
-  trust_coefficient: float | None,
-  average_decay: float | None,
-) -> None:
-  """Refuses values of `config.optimizer` that are out of range.
-
-  Raises:
-    ValueError: names the field, its value and what was expected.
-  """
-  trust, decay = trust_coefficient, average_decay
-  for name, value, good, expected in (
-    (
-      *("learning_rate", learning_rate),
-      0 <= learning_rate < math.inf,
-      "a finite number of 0 or more",
-    ),
-    (
-      *("bias_rate", bias_rate),
-      0 <= bias_rate < math.inf,
-      "a finite number of 0 or more",
-    ),
-    ("momentum", momentum, 0 <= momentum < 1, "0 <= momentum < 1"),
-    ("weight_decay", weight_decay, weight_decay >= 0, "0 or more"),
-    (
-      *("trust_coefficient", trust),
-      trust is None or trust > 0,
-      "None or a number above 0",
-    ),
-    (
-      *("average_decay", decay),
-      decay is None or 0 <= decay < 1,
-      "None or 0 <= decay < 1",
-    ),
-  ):
-    if not good:
-      raise ValueError(
-        f"optimizer.{name} is {value}, expected {expected}. "
-        f"Set config.optimizer.{name}."
-      )
 
 
 def make_optimizer(

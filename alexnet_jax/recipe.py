@@ -14,6 +14,8 @@ from alexnet_jax.network import wiring
 
 # Where the augmentation's numbers come from.
 STATISTICS = ("dataset", "published")
+# Devices count steps in int32; what is to happen later never does.
+LAST_STEP = 2**31 - 1
 
 
 def to_steps(
@@ -58,14 +60,10 @@ def make_augmentation(
     num_images: in the training split, for when the colour noise ends.
   """
   fields = config.augment.to_dict()
-  source, mean = fields.pop("statistics"), fields.pop("mean")
+  del fields["statistics"]  # of these the caller has some
+  mean = fields.pop("mean")
   until = fields.pop("colour_noise_until_epoch")
   side = config.data.stored_size
-  if source not in STATISTICS:
-    raise ValueError(
-      f"augment.statistics is {source!r}, expected one of "
-      f"{', '.join(STATISTICS)}. Set config.augment.statistics."
-    )
   if statistics is None:
     statistics = dataclasses.replace(
       statistics_lib.PUBLISHED,
@@ -84,7 +82,9 @@ def make_augmentation(
     image_size=network.image_size,
     statistics=statistics,
     colour_noise_steps=(
-      None if until is None else to_steps(config, until, num_images)
+      None
+      if until is None
+      else min(to_steps(config, until, num_images), LAST_STEP)
     ),
     **fields,
   )

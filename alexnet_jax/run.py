@@ -24,6 +24,7 @@ from alexnet_jax import (
   settings,
   update_rule,
 )
+from alexnet_jax import devices as devices_lib
 from alexnet_jax import plateau as plateau_lib
 from alexnet_jax import program as program_lib
 from alexnet_jax import workdir as workdir_lib
@@ -147,12 +148,19 @@ def prepare(
   check_processes(config, group)
   ensemble = ensemble_lib.Ensemble(config.ensemble)
   settle_devices(ensemble.widen(layout), group, simulate_devices)
+  devices_lib.check_start()
   ensemble_lib.make_mesh(layout, ensemble)
   builder, statistics = open_data(config, network, data_dir=data_dir)
   workdir_lib.check(workdir)
   # `digits` is made by now, if it was not there.
   train_records, validation_records = open_splits(config, builder)
   found = describe_data(builder, statistics, train_records, validation_records)
+  num_images = len(train_records)
+  num_steps = find_num_steps(config, num_images)
+  program = make_program(
+    config, network, layout, num_images=num_images, statistics=statistics
+  )
+  devices_lib.check_memory(program, batches_ahead=config.data.batches_ahead)
   cache = compilation_cache.open_cache(cache_dir)
   for difference in find_differences(group, group.gather("data", found)):
     raise ValueError(difference)
@@ -177,7 +185,7 @@ def prepare(
     program=program,
     train_records=train_records,
     validation_records=validation_records,
-    num_steps=recipe.to_steps(config, config.num_epochs, num_images),
+    num_steps=num_steps,
     schedule=update_rule.make_reported_schedule(config, num_images),
     plateau=update_rule.make_plateau(config),
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
@@ -185,6 +193,21 @@ def prepare(
     locks=locks,
     changes=tuple(changes),
   )
+
+
+def find_num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
+  """Steps of the whole run.
+
+  Raises:
+    ValueError: more than devices can count, in int32.
+  """
+  num_steps = recipe.to_steps(config, config.num_epochs, num_images)
+  if num_steps > recipe.LAST_STEP:
+    raise ValueError(
+      f"num_epochs is {config.num_epochs:g}, which are {num_steps:,} steps, "
+      f"expected at most {recipe.LAST_STEP:,}. Set config.num_epochs."
+    )
+  return num_steps
 
 
 def check_processes(

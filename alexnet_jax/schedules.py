@@ -6,101 +6,12 @@ such function, its drops follow the validations: see `plateau.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import optax
 
 NAMES = ("steps", "plateau", "exponential", "polynomial", "cosine")
-
-
-def check(
-  *,
-  schedule: str,
-  warmup_epochs: float,
-  drop_epochs: Sequence[float],
-  drop_factor: float,
-  bias_drop_epochs: Sequence[float],
-  exponential_factor: float,
-  exponential_steps: int | None,
-  polynomial_power: float,
-  end_rate: float,
-  conv1_rates: Sequence[Sequence[float]],
-  num_epochs: float,
-) -> None:
-  """Refuses values of `config.optimizer` that are out of range.
-
-  Raises:
-    ValueError: names the field, its value and what was expected.
-  """
-  steps = exponential_steps
-  for name, value, good, expected in (
-    ("schedule", schedule, schedule in NAMES, f"one of {', '.join(NAMES)}"),
-    (
-      *("warmup_epochs", warmup_epochs),
-      0 <= warmup_epochs < num_epochs,
-      f"0 or more, and less than num_epochs, {num_epochs:g}",
-    ),
-    ("drop_factor", drop_factor, 0 < drop_factor <= 1, "0 < factor <= 1"),
-    (
-      *("exponential_factor", exponential_factor),
-      exponential_factor >= 1,
-      "1 or more",
-    ),
-    (
-      *("exponential_steps", steps),
-      steps is None or steps >= 2,
-      "None, or 2 or more",
-    ),
-    (
-      *("polynomial_power", polynomial_power),
-      polynomial_power > 0,
-      "a number above 0",
-    ),
-    ("end_rate", end_rate, 0 <= end_rate <= 1, "0 to 1"),
-    *(
-      (name, drops, _are_epochs(drops), "increasing epochs of 0 or more")
-      for name, drops in (
-        ("drop_epochs", drop_epochs),
-        ("bias_drop_epochs", bias_drop_epochs),
-      )
-    ),
-    (
-      *("conv1_rates", conv1_rates),
-      _are_rates(conv1_rates),
-      "pairs (epoch, rate), both 0 or more, epochs increasing",
-    ),
-  ):
-    if not good:
-      raise ValueError(
-        f"optimizer.{name} is {value}, expected {expected}. "
-        f"Set config.optimizer.{name}."
-      )
-  if conv1_rates and schedule == "plateau":
-    raise ValueError(
-      f"optimizer.conv1_rates is {conv1_rates}, expected () with "
-      "optimizer.schedule=plateau, whose drops come at no epoch that is known. "
-      "Set config.optimizer.conv1_rates=(), or config.optimizer.schedule."
-    )
-
-
-def _are_epochs(epochs: Sequence[float]) -> bool:
-  return all(map(_is_number, epochs)) and [*epochs] == sorted({*epochs})
-
-
-def _are_rates(pairs: Sequence[Sequence[float]]) -> bool:
-  if not all(
-    isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
-  ):
-    return False
-  return _are_epochs([epoch for epoch, _ in pairs]) and all(
-    _is_number(rate) for _, rate in pairs
-  )
-
-
-def _is_number(value: object) -> bool:
-  return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 def make_steps(

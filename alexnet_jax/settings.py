@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import ml_collections
 
-from alexnet_jax import recipe, update_rule
+from alexnet_jax import fields, recipe, update_rule
 from alexnet_jax import workdir as workdir_lib
-from alexnet_jax.data import augment, records
 from alexnet_jax.network import catalog as network_catalog
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog, fit, plan, route
+from alexnet_jax.partition import catalog, fit, route
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
 
@@ -27,9 +25,9 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
     ValueError: there is no such layout, or a layout of a config's own has the
       name of another.
   """
-  fields = config.layout.to_dict()
-  name = fields["name"]
-  placements = {layer: fields[layer] for layer in layout_lib.LAYERS}
+  values = config.layout.to_dict()
+  name = values["name"]
+  placements = {layer: values[layer] for layer in layout_lib.LAYERS}
   is_own = all(
     value is not None
     for placement in placements.values()
@@ -47,8 +45,8 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
     start = catalog.find(name)
   return layout_lib.override(
     start,
-    axes=fields["axes"],
-    mesh=fields["mesh"],
+    axes=values["axes"],
+    mesh=values["mesh"],
     placements=placements,
   )
 
@@ -77,10 +75,8 @@ def choose_layouts(
 
 def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
   """The named wiring, in the size that a config sets."""
-  fields = config.network.to_dict()
-  return wiring.make_network(
-    network_catalog.find(fields.pop("wiring")), **fields
-  )
+  sizes = config.network.to_dict()
+  return wiring.make_network(network_catalog.find(sizes.pop("wiring")), **sizes)
 
 
 def check(
@@ -94,7 +90,15 @@ def check(
   Raises:
     ValueError, TypeError: with one line on what to change.
   """
-  _check_numbers(config)
+  # Where its file could not be read, any use of it says so.
+  if not callable(getattr(config, "to_dict", None)):
+    raise TypeError(
+      f"the config is {config!r}, expected an ml_collections.ConfigDict. "
+      "Return one from get_config in the file of --config."
+    )
+  fields.check(workdir_lib.flatten(config.to_dict()))
+  _check_kept(config)
+  _check_ensemble(config)
   update_rule.check(config)
   layout = make_layout(config)
   if ensemble_lib.AXIS in layout.mesh:
@@ -132,51 +136,16 @@ def find_same(config: ml_collections.ConfigDict) -> dict[str, str]:
   }
 
 
-def _check_numbers(config: ml_collections.ConfigDict) -> None:
-  seeds = {"seed": config.seed, "data.seed": recipe.find_order_seed(config)}
-  for name, seed in seeds.items():
-    if not 0 <= seed < 2**32:
-      raise ValueError(
-        f"{name} is {seed}, expected 0 to 2^32 - 1. Set config.{name}."
-      )
-  positive = {
-    "ensemble": config.ensemble,
-    "num_epochs": config.num_epochs,
-    "accumulate_batches": config.accumulate_batches,
-    "report_every_steps": config.report_every_steps,
-    "validate_every_steps": config.validate_every_steps,
-    "checkpoint_every_steps": config.checkpoint_every_steps,
-    "keep_checkpoints": config.keep_checkpoints,
-    "data.stored_size": config.data.stored_size,
-    "data.batches_ahead": config.data.batches_ahead,
-  }
-  if config.data.threads is not None:
-    positive["data.threads"] = config.data.threads
-  if config.keep_every_steps is not None:
-    positive["keep_every_steps"] = config.keep_every_steps
-  for name, value in positive.items():
-    if not 0 < value < math.inf:
-      raise ValueError(
-        f"{name} is {value}, expected a finite number above 0. "
-        f"Set config.{name}."
-      )
-  if config.keep_best < 0:
-    raise ValueError(
-      f"keep_best is {config.keep_best}, expected 0 or more. Set "
-      "config.keep_best."
-    )
+def _check_kept(config: ml_collections.ConfigDict) -> None:
   if (config.keep_every_steps or 0) % config.checkpoint_every_steps:
     raise ValueError(
       f"keep_every_steps is {config.keep_every_steps}, expected None or a "
       f"multiple of checkpoint_every_steps, {config.checkpoint_every_steps}. "
       "Set config.keep_every_steps."
     )
-  until = config.augment.colour_noise_until_epoch
-  if until is not None and not 0 <= until < math.inf:
-    raise ValueError(
-      f"augment.colour_noise_until_epoch is {until}, expected None or a finite "
-      "number of 0 or more. Set config.augment.colour_noise_until_epoch."
-    )
+
+
+def _check_ensemble(config: ml_collections.ConfigDict) -> None:
   last = config.seed + config.ensemble - 1
   if last >= 2**32:
     raise ValueError(
@@ -189,30 +158,3 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
       "follows the validation of one network, expected another schedule. Set "
       "config.ensemble=1 or config.optimizer.schedule."
     )
-  if config.data.unreadable not in records.UNREADABLE:
-    raise ValueError(
-      f"data.unreadable is {config.data.unreadable!r}, expected one of "
-      f"{', '.join(records.UNREADABLE)}. Set config.data.unreadable."
-    )
-  if not 0 <= config.label_smoothing < 1:
-    raise ValueError(
-      f"label_smoothing is {config.label_smoothing}, expected "
-      "0 <= label_smoothing < 1. Set config.label_smoothing."
-    )
-  until = config.augment.colour_noise_until_epoch
-  if until is not None and until < 0:
-    raise ValueError(
-      f"augment.colour_noise_until_epoch is {until}, expected None or 0 or "
-      "more. Set config.augment.colour_noise_until_epoch."
-    )
-  if config.validation_views not in (1, augment.VIEWS):
-    raise ValueError(
-      f"validation_views is {config.validation_views}, expected 1 or "
-      f"{augment.VIEWS}. Set config.validation_views."
-    )
-  for name in ("exchange_precision", "compute_precision"):
-    if config[name] not in plan.PRECISIONS:
-      raise ValueError(
-        f"{name} is {config[name]!r}, expected one of "
-        f"{', '.join(plan.PRECISIONS)}. Set config.{name}."
-      )

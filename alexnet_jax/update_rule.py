@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import ml_collections
 import optax
 
-from alexnet_jax import optimizer, plateau, schedules
+from alexnet_jax import optimizer, plateau, recipe, schedules
 
 
 def to_updates(
@@ -16,7 +16,7 @@ def to_updates(
 ) -> int:
   """As `recipe.to_steps`, but one for each `accumulate_batches` steps."""
   images = config.batch_size * config.accumulate_batches
-  return math.ceil(epochs * num_images / images)
+  return min(math.ceil(epochs * num_images / images), recipe.LAST_STEP)
 
 
 def make_schedules(
@@ -138,31 +138,21 @@ def make_optimizer(
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Refuses values of `config.optimizer` that are out of range.
+  """Refuses values of `config.optimizer` that do not go together.
 
   Raises:
-    ValueError: names the field, its value and what was expected.
+    ValueError: names the fields, their values and what was expected.
   """
   rule = config.optimizer
-  optimizer.check(
-    learning_rate=rule.learning_rate,
-    bias_rate=rule.bias_rate,
-    momentum=rule.momentum,
-    weight_decay=rule.weight_decay,
-    trust_coefficient=rule.trust_coefficient,
-    average_decay=rule.average_decay,
-  )
-  schedules.check(
-    schedule=rule.schedule,
-    warmup_epochs=rule.warmup_epochs,
-    drop_epochs=rule.drop_epochs,
-    drop_factor=rule.drop_factor,
-    bias_drop_epochs=rule.bias_drop_epochs,
-    exponential_factor=rule.exponential_factor,
-    exponential_steps=rule.exponential_steps,
-    polynomial_power=rule.polynomial_power,
-    end_rate=rule.end_rate,
-    conv1_rates=rule.conv1_rates,
-    num_epochs=config.num_epochs,
-  )
+  if rule.warmup_epochs >= config.num_epochs:
+    raise ValueError(
+      f"optimizer.warmup_epochs is {rule.warmup_epochs}, expected less than "
+      f"num_epochs, {config.num_epochs:g}. Set config.optimizer.warmup_epochs."
+    )
+  if rule.conv1_rates and rule.schedule == "plateau":
+    raise ValueError(
+      f"optimizer.conv1_rates is {rule.conv1_rates}, expected () with "
+      "optimizer.schedule=plateau, whose drops come at no epoch that is known. "
+      "Set config.optimizer.conv1_rates=(), or config.optimizer.schedule."
+    )
   make_plateau(config)

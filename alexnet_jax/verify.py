@@ -69,14 +69,16 @@ class Steps:
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   config = _CONFIG.value
-  with command.in_one_line(ValueError, TypeError):
+  with command.in_one_line(ValueError, TypeError, OSError):
     network, own = settings.check(config)
     settings.check_single(config, command="verify")
     # Else the first of few steps, or all of them, would change nothing.
     config.optimizer.warmup_epochs = 0.0
     config.accumulate_batches = 1
     layouts = settings.choose_layouts(own, _LAYOUTS.value)
-    counts = command.to_numbers("devices", _DEVICES.value)
+    counts = command.to_numbers(
+      "devices", _DEVICES.value, most=command.MOST_SIMULATED
+    )
     for name in ("exchange_precision", "compute_precision"):
       if config[name] != "float32":
         raise ValueError(

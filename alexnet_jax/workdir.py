@@ -36,6 +36,8 @@ BOUND = {
 }
 
 _FILE = "config.json"
+# Systems take four times as much, and what lies in it has longer names.
+_LONGEST_PATH = 1000
 
 # What a run has where its directory is older than the field.
 _EARLIER = {"ensemble": 1}
@@ -47,6 +49,17 @@ def check(path: str) -> None:
   Raises:
     OSError: says why.
   """
+  if len(path) > _LONGEST_PATH:
+    raise _cannot_write(
+      f"{path[:20]}...",
+      f"its name has {len(path)} characters, expected {_LONGEST_PATH} or fewer",
+    )
+  try:
+    os.lstat(path)
+  except (FileNotFoundError, NotADirectoryError):
+    pass  # what is above it says more
+  except OSError as error:
+    raise _cannot_write(path, error.strerror) from error
   above = find_existing(path)
   if not os.path.isdir(above):
     raise _cannot_write(path, f"{above} is no directory")

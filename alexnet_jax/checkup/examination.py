@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import rich.console
 
-from alexnet_jax import command
+from alexnet_jax import command, devices
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax import tables as tables_lib
@@ -84,14 +84,14 @@ class Examination:
     if problems := self._join("mesh", problem):
       self.problems += problems
       return None
-    held = findings.find_held(
+    held = devices.find_held(
       program, batches_ahead=self._config.data.batches_ahead
     )
     used = {*program.mesh.devices.flat}
     memory = group.gather(
       "memory",
       [
-        findings.find_memory(device)
+        devices.find_memory(device)
         for device in jax.local_devices()
         if device in used
       ],

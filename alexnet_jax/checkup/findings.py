@@ -1,16 +1,12 @@
-"""What processes find of a run that has not begun: memory, data, links."""
+"""What processes find of a run that has not begun: data, workdir, links."""
 
 from __future__ import annotations
 
-import math
 import os
-import socket
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_collections
-import numpy as np
 
 from alexnet_jax import member_runs
 from alexnet_jax import program as program_lib
@@ -22,64 +18,6 @@ from alexnet_jax.partition import links as links_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import probe
 from alexnet_jax.processes import group as group_lib
-from alexnet_jax.processes import machine
-
-
-def check_devices() -> None:
-  """Starts the devices of this process.
-
-  Raises:
-    OSError: they cannot be used.
-  """
-  try:
-    jax.devices()
-  except RuntimeError as error:
-    host = socket.gethostname()
-    # Processes on CPUs meet at the addresses of their host names.
-    reason = (
-      ""
-      if machine.find_address()
-      else (
-        f"; the host name {host!r} has no address. Give it that of its network "
-        "interface in /etc/hosts of that host"
-      )
-    )
-    raise OSError(f"JAX cannot start its devices ({error}){reason}.") from error
-
-
-def find_held(
-  program: program_lib.Program, *, batches_ahead: int
-) -> dict[str, int]:
-  """Bytes that one device holds between steps, by what they are of.
-
-  Args:
-    program: the program.
-    batches_ahead: of the config; one more is in use, and one on its way.
-  """
-  side = program.augmentation.stored_size
-  shapes = (program.batch_size, side, side, 3), (program.batch_size,)
-  batch = sum(
-    math.prod(sharding.shard_shape(shape)) * np.dtype(dtype).itemsize
-    for sharding, shape, dtype in zip(
-      program.batch_shardings, shapes, (np.uint8, np.int32), strict=True
-    )
-  )
-  shares = program.shares.values()
-  return {
-    "parameters": sum(share.parameter_bytes for share in shares),
-    "optimizer": sum(program.optimizer_bytes.values()),
-    "batches": batch * (batches_ahead + 2),
-  }
-
-
-def find_memory(device: jax.Device) -> dict[str, int | None]:
-  """Bytes that a device of this process may use; None: it does not say."""
-  stats = device.memory_stats() or {}
-  return {
-    "id": device.id,
-    "limit": stats.get("bytes_limit"),
-    "used": stats.get("bytes_in_use"),
-  }
 
 
 def find_data(

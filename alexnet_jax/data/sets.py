@@ -194,10 +194,14 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
     tfds.disable_progress_bar()
     try:
       builder.download_and_prepare()
-    except OSError:
+    except OSError as error:
       # Each builds in a folder of its own; the first to rename it has won.
       if not os.path.exists(builder.data_dir):
-        raise
+        raise OSError(
+          f"dataset {builder.name!r} cannot be made in "
+          f"{os.fspath(builder.data_dir)!r}: {error.strerror or error}. Set "
+          "--data_dir to a folder of yours."
+        ) from error
   builder.info.read_from_directory(builder.data_dir)
 
 
