@@ -42,7 +42,7 @@ _STEP = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
-  with command.in_one_line(ValueError, TypeError, OSError):
+  with command.in_one_line(ValueError, TypeError, OSError, FloatingPointError):
     mesh_lib.simulate_devices(1, only_cpu=True)
     for line in convert(
       _CONFIG.value,
@@ -76,24 +76,24 @@ def convert(
   _check_fields(config, run)
   block_diagonal.check(run.network, target)
   workdir_lib.check(new_workdir)
-  if os.path.isdir(new_workdir) and os.listdir(new_workdir):
-    raise ValueError(
-      f"there is something in {new_workdir!r}, expected a new folder. Set "
-      "--new_workdir."
-    )
-  state = checkpoint.load(
-    workdir, run.step, _find_like(config, run, run.network)
-  )
+  unfinished = f"{new_workdir.rstrip(os.sep)}.unfinished"
+  for path in (new_workdir, unfinished):
+    if os.path.lexists(path):
+      raise ValueError(
+        f"{path!r} is there already, expected a new folder. Remove it, or set "
+        "--new_workdir."
+      )
+  like = _find_like(config, run, run.network)
+  state = checkpoint.load(workdir, run.step, like)
   state = block_diagonal.convert(state, run.network, target)
   like = _find_like(config, run, target)
   state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, like))
-  checkpoints = checkpoint.Checkpoints(
-    new_workdir, keep=config.keep_checkpoints
-  )
+  # A run without its checkpoint would start from the beginning.
+  workdir_lib.claim(unfinished, config.to_dict(), run.found)
+  checkpoints = checkpoint.Checkpoints(unfinished, keep=config.keep_checkpoints)
   checkpoints.save(run.step, state)
   checkpoints.close()
-  # After the checkpoint: a run without one would start from the beginning.
-  workdir_lib.claim(new_workdir, config.to_dict(), run.found)
+  os.rename(unfinished, new_workdir)
   return [
     *(
       f"{name}: the kernel was {_times(there)}, and is {_times(here)}"

@@ -125,23 +125,8 @@ class Attempt:
     return "saving" if self._is_saving() else phase
 
   def find_fault(self) -> str | None:
-    """What is wrong with where it went on; None where nothing is, or unknown.
-
-    It goes on after the newest complete checkpoint that it found, or from the
-    start where there was none.
-    """
-    said = self.said
-    if self.expected_step is None:
-      wrong = "goes on after step" in said
-      return "found a checkpoint where there was none" if wrong else None
-    expected = f"after step {self.expected_step} of"
-    at_end = f"finished already, at step {self.expected_step};"
-    if expected in said or at_end in said:
-      return None
-    shown = re.search(r"(goes on after|finished already).*|step \d+/.*", said)
-    if shown is None:
-      return None
-    return f"expected to go on {expected}.., but: {shown[0][:80]}"
+    """As `find_fault`, of this attempt."""
+    return find_fault(self.said, self.expected_step)
 
   def find_damage(self) -> list[str]:
     """Lines in which it says that a checkpoint was damaged."""
@@ -178,6 +163,27 @@ class Attempt:
     if validates and "training_loss" in newest:
       return "validation"
     return "training"
+
+
+def find_fault(said: str, newest_step: int | None) -> str | None:
+  """What is wrong with where a run went on; None where nothing is, or unknown.
+
+  It goes on after the newest complete checkpoint that it found, or from the
+  start where there was none.
+
+  Args:
+    said: by the run, maybe cut off.
+    newest_step: of that checkpoint.
+  """
+  if newest_step is None:
+    if "goes on after step" in said:
+      return "went on from a checkpoint where there was none"
+    return None
+  expected = f"goes on after step {newest_step} of"
+  if expected in said or f"finished already, at step {newest_step};" in said:
+    return None
+  shown = re.search(r"(goes on after|finished already).*|step \d+/.*", said)
+  return shown and f"expected: {expected} ..., but it said: {shown[0][:80]}"
 
 
 def read_metrics(workdir: pathlib.Path) -> list[Mapping[str, float]]:

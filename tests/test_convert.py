@@ -162,7 +162,7 @@ def test_run_goes_on_in_the_new_network(tiny_config, tmp_path):
   said = convert.convert(target, workdir=old, new_workdir=new)
   assert said[0] == "conv2: the kernel was 5x5x6x32, and is 5x5x12x32"
   assert sorted(pathlib.Path(old).rglob("*")) == files
-  with pytest.raises(ValueError, match="expected a new folder"):
+  with pytest.raises(ValueError, match="is there already"):
     convert.convert(target, workdir=old, new_workdir=new)
 
   # Back, bit for bit, velocities and averages too.
