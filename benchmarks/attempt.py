@@ -26,6 +26,7 @@ PHASES = (
 _UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp")
 # What is printed before the step compiles, and after.
 _PLAN, _AUDIT = "plan, a step of", "audit: "
+_REPORT = b'"training_loss"'
 _POLL_SECONDS = 0.01
 
 
@@ -51,7 +52,7 @@ class Attempt:
     self._validate_every = validate_every_steps
     self.expected_step = checkpoint.find_latest_step(str(workdir))
     self._lines_before = len(read_metrics(workdir))
-    self._size_before = self._find_size("metrics.jsonl")
+    self._reports_before = self._count_reports()
     with open(log, "w") as said:
       self.process = subprocess.Popen(
         [sys.executable, "-m", "alexnet_jax.main", *flags],
@@ -69,9 +70,13 @@ class Attempt:
     return _AUDIT in self.said
 
   @property
-  def has_trained(self) -> bool:
-    """Whether it has reported on a step."""
-    return self._find_size("metrics.jsonl") > self._size_before
+  def is_planned(self) -> bool:
+    return _PLAN in self.said
+
+  @property
+  def reports(self) -> int:
+    """On its training, since this start."""
+    return self._count_reports() - self._reports_before
 
   def wait(
     self,
@@ -140,6 +145,10 @@ class Attempt:
       *sorted(_list(self._workdir / "checkpoints")),
     )
 
+  def _count_reports(self) -> int:
+    file = self._workdir / "metrics.jsonl"
+    return file.read_bytes().count(_REPORT) if file.exists() else 0
+
   def _find_size(self, name: str) -> int:
     file = self._workdir / name
     return file.stat().st_size if file.exists() else 0
@@ -153,7 +162,7 @@ class Attempt:
     if self.process.poll() is not None or "the run is in " in said:
       return "end"
     if not self.is_compiled:
-      return "compilation" if _PLAN in said else "start-up"
+      return "compilation" if self.is_planned else "start-up"
     lines = read_metrics(self._workdir)[self._lines_before :]
     if not lines:
       return "restoring or first steps"

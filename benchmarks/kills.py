@@ -73,7 +73,12 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-  """Of the straight run: seconds until its first report, and for each step."""
+  """Of the straight run.
+
+  Attributes:
+    start_seconds: until its first report, without the compilation.
+    step_seconds: for each step, with all that comes between them.
+  """
 
   start_seconds: float
   step_seconds: float
@@ -145,18 +150,23 @@ def run_straight(config, folder: pathlib.Path) -> Pace:
   Raises:
     SystemExit: the run fails.
   """
-  limit = flags.FLAGS.limit_seconds
-  begin = time.monotonic()
   run = _start(config, folder, "straight", 0, None)
-  run.wait(lambda: run.has_trained, seconds=1e9, limit_seconds=limit)
-  started = time.monotonic()
-  run.wait(lambda: False, seconds=1e9, limit_seconds=limit)
+  times = [time.monotonic()]
+  for reached in (
+    lambda: run.is_planned,
+    lambda: run.is_compiled,
+    lambda: run.reports > 0,
+    lambda: False,
+  ):
+    run.wait(reached, seconds=1e9, limit_seconds=flags.FLAGS.limit_seconds)
+    times.append(time.monotonic())
   if run.process.returncode != 0:
     sys.exit(f"error: the straight run failed: {run.said[-500:]}")
+  begin, planned, compiled, trained, end = times
   steps = checkpoint.find_latest_step(str(folder / "straight"))
   return Pace(
-    start_seconds=started - begin,
-    step_seconds=(time.monotonic() - started) / steps,
+    start_seconds=planned - begin + trained - compiled,
+    step_seconds=(end - trained) / steps,
     num_steps=steps,
   )
 
@@ -174,7 +184,13 @@ def run_killed(config, folder: pathlib.Path, pace: Pace) -> Counts:
       if number == kills:
         run.wait(lambda: False, seconds=1e9, limit_seconds=limit)
       else:
-        done = _wait_for_moment(run, draws, pace, kills - number, limit)
+        done = _wait_for_moment(
+          run,
+          draws,
+          pace,
+          kills_left=kills - number,
+          every=config.report_every_steps,
+        )
         phase = run.kill(getattr(signal, f"SIG{flags.FLAGS.signal}"))
         counts.late += done
         counts.phases[phase] += 1
@@ -200,19 +216,31 @@ def _expected_codes(is_last: bool) -> tuple[int, ...]:
   return (0,) if is_last else (0, -number, 75)
 
 
-def _wait_for_moment(run, draws, pace: Pace, kills_left: int, limit) -> bool:
-  """Waits until it is to be killed; whether it has ended before."""
-  late = pace.num_steps - (run.expected_step or 0)
-  if draws.random() < _EARLY_SHARE or late <= 0:
+def _wait_for_moment(
+  run, draws, pace: Pace, *, kills_left: int, every: int
+) -> bool:
+  """Waits until it is to be killed; whether it has ended before.
+
+  Args:
+    run: an `Attempt`.
+    draws: of the moment.
+    pace: of the straight run.
+    kills_left: this one included.
+    every: steps between two reports.
+  """
+  limit = flags.FLAGS.limit_seconds
+  left = pace.num_steps - (run.expected_step or 0)
+  if draws.random() < _EARLY_SHARE or left <= 0:
     seconds = draws.uniform(0, pace.start_seconds)
     return run.wait(lambda: False, seconds=seconds, limit_seconds=limit)
   # So that what is left of the training lasts for the kills that are left.
   training_kills = max(1.0, (1 - _EARLY_SHARE) * kills_left)
-  seconds = draws.uniform(0, min(2 / training_kills, 0.9) * late)
-  run.wait(lambda: run.has_trained, seconds=1e9, limit_seconds=limit)
-  return run.wait(
-    lambda: False, seconds=seconds * pace.step_seconds, limit_seconds=limit
-  )
+  steps = draws.uniform(0, min(2 / training_kills, 0.9) * left)
+  reports = 1 + int(steps / every)
+  run.wait(lambda: run.reports >= reports, seconds=1e9, limit_seconds=limit)
+  # Anywhere in a step; reports come at one place of it.
+  seconds = draws.uniform(0, 2 * pace.step_seconds)
+  return run.wait(lambda: False, seconds=seconds, limit_seconds=limit)
 
 
 def find_difference(config, folder: pathlib.Path, pace: Pace) -> float | None:

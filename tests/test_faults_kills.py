@@ -30,11 +30,13 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(folder):
   )
   assert done.returncode == 0, done.stdout + done.stderr
   for row in (
-    "| kills | 2 |",
+    "| lost: did not go on from the newest complete checkpoint | 0 |",
     "| hung | 0 |",
     "| final parameters, optimizer and statistics | equal, bit for bit |",
   ):
     assert row in done.stdout
+  # The second one may come too late on a busy machine.
+  assert "| kills | 0 |" not in done.stdout
 
 
 def test_killed_before_its_first_step_it_starts_again(folder):
