@@ -12,6 +12,7 @@ COMMANDS = {
   *("main", "inspect", "compare", "verify", "prepare", "bench", "doctor"),
   "complexity",
   "evaluate",
+  "convert",
 }
 COLLECTIVES = {
   *("psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute"),

@@ -43,6 +43,10 @@ PARAMETERS = {
   "dropout_after_conv4": 60_965_224,
   "stochastic_pool2": 60_965_224,
   "without_lrn2": 60_965_224,
+  # The zeros between the columns of conv2, conv4 and conv5.
+  "block_diagonal": 60_965_224
+  + 25 * 96 * 256 // 2
+  + 9 * 384 * (384 + 256) // 2,
   "lenet5": 61_706,
   "four_layer": (25 * 3 + 1) * 32
   + (25 * 32 + 1) * 32

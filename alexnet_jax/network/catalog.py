@@ -213,6 +213,18 @@ STOCHASTIC_POOL2 = rewire(
 )
 WITHOUT_LRN2 = rewire(ALEXNET_2012, "without_lrn2", conv2={"normalise": "none"})
 
+# The network of 2012 with every layer reading all columns; normalisation stays
+# inside a column. With zeros where the columns did not meet it computes what
+# that one computes: see `block_diagonal.py`. 62,378,344 parameters, the number
+# that AlexNet is often said to have.
+BLOCK_DIAGONAL = rewire(
+  ALEXNET_2012,
+  "block_diagonal",
+  conv2={"reads": "all"},
+  conv4={"reads": "all"},
+  conv5={"reads": "all"},
+)
+
 # LeNet-5 as d2l has it: sigmoids, average pooling, one channel of 28 pixels.
 # The layers have the names of those that they stand in for, so that a layout
 # places them. 61,706 parameters.
@@ -302,6 +314,7 @@ WIRINGS = (
   DROPOUT_AFTER_CONV4,
   STOCHASTIC_POOL2,
   WITHOUT_LRN2,
+  BLOCK_DIAGONAL,
   LENET5,
   FOUR_LAYER,
   ALEXNET_D2L,
