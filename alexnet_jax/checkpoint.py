@@ -248,19 +248,16 @@ class Checkpoints:
     """As `restore`; no process raises DamagedError without the others."""
     if self._group.count == 1:
       return self.restore(like, step=step)
-    # In Orbax's reads all wait for all, also for one that has failed.
-    problem = self._group.first(
-      f"checkpoints/{step}",
-      lambda: stored.find_problem(self._workdir, step, like),
-    )
-    if problem is not None:
-      raise record.DamagedError(problem)
+    # In a read together all wait for all, also for one that has failed.
+    problem = stored.find_problem(self._workdir, step, like)
+    for found in self._group.gather(f"checkpoints/{step}", problem):
+      if found is not None:
+        raise record.DamagedError(found)
     try:
       return self.restore(like, step=step)
     except record.DamagedError as error:
       raise CheckpointError(
-        f"{error} Process 0 can read it. Set --workdir to a directory that all "
-        "hosts share."
+        f"{error} Each process by itself could read it. Start again."
       ) from error
 
   def _find_problems(self) -> list[tuple[int, str]]:
