@@ -235,3 +235,20 @@ def test_full_disk_stops_the_run_and_keeps_the_checkpoints(full, made):
   assert "goes on after step 6 of 9" in out
   assert names(full) == {"6", "9"}
   assert arrays(full, 9) == arrays(made, 9)
+
+
+def test_reports_that_cannot_be_written_stop_the_run(copied):
+  report = copied / "workdir" / "metrics.jsonl"
+  report.unlink()
+  report.symlink_to("/dev/full")
+  for step in ("6", "9"):
+    shutil.rmtree(copied / "workdir" / "checkpoints" / step)
+  ((code, _, errors),) = run(copied)
+  assert code == 1
+  (line,) = errors.splitlines()
+  assert line == (
+    f"error: the reports in '{copied}/workdir' cannot be written: No space "
+    "left on device. Make room there or set --workdir; the same command goes "
+    "on from the last checkpoint."
+  )
+  assert names(copied) == {"3"}
