@@ -118,12 +118,13 @@ class Checkpoints:
     arrays = fingerprint.take(state)
     record.check_finite(step, arrays)
     facts = dict(facts or {})
-    kept_fields = workdir_lib.read(self._workdir) or {}
+    self._note_error(step, facts)
+    fields = workdir_lib.read(self._workdir) or {}
     with self._writing(step):
       response = self._checkpointer.save_async(
         step,
         state._asdict(),
-        custom_metadata=record.make(kept_fields, facts, arrays),
+        custom_metadata=record.make(fields, facts, arrays),
       )
     if response is None:
       raise CheckpointError(
@@ -131,9 +132,7 @@ class Checkpoints:
         f"{self.latest_step()} in {self._workdir!r}, expected a later step. "
         "Set --workdir."
       )
-    self._note_error(step, facts)
-    folder = self._folder(step)
-    self._saving = saving.Saving(folder, step, began, response)
+    self._saving = saving.Saving(self._folder(step), step, began, response)
 
   def _note_error(self, step: int, facts: Mapping[str, Any]) -> None:
     if "validation_error" in facts:
