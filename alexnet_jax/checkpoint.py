@@ -118,12 +118,13 @@ class Checkpoints:
     arrays = fingerprint.take(state)
     record.check_finite(step, arrays)
     facts = dict(facts or {})
-    kept_fields = workdir_lib.read(self._workdir) or {}
+    self._note_error(step, facts)
+    fields = workdir_lib.read(self._workdir) or {}
     with self._writing(step):
       response = self._checkpointer.save_async(
         step,
         state._asdict(),
-        custom_metadata=record.make(kept_fields, facts, arrays),
+        custom_metadata=record.make(fields, facts, arrays),
       )
     if response is None:
       raise CheckpointError(
@@ -131,9 +132,7 @@ class Checkpoints:
         f"{self.latest_step()} in {self._workdir!r}, expected a later step. "
         "Set --workdir."
       )
-    self._note_error(step, facts)
-    folder = self._folder(step)
-    self._saving = saving.Saving(folder, step, began, response)
+    self._saving = saving.Saving(self._folder(step), step, began, response)
 
   def _note_error(self, step: int, facts: Mapping[str, Any]) -> None:
     if "validation_error" in facts:
@@ -248,19 +247,16 @@ class Checkpoints:
     """As `restore`; no process raises DamagedError without the others."""
     if self._group.count == 1:
       return self.restore(like, step=step)
-    # In Orbax's reads all wait for all, also for one that has failed.
-    problem = self._group.first(
-      f"checkpoints/{step}",
-      lambda: stored.find_problem(self._workdir, step, like),
-    )
-    if problem is not None:
-      raise record.DamagedError(problem)
+    # In a read together all wait for all, also for one that has failed.
+    problem = stored.find_problem(self._workdir, step, like)
+    for found in self._group.gather(f"checkpoints/{step}", problem):
+      if found is not None:
+        raise record.DamagedError(found)
     try:
       return self.restore(like, step=step)
     except record.DamagedError as error:
       raise CheckpointError(
-        f"{error} Process 0 can read it. Set --workdir to a directory that all "
-        "hosts share."
+        f"{error} Each process by itself could read it. Start again."
       ) from error
 
   def _find_problems(self) -> list[tuple[int, str]]:

@@ -67,7 +67,10 @@ _BATCH_SIZE = flags.DEFINE_integer(
   lower_bound=1,
 )
 _CHECKPOINT_STEP = flags.DEFINE_integer(
-  "checkpoint_step", None, "Default: the newest of each run."
+  "checkpoint_step",
+  None,
+  "Default: the newest of each run; of a directory of members, the newest that "
+  "all of them have.",
 )
 _PER_CLASS = flags.DEFINE_bool(
   "per_class", False, "Show all classes. Default: the ten worst."
@@ -158,6 +161,11 @@ def _find_runs() -> list[trained.Trained]:
       "--workdir names no run, expected one or more. Set "
       "--workdir=runs/two_device."
     )
+  common = (
+    {}
+    if _CHECKPOINT_STEP.value is not None
+    else (trained.find_common_steps(paths))
+  )
   runs = [
     trained.read(
       path,
@@ -166,7 +174,7 @@ def _find_runs() -> list[trained.Trained]:
       mesh=_find_mesh(),
       batch_size=_BATCH_SIZE.value,
       split=_SPLIT.value,
-      step=_CHECKPOINT_STEP.value,
+      step=common.get(path, _CHECKPOINT_STEP.value),
     )
     for path in trained.find_workdirs(paths)
   ]

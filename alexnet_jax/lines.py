@@ -14,10 +14,11 @@ def repair(path: str) -> int:
   Returns:
     The bytes that were taken off; 0 where the file is whole or not there.
   """
-  if not os.path.exists(path):
+  if not os.path.isfile(path):
     return 0
   with open(path, "rb+") as file:
     content = file.read()
     whole = content.rfind(b"\n") + 1
-    file.truncate(whole)
+    if whole < len(content):
+      file.truncate(whole)
   return len(content) - whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -64,6 +65,7 @@ class Saving:
     self.step = step
     self._folder, self._began, self._response = folder, began, response
     self._ended, self._num_bytes = began, 0
+    self._noted = threading.Event()
     response.on_complete(self._note_end)
     self._blocked = time.monotonic() - began
 
@@ -75,6 +77,7 @@ class Saving:
       for place, _, names in os.walk(self._folder)
       for name in names
     )
+    self._noted.set()
 
   def finish(self, timeout_seconds: float | None) -> Saved | None:
     """What came of it; None if it goes on after that time.
@@ -88,6 +91,7 @@ class Saving:
       if timeout_seconds is not None:
         return None
       raise
+    self._noted.wait()  # who waits for the result may hear of it first
     return Saved(
       step=self.step,
       blocked_seconds=self._blocked,

@@ -28,6 +28,7 @@ def find_latest_step(workdir: str) -> int | None:
 
 def find_steps(workdir: str) -> list[int]:
   """Of the complete checkpoints of a run, rising; writes nothing."""
+  mute()  # what is wrong with one of them is said when it is read
   names = ocp.path.step.standard_name_format()
   found = names.find_all(find_folder(workdir))
   return sorted(checkpoint.step for checkpoint in found)
@@ -84,10 +85,15 @@ def check_fits(workdir: str, like: step_lib.TrainState) -> None:
 def find_problem(
   workdir: str, step: int, like: step_lib.TrainState
 ) -> str | None:
-  """What is wrong with a checkpoint, found out by this process alone."""
-  alone = ocp.Context()
-  alone.multiprocessing.primary_host = jax.process_index()
-  alone.multiprocessing.active_processes = {jax.process_index()}
+  """What is wrong with a checkpoint, found out by this process alone.
+
+  Of several that read another one together later, all are to ask: Orbax counts
+  in each process what it has read.
+  """
+  alone, index = ocp.Context(), jax.process_index()
+  alone.multiprocessing.primary_host = index
+  alone.multiprocessing.active_processes = {index}
+  alone.multiprocessing.barrier_sync_key_prefix = f"process_{index}"
   here = jax.tree.map(
     # Takes no memory; NumPy arrays are read as such.
     lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),

@@ -17,7 +17,7 @@ from typing import Any
 
 import ml_collections
 
-from alexnet_jax import checkpoint, settings
+from alexnet_jax import checkpoint, member_runs, settings
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog
@@ -73,6 +73,35 @@ def find_workdirs(paths: Sequence[str]) -> list[str]:
         f"the workdir {path!r} is there twice, expected different runs. Set "
         "--workdir."
       )
+  return found
+
+
+def find_common_steps(paths: Sequence[str]) -> dict[str, int]:
+  """The newest step that all members of an ensemble have.
+
+  A run that is killed while it saves leaves some members with a newer one.
+
+  Args:
+    paths: as for `find_workdirs`.
+
+  Returns:
+    {directory: step} of the members of the paths that stand for several.
+
+  Raises:
+    ValueError: there is no such step.
+  """
+  found = {}
+  for path in paths:
+    members = find_workdirs([path])
+    if members in ([], [path]):
+      continue
+    steps = member_runs.find_common_steps(members)
+    if not steps and any(map(checkpoint.find_steps, members)):
+      raise ValueError(
+        f"the members in {path!r} have no checkpoint of one step. Set "
+        "--workdir to one of them."
+      )
+    found |= dict.fromkeys(members, max(steps)) if steps else {}
   return found
 
 

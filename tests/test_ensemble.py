@@ -17,6 +17,7 @@ from alexnet_jax import (
   report,
   settings,
   train,
+  trained,
 )
 from alexnet_jax import run as run_lib
 from alexnet_jax import workdir as workdir_lib
@@ -256,9 +257,9 @@ def test_reports_show_the_mean_and_each_member(tmp_path):
     reporter.flush()
   reporter.close()
   text = (tmp_path / "metrics.jsonl").read_text()
-  trained, validated = map(json.loads, text.splitlines())
-  assert trained["training_loss"] == 2.0
-  assert trained["training_member_loss"] == [1.0, 3.0]
+  training, validated = map(json.loads, text.splitlines())
+  assert training["training_loss"] == 2.0
+  assert training["training_member_loss"] == [1.0, 3.0]
   assert validated["validation_images"] == 8
   assert validated["validation_top1_error"] == 0.75
   assert validated["validation_member_top1_error"] == [0.5, 1.0]
@@ -316,6 +317,38 @@ def test_members_without_a_common_step_are_not_started_again(
   with pytest.raises(OSError, match="no checkpoint of one step"):
     of_both.latest_step()
   of_both.close()
+
+
+def test_members_go_on_from_the_newest_sound_step_of_all(two_members, tmp_path):
+  program = two_members
+  both = member_runs.open_checkpoints(str(tmp_path), program, keep=3, best=1)
+  zeros = [_zeros(member) for member in program.members]
+  state = ensemble_lib.join(zeros, program.abstract_state)
+  for step in (2, 4):
+    both.save(step, state, {"validation_error": [0.5, step / 10]})
+  saved = both.close()
+  assert [one.step for one in saved] == [2, 4]
+  folders = [member_runs.find_folder(str(tmp_path), one) for one in range(2)]
+  # As a kill between the two saves leaves them; and a sound one that is not.
+  first = checkpoint.Checkpoints(folders[0], keep=3)
+  assert first.facts(4) == {"validation_error": 0.5}
+  first.save(6, zeros[0])
+  first.close()
+  assert trained.find_common_steps([str(tmp_path)]) == dict.fromkeys(folders, 4)
+  (pathlib.Path(folders[1]) / "checkpoints/4/_CHECKPOINT_METADATA").unlink()
+  both = member_runs.open_checkpoints(str(tmp_path), program, keep=3, best=1)
+  said = []
+  step, _ = both.resume(program.abstract_state, said.append)
+  both.close()
+  assert step == 2
+  assert "member_1/checkpoints/4' is damaged: it has no" in said[0]
+  assert [line[:28] for line in said[1:]] == [
+    f"the checkpoint of step {other} in " for other in (4, 6)
+  ]
+  assert checkpoint.find_steps(folders[0]) == [2]
+  assert checkpoint.find_steps(folders[1]) == [2]
+  (broken,) = (pathlib.Path(folders[1]) / "checkpoints").glob("broken-*")
+  assert broken.name == "broken-4"
 
 
 def _zeros(program):

@@ -126,6 +126,21 @@ def test_checkpoint_that_lacks_files_is_named(copied, made):
   assert arrays(copied, 9) == arrays(made, 9)
 
 
+def test_processes_agree_on_the_sound_checkpoint(copied, made):
+  place = copied / "workdir" / "checkpoints"
+  flip(find_data(place / "9"))
+  arguments = processes.flags("two_device", copied, FIELDS)
+  (code, out, errors), other = processes.finish(
+    processes.start(copied, 2, arguments)
+  )
+  assert (code, errors) == (0, "") == (other[0], other[2])
+  assert f"checkpoint '{place / '9'}' is damaged: " in out
+  assert "goes on after step 6 of 9" in out
+  assert names(copied) == {"3", "6", "9", "broken-9"}
+  # Read and written by halves: the step's own sums round otherwise.
+  assert arrays(copied, 6) == arrays(made, 6)
+
+
 def test_run_without_a_sound_checkpoint_is_not_started_again(copied):
   place = copied / "workdir" / "checkpoints"
   for step, damage in (
@@ -212,7 +227,7 @@ def test_full_disk_stops_the_run_and_keeps_the_checkpoints(full, made):
   assert names(full) == {"3", "6", "9.orbax-checkpoint-tmp"}
   for step in (3, 6):
     assert arrays(full, step) == arrays(made, step)
-  # Room, and not a byte for reports.
+  # Room: the same command goes on, and what the failed save has left is gone.
   shutil.rmtree(full / "workdir" / "checkpoints" / "3")
   subprocess.run(["mount", "-o", "remount,size=40m", str(full)], check=True)
   ((code, out, errors),) = run(full)
@@ -220,3 +235,20 @@ def test_full_disk_stops_the_run_and_keeps_the_checkpoints(full, made):
   assert "goes on after step 6 of 9" in out
   assert names(full) == {"6", "9"}
   assert arrays(full, 9) == arrays(made, 9)
+
+
+def test_reports_that_cannot_be_written_stop_the_run(copied):
+  report = copied / "workdir" / "metrics.jsonl"
+  report.unlink()
+  report.symlink_to("/dev/full")
+  for step in ("6", "9"):
+    shutil.rmtree(copied / "workdir" / "checkpoints" / step)
+  ((code, _, errors),) = run(copied)
+  assert code == 1
+  (line,) = errors.splitlines()
+  assert line == (
+    f"error: the reports in '{copied}/workdir' cannot be written: No space "
+    "left on device. Make room there or set --workdir; the same command goes "
+    "on from the last checkpoint."
+  )
+  assert names(copied) == {"3"}

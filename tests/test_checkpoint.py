@@ -1,0 +1,156 @@
+"""Checkpoints of a few small arrays: kept, described, refused."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from alexnet_jax import checkpoint, kept, lines, record, stored, version
+from alexnet_jax import step as step_lib
+
+
+def make_state(value=1.0, number=0):
+  return step_lib.TrainState(
+    step=jnp.int32(number),
+    parameters={"conv1": {"kernel": jnp.full((2, 3), value, jnp.float32)}},
+    optimizer=(jnp.float32(np.inf),),  # the best error before there is any
+    statistics={},
+  )
+
+
+def save(workdir, steps, errors=(), **options):
+  """Saves steps, some with an error; returns those that are left."""
+  checkpoints = checkpoint.Checkpoints(str(workdir), **options)
+  errors = dict(errors)
+  for step in steps:
+    facts = {"validation_error": errors[step]} if step in errors else {}
+    checkpoints.save(step, make_state(step, step), facts)
+  saved = checkpoints.close()
+  return saved, checkpoint.find_steps(str(workdir))
+
+
+def test_newest_best_and_every_so_often_are_kept_over_a_restart(tmp_path):
+  errors = {2: 0.4, 4: 0.1, 5: 0.2, 7: 0.1, 8: 0.3}
+  options = {"keep": 2, "best": 2, "every": 3}
+  # Of the two of 0.1, both are among the two best.
+  saved, left = save(tmp_path, range(1, 7), errors.items(), **options)
+  assert [one.step for one in saved] == [1, 2, 3, 4, 5, 6]
+  assert left == [3, 4, 5, 6]
+  _, left = save(tmp_path, range(7, 10), errors.items(), **options)
+  assert left == [3, 4, 6, 7, 8, 9]
+  assert checkpoint.Checkpoints(str(tmp_path), **options).facts(4) == {
+    "validation_error": 0.1
+  }
+
+
+def test_kept_are_those_of_a_rule_tried_on_each_step():
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    steps = rng.choice(30, 9, replace=False).tolist()
+    errors = {step: rng.integers(3) / 2 for step in steps if rng.random() < 0.7}
+    newest, best, every = (
+      rng.integers(1, 4),
+      rng.integers(3),
+      rng.integers(1, 9),
+    )
+    found = kept.find_kept(
+      steps, errors, newest=newest, best=best, every=int(every)
+    )
+    for step in steps:
+      later = sum(other > step for other in steps)
+      better = sum(
+        (error, -other) < (errors.get(step, 9), -step)
+        for other, error in errors.items()
+      )
+      stays = (
+        later < newest
+        or (step in errors and better < best)
+        or step % every == 0
+      )
+      assert (step in found) == stays
+
+
+def test_checkpoint_says_what_it_is_and_is_held_against_that(tmp_path):
+  (tmp_path / "config.json").write_text('{"seed": 3, "network.width": 0.5}')
+  save(tmp_path, [4], {4: 0.5}.items(), keep=1)
+  folder = tmp_path / "checkpoints" / "4"
+  found = record.read(str(folder))
+  assert found == ocp.metadata(str(folder)).custom_metadata
+  assert found["fields"] == {"seed": 3, "network.width": 0.5}
+  assert found["code"] == version.find()
+  assert found["facts"] == {"validation_error": 0.5}
+  like = make_state()
+  state = stored.load(str(tmp_path), 4, like)
+  np.testing.assert_array_equal(state.parameters["conv1"]["kernel"], 4.0)
+  other = like._replace(parameters={"conv1": {"kernel": jnp.ones((2, 4))}})
+  with pytest.raises(
+    checkpoint.CheckpointError,
+    match=r"conv1.kernel is float32\[2,3\] there, and float32\[2,4\] here",
+  ) as caught:
+    stored.load(str(tmp_path), 4, other)
+  assert not isinstance(caught.value, record.DamagedError)
+  # Another state that Orbax reads as well as the one that was saved.
+  file = folder / "_CHECKPOINT_METADATA"
+  content = json.loads(file.read_text())
+  kept_record = content["custom_metadata"]
+  kept_record["arrays"]["step"][2] = "0" * 16
+  file.write_text(json.dumps(content))
+  with pytest.raises(record.DamagedError, match="is not as it was written"):
+    stored.load(str(tmp_path), 4, like)
+  body = {name: kept_record[name] for name in kept_record if name != "sum"}
+  kept_record["sum"] = record._sum(body)
+  file.write_text(json.dumps(content))
+  with pytest.raises(record.DamagedError, match=": step are not what was sav"):
+    stored.load(str(tmp_path), 4, like)
+  # Of a version that kept no record.
+  content["custom_metadata"] = {}
+  file.write_text(json.dumps(content))
+  said = []
+  step, _ = checkpoint.Checkpoints(str(tmp_path), keep=1).resume(
+    like, said.append
+  )
+  assert step == 4
+  (line,) = said
+  assert "is of an earlier version: nothing tells whether" in line
+
+
+def test_state_that_is_not_finite_is_not_saved(tmp_path):
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1)
+  with pytest.raises(
+    FloatingPointError,
+    match="6 elements of parameters.conv1.kernel .* after step 3, so",
+  ):
+    checkpoints.save(3, make_state(np.nan))
+  checkpoints.close()
+  assert checkpoint.find_steps(str(tmp_path)) == []
+
+
+def test_line_that_is_cut_is_taken_off(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  assert lines.repair(str(path)) == 0
+  for text, whole in (("", ""), ("a\n", "a\n"), ("a\nbc", "a\n"), ("b", "")):
+    path.write_text(text)
+    assert lines.repair(str(path)) == len(text) - len(whole)
+    assert path.read_text() == whole
+
+
+def test_revision_is_that_of_the_checkout(tmp_path):
+  assert version.find_revision(tmp_path) is None
+  git = tmp_path / ".git"
+  (git / "refs" / "heads").mkdir(parents=True)
+  (git / "HEAD").write_text("ref: refs/heads/main\n")
+  (git / "packed-refs").write_text("# pack-refs\nabc refs/heads/main\n")
+  assert version.find_revision(tmp_path) == "abc"
+  (git / "refs" / "heads" / "main").write_text("def\n")
+  assert version.find_revision(tmp_path) == "def"
+  worktree = tmp_path / "other"
+  worktree.mkdir()
+  place = pathlib.Path(git / "worktrees" / "other")
+  place.mkdir(parents=True)
+  (worktree / ".git").write_text(f"gitdir: {place}\n")
+  (place / "HEAD").write_text("ref: refs/heads/main\n")
+  (place / "commondir").write_text("../..\n")
+  assert version.find_revision(worktree) == "def"
