@@ -57,25 +57,38 @@ def test_process_that_is_stopped_is_named(folder):
   running[0].communicate()
 
 
-# Of one process, tests/test_faults_signals.py has every phase.
+# A validation of 23 batches of ten views each takes some seconds. Of one
+# process, tests/test_faults_signals.py has every phase.
 @pytest.mark.parametrize(
-  ("count", "sent"), [(1, signal.SIGTERM), (2, signal.SIGINT)]
+  ("fields", "where"),
+  [
+    ({}, ""),
+    (
+      {
+        "validate_every_steps": 4,
+        "validation_views": 10,
+        "data.validation_split": "validation",
+      },
+      "in the validation ",
+    ),
+  ],
 )
 def test_signal_to_one_process_saves_in_all_and_the_run_goes_on(
-  count, sent, folder
+  fields, where, folder
 ):
-  tmp = folder(f"terminated {count}")
-  many = {"num_epochs": 1000.0, "checkpoint_every_steps": 100_000}
+  tmp = folder(f"signalled {where}")
+  many = {"num_epochs": 1000.0, "checkpoint_every_steps": 100_000} | fields
   arguments = processes.flags("two_device", tmp, many)
-  alone = {"variables": lambda _: {}} if count == 1 else {}
-  running = processes.start(tmp, count, arguments, **alone)
+  running = processes.start(tmp, 2, arguments)
   processes.wait_for_step(tmp, 4, running)
-  processes.kill(running[-1], sent)
+  processes.kill(running[1], signal.SIGINT)
   done = processes.finish(running, timeout=60)
   for code, _, errors in done:
     assert code == 75, errors
-  (step,) = re.findall(rf"stopped by {sent.name} after step (\d+)", done[0][1])
-  running = processes.start(tmp, count, arguments, **alone)
+  (step,) = re.findall(
+    rf"stopped by SIGINT {where}after step (\d+)", done[0][1]
+  )
+  running = processes.start(tmp, 2, arguments)
   processes.wait_for_step(tmp, int(step) + 2, running)
   for process in running:
     processes.kill(process)
