@@ -17,7 +17,6 @@ from alexnet_jax import (
   recipe,
   report,
   sick,
-  stall,
   step,
   tables,
 )
@@ -38,6 +37,8 @@ class Stopped(Exception):
 
 def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
   """Trains to the end of the run, from its newest checkpoint if it has one.
+
+  Its directories are then free for another run.
 
   Returns:
     The final state.
@@ -75,7 +76,7 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
     console,
     first_step=first_step,
     num_steps=run.num_steps,
-    watch=_watch_losses(run, first_step),
+    watch=recipe.make_loss_watch(config, len(run.train_records), first_step),
   )
 
   totals, replaced = [], 0
@@ -148,6 +149,8 @@ def train(run: run_lib.Run, console: rich.console.Console) -> step.TrainState:
   finally:
     reporter.close()
     checkpoints.close()
+    for lock in run.locks:
+      lock.release()
   console.print(f"the run is in {run.workdir}/metrics.jsonl", highlight=False)
   return state
 
@@ -184,18 +187,6 @@ def _heed_validation(
   """Tells the plateau rule the error of a validation."""
   error = metrics.to_means(totals)["top1_error"]
   return state._replace(optimizer=run.plateau.advance(state.optimizer, error))
-
-
-def _watch_losses(run: run_lib.Run, first_step: int) -> stall.Watch:
-  """From the end of the warm-up on, for an epoch or more."""
-  epoch, warmup = (
-    recipe.to_steps(run.config, epochs, len(run.train_records))
-    for epochs in (1.0, run.config.optimizer.warmup_epochs)
-  )
-  return stall.Watch(
-    num_classes=run.config.network.num_classes,
-    until_step=max(first_step, warmup) + max(epoch, stall.MIN_STEPS),
-  )
 
 
 def _check_first_step(group: group_lib.Group, first_step: int) -> None:
