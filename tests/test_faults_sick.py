@@ -1,7 +1,6 @@
 """Training that goes wrong: what a run says, and how it goes on."""
 
 import re
-import shutil
 
 import pytest
 
@@ -19,20 +18,23 @@ def run(place, *arguments, count=1, **fields):
   return processes.finish(started)
 
 
-def saved(place) -> list[str]:
+def saved(place) -> dict[str, bytes]:
+  """All files of the checkpoints, by their names."""
   folder = place / "workdir" / "checkpoints"
-  return sorted(path.name for path in folder.iterdir())
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file()
+  }
 
 
 def test_loss_that_overflows_names_step_and_layer_and_the_run_can_go_on(folder):
   place = folder("overflow")
   ((code, _, errors),) = run(place, num_epochs=1.0)
   assert code == 0, errors
-  before = processes.read_state(place)
+  before = saved(place)
+  assert {name.split("/")[0] for name in before} == {"3"}
   rate = {"optimizer__learning_rate": 1e6}
-  ((code, _, errors),) = run(place, **rate)
-  assert code == 1
-  assert "optimizer.learning_rate: 0.01 there, 1000000.0 here" in errors
   ((code, out, errors),) = run(place, "--accept_changes", **rate)
   assert code == 1 and errors.count("\n") == 1, errors
   assert "optimizer.learning_rate: 0.01 there, 1000000.0 here" in out
@@ -42,11 +44,9 @@ def test_loss_that_overflows_names_step_and_layer_and_the_run_can_go_on(folder):
   assert re.search(r"(not in|first values .* in) .*(conv\d|fc\d)", errors)
   assert "The last checkpoint is of step 3, and the command goes on" in errors
   # Nothing of the wrong steps is kept, but all that was reported before them.
-  assert saved(place) == ["3"]
-  after = processes.read_state(place)
-  assert before[0] == after[0] == 3
-  assert all((before[1][name] == after[1][name]).all() for name in before[1])
-  assert {line["step"] for line in processes.metrics(place)} <= {2, 3, 4}
+  assert saved(place) == before
+  steps = [line["step"] for line in processes.metrics(place)]
+  assert steps[:2] == [2, 3] and max(steps) < int(found[1])
   ((code, out, errors),) = run(place, "--accept_changes")
   assert code == 0, errors
   assert "goes on after step 3 of 9" in out
@@ -82,4 +82,3 @@ def test_loss_that_stays_at_chance_is_pointed_out_once(folder):
   assert code == 0, errors
   (line,) = [line for line in out.splitlines() if "Known causes" in line]
   assert "step 100/120: the loss stays at ln(10) = 2.303" in line
-  shutil.rmtree(place)
