@@ -41,7 +41,9 @@ def test_loss_that_overflows_names_step_and_layer_and_the_run_can_go_on(folder):
   found = re.search(r"error: the loss of step (\d) is (nan|inf): ", errors)
   assert found and 4 <= int(found[1]) <= 6, errors
   # What the layer is, depends on how sums are added up; that it is named, not.
-  assert re.search(r"(not in|first values .* in) .*(conv\d|fc\d)", errors)
+  assert re.search(
+    r"(not in|first values .* in the output of) .*(conv\d|fc\d)", errors
+  )
   assert "The last checkpoint is of step 3, and the command goes on" in errors
   # Nothing of the wrong steps is kept, but all that was reported before them.
   assert saved(place) == before
@@ -62,7 +64,9 @@ def test_processes_name_the_step_and_the_layer_together(folder):
   assert [code for code, _, _ in ended] == [1, 1], said
   for errors in said:
     assert re.search(r"the loss of step [23] is (nan|inf): ", errors), errors
-    assert re.search(r"(not in|first values .* in) .*(conv\d|fc\d)", errors)
+    assert re.search(
+      r"(not in|first values .* in the output of) .*(conv\d|fc\d)", errors
+    )
   assert "There is no checkpoint yet" in said[0]
 
 
