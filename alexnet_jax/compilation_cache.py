@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import pathlib
 import re
+import stat
 import tempfile
 import warnings
 import zlib
@@ -191,7 +193,8 @@ def open_cache(choice: str | None, *, attached: bool = True) -> Cache:
     try:
       _make(path)
     except OSError as error:
-      message = f"{path} cannot be written: {error.strerror}"
+      can = "used" if _is_open(path) else "written"
+      message = f"{path} cannot be {can}: {error.strerror}"
       if not named:
         return _close(f"{message} (set {_FLAG})")
       flag = _FLAG if choice else "JAX_COMPILATION_CACHE_DIR"
@@ -232,10 +235,20 @@ def _use(path: str | None) -> None:
 
 def _make(path: str) -> None:
   """Makes a folder for this user alone, and tries to write there."""
-  # Who can write to it can run programs as this user.
   os.makedirs(path, mode=0o700, exist_ok=True)
+  if _is_open(path):
+    # An entry is machine code, which JAX loads and runs.
+    raise PermissionError(
+      errno.EPERM,
+      "everybody may write there, and what is there is run as you (chmod o-w)",
+    )
   with tempfile.TemporaryFile(dir=path):
     pass
+
+
+def _is_open(path: str) -> bool:
+  """Whether everybody may write to a folder."""
+  return os.path.isdir(path) and bool(os.stat(path).st_mode & stat.S_IWOTH)
 
 
 def _remove_damaged(path: str, program: str) -> int:

@@ -32,34 +32,39 @@ class Lock:
 
   def __init__(self, path: str):
     file = os.path.join(path, FILE)
-    # Not inherited by programs that this process starts.
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = -1
     try:
-      try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        raise OSError(
-          f"the workdir {path!r} is in use by {_read_holder(file)}. Wait until "
-          "that run has ended, or set --workdir to start another."
-        ) from error
-      except OSError as error:
-        if error.errno not in _NO_LOCKS:
-          raise
-        raise OSError(
-          f"the workdir {path!r} cannot be locked, so that a second run in it "
-          f"would not be noticed: {error.strerror}. Set --workdir to a folder "
-          "of another file system, or mount this one with locks (Lustre: flock)"
-          "."
-        ) from error
+      # Not inherited by programs that this process starts.
+      descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
       _write_holder(descriptor)
-    except BaseException:
-      os.close(descriptor)
-      raise
+    except OSError as error:
+      if descriptor >= 0:
+        os.close(descriptor)
+      raise OSError(_describe(error, path, file)) from error
     self._release = weakref.finalize(self, os.close, descriptor)
 
   def release(self) -> None:
     """Lets others write."""
     self._release()
+
+
+def _describe(error: OSError, path: str, file: str) -> str:
+  """Why a directory cannot be held, and what to do."""
+  if isinstance(error, BlockingIOError):
+    return (
+      f"the workdir {path!r} is in use by {_read_holder(file)}. Wait until "
+      "that run has ended, or set --workdir to start another."
+    )
+  if error.errno in _NO_LOCKS:
+    return (
+      f"the workdir {path!r} cannot be locked, so that a second run in it "
+      f"would not be noticed: {error.strerror}. Set --workdir to a folder of "
+      "another file system, or mount this one with locks (Lustre: flock)."
+    )
+  return (
+    f"the workdir {path!r} cannot be written: {error.strerror}. Set --workdir."
+  )
 
 
 def _write_holder(descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""What a config makes of the images."""
+"""What a config makes of the images, and of epochs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import ml_collections
 import numpy as np
 
+from alexnet_jax import stall
 from alexnet_jax.data import augment, sets
 from alexnet_jax.data import statistics as statistics_lib
 from alexnet_jax.network import wiring
@@ -22,6 +23,26 @@ def to_steps(
   config: ml_collections.ConfigDict, epochs: float, num_images: int
 ) -> int:
   return math.ceil(epochs * num_images / config.batch_size)
+
+
+def make_loss_watch(
+  config: ml_collections.ConfigDict, num_images: int, first_step: int
+) -> stall.Watch:
+  """Watches the loss from the end of the warm-up on, for an epoch or more.
+
+  Args:
+    config: the config.
+    num_images: in the training split.
+    first_step: where this start of the run begins.
+  """
+  epoch, warmup = (
+    to_steps(config, epochs, num_images)
+    for epochs in (1.0, config.optimizer.warmup_epochs)
+  )
+  return stall.Watch(
+    num_classes=config.network.num_classes,
+    until_step=max(first_step, warmup) + max(epoch, stall.MIN_STEPS),
+  )
 
 
 def find_order_seed(config: ml_collections.ConfigDict) -> int:

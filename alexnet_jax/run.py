@@ -46,8 +46,7 @@ class Run:
     schedule: steps before this one -> learning rate of the kernels, but for
       what the plateau rule makes of it.
     plateau: the rule that validations drive; None: there is none.
-    locks: of the directories, in the process that writes them; held until
-      nothing refers to them.
+    locks: of the directories, in the process that writes them.
     changes: of the config since its last start, a line for each.
   """
 

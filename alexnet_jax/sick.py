@@ -110,7 +110,6 @@ def find_cause(
       f"largest output is {_largest(outputs)}; {sound}"
     )
   before = list(outputs)[: list(outputs).index(sick)]
-  share = outputs[sick][:, 0].sum()
   where = "the images" if sick == "images" else f"the output of {sick}"
   reached = (
     f"; before it, values reach {_largest({n: outputs[n] for n in before})}"
@@ -118,8 +117,7 @@ def find_cause(
     else ""
   )
   return (
-    f"the first values that are not finite are {share:,.0f} in {where}"
-    f"{reached}; {sound}"
+    f"the first values that are not finite are in {where}{reached}; {sound}"
   )
 
 

@@ -11,7 +11,6 @@ from alexnet_jax import (
   recipe,
   report,
   sick,
-  stall,
   step,
   tables,
 )
@@ -30,6 +29,8 @@ def train(
   stuck_seconds: float = 0.0,
 ) -> step.TrainState:
   """Trains to the end of the run, from its newest checkpoint if it has one.
+
+  Its directories are then free for another run.
 
   Args:
     run: from `run.prepare`.
@@ -80,7 +81,7 @@ def train(
     console,
     first_step=first_step,
     num_steps=run.num_steps,
-    watch=_watch_losses(run, first_step),
+    watch=recipe.make_loss_watch(config, len(run.train_records), first_step),
   )
 
   loop = loop_lib.Loop(
@@ -108,20 +109,10 @@ def train(
     finally:
       reporter.close()
       group.end_steps()
+      for lock in run.locks:
+        lock.release()
   console.print(f"the run is in {run.workdir}/metrics.jsonl", highlight=False)
   return loop.state
-
-
-def _watch_losses(run: run_lib.Run, first_step: int) -> stall.Watch:
-  """From the end of the warm-up on, for an epoch or more."""
-  epoch, warmup = (
-    recipe.to_steps(run.config, epochs, len(run.train_records))
-    for epochs in (1.0, run.config.optimizer.warmup_epochs)
-  )
-  return stall.Watch(
-    num_classes=run.config.network.num_classes,
-    until_step=max(first_step, warmup) + max(epoch, stall.MIN_STEPS),
-  )
 
 
 def _check_first_step(group: group_lib.Group, first_step: int) -> None:

@@ -69,8 +69,8 @@ def test_bytes_that_are_no_whole_image_are_refused_in_words():
     small_sets.encode(tile, "JPEG", quality=95)[:-40]: "file is truncated",
     small_sets.encode(tile, "JPEG")[:100]: "Truncated File Read",
     small_sets.encode(tile, "PNG")[:-40]: "image file is truncated",
-    b"": "it has no format that Pillow knows",
-    b"not an image" * 20: "it has no format that Pillow knows",
+    b"": "it is none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP",
+    b"not an image" * 20: "it is none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP",
   }
   for encoded, reason in cases.items():
     with pytest.raises(ValueError, match=reason):

@@ -1,7 +1,6 @@
 """Training that goes wrong: what a run says, and how it goes on."""
 
 import re
-import shutil
 
 import pytest
 
@@ -19,34 +18,37 @@ def run(place, *arguments, count=1, **fields):
   return processes.finish(started)
 
 
-def saved(place) -> list[str]:
+def saved(place) -> dict[str, bytes]:
+  """All files of the checkpoints, by their names."""
   folder = place / "workdir" / "checkpoints"
-  return sorted(path.name for path in folder.iterdir())
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file()
+  }
 
 
 def test_loss_that_overflows_names_step_and_layer_and_the_run_can_go_on(folder):
   place = folder("overflow")
   ((code, _, errors),) = run(place, num_epochs=1.0)
   assert code == 0, errors
-  before = processes.read_state(place)
+  before = saved(place)
+  assert {name.split("/")[0] for name in before} == {"3"}
   rate = {"optimizer__learning_rate": 1e6}
-  ((code, _, errors),) = run(place, **rate)
-  assert code == 1
-  assert "optimizer.learning_rate: 0.01 there, 1000000.0 here" in errors
   ((code, out, errors),) = run(place, "--accept_changes", **rate)
   assert code == 1 and errors.count("\n") == 1, errors
   assert "optimizer.learning_rate: 0.01 there, 1000000.0 here" in out
   found = re.search(r"error: the loss of step (\d) is (nan|inf): ", errors)
   assert found and 4 <= int(found[1]) <= 6, errors
   # What the layer is, depends on how sums are added up; that it is named, not.
-  assert re.search(r"(not in|first values .* in) .*(conv\d|fc\d)", errors)
+  assert re.search(
+    r"(not in|first values .* in the output of) .*(conv\d|fc\d)", errors
+  )
   assert "The last checkpoint is of step 3, and the command goes on" in errors
   # Nothing of the wrong steps is kept, but all that was reported before them.
-  assert saved(place) == ["3"]
-  after = processes.read_state(place)
-  assert before[0] == after[0] == 3
-  assert all((before[1][name] == after[1][name]).all() for name in before[1])
-  assert {line["step"] for line in processes.metrics(place)} <= {2, 3, 4}
+  assert saved(place) == before
+  steps = [line["step"] for line in processes.metrics(place)]
+  assert steps[:2] == [2, 3] and max(steps) < int(found[1])
   ((code, out, errors),) = run(place, "--accept_changes")
   assert code == 0, errors
   assert "goes on after step 3 of 9" in out
@@ -62,23 +64,25 @@ def test_processes_name_the_step_and_the_layer_together(folder):
   assert [code for code, _, _ in ended] == [1, 1], said
   for errors in said:
     assert re.search(r"the loss of step [23] is (nan|inf): ", errors), errors
-    assert re.search(r"(not in|first values .* in) .*(conv\d|fc\d)", errors)
+    assert re.search(
+      r"(not in|first values .* in the output of) .*(conv\d|fc\d)", errors
+    )
   assert "There is no checkpoint yet" in said[0]
 
 
 def test_loss_that_stays_at_chance_is_pointed_out_once(folder):
   place = folder("chance")
   # 2012's weights on pixels of unit scale, as many a copy of them has it. Of
-  # a low rate: with batches this small the loss goes up and down.
+  # a low rate: with batches this small the loss goes up and down. Of images
+  # enough: few of them have one class more often, which is soon known.
   ((code, out, errors),) = run(
     place,
     network__init="source",
     optimizer__learning_rate=0.001,
-    num_epochs=40.0,
+    data__train_split="train[:640]",
     report_every_steps=20,
     checkpoint_every_steps=1000,
   )
   assert code == 0, errors
   (line,) = [line for line in out.splitlines() if "Known causes" in line]
   assert "step 100/120: the loss stays at ln(10) = 2.303" in line
-  shutil.rmtree(place)

@@ -31,10 +31,22 @@ def test_file_that_is_left_over_locks_nothing(tmp_path):
   held.release()
 
 
-def test_file_system_without_locks_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ("number", "expected"),
+  [
+    (errno.ENOLCK, "cannot be locked.*No locks available. Set --workdir"),
+    (errno.ENOSYS, "cannot be locked.*with locks"),
+    (errno.EIO, "cannot be written: Input/output error. Set --workdir."),
+  ],
+)
+def test_file_system_without_locks_is_named(
+  number, expected, tmp_path, monkeypatch
+):
   def flock(*_):
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    raise OSError(number, os.strerror(number))
 
   monkeypatch.setattr(fcntl, "flock", flock)
-  with pytest.raises(OSError, match="No locks available. Set --workdir"):
+  with pytest.raises(OSError, match=expected):
     lock.Lock(str(tmp_path))
+  with pytest.raises(OSError, match="cannot be written: No such file"):
+    lock.Lock(str(tmp_path / "none"))

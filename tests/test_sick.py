@@ -25,7 +25,7 @@ def variables(**values):
       notes(conv2=[[0, 9], [7, 8]], fc6=[[4, 0], [4, 0]]),
       variables(conv1_kernel=[[0, 5], [0, 6]]),
       np.nan,
-      "the first values that are not finite are 7 in the output of conv2; "
+      "the first values that are not finite are in the output of conv2; "
       "before it, values reach 3 in images; all parameters were finite, up to "
       "6 in conv1.kernel",
     ),

@@ -20,7 +20,7 @@ _COLOURS = ("YCbCr", "Gray")
 
 
 def decode(encoded: bytes, out: np.ndarray) -> None:
-  """Decodes a file in any format that Pillow reads.
+  """Decodes a file in any format of `square.FORMATS`.
 
   A JPEG that is such a square already is decoded by simplejpeg, which is half
   as fast again as Pillow and gives the same pixels. All else is brought to the
@@ -36,10 +36,10 @@ def decode(encoded: bytes, out: np.ndarray) -> None:
   if encoded.startswith(_JPEG) and _decode_square(encoded, out):
     return
   try:
-    picture = Image.open(io.BytesIO(encoded))
+    picture = Image.open(io.BytesIO(encoded), formats=square.FORMATS)
     out[:] = square.cut(picture, out.shape[0])
   except PIL.UnidentifiedImageError as error:
-    raise ValueError("it has no format that Pillow knows") from error
+    raise ValueError(f"it is none of {', '.join(square.FORMATS)}") from error
   except MemoryError:
     raise
   except Exception as error:  # Pillow's plugins raise what they like

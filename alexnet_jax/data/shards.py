@@ -121,7 +121,7 @@ def read_square(encoded: bytes) -> tuple[np.ndarray, list[str]]:
     ValueError: the file cannot be decoded whole.
   """
   try:
-    picture = Image.open(io.BytesIO(encoded))
+    picture = Image.open(io.BytesIO(encoded), formats=square.FORMATS)
     picture.load()
     odd = {
       "cmyk": picture.mode == "CMYK",

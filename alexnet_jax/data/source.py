@@ -18,6 +18,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from alexnet_jax.data import trust
+
 # Of random access; read ahead, a record would be read with its neighbours.
 _READER_OPTIONS = "readahead_buffer_size:0"
 # What one read asks of a file, bytes: about a record.
@@ -155,11 +157,9 @@ def open_source(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     ) from None
   if sum(shard.take for shard in instructions) <= 0:
     raise ValueError(f"{name} has no records, expected some. {set_split}")
-  missing = [
-    os.fspath(shard.filename)
-    for shard in instructions
-    if not os.path.exists(shard.filename)
-  ]
+  paths = [os.fspath(shard.filename) for shard in instructions]
+  trust.check_inside(paths, os.fspath(builder.data_dir), what=name)
+  missing = [path for path in paths if not os.path.exists(path)]
   if missing:
     raise FileNotFoundError(
       f"{name} lacks {len(missing)} of its {len(instructions)} files; the "

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from PIL import Image
 
+# That Pillow reads itself. For others it starts programs: Ghostscript for EPS,
+# which runs what the file says.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
 
 def cut(picture: Image.Image, side: int) -> Image.Image:
   """Brings a picture of any size and mode to an RGB square.
