@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 
 import jax
@@ -18,7 +19,9 @@ def check_start() -> None:
 
   Raises:
     OSError: they cannot be used.
+    ValueError: XLA would not read the flags that it is given.
   """
+  _check_xla_flags(os.environ.get("XLA_FLAGS", ""))
   try:
     jax.devices()
   except RuntimeError as error:
@@ -33,6 +36,20 @@ def check_start() -> None:
       )
     )
     raise OSError(f"JAX cannot start its devices ({error}){reason}.") from error
+
+
+def _check_xla_flags(given: str) -> None:
+  """Refuses words that are no flags, behind which XLA reads nothing.
+
+  A flag that it does not know, XLA names itself, and ends the process.
+  """
+  words = [word for word in given.split() if not word.startswith("-")]
+  # It also takes the name of a file, and flags in quotes.
+  if words and not os.path.exists(given) and not {*given} & {*"'\""}:
+    raise ValueError(
+      f"XLA_FLAGS has {words[0]!r}, expected flags as --xla_NAME=VALUE. Set "
+      "XLA_FLAGS."
+    )
 
 
 def find_held(

@@ -145,6 +145,31 @@ def test_wrong_flag_or_file_ends_in_one_line_that_names_it(number, ended):
   assert not os.listdir(tmp / f"here{number}"), "it has left something"
 
 
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("JAX_PLATFORMS", "none"),
+    ("JAX_COORDINATOR_ADDRESS", "none"),
+    # XLA ends the process itself, with a line of its own.
+    ("XLA_FLAGS", "--xla_none=1"),
+  ],
+)
+def test_wrong_variable_ends_in_one_line_that_names_it(name, value, folder):
+  tmp = folder(name)
+  ((ended, _, errors),) = processes.finish(
+    processes.start(
+      tmp,
+      1,
+      processes.flags("one_device", tmp),
+      variables=lambda _: {name: value},
+    )
+  )
+  assert ended != 0
+  assert name in processes.last_error(errors)
+  assert "Traceback" not in errors
+  assert not (tmp / "workdir").exists()
+
+
 def test_fuzzed_configs_end_well_or_in_one_line_that_names_the_field(tmp_path):
   # The figures of 500 are in docs/reliability.md.
   process = subprocess.run(
