@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -12,6 +14,14 @@ import numpy as np
 from alexnet_jax import program as program_lib
 from alexnet_jax.checkup import diagnosis
 from alexnet_jax.processes import machine
+
+_SHORTAGE = "RESOURCE_EXHAUSTED"
+_REMEDY = (
+  "Set a lower config.batch_size, config.data.batches_ahead, "
+  "config.data.stored_size, config.network.width, config.network.image_size, "
+  "config.network.num_classes or config.ensemble, or config.layout.mesh to "
+  "split more."
+)
 
 
 def check_start() -> None:
@@ -114,9 +124,22 @@ def check_memory(program: program_lib.Program, *, batches_ahead: int) -> None:
   if limit is not None and held > limit:
     raise ValueError(
       f"parameters, optimizer and batches take {diagnosis.to_size(held)}, but "
-      f"{where} {diagnosis.to_size(limit)}. Set a lower config.batch_size, "
-      "config.data.batches_ahead, config.data.stored_size, "
-      "config.network.width, config.network.image_size, "
-      "config.network.num_classes or config.ensemble, or config.layout.mesh to "
-      "split more."
+      f"{where} {diagnosis.to_size(limit)}. {_REMEDY}"
     )
+
+
+@contextlib.contextmanager
+def name_shortage() -> Iterator[None]:
+  """Says what to change where memory does not suffice within.
+
+  Raises:
+    OSError: in the place of the error of JAX or NumPy.
+  """
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, MemoryError) as error:
+    is_shortage = isinstance(error, MemoryError) or _SHORTAGE in str(error)
+    if not is_shortage:
+      raise
+    reason = str(error).partition("\n")[0] or "of this host"
+    raise OSError(f"memory does not suffice ({reason}). {_REMEDY}") from error

@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags
 
-from alexnet_jax import command, settings, train
+from alexnet_jax import command, devices, settings, train
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import source
 from alexnet_jax.partition import audit
@@ -63,6 +63,7 @@ def main(argv: list[str]) -> None:
           OSError,
           group=group,
         ),
+        devices.name_shortage(),
       ):
         train.train(run, command.make_console(group))
     except train.Stopped as stopped:

@@ -172,6 +172,25 @@ def test_wrong_variable_ends_in_one_line_that_names_it(name, value, folder):
   assert not (tmp / "workdir").exists()
 
 
+def test_step_that_memory_does_not_hold_ends_in_one_line(folder):
+  tmp = folder("memory")
+  fields = {"network.width": 0.5, "batch_size": 4096, "num_epochs": 200.0}
+  ((code, _, errors),) = processes.finish(
+    processes.start(
+      tmp,
+      1,
+      processes.flags("one_device", tmp, fields),
+      variables=lambda _: {},
+      # kB; JAX alone takes half of it.
+      prefix=lambda _: ("bash", "-c", 'ulimit -d 2000000; exec "$@"', "bash"),
+    )
+  )
+  assert code == 1
+  assert errors.count("\n") == 1, errors
+  assert errors.startswith("error: memory does not suffice (")
+  assert "Set a lower config.batch_size" in errors
+
+
 def test_fuzzed_configs_end_well_or_in_one_line_that_names_the_field(tmp_path):
   # The figures of 500 are in docs/reliability.md.
   process = subprocess.run(
