@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import socket
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -12,13 +15,23 @@ from alexnet_jax import program as program_lib
 from alexnet_jax.checkup import diagnosis
 from alexnet_jax.processes import machine
 
+_SHORTAGE = "RESOURCE_EXHAUSTED"
+_REMEDY = (
+  "Set a lower config.batch_size, config.data.batches_ahead, "
+  "config.data.stored_size, config.network.width, config.network.image_size, "
+  "config.network.num_classes or config.ensemble, or config.layout.mesh to "
+  "split more."
+)
+
 
 def check_start() -> None:
   """Starts the devices of this process.
 
   Raises:
     OSError: they cannot be used.
+    ValueError: XLA would not read the flags that it is given.
   """
+  _check_xla_flags(os.environ.get("XLA_FLAGS", ""))
   try:
     jax.devices()
   except RuntimeError as error:
@@ -33,6 +46,20 @@ def check_start() -> None:
       )
     )
     raise OSError(f"JAX cannot start its devices ({error}){reason}.") from error
+
+
+def _check_xla_flags(given: str) -> None:
+  """Refuses words that are no flags, behind which XLA reads nothing.
+
+  A flag that it does not know, XLA names itself, and ends the process.
+  """
+  words = [word for word in given.split() if not word.startswith("-")]
+  # It also takes the name of a file, and flags in quotes.
+  if words and not os.path.exists(given) and not {*given} & {*"'\""}:
+    raise ValueError(
+      f"XLA_FLAGS has {words[0]!r}, expected flags as --xla_NAME=VALUE. Set "
+      "XLA_FLAGS."
+    )
 
 
 def find_held(
@@ -97,9 +124,22 @@ def check_memory(program: program_lib.Program, *, batches_ahead: int) -> None:
   if limit is not None and held > limit:
     raise ValueError(
       f"parameters, optimizer and batches take {diagnosis.to_size(held)}, but "
-      f"{where} {diagnosis.to_size(limit)}. Set a lower config.batch_size, "
-      "config.data.batches_ahead, config.data.stored_size, "
-      "config.network.width, config.network.image_size, "
-      "config.network.num_classes or config.ensemble, or config.layout.mesh to "
-      "split more."
+      f"{where} {diagnosis.to_size(limit)}. {_REMEDY}"
     )
+
+
+@contextlib.contextmanager
+def name_shortage() -> Iterator[None]:
+  """Says what to change where memory does not suffice within.
+
+  Raises:
+    OSError: in the place of the error of JAX or NumPy.
+  """
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, MemoryError) as error:
+    is_shortage = isinstance(error, MemoryError) or _SHORTAGE in str(error)
+    if not is_shortage:
+      raise
+    reason = str(error).partition("\n")[0] or "of this host"
+    raise OSError(f"memory does not suffice ({reason}). {_REMEDY}") from error

@@ -16,8 +16,10 @@ from absl import flags, logging
 
 # As `--config.network.width`.
 _FIELD_FLAG = re.compile(r"--?(no)?config\.(?P<name>[^=]*)", re.DOTALL)
-_LONGEST_VALUE = 1000
 _FIELD_NAME = re.compile(r"[a-zA-Z]\w*(\.[a-zA-Z]\w*)*")
+_LONGEST_VALUE = 1000
+# In what ml_collections says of a field that a group lacks.
+_PLACE = re.compile(r"\(in: (.+)\)")
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -136,6 +138,8 @@ def _name_field(error: Exception, argv: list[str]) -> Exception:
     )
   said = str(error.args[0]) if error.args else type(error).__name__
   name, _, hint = said.partition("\n")
+  if place := _PLACE.search(name):
+    name = f"config.{place[1]}"
   given = [flag.split("=")[0].lstrip("-") for flag in argv]
   fields = [flag for flag in given if name.strip("'") in flag.split(".")]
   return ValueError(

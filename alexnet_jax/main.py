@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 from absl import app, flags
 
-from alexnet_jax import command, loop, settings, train
+from alexnet_jax import command, devices, loop, settings, train
 from alexnet_jax import console as console_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import source
@@ -91,6 +91,7 @@ def main(
           OSError,
           group=group,
         ),
+        devices.name_shortage(),
       ):
         train.train(run, console, stuck_seconds=_STUCK_SECONDS.value)
     except loop.Stopped as stopped:

@@ -12,6 +12,7 @@ to the end of the interpreter. CASES is a JSON list of {"module", "arguments",
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import pathlib
@@ -24,7 +25,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 # What commands import, so that each fork finds it there.
-from alexnet_jax import command, settings, train  # noqa: F401
+from alexnet_jax import comparison, evaluation, predict, settings, train
+from alexnet_jax.checkup import examination
+from alexnet_jax.data import completion, speed
+from alexnet_jax.picture import chart, draw
+
+IMPORTED = (
+  *(comparison, evaluation, predict, settings, train, examination),
+  *(completion, speed, chart, draw),
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A value that asks for more is to end its process, not the machine.
@@ -73,6 +82,7 @@ def run_all(
   waiting, running = list(enumerate(cases)), {}
   # JAX warns of forks for the sake of threads that it does not have here.
   warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+  gc.freeze()  # else each fork copies the memory that its collector marks
   while waiting or running:
     while waiting and len(running) < at_once:
       index, case = waiting.pop(0)

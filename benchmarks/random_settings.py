@@ -49,7 +49,7 @@ _COSTLY = (
   *("batch_size", "num_epochs", "network.width", "network.image_size"),
   *("network.num_classes", "data.stored_size", "data.threads", "ensemble"),
 )
-_TOO_LONG = ("2147483648", "4294967296")
+_TOO_LONG = ("2147483648", "4294967296", "1_0")
 _FLAGS = {
   "--workdir": ("", "../x", "workdir/a/b", "/proc/x", "/", "\udcff", "a\nb"),
   "--data_dir": ("", "../x", "/proc/x", "/dev/null", "\udcff", "~"),

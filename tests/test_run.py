@@ -1,14 +1,16 @@
 """What a run takes from its config and its set, and what it refuses."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
+from alexnet_jax import devices, settings, update_rule
 from alexnet_jax import run as run_lib
-from alexnet_jax import settings
 from alexnet_jax.data import sets, statistics
 from alexnet_jax.processes import group as group_lib
+from alexnet_jax.processes import machine
 from configs import default
 
 
@@ -119,3 +121,41 @@ def test_run_does_not_go_on_with_other_data(tiny_config, prepare, monkeypatch):
   monkeypatch.setattr(sets, "find_statistics", lambda _: other)
   with pytest.raises(ValueError, match="another config .found.statistics: "):
     prepare(tiny_config)
+
+
+def test_run_that_memory_does_not_hold_is_refused_and_claims_nothing(
+  tiny_config, tmp_path, prepare, monkeypatch
+):
+  program = prepare(tiny_config).program
+  held = devices.find_held(program, batches_ahead=2)
+  shutil.rmtree(tmp_path / "workdir")
+  # 16 images of 77 x 77 x 3 bytes and their labels, four batches.
+  assert held["batches"] == 4 * 16 * (77 * 77 * 3 + 4)
+  whole = sum(held.values())
+  monkeypatch.setattr(machine, "find_memory", lambda: (whole, whole))
+  devices.check_memory(program, batches_ahead=2)
+  monkeypatch.setattr(machine, "find_memory", lambda: (whole, whole - 1))
+  with pytest.raises(ValueError, match=r"Set a lower config\.batch_size"):
+    prepare(tiny_config)
+  assert not (tmp_path / "workdir").exists()
+
+
+def test_more_steps_than_an_int32_counts_are_refused(tiny_config):
+  tiny_config.num_epochs = 1e6
+  assert run_lib.find_num_steps(tiny_config, 16) == 10**6
+  with pytest.raises(ValueError, match=r"62,500,000,000 .* config\.num_epochs"):
+    run_lib.find_num_steps(tiny_config, 10**6)
+  tiny_config.optimizer.drop_epochs = (0.5, 1e6)
+  kernels, _ = update_rule.make_schedules(tiny_config, 10**6)
+  # 0.5 epochs are 31,250 steps; the second drop is never reached.
+  assert [float(kernels(step)) for step in (31249, 2**31 - 2)] == [
+    pytest.approx(rate, rel=1e-6)
+    for rate in (0.01, 0.001)  # float32
+  ]
+
+
+@pytest.mark.parametrize("flags", ["none", "--xla_cpu_max_isa=AVX none"])
+def test_xla_flags_that_xla_would_not_read_are_refused(flags, monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", flags)
+  with pytest.raises(ValueError, match="XLA_FLAGS has 'none', expected flags"):
+    devices.check_start()
