@@ -6,6 +6,7 @@ folder of checkpoints tell where it is, also after it was killed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -52,6 +53,7 @@ class Attempt:
     self._validate_every = validate_every_steps
     self.expected_step = checkpoint.find_latest_step(str(workdir))
     self._lines_before = len(read_metrics(workdir))
+    self._unfinished_before = self._find_unfinished()
     self._reports_before = self._count_reports()
     with open(log, "w") as said:
       self.process = subprocess.Popen(
@@ -126,8 +128,10 @@ class Attempt:
       raise TimeoutError(
         f"it did not end within {limit_seconds:g} seconds of signal {number}"
       ) from None
-    # A folder that is unfinished now was so when the kill came.
-    return "saving" if self._is_saving() else phase
+    # A folder that is unfinished now was so when the kill came, but for what
+    # an earlier kill has left.
+    is_saving = self._find_unfinished() - self._unfinished_before
+    return "saving" if is_saving else phase
 
   def find_fault(self) -> str | None:
     """As `find_fault`, of this attempt."""
@@ -153,9 +157,15 @@ class Attempt:
     file = self._workdir / name
     return file.stat().st_size if file.exists() else 0
 
-  def _is_saving(self) -> bool:
-    names = _list(self._workdir / "checkpoints")
-    return any(_UNFINISHED.search(name) for name in names)
+  def _find_unfinished(self) -> set[tuple[str, int]]:
+    """Names and inodes of checkpoints that are no checkpoints yet."""
+    folder = self._workdir / "checkpoints"
+    names = [name for name in _list(folder) if _UNFINISHED.search(name)]
+    found = set()
+    for name in names:
+      with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+        found.add((name, (folder / name).stat().st_ino))
+    return found
 
   def _find_phase(self) -> str:
     said = self.said

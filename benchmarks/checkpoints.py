@@ -155,6 +155,7 @@ def measure_loops(steps: Steps, folder: str) -> dict[str, list[float]]:
     waits = []
 
     def save(watch=watch, waits=waits):
+      jax.block_until_ready(steps.state)  # its step is not the save's time
       watch.begin = time.monotonic()
       checkpoints.save(steps.number, steps.state)
       waits.append(time.monotonic() - watch.begin)
