@@ -155,24 +155,39 @@ def test_signal_in_a_validation_leaves_it_to_the_next_start(folder):
     np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
-# Reads 160 records, ten batches, and never another.
-STUCK = """
-import itertools, runpy, sys, time
+# Starts a run in which something waits for ever. It imports before `main` does,
+# so it also blocks before `main` does what the threads of that inherit.
+WAITS = """
+import itertools, runpy, signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+from alexnet_jax import report
 from alexnet_jax.data import records
+PATCH
+runpy.run_module("alexnet_jax.main", run_name="__main__")
+"""
+# The reader, after ten batches.
+READER = """
 read, counter = records.Records.find, itertools.count()
 def find(self, index):
   if next(counter) >= 160:
     time.sleep(1000)
   return read(self, index)
 records.Records.find = find
-runpy.run_module("alexnet_jax.main", run_name="__main__")
+"""
+# The loop, after four steps.
+LOOP = """
+def advance(self, step):
+  if step == 5:
+    print("waits", flush=True)
+    time.sleep(1000)
+report.Reporter.advance = advance
 """
 
 
-def begin_stuck(tmp, fields, *more):
-  process = subprocess.Popen(
+def begin_waiting(tmp, patch, fields, *more):
+  return subprocess.Popen(
     [
-      *(sys.executable, "-c", STUCK),
+      *(sys.executable, "-c", WAITS.replace("PATCH", patch)),
       *processes.flags("one_device", tmp, fields),
       *more,
     ],
@@ -182,22 +197,21 @@ def begin_stuck(tmp, fields, *more):
     stderr=subprocess.PIPE,
     text=True,
   )
-  processes.wait_for_step(tmp, 3, [process])
-  return process
 
 
 def test_second_signal_ends_at_once_and_harms_nothing(folder):
   tmp = folder("second")
   fields = FIELDS | {"checkpoint_every_steps": 2}
-  process = begin_stuck(tmp, fields)
+  process = begin_waiting(tmp, LOOP, fields)
+  wait_for_line(process, "waits")
   processes.kill(process, signal.SIGTERM)
   time.sleep(0.7)  # sooner, and it would be the same one
-  assert process.poll() is None  # it waits for the next step
+  assert process.poll() is None  # step 5 does not end
   processes.kill(process, signal.SIGTERM)
   seconds, _, _ = end(process, code=128 + signal.SIGTERM)
   assert seconds < 2, f"{seconds:.2f} s"  # nothing is waited for
   step = saved_step(tmp)
-  assert step >= 2
+  assert step in (2, 4)  # the second was being saved, or done
   process = begin(tmp, fields)
   wait_for_line(process, f"goes on after step {step} of")
   process.kill()
@@ -206,7 +220,8 @@ def test_second_signal_ends_at_once_and_harms_nothing(folder):
 
 def test_stuck_run_ends_with_the_stacks_of_all_threads(folder):
   tmp = folder("stuck")
-  process = begin_stuck(tmp, FIELDS, "--stuck_seconds=2")
+  process = begin_waiting(tmp, READER, FIELDS, "--stuck_seconds=2")
+  processes.wait_for_step(tmp, 3, [process])
   _, _, errors = end(process, code=70)
   assert re.search(
     r"^error: no step finished for 2 seconds \(last begun: step \d+\); .* The "

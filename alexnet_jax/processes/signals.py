@@ -79,9 +79,17 @@ def heed() -> Signals:
   }
   signals = Signals()
   signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-  threading.Thread(
+  listener = threading.Thread(
     target=_listen, args=(signals, numbers), daemon=True, name="signals"
-  ).start()
+  )
+  listener.start()
+
+  def pass_on(number: int, _) -> None:
+    signal.pthread_kill(listener.ident, number)
+
+  # A thread that was there before, as of what wraps `main`, blocks neither.
+  for number in numbers:
+    signal.signal(number, pass_on)
   return signals
 
 
