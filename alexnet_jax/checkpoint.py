@@ -58,6 +58,7 @@ class Checkpoints:
     self._kept = kept.Policy(newest=keep, best=best, every=every)
     self._saving: saving.Saving | None = None
     self._saved: list[saving.Saved] = []
+    self._failed = False
 
   @functools.cached_property
   def _checkpointer(self) -> ocp.training.Checkpointer:
@@ -162,7 +163,7 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      self._saving = None
+      self._saving, self._failed = None, True
       raise saving.failure(
         error, self._folder(step), step, self.latest_step()
       ) from error
@@ -288,7 +289,8 @@ class Checkpoints:
       try:
         self._finish(None)
       finally:
-        # Of a save that has failed, all is said by then.
-        with contextlib.suppress(Exception):
+        # Orbax says once more of a save that has failed what is said by then.
+        known = (Exception,) if self._failed else ()
+        with contextlib.suppress(*known):
           self._checkpointer.close()
     return self.check()

@@ -187,16 +187,17 @@ def test_kill_while_saving_leaves_the_checkpoint_before_it(copied, made):
   # Steps to come have no folder yet, so a save is seen as it begins.
   running = start(copied, {"checkpoint_every_steps": 1, "num_epochs": 1000.0})
   end = time.monotonic() + 60
-  while not (left := [*place.glob("*.orbax-checkpoint-tmp")]):
+  while not [*place.glob("*.orbax-checkpoint-tmp")]:
     assert time.monotonic() < end and running[0].poll() is None
     time.sleep(0.0005)
   processes.kill(running[0])
   ((code, _, _),) = processes.finish(running)
   assert code == -9
-  left = [*place.glob("*.orbax-checkpoint-tmp")]
+  # A save takes some 100 ms, and the kill came within a few of its begin.
+  assert [*place.glob("*.orbax-checkpoint-tmp")]
   newest = max(int(name) for name in names(copied) if name.isdecimal())
   ((code, out, errors),) = run(copied)
-  assert (code, errors) == (0, ""), left
+  assert (code, errors) == (0, "")
   assert f"goes on after step {newest} of 9" in out
   assert "damaged" not in out
   assert not [*place.glob("*tmp*")]
