@@ -11,7 +11,7 @@ import pytest
 import rich.console
 from flax import nnx
 
-from alexnet_jax import checkpoint, convert, settings, train
+from alexnet_jax import checkpoint, conversion, settings, train
 from alexnet_jax import run as run_lib
 from alexnet_jax.network import block_diagonal, model, wiring
 from alexnet_jax.network import catalog as wirings
@@ -164,14 +164,14 @@ def test_run_goes_on_in_the_new_network(tiny_config, tmp_path):
   target = tiny_config.copy_and_resolve_references()
   target.network.wiring = "block_diagonal"
   target.layout.name = "two_column"
-  said = convert.convert(target, workdir=old, new_workdir=new, step=3)
+  said = conversion.convert(target, workdir=old, new_workdir=new, step=3)
   assert said[0] == "conv2: the kernel was 5x5x6x32, and is 5x5x12x32"
   assert sorted(pathlib.Path(old).rglob("*")) == files
   with pytest.raises(ValueError, match="is there already"):
-    convert.convert(target, workdir=old, new_workdir=new)
+    conversion.convert(target, workdir=old, new_workdir=new)
 
   # Back, bit for bit, velocities and averages too.
-  convert.convert(tiny_config, workdir=new, new_workdir=back)
+  conversion.convert(tiny_config, workdir=new, new_workdir=back)
   network, _ = settings.check(tiny_config)
   like = run_lib.make_program(
     tiny_config, network, catalog.ONE_DEVICE
@@ -187,13 +187,15 @@ def test_run_goes_on_in_the_new_network(tiny_config, tmp_path):
   np.testing.assert_allclose(losses[4], expected[4], rtol=1e-5)
   # Trained, the zeros are none.
   with pytest.raises(ValueError, match="conv2 .* where the 2 columns"):
-    convert.convert(
+    conversion.convert(
       tiny_config, workdir=new, new_workdir=str(tmp_path / "lost")
     )
   assert not (tmp_path / "lost").exists()
   tiny_config.optimizer.momentum = 0.5
   with pytest.raises(ValueError, match="optimizer.momentum: 0.9 there, 0.5"):
-    convert.convert(tiny_config, workdir=new, new_workdir=f"{tmp_path}/other")
+    conversion.convert(
+      tiny_config, workdir=new, new_workdir=f"{tmp_path}/other"
+    )
 
 
 @pytest.mark.slow

@@ -101,10 +101,10 @@ def test_signal_while_the_step_compiles_ends_at_once(folder):
 
 def test_signal_in_training_saves_the_step_and_a_pause_is_not_stuck(folder):
   tmp = folder("training")
-  process = begin(tmp, FIELDS, "--stuck_seconds=3")
+  process = begin(tmp, FIELDS, "--stuck_seconds=10")
   processes.wait_for_step(tmp, 5, [process])
   processes.kill(process, signal.SIGSTOP)
-  time.sleep(4)
+  time.sleep(11)
   before = last_step(tmp)
   processes.kill(process, signal.SIGCONT)
   processes.wait_for_step(tmp, before + 5, [process])

@@ -73,8 +73,7 @@ def test_workdir_that_does_not_fit_is_refused_and_stays_as_it_is(
   }
   expected = {
     "changed": "seed: 0 there, 1 here",
-    "wider": "parameters.conv1.bias: 12 there, 24 here; "
-    "parameters.conv1.kernel: 11 x 11 x 3 x 12 there, 11 x 11 x 3 x 24 here",
+    "wider": "parameters.conv1.bias is float32[12] there, and float32[24] here",
     "cut": "config.json' is no JSON",
     "gone": "has a checkpoint of step 9, but no config.json",
     "named": "dataset '../x' cannot be opened",
