@@ -7,16 +7,21 @@ import sys
 
 import rich.console
 
+_NO_READER = (
+  b"nobody reads standard output any longer: the run goes on, and what it "
+  b"reports is in metrics.jsonl\n"
+)
+
 
 class Lasting(rich.console.Console):
   """A console whose reader may go away, as `| tee` does with Ctrl-C."""
 
   def on_broken_pipe(self) -> None:
     """Goes on without a reader, where rich's own ends the process."""
-    with open(os.devnull, "w") as nowhere:
-      os.dup2(nowhere.fileno(), sys.stdout.fileno())
-    print(
-      "nobody reads standard output any longer: the run goes on, and what it "
-      "reports is in metrics.jsonl",
-      file=sys.stderr,
-    )
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    try:
+      os.write(sys.stderr.fileno(), _NO_READER)
+    except OSError:  # `2>&1 | tee`: it was the same pipe
+      os.dup2(nowhere, sys.stderr.fileno())
+    os.close(nowhere)

@@ -66,6 +66,7 @@ class Loop:
     self._replaced = 0
     self._rate_scale = plateau.find_scale(state.optimizer)
     self._has_validated = False
+    self._facts: dict[str, Any] = {}  # of the state, for its checkpoint
 
   def take_steps(self, console: rich.console.Console) -> None:
     """Takes all steps to the end of the run.
@@ -101,6 +102,7 @@ class Loop:
     self.state, total = self._train_step(
       self.state, self._key, batch.images, batch.labels
     )
+    self._facts = {}
     self._totals.append(total)
     self._replaced += batch.replaced
     # The host stays this close ahead of the devices, which never wait.
@@ -117,13 +119,19 @@ class Loop:
     saves = self._is_due(number, config.checkpoint_every_steps)
     if not (validates or saves):
       return
+    self._check_losses(number)
     self._reporter.flush()
-    if self._totals:  # after a step that went wrong, nothing is saved
-      report.check_losses(number, self._totals)
-    facts = self._validate(number) if validates else {}
+    if validates:
+      self._validate(number)
     if saves:
-      self._checkpoints.save(number, self.state, facts)
+      self._checkpoints.save(number, self.state, self._facts)
     self._reporter.resume_clock()
+
+  def _check_losses(self, number: int) -> None:
+    """After a step that went wrong, nothing is saved."""
+    self._reporter.check()
+    if self._totals:
+      report.check_losses(number, self._totals)
 
   def _is_due(self, number: int, every: int) -> bool:
     return number % every == 0 or number == self._run.num_steps
@@ -138,8 +146,8 @@ class Loop:
     )
     self._totals, self._replaced = [], 0
 
-  def _validate(self, number: int) -> dict[str, Any]:
-    """Validates the state after a step; returns the facts to keep with it."""
+  def _validate(self, number: int) -> None:
+    """Validates the state after a step."""
     run = self._run
     batches = pipeline.validation_batches(
       run.validation_records, **self._batch_options()
@@ -157,16 +165,18 @@ class Loop:
     if run.plateau and number % run.config.validate_every_steps == 0:
       self.state = validation.heed(run, self.state, totals)
       self._rate_scale = plateau.find_scale(self.state.optimizer)
-    return {"validation_error": metrics.to_errors(totals)}
+    self._facts = {"validation_error": metrics.to_errors(totals)}
 
   def _stop(self, number: int, *, owes_validation: bool = False) -> NoReturn:
     """Saves the state after a step, and leaves the loop."""
+    self._check_losses(number)
+    if number > self._first_step:
+      facts = {**self._facts, "owes_validation": owes_validation}
+      self._checkpoints.save(number, self.state, facts)
+    # What cannot be reported is not worth a state that could be saved.
     if self._totals:
       self._report(number)
     self._reporter.flush()
-    if number > self._first_step:
-      facts = {"owes_validation": owes_validation}
-      self._checkpoints.save(number, self.state, facts)
     where = "in the validation " if owes_validation else ""
     saved = "which is saved" if number else "where nothing is lost"
     raise Stopped(

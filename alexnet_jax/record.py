@@ -155,8 +155,8 @@ def check_finite(
     if one.not_finite and one.shape:
       raise FloatingPointError(
         f"{one.not_finite:,} elements of {name} are not finite after step "
-        f"{step}, so it is not saved. Lower config.optimizer.learning_rate; "
-        "the run goes on from its last checkpoint."
+        f"{step}, so it is not saved. Lower config.optimizer.learning_rate, "
+        "with --accept_changes; the run goes on from its last checkpoint."
       )
 
 

@@ -128,6 +128,16 @@ class Reporter:
     self._due = (step, list(totals), learning_rate, replaced, seconds)
     self._since = now
 
+  def check(self) -> None:
+    """Looks at the losses of the report that is due; waits for its last step.
+
+    Raises:
+      LossNotFinite: of one of its steps.
+    """
+    if self._due is not None:
+      step, totals, *_ = self._due
+      check_losses(step, totals)
+
   def flush(self) -> None:
     """Writes the report that is due; waits for its last step.
 

@@ -163,10 +163,6 @@ def prepare(
   cache = compilation_cache.open_cache(cache_dir)
   for difference in find_differences(group, group.gather("data", found)):
     raise ValueError(difference)
-  num_images = len(train_records)
-  program = make_program(
-    config, network, layout, num_images=num_images, statistics=statistics
-  )
   fields = config.to_dict()
   locks = member_runs.hold(workdir, fields) if group.is_first else ()
   accept_for = program if accept_changes else None

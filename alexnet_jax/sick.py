@@ -32,12 +32,29 @@ def explain(
 ) -> FloatingPointError:
   """What to say of a step whose loss is not finite; in all processes alike.
 
+  Looking must not hide what is known: where it fails, that is said too.
+
   Args:
     run: the run.
     state: as it was kept since that step, of all members.
     error: names the step.
     saved: the step of the newest checkpoint; None: there is none.
   """
+  run.group.rest_clock()  # it compiles
+  try:
+    cause = _examine(run, state, error)
+  except Exception as failure:
+    summary = " ".join(str(failure).split())[:200]
+    cause = f"where that began cannot be found out ({summary})"
+  return FloatingPointError(
+    f"{error.where} is {error.loss}: {cause}. {_go_on(error.step, saved)}"
+  )
+
+
+def _examine(
+  run: run_lib.Run, state: step_lib.TrainState, error: report.LossNotFinite
+) -> str:
+  """Takes the step of an error again; where the first value is not finite."""
   member = error.member or 0
   program = run.program.members[member]
   if error.member is not None:
@@ -59,7 +76,7 @@ def explain(
   totals, outputs, variables = jax.device_get(found)
   # The order of a dictionary does not survive a compiled step.
   order = ["images", *(layer.name for layer in program.network.layers)]
-  cause = find_cause(
+  return find_cause(
     {name: outputs[name] for name in order if name in outputs},
     {
       f"{layer}.{name}": notes
@@ -68,9 +85,6 @@ def explain(
     },
     step=error.step,
     loss=float(totals[0]),
-  )
-  return FloatingPointError(
-    f"{error.where} is {error.loss}: {cause}. {_go_on(error.step, saved)}"
   )
 
 

@@ -23,11 +23,10 @@ import numpy as np
 from absl import app, flags
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax import checkpoint, command, compiled_step, settings
+from alexnet_jax import checkpoint, command, compiled_step, loop, settings
 from alexnet_jax import run as run_lib
 from alexnet_jax import step as step_lib
 from alexnet_jax.partition import mesh as mesh_lib
-from alexnet_jax.train import STEPS_AHEAD
 
 # Parameters change, so that velocities are no zeros, and stay finite.
 _RATE = 1e-5
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> None:
     program = run_lib.make_program(config, network, layout)
   steps = Steps(program, config)
   with tempfile.TemporaryDirectory(dir=flags.FLAGS.folder) as folder:
-    steps.take(STEPS_AHEAD)
+    steps.take(loop.STEPS_AHEAD)
     rows = measure_alone(steps.state, folder)
     loops = measure_loops(steps, folder)
   report(program, layout.name, rows, loops)
@@ -90,7 +89,7 @@ class Steps:
       self.state, total = self._step(self.state, self._key, *self._batch)
       self.number += 1
       totals.append(total)
-      jax.block_until_ready(totals[-STEPS_AHEAD - 1 : -STEPS_AHEAD])
+      jax.block_until_ready(totals[-loop.STEPS_AHEAD - 1 : -loop.STEPS_AHEAD])
       if save is not None and number == 0:
         save()
     jax.block_until_ready(totals)

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -105,6 +106,15 @@ def test_only_the_partition_communicates(file):
     assert not {"PartitionSpec", "NamedSharding"} & used
   if place != "program.py":
     assert "set_mesh" not in used
+
+
+@pytest.mark.slow
+def test_benchmarks_find_what_they_import():
+  names = [file.stem for file in (ROOT / "benchmarks").glob("*.py")]
+  imported = ", ".join(f"benchmarks.{name}" for name in names)
+  subprocess.run(
+    [sys.executable, "-c", f"import {imported}"], cwd=ROOT, check=True
+  )
 
 
 def test_configs_import_only_configs():
