@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import checkpoint, compilation_cache
+from alexnet_jax import compilation_cache, record, stored
 from alexnet_jax.data import decode, ilsvrc, sets, trust
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -132,14 +132,14 @@ def test_cache_that_everybody_may_write_to_is_not_used(tmp_path, monkeypatch):
 
 
 def test_names_in_a_checkpoint_are_no_paths(tmp_path):
-  ocp = checkpoint.ocp
   folder = tmp_path / "run" / "checkpoints" / "3"
   folder.parent.mkdir(parents=True)
-  ocp.save(folder, {"../../../evil": np.ones(2), "step": np.ones(())})
-  outside = {path.name for path in tmp_path.rglob("*evil*")}
-  like = checkpoint.step_lib.TrainState(
+  stored.ocp.save(folder, {"../../../evil": np.ones(2), "step": np.ones(())})
+  before = {path for path in tmp_path.rglob("*")}
+  like = stored.step_lib.TrainState(
     step=np.ones(()), parameters={}, optimizer=(), statistics={}
   )
-  with pytest.raises(ValueError, match="evil: 2 there, nothing here"):
-    checkpoint.check_fits(str(tmp_path / "run"), 3, like, changes=["seed"])
-  assert not outside
+  with pytest.raises(record.CheckpointError, match="cannot be read"):
+    stored.load(str(tmp_path / "run"), 3, like)
+  assert {path for path in tmp_path.rglob("*")} == before
+  assert not [*tmp_path.parent.glob("evil*"), *tmp_path.glob("evil*")]
