@@ -148,20 +148,17 @@ def mute() -> None:
 
   With their traceback, several times. A read that fails leaves others that
   nobody waits for any more, which say so at any time later; so it is for good.
-  --verbosity=1 shows what is logged.
+  Whatever ends a thread of ours is shown. --verbosity=1 shows what is logged.
   """
   if getattr(sys.unraisablehook, "mutes_orbax", False):
     return
-  hook, ignored = sys.excepthook, sys.unraisablehook
-
-  def show(kind, error, trace):
-    if str(error) != "Event loop is closed":
-      hook(kind, error, trace)
+  show = sys.unraisablehook
 
   def show_ignored(found):
     code = getattr(found.object, "cr_code", None)
-    if code is None or "orbax" not in code.co_filename:
-      ignored(found)
+    of_orbax = code is not None and "orbax" in code.co_filename
+    if not of_orbax and not _is_late_answer(found):
+      show(found)
 
   def keep(line: logging.LogRecord) -> bool:
     return absl_logging.get_verbosity() > 0 or not (
@@ -170,9 +167,25 @@ def mute() -> None:
     )
 
   show_ignored.mutes_orbax = True
-  sys.excepthook, sys.unraisablehook = show, show_ignored
+  sys.unraisablehook = show_ignored
   for name in ("absl", "asyncio", None):
     logging.getLogger(name).addFilter(keep)
   warnings.filterwarnings(
     "ignore", message="coroutine .* was never awaited", category=RuntimeWarning
+  )
+
+
+def _is_late_answer(found: Any) -> bool:
+  """Whether TensorStore has answered a read whose event loop is gone.
+
+  Args:
+    found: of `sys.unraisablehook`.
+  """
+  trace = found.exc_traceback
+  return (
+    isinstance(found.exc_value, RuntimeError)
+    and str(found.exc_value) == "Event loop is closed"
+    # Its own threads call this, and nothing of Python calls them.
+    and trace is not None
+    and trace.tb_frame.f_code.co_name.endswith("call_soon_threadsafe")
   )

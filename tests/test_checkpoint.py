@@ -1,7 +1,10 @@
 """Checkpoints of a few small arrays: kept, described, refused."""
 
+import asyncio
 import json
 import pathlib
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -126,6 +129,29 @@ def test_state_that_is_not_finite_is_not_saved(tmp_path):
     checkpoints.save(3, make_state(np.nan))
   checkpoints.close()
   assert checkpoint.find_steps(str(tmp_path)) == []
+
+
+def test_only_late_answers_to_a_read_that_failed_are_not_shown(monkeypatch):
+  shown = []
+  monkeypatch.setattr(sys, "unraisablehook", shown.append)
+  monkeypatch.setattr(sys, "excepthook", shown.append)
+  stored.mute()
+  assert sys.excepthook == shown.append  # what ends a command is always said
+  loop = asyncio.new_event_loop()
+  loop.close()
+  with pytest.raises(RuntimeError, match="Event loop is closed") as caught:
+    loop.call_soon_threadsafe(print)
+  found = types.SimpleNamespace(object=None, exc_value=caught.value)
+  # TensorStore calls the loop itself: nothing of Python is above.
+  for trace, is_shown in (
+    (caught.tb.tb_next, False),
+    (caught.tb, True),
+    (None, True),
+  ):
+    found.exc_traceback = trace
+    sys.unraisablehook(found)
+    assert shown == ([found] if is_shown else [])
+    shown.clear()
 
 
 def test_line_that_is_cut_is_taken_off(tmp_path):
