@@ -65,7 +65,7 @@ class Checkpoints:
     """Opened when it is first needed: it reads a little of each checkpoint."""
     training = ocp.training
     for step in self.steps():
-      with contextlib.suppress(CheckpointError):  # it has no error then
+      with contextlib.suppress(record.DamagedError):  # it has no error then
         self._note_error(step, self.facts(step))
     stored.mute()
     # Of float32 it takes a tenth away, and most of the time of a save.
@@ -93,7 +93,7 @@ class Checkpoints:
     """What was said of a checkpoint when it was saved.
 
     Raises:
-      CheckpointError: it is damaged.
+      CheckpointError: it is damaged, or cannot be read now.
     """
     return stored.read_facts(self._workdir, step)
 
@@ -214,7 +214,8 @@ class Checkpoints:
       Its step, and the state; None where there is no checkpoint.
 
     Raises:
-      CheckpointError: there are checkpoints, but none is sound.
+      CheckpointError: there are checkpoints, but none is sound, or one cannot
+        be read now: it may be.
     """
     found = resume.find_sound(
       stored.find_folder(self._workdir),

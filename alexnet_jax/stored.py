@@ -46,7 +46,7 @@ def load(
 
   Raises:
     DamagedError: it is not what was saved, in one line.
-    CheckpointError: it is of another state.
+    CheckpointError: it is of another state, or cannot be read now.
   """
   folder = find_folder(workdir, step)
   found = record.read(folder)
@@ -55,11 +55,11 @@ def load(
   mute()
   try:
     state = step_lib.TrainState(**ocp.load(folder, like._asdict()))
-  except (jax.errors.JaxRuntimeError, MemoryError):
+  except jax.errors.JaxRuntimeError:
     raise  # of the devices, or of another process
   except Exception as error:
-    raise record.damaged(
-      folder, f"it cannot be read: {_summarize(error)}"
+    raise record.unread(
+      folder, error, f"it cannot be read: {_summarize(error)}"
     ) from error
   if found is not None:
     record.check(folder, found, state)
@@ -89,6 +89,9 @@ def find_problem(
 
   Of several that read another one together later, all are to ask: Orbax counts
   in each process what it has read.
+
+  Raises:
+    CheckpointError: it is of another state, or cannot be read now.
   """
   alone, index = ocp.Context(), jax.process_index()
   alone.multiprocessing.primary_host = index
@@ -112,6 +115,7 @@ def read_facts(workdir: str, step: int) -> dict[str, Any]:
 
   Raises:
     DamagedError: it is not what was saved.
+    CheckpointError: it cannot be read now.
   """
   found = record.read(find_folder(workdir, step))
   return {} if found is None else found["facts"]
@@ -126,10 +130,14 @@ def find_folder(workdir: str, step: int | None = None) -> str:
 def find_sound_before(
   workdir: str, step: int, like: step_lib.TrainState
 ) -> int | None:
-  """The newest sound checkpoint before that of a step; None: there is none."""
+  """The newest sound checkpoint before that of a step; None: there is none.
+
+  One that cannot be read now does not count.
+  """
   for earlier in sorted(find_steps(workdir), reverse=True):
-    if earlier < step and find_problem(workdir, earlier, like) is None:
-      return earlier
+    with contextlib.suppress(record.CheckpointError):
+      if earlier < step and find_problem(workdir, earlier, like) is None:
+        return earlier
   return None
 
 

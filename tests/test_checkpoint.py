@@ -1,7 +1,9 @@
 """Checkpoints of a few small arrays: kept, described, refused."""
 
 import asyncio
+import errno
 import json
+import os
 import pathlib
 import sys
 import types
@@ -118,6 +120,46 @@ def test_checkpoint_says_what_it_is_and_is_held_against_that(tmp_path):
   assert step == 4
   (line,) = said
   assert "is of an earlier version: nothing tells whether" in line
+
+
+def fail_with(error):
+  def fail(*_, **__):
+    raise error
+
+  return fail
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_checkpoint_that_cannot_be_read_now_stays_where_it_is(
+  tmp_path, monkeypatch, number
+):
+  save(tmp_path, [4, 6], keep=2)
+  says = f"6' cannot be read now: {os.strerror(number)}. It stays as it is."
+  # As TensorStore says it, with a cause of its own; and as Python does.
+  of_library = ValueError(f"DATA_LOSS: Error [os_error_code='{number}']")
+  of_library.__cause__ = ValueError("Error reading")
+  of_system = ValueError("read failed")
+  of_system.__cause__ = OSError(number, "no matter")
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=2)
+  for place, error in (
+    ("orbax.checkpoint.v1.load", of_library),
+    ("orbax.checkpoint.v1.load", of_system),
+    ("builtins.open", OSError(number, "no matter")),
+  ):
+    with monkeypatch.context() as patched:
+      patched.setattr(place, fail_with(error))
+      with pytest.raises(checkpoint.CheckpointError, match=says) as caught:
+        checkpoints.resume(make_state(), print)
+    assert not isinstance(caught.value, record.DamagedError)
+  with monkeypatch.context() as patched:
+    patched.setattr("builtins.open", fail_with(OSError(number, "no matter")))
+    with pytest.raises(checkpoint.CheckpointError, match="read now"):
+      checkpoints.prepare(print)
+  assert stored.find_steps(str(tmp_path)) == [4, 6]
+  # What is not there is not there tomorrow either.
+  (tmp_path / "checkpoints/6/_CHECKPOINT_METADATA").unlink()
+  assert checkpoints.resume(make_state(), print)[0] == 4
+  assert stored.find_steps(str(tmp_path)) == [4]
 
 
 def test_state_that_is_not_finite_is_not_saved(tmp_path):
