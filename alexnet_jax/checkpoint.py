@@ -23,6 +23,7 @@ from alexnet_jax import (
   resume,
   saving,
   stored,
+  version,
 )
 from alexnet_jax import step as step_lib
 from alexnet_jax import workdir as workdir_lib
@@ -37,11 +38,16 @@ class Checkpoints:
   """The checkpoints of one run, `<workdir>/checkpoints/<step>`.
 
   Args:
-    workdir: of the run; each checkpoint keeps the fields it has.
+    workdir: of the run; each checkpoint keeps the fields it has now, and what
+      code this is.
     keep: how many of the newest are kept.
     best: how many of the lowest validation error are kept too.
     every: of which steps each multiple is kept too; None: of none.
     group: the processes of the run; None: this one.
+
+  Raises:
+    OSError, ValueError: what the directory keeps of its run cannot be read, or
+      the project file of this code.
   """
 
   def __init__(
@@ -54,6 +60,10 @@ class Checkpoints:
     group: group_lib.Group | None = None,
   ):
     self._workdir = workdir
+    # Once: a save hours later is of this run and of this code, whatever has
+    # been edited or checked out by then.
+    self._fields = workdir_lib.read(workdir) or {}
+    self._code = version.find()
     self._group = group or group_lib.alone()
     self._kept = kept.Policy(newest=keep, best=best, every=every)
     self._saving: saving.Saving | None = None
@@ -124,12 +134,13 @@ class Checkpoints:
     record.check_finite(step, arrays)
     facts = dict(facts or {})
     self._note_error(step, facts)
-    fields = workdir_lib.read(self._workdir) or {}
     with self._writing(step):
       response = self._checkpointer.save_async(
         step,
         state._asdict(),
-        custom_metadata=record.make(fields, facts, arrays),
+        custom_metadata=record.make(
+          self._fields, facts, arrays, code=self._code
+        ),
       )
     if response is None:
       raise CheckpointError(

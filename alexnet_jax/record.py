@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from alexnet_jax import causes, fingerprint, version
+from alexnet_jax import causes, fingerprint
 
 # Of Orbax, in the folder of each checkpoint.
 _FILE = "_CHECKPOINT_METADATA"
@@ -32,6 +32,8 @@ def make(
   fields: Mapping[str, Any],
   facts: Mapping[str, Any],
   arrays: Mapping[str, fingerprint.Fingerprint],
+  *,
+  code: Mapping[str, str | None],
 ) -> dict[str, Any]:
   """The record of a checkpoint, as JSON has it.
 
@@ -39,11 +41,12 @@ def make(
     fields: what the directory keeps of its run; see `workdir.to_fields`.
     facts: what else there is to say of this state.
     arrays: of the state.
+    code: that made it; see `version.find`.
   """
   record = {
     "fields": dict(fields),
     "facts": dict(facts),
-    "code": version.find(),
+    "code": dict(code),
     "arrays": {
       name: [one.dtype, list(one.shape), one.sums]
       for name, one in arrays.items()

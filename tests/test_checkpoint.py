@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import sys
+import threading
 import types
 
 import jax.numpy as jnp
@@ -13,7 +14,15 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax import checkpoint, kept, lines, record, stored, version
+from alexnet_jax import (
+  checkpoint,
+  kept,
+  lines,
+  record,
+  saving,
+  stored,
+  version,
+)
 from alexnet_jax import step as step_lib
 
 
@@ -35,6 +44,13 @@ def save(workdir, steps, errors=(), **options):
     checkpoints.save(step, make_state(step, step), facts)
   saved = checkpoints.close()
   return saved, checkpoint.find_steps(str(workdir))
+
+
+def fail_with(error):
+  def fail(*_, **__):
+    raise error
+
+  return fail
 
 
 def test_newest_best_and_every_so_often_are_kept_over_a_restart(tmp_path):
@@ -78,9 +94,18 @@ def test_kept_are_those_of_a_rule_tried_on_each_step():
       assert (step in found) == stays
 
 
-def test_checkpoint_says_what_it_is_and_is_held_against_that(tmp_path):
+def test_checkpoint_says_what_it_is_and_is_held_against_that(
+  tmp_path, monkeypatch
+):
   (tmp_path / "config.json").write_text('{"seed": 3, "network.width": 0.5}')
-  save(tmp_path, [4], {4: 0.5}.items(), keep=1)
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1)
+  # What is edited or checked out while it runs is not what runs.
+  (tmp_path / "config.json").write_text("{")
+  with monkeypatch.context() as patched:
+    patched.setattr(version, "find", fail_with(ValueError("edited")))
+    checkpoints.save(4, make_state(4, 4), {"validation_error": 0.5})
+    checkpoints.close()
+  (tmp_path / "config.json").unlink()
   folder = tmp_path / "checkpoints" / "4"
   found = record.read(str(folder))
   assert found == ocp.metadata(str(folder)).custom_metadata
@@ -120,13 +145,6 @@ def test_checkpoint_says_what_it_is_and_is_held_against_that(tmp_path):
   assert step == 4
   (line,) = said
   assert "is of an earlier version: nothing tells whether" in line
-
-
-def fail_with(error):
-  def fail(*_, **__):
-    raise error
-
-  return fail
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
@@ -171,6 +189,37 @@ def test_state_that_is_not_finite_is_not_saved(tmp_path):
     checkpoints.save(3, make_state(np.nan))
   checkpoints.close()
   assert checkpoint.find_steps(str(tmp_path)) == []
+
+
+def test_save_ends_whatever_is_raised_while_it_ends(tmp_path, monkeypatch):
+  class Response:
+    """Of a save that has failed by a limit of time of its own, or has not."""
+
+    def __init__(self, error=None):
+      self._error = error
+
+    def result(self, timeout=None):
+      if self._error is not None:
+        raise self._error
+      return True
+
+  late = saving.Saving(str(tmp_path), 3, 0.0, Response(TimeoutError("late")))
+  # Ends at once; the limit is for a failure of this test.
+  with pytest.raises(TimeoutError, match="late"):
+    late.finish(20.0)
+  (tmp_path / "file").write_text("four")
+  whole = saving.Saving(str(tmp_path), 3, 0.0, Response()).finish(20.0)
+  assert whole.step == 3 and whole.num_bytes == 4
+  monkeypatch.setattr(os.path, "getsize", fail_with(OSError(errno.ESTALE, "")))
+  unknown = saving.Saving(str(tmp_path), 3, 0.0, Response()).finish(20.0)
+  assert unknown.num_bytes == 0
+  # One that goes on.
+  go_on = threading.Event()
+  slow = types.SimpleNamespace(result=go_on.wait)
+  running = saving.Saving(str(tmp_path), 3, 0.0, slow)
+  assert running.finish(0.0) is None
+  go_on.set()
+  assert running.finish(20.0).step == 3
 
 
 def test_only_late_answers_to_a_read_that_failed_are_not_shown(monkeypatch):
