@@ -127,7 +127,7 @@ class Checkpoints:
       CheckpointError: it cannot be written, or the one before could not.
     """
     began = time.monotonic()
-    self._finish(None)
+    self.finish()
     if any(found.step == step for found in self._checkpointer.checkpoints):
       return
     arrays = fingerprint.take(state)
@@ -160,11 +160,19 @@ class Checkpoints:
     Raises:
       CheckpointError: the save in the background has failed.
     """
-    self._finish(0.0)
+    self.finish(0.0)
     saved, self._saved = self._saved, []
     return saved
 
-  def _finish(self, timeout_seconds: float | None) -> None:
+  def finish(self, timeout_seconds: float | None = None) -> None:
+    """Waits until the save that is under way is on disk.
+
+    Args:
+      timeout_seconds: after which it may go on; None: until its end.
+
+    Raises:
+      CheckpointError: it has failed.
+    """
     if self._saving is not None:
       with self._writing(self._saving.step):
         saved = self._saving.finish(timeout_seconds)
@@ -182,19 +190,6 @@ class Checkpoints:
       raise saving.failure(
         error, self._folder(step), step, self.latest_step()
       ) from error
-
-  def remove_after(self, step: int) -> list[int]:
-    """Removes the checkpoints of later steps; none of them could be followed.
-
-    Orbax saves no step before its newest.
-
-    Returns:
-      The steps.
-    """
-    removed = [found for found in self.steps() if found > step]
-    for later in removed:
-      self._checkpointer.delete(later)
-    return removed
 
   def restore(
     self, like: step_lib.TrainState, *, step: int | None = None
@@ -286,10 +281,16 @@ class Checkpoints:
         problems.append((step, str(error)))
     return problems
 
-  def move_aside(self, step: int) -> str:
-    """Takes away the checkpoint of a step; returns where it is now."""
+  def move_aside(self, step: int, *, why: str = "broken") -> str:
+    """Takes away the checkpoint of a step; returns where it is now.
+
+    Args:
+      step: of the checkpoint.
+      why: see `resume.move_aside`.
+    """
     return self._group.first(
-      f"checkpoints/{step}/aside", lambda: resume.move_aside(self._folder(step))
+      f"checkpoints/{step}/aside",
+      lambda: resume.move_aside(self._folder(step), why=why),
     )
 
   def _folder(self, step: int) -> str:
@@ -303,7 +304,7 @@ class Checkpoints:
     """
     if "_checkpointer" in self.__dict__:
       try:
-        self._finish(None)
+        self.finish()
       finally:
         # Orbax says once more of a save that has failed what is said by then.
         known = (Exception,) if self._failed else ()
