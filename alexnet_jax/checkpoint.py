@@ -40,7 +40,8 @@ class Checkpoints:
   Args:
     workdir: of the run; each checkpoint keeps the fields it has now, and what
       code this is.
-    keep: how many of the newest are kept.
+    keep: how many of the newest are kept, but two at least: one that is
+      damaged by a loss of power leaves the one before it.
     best: how many of the lowest validation error are kept too.
     every: of which steps each multiple is kept too; None: of none.
     group: the processes of the run; None: this one.
@@ -65,7 +66,7 @@ class Checkpoints:
     self._fields = workdir_lib.read(workdir) or {}
     self._code = version.find()
     self._group = group or group_lib.alone()
-    self._kept = kept.Policy(newest=keep, best=best, every=every)
+    self._kept = kept.Policy(newest=max(keep, 2), best=best, every=every)
     self._saving: saving.Saving | None = None
     self._saved: list[saving.Saved] = []
     self._failed = False

@@ -220,9 +220,9 @@ class MemberCheckpoints:
   Args:
     workdir: of the ensemble.
     program: of the ensemble.
-    keep: how many of the newest are kept, but two at least: a run that is
+    keep, best, every: as for `checkpoint.Checkpoints`, of each member by
+      itself. The two that are kept at least matter here besides: a run that is
       killed while it saves leaves some members with a newer one than others.
-    best, every: as for `checkpoint.Checkpoints`, of each member by itself.
   """
 
   def __init__(
@@ -238,7 +238,7 @@ class MemberCheckpoints:
     self._likes = [member.abstract_state for member in program.members]
     self._checkpoints = [
       checkpoint.Checkpoints(
-        find_folder(workdir, member), keep=max(keep, 2), best=best, every=every
+        find_folder(workdir, member), keep=keep, best=best, every=every
       )
       for member in range(len(self._likes))
     ]

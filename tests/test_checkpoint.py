@@ -67,6 +67,14 @@ def test_newest_best_and_every_so_often_are_kept_over_a_restart(tmp_path):
   }
 
 
+def test_newest_is_never_kept_without_the_one_before_it(tmp_path):
+  _, left = save(tmp_path, range(1, 4), keep=1)
+  assert left == [2, 3]
+  (tmp_path / "checkpoints/3/_CHECKPOINT_METADATA").unlink()
+  again = checkpoint.Checkpoints(str(tmp_path), keep=1)
+  assert again.resume(make_state(), print)[0] == 2
+
+
 def test_kept_are_those_of_a_rule_tried_on_each_step():
   rng = np.random.default_rng(0)
   for _ in range(50):
