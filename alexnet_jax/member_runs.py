@@ -268,11 +268,14 @@ class MemberCheckpoints:
   def _is_first_save(self, steps: Sequence[set[int]]) -> bool:
     """Whether members have one checkpoint of one step, and others never one.
 
+    One that was moved aside as later may be of a first save too, of which
+    there can be several: each start from the beginning has its own.
+
     Args:
       steps: of the checkpoints of each.
     """
     return len(set.union(*steps)) == 1 and not any(
-      resume.was_used(stored.find_folder(folder))
+      resume.has_damaged(stored.find_folder(folder))
       for folder, found in zip(self._folders, steps, strict=True)
       if not found
     )

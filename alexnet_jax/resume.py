@@ -73,9 +73,7 @@ def move_aside(folder: str, *, why: str = "broken") -> str:
     number += 1
 
 
-def was_used(place: str) -> bool:
-  """Whether a folder of checkpoints has one, or one that was moved aside."""
+def has_damaged(place: str) -> bool:
+  """Whether a folder of checkpoints has one that was moved aside as damaged."""
   found = os.listdir(place) if os.path.isdir(place) else []
-  return any(
-    name.isdecimal() or name.startswith(("broken-", "later-")) for name in found
-  )
+  return any(name.startswith("broken-") for name in found)
