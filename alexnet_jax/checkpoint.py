@@ -23,6 +23,7 @@ from alexnet_jax import (
   resume,
   saving,
   stored,
+  version,
 )
 from alexnet_jax import step as step_lib
 from alexnet_jax import workdir as workdir_lib
@@ -37,11 +38,17 @@ class Checkpoints:
   """The checkpoints of one run, `<workdir>/checkpoints/<step>`.
 
   Args:
-    workdir: of the run; each checkpoint keeps the fields it has.
-    keep: how many of the newest are kept.
+    workdir: of the run; each checkpoint keeps the fields it has now, and what
+      code this is.
+    keep: how many of the newest are kept, but two at least: one that is
+      damaged by a loss of power leaves the one before it.
     best: how many of the lowest validation error are kept too.
     every: of which steps each multiple is kept too; None: of none.
     group: the processes of the run; None: this one.
+
+  Raises:
+    OSError, ValueError: what the directory keeps of its run cannot be read, or
+      the project file of this code.
   """
 
   def __init__(
@@ -54,8 +61,12 @@ class Checkpoints:
     group: group_lib.Group | None = None,
   ):
     self._workdir = workdir
+    # Once: a save hours later is of this run and of this code, whatever has
+    # been edited or checked out by then.
+    self._fields = workdir_lib.read(workdir) or {}
+    self._code = version.find()
     self._group = group or group_lib.alone()
-    self._kept = kept.Policy(newest=keep, best=best, every=every)
+    self._kept = kept.Policy(newest=max(keep, 2), best=best, every=every)
     self._saving: saving.Saving | None = None
     self._saved: list[saving.Saved] = []
     self._failed = False
@@ -65,7 +76,7 @@ class Checkpoints:
     """Opened when it is first needed: it reads a little of each checkpoint."""
     training = ocp.training
     for step in self.steps():
-      with contextlib.suppress(CheckpointError):  # it has no error then
+      with contextlib.suppress(record.DamagedError):  # it has no error then
         self._note_error(step, self.facts(step))
     stored.mute()
     # Of float32 it takes a tenth away, and most of the time of a save.
@@ -93,7 +104,7 @@ class Checkpoints:
     """What was said of a checkpoint when it was saved.
 
     Raises:
-      CheckpointError: it is damaged.
+      CheckpointError: it is damaged, or cannot be read now.
     """
     return stored.read_facts(self._workdir, step)
 
@@ -117,19 +128,20 @@ class Checkpoints:
       CheckpointError: it cannot be written, or the one before could not.
     """
     began = time.monotonic()
-    self._finish(None)
+    self.finish()
     if any(found.step == step for found in self._checkpointer.checkpoints):
       return
     arrays = fingerprint.take(state)
     record.check_finite(step, arrays)
     facts = dict(facts or {})
     self._note_error(step, facts)
-    fields = workdir_lib.read(self._workdir) or {}
     with self._writing(step):
       response = self._checkpointer.save_async(
         step,
         state._asdict(),
-        custom_metadata=record.make(fields, facts, arrays),
+        custom_metadata=record.make(
+          self._fields, facts, arrays, code=self._code
+        ),
       )
     if response is None:
       raise CheckpointError(
@@ -149,11 +161,19 @@ class Checkpoints:
     Raises:
       CheckpointError: the save in the background has failed.
     """
-    self._finish(0.0)
+    self.finish(0.0)
     saved, self._saved = self._saved, []
     return saved
 
-  def _finish(self, timeout_seconds: float | None) -> None:
+  def finish(self, timeout_seconds: float | None = None) -> None:
+    """Waits until the save that is under way is on disk.
+
+    Args:
+      timeout_seconds: after which it may go on; None: until its end.
+
+    Raises:
+      CheckpointError: it has failed.
+    """
     if self._saving is not None:
       with self._writing(self._saving.step):
         saved = self._saving.finish(timeout_seconds)
@@ -171,19 +191,6 @@ class Checkpoints:
       raise saving.failure(
         error, self._folder(step), step, self.latest_step()
       ) from error
-
-  def remove_after(self, step: int) -> list[int]:
-    """Removes the checkpoints of later steps; none of them could be followed.
-
-    Orbax saves no step before its newest.
-
-    Returns:
-      The steps.
-    """
-    removed = [found for found in self.steps() if found > step]
-    for later in removed:
-      self._checkpointer.delete(later)
-    return removed
 
   def restore(
     self, like: step_lib.TrainState, *, step: int | None = None
@@ -214,7 +221,8 @@ class Checkpoints:
       Its step, and the state; None where there is no checkpoint.
 
     Raises:
-      CheckpointError: there are checkpoints, but none is sound.
+      CheckpointError: there are checkpoints, but none is sound, or one cannot
+        be read now: it may be.
     """
     found = resume.find_sound(
       stored.find_folder(self._workdir),
@@ -274,10 +282,16 @@ class Checkpoints:
         problems.append((step, str(error)))
     return problems
 
-  def move_aside(self, step: int) -> str:
-    """Takes away the checkpoint of a step; returns where it is now."""
+  def move_aside(self, step: int, *, why: str = "broken") -> str:
+    """Takes away the checkpoint of a step; returns where it is now.
+
+    Args:
+      step: of the checkpoint.
+      why: see `resume.move_aside`.
+    """
     return self._group.first(
-      f"checkpoints/{step}/aside", lambda: resume.move_aside(self._folder(step))
+      f"checkpoints/{step}/aside",
+      lambda: resume.move_aside(self._folder(step), why=why),
     )
 
   def _folder(self, step: int) -> str:
@@ -291,7 +305,7 @@ class Checkpoints:
     """
     if "_checkpointer" in self.__dict__:
       try:
-        self._finish(None)
+        self.finish()
       finally:
         # Orbax says once more of a save that has failed what is said by then.
         known = (Exception,) if self._failed else ()

@@ -6,7 +6,7 @@ import os
 
 import jax
 
-from alexnet_jax import checkpoint, settings, trained
+from alexnet_jax import checkpoint, settings, stored, trained
 from alexnet_jax import run as run_lib
 from alexnet_jax import step as step_lib
 from alexnet_jax import workdir as workdir_lib
@@ -55,7 +55,8 @@ def convert(
   # A run without its checkpoint would start from the beginning.
   workdir_lib.claim(unfinished, config.to_dict(), run.found)
   checkpoints = checkpoint.Checkpoints(unfinished, keep=config.keep_checkpoints)
-  checkpoints.save(run.step, state)
+  # Its error decides how long it is kept; a validation may be owed.
+  checkpoints.save(run.step, state, stored.read_facts(workdir, run.step))
   checkpoints.close()
   os.rename(unfinished, new_workdir)
   return [

@@ -220,9 +220,9 @@ class MemberCheckpoints:
   Args:
     workdir: of the ensemble.
     program: of the ensemble.
-    keep: how many of the newest are kept, but two at least: a run that is
+    keep, best, every: as for `checkpoint.Checkpoints`, of each member by
+      itself. The two that are kept at least matter here besides: a run that is
       killed while it saves leaves some members with a newer one than others.
-    best, every: as for `checkpoint.Checkpoints`, of each member by itself.
   """
 
   def __init__(
@@ -238,28 +238,46 @@ class MemberCheckpoints:
     self._likes = [member.abstract_state for member in program.members]
     self._checkpoints = [
       checkpoint.Checkpoints(
-        find_folder(workdir, member), keep=max(keep, 2), best=best, every=every
+        find_folder(workdir, member), keep=keep, best=best, every=every
       )
       for member in range(len(self._likes))
     ]
     self._saved: dict[int, list[saving.Saved]] = {}  # step -> of its members
 
   def latest_step(self) -> int | None:
-    """The newest step that all members have; None if none has any.
+    """The newest step that all members have; None if there is none yet.
+
+    Also where a run was killed during its first save: some members have that
+    one, and the others never had any.
 
     Raises:
       OSError: they have checkpoints, but none of one step.
     """
     steps = [{*of_member.steps()} for of_member in self._checkpoints]
-    if not any(steps):
-      return None
     if common := set.intersection(*steps):
       return max(common)
+    if not any(steps) or self._is_first_save(steps):
+      return None
     newest = ", ".join(str(max(found, default=None)) for found in steps)
     raise OSError(
       f"the members in {self._workdir!r} have no checkpoint of one step (the "
       f"newest are {newest}). Set --workdir to start another run, or to the "
       "folder of one member to go on with it alone."
+    )
+
+  def _is_first_save(self, steps: Sequence[set[int]]) -> bool:
+    """Whether members have one checkpoint of one step, and others never one.
+
+    One that was moved aside as later may be of a first save too, of which
+    there can be several: each start from the beginning has its own.
+
+    Args:
+      steps: of the checkpoints of each.
+    """
+    return len(set.union(*steps)) == 1 and not any(
+      resume.has_damaged(stored.find_folder(folder))
+      for folder, found in zip(self._folders, steps, strict=True)
+      if not found
     )
 
   def save(
@@ -269,6 +287,10 @@ class MemberCheckpoints:
     facts: Mapping[str, Any] | None = None,
   ) -> None:
     """As `checkpoint.Checkpoints.save`; lists of facts have one of each."""
+    # Before any begins: it takes away older ones when it ends, and a kill then
+    # is to leave one step that all have.
+    for of_member in self._checkpoints:
+      of_member.finish()
     for member, (like, of_member) in enumerate(
       zip(self._likes, self._checkpoints, strict=True)
     ):
@@ -306,7 +328,8 @@ class MemberCheckpoints:
   ) -> tuple[int, step_lib.TrainState] | None:
     """As `checkpoint.Checkpoints.resume`, the newest that all members have.
 
-    What single members have of later steps is removed.
+    What single members have of later steps is moved aside: nothing could be
+    saved below it.
     """
     damaged: list[tuple[int, int]] = []  # member, step
 
@@ -331,24 +354,26 @@ class MemberCheckpoints:
       return ", ".join(places)
 
     self.latest_step()  # refuses members of no common step
-    folders = [find_folder(self._workdir, one) for one in self._members]
-    steps = sorted(find_common_steps(folders))
+    steps = sorted(find_common_steps(self._folders))
     found = resume.find_sound(self._workdir, steps, read, move_aside, say)
-    for of_member in self._checkpoints:
-      of_member.prepare(say)
-    if found is not None:
-      for folder, of_member in zip(folders, self._checkpoints, strict=True):
-        of_member.tell_version(found[0], say)
-        for step in of_member.remove_after(found[0]):
+    first_step = 0 if found is None else found[0]
+    for folder, of_member in zip(self._folders, self._checkpoints, strict=True):
+      for step in of_member.steps():
+        if step > first_step:
+          place = of_member.move_aside(step, why="later")
           say(
-            f"the checkpoint of step {step} in {folder} is removed: not all "
-            "members have a sound one"
+            f"the checkpoint of step {step} in {folder} is now {place!r}: not "
+            "all members have a sound one"
           )
+      of_member.prepare(say)
+      if found is not None:
+        of_member.tell_version(first_step, say)
     return found
 
   @property
-  def _members(self) -> range:
-    return range(len(self._checkpoints))
+  def _folders(self) -> list[str]:
+    members = range(len(self._checkpoints))
+    return [find_folder(self._workdir, member) for member in members]
 
   def close(self) -> list[saving.Saved]:
     """As `checkpoint.Checkpoints.close`, of all members."""

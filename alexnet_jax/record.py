@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from alexnet_jax import fingerprint, version
+from alexnet_jax import causes, fingerprint
 
 # Of Orbax, in the folder of each checkpoint.
 _FILE = "_CHECKPOINT_METADATA"
@@ -32,6 +32,8 @@ def make(
   fields: Mapping[str, Any],
   facts: Mapping[str, Any],
   arrays: Mapping[str, fingerprint.Fingerprint],
+  *,
+  code: Mapping[str, str | None],
 ) -> dict[str, Any]:
   """The record of a checkpoint, as JSON has it.
 
@@ -39,11 +41,12 @@ def make(
     fields: what the directory keeps of its run; see `workdir.to_fields`.
     facts: what else there is to say of this state.
     arrays: of the state.
+    code: that made it; see `version.find`.
   """
   record = {
     "fields": dict(fields),
     "facts": dict(facts),
-    "code": version.find(),
+    "code": dict(code),
     "arrays": {
       name: [one.dtype, list(one.shape), one.sums]
       for name, one in arrays.items()
@@ -57,6 +60,7 @@ def read(folder: str) -> dict[str, Any] | None:
 
   Raises:
     DamagedError: it is not what was written.
+    CheckpointError: it cannot be read now.
   """
   file = os.path.join(folder, _FILE)
   try:
@@ -65,7 +69,7 @@ def read(folder: str) -> dict[str, Any] | None:
   except FileNotFoundError:
     raise damaged(folder, f"it has no {_FILE}") from None
   except OSError as error:
-    raise damaged(folder, f"{_FILE}: {error.strerror}") from error
+    raise unread(folder, error, f"{_FILE}: {error.strerror}") from error
   except ValueError as error:
     raise damaged(folder, f"{_FILE} is no JSON: {error}") from error
   if (
@@ -164,6 +168,27 @@ def damaged(folder: str, what: str) -> DamagedError:
   """The error, in one line."""
   return DamagedError(
     f"the checkpoint {folder!r} is damaged: {' '.join(what.split())[:300]}."
+  )
+
+
+def unread(folder: str, error: Exception, what: str) -> CheckpointError:
+  """The error for a checkpoint that was not read, in one line.
+
+  Args:
+    folder: of the checkpoint.
+    error: of reading.
+    what: is wrong with the checkpoint if the system is not to blame.
+
+  Returns:
+    A `DamagedError` only if it is not: any other one says nothing of what is
+    there, so the checkpoint has to stay where it is.
+  """
+  refusal = causes.find_refusal(error)
+  if refusal is None:
+    return damaged(folder, what)
+  return CheckpointError(
+    f"the checkpoint {folder!r} cannot be read now: {refusal}. It stays as it "
+    "is. Start again once that is put right, or set --workdir."
   )
 
 

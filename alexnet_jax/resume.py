@@ -52,17 +52,28 @@ def find_sound(
   return None
 
 
-def move_aside(folder: str) -> str:
-  """Gives a checkpoint a name that none has, `broken-STEP`; returns its path.
+def move_aside(folder: str, *, why: str = "broken") -> str:
+  """Gives a checkpoint a name that none has; returns its path.
 
   Orbax reads no folder of such a name.
+
+  Args:
+    folder: of the checkpoint.
+    why: begins the name, `WHY-STEP`: "broken", or "later" of a sound one that
+      nothing could be saved below.
   """
   above, name = os.path.split(folder)
   number = 1
   while True:
     suffix = "" if number == 1 else f"-{number}"
-    path = os.path.join(above, f"broken-{name}{suffix}")
+    path = os.path.join(above, f"{why}-{name}{suffix}")
     if not os.path.lexists(path):
       os.rename(folder, path)
       return path
     number += 1
+
+
+def has_damaged(place: str) -> bool:
+  """Whether a folder of checkpoints has one that was moved aside as damaged."""
+  found = os.listdir(place) if os.path.isdir(place) else []
+  return any(name.startswith("broken-") for name in found)

@@ -7,8 +7,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from alexnet_jax import record
 
@@ -21,8 +21,6 @@ class Response(Protocol):
 
   def result(self, timeout: float | None = None) -> bool: ...
 
-  def on_complete(self, callback: Callable[[bool], None]) -> None: ...
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Saved:
@@ -32,7 +30,7 @@ class Saved:
     step: of the checkpoint.
     blocked_seconds: for which the training waited.
     seconds: until it was on disk.
-    num_bytes: there.
+    num_bytes: there; 0 where its files could not be asked.
   """
 
   step: int
@@ -65,39 +63,51 @@ class Saving:
     self.step = step
     self._folder, self._began, self._response = folder, began, response
     self._ended, self._num_bytes = began, 0
+    self._error: BaseException | None = None
+    # A thread of its own tells an end by TimeoutError from one to come.
     self._noted = threading.Event()
-    response.on_complete(self._note_end)
+    threading.Thread(target=self._note_end, daemon=True).start()
     self._blocked = time.monotonic() - began
 
-  def _note_end(self, _: Any) -> None:
-    """In a thread of Orbax, once the folder has its name."""
-    self._ended = time.monotonic()
-    self._num_bytes = sum(
-      os.path.getsize(os.path.join(place, name))
-      for place, _, names in os.walk(self._folder)
-      for name in names
-    )
-    self._noted.set()
+  def _note_end(self) -> None:
+    """Waits until the folder has its name, or it is clear that it gets none."""
+    try:
+      self._response.result()
+      self._ended = time.monotonic()
+      self._num_bytes = _find_size(self._folder)
+    except BaseException as error:
+      self._error = error
+    finally:
+      self._noted.set()
 
   def finish(self, timeout_seconds: float | None) -> Saved | None:
     """What came of it; None if it goes on after that time.
 
     Raises:
-      CheckpointError: it has failed.
+      Exception: that of Orbax; it has failed.
     """
-    try:
-      self._response.result(timeout=timeout_seconds)
-    except TimeoutError:
-      if timeout_seconds is not None:
-        return None
-      raise
-    self._noted.wait()  # who waits for the result may hear of it first
+    if not self._noted.wait(timeout_seconds):
+      return None
+    if self._error is not None:
+      raise self._error
     return Saved(
       step=self.step,
       blocked_seconds=self._blocked,
       seconds=self._ended - self._began,
       num_bytes=self._num_bytes,
     )
+
+
+def _find_size(folder: str) -> int:
+  """The bytes of all files; 0 where one cannot be asked."""
+  try:
+    return sum(
+      os.path.getsize(os.path.join(place, name))
+      for place, _, names in os.walk(folder)
+      for name in names
+    )
+  except OSError:
+    return 0  # only reported; the checkpoint itself is there
 
 
 def failure(

@@ -46,7 +46,7 @@ def load(
 
   Raises:
     DamagedError: it is not what was saved, in one line.
-    CheckpointError: it is of another state.
+    CheckpointError: it is of another state, or cannot be read now.
   """
   folder = find_folder(workdir, step)
   found = record.read(folder)
@@ -55,11 +55,11 @@ def load(
   mute()
   try:
     state = step_lib.TrainState(**ocp.load(folder, like._asdict()))
-  except (jax.errors.JaxRuntimeError, MemoryError):
+  except jax.errors.JaxRuntimeError:
     raise  # of the devices, or of another process
   except Exception as error:
-    raise record.damaged(
-      folder, f"it cannot be read: {_summarize(error)}"
+    raise record.unread(
+      folder, error, f"it cannot be read: {_summarize(error)}"
     ) from error
   if found is not None:
     record.check(folder, found, state)
@@ -89,6 +89,9 @@ def find_problem(
 
   Of several that read another one together later, all are to ask: Orbax counts
   in each process what it has read.
+
+  Raises:
+    CheckpointError: it is of another state, or cannot be read now.
   """
   alone, index = ocp.Context(), jax.process_index()
   alone.multiprocessing.primary_host = index
@@ -112,6 +115,7 @@ def read_facts(workdir: str, step: int) -> dict[str, Any]:
 
   Raises:
     DamagedError: it is not what was saved.
+    CheckpointError: it cannot be read now.
   """
   found = record.read(find_folder(workdir, step))
   return {} if found is None else found["facts"]
@@ -126,10 +130,14 @@ def find_folder(workdir: str, step: int | None = None) -> str:
 def find_sound_before(
   workdir: str, step: int, like: step_lib.TrainState
 ) -> int | None:
-  """The newest sound checkpoint before that of a step; None: there is none."""
+  """The newest sound checkpoint before that of a step; None: there is none.
+
+  One that cannot be read now does not count.
+  """
   for earlier in sorted(find_steps(workdir), reverse=True):
-    if earlier < step and find_problem(workdir, earlier, like) is None:
-      return earlier
+    with contextlib.suppress(record.CheckpointError):
+      if earlier < step and find_problem(workdir, earlier, like) is None:
+        return earlier
   return None
 
 
@@ -148,20 +156,17 @@ def mute() -> None:
 
   With their traceback, several times. A read that fails leaves others that
   nobody waits for any more, which say so at any time later; so it is for good.
-  --verbosity=1 shows what is logged.
+  Whatever ends a thread of ours is shown. --verbosity=1 shows what is logged.
   """
   if getattr(sys.unraisablehook, "mutes_orbax", False):
     return
-  hook, ignored = sys.excepthook, sys.unraisablehook
-
-  def show(kind, error, trace):
-    if str(error) != "Event loop is closed":
-      hook(kind, error, trace)
+  show = sys.unraisablehook
 
   def show_ignored(found):
     code = getattr(found.object, "cr_code", None)
-    if code is None or "orbax" not in code.co_filename:
-      ignored(found)
+    of_orbax = code is not None and "orbax" in code.co_filename
+    if not of_orbax and not _is_late_answer(found):
+      show(found)
 
   def keep(line: logging.LogRecord) -> bool:
     return absl_logging.get_verbosity() > 0 or not (
@@ -170,9 +175,25 @@ def mute() -> None:
     )
 
   show_ignored.mutes_orbax = True
-  sys.excepthook, sys.unraisablehook = show, show_ignored
+  sys.unraisablehook = show_ignored
   for name in ("absl", "asyncio", None):
     logging.getLogger(name).addFilter(keep)
   warnings.filterwarnings(
     "ignore", message="coroutine .* was never awaited", category=RuntimeWarning
+  )
+
+
+def _is_late_answer(found: Any) -> bool:
+  """Whether TensorStore has answered a read whose event loop is gone.
+
+  Args:
+    found: of `sys.unraisablehook`.
+  """
+  trace = found.exc_traceback
+  return (
+    isinstance(found.exc_value, RuntimeError)
+    and str(found.exc_value) == "Event loop is closed"
+    # Its own threads call this, and nothing of Python calls them.
+    and trace is not None
+    and trace.tb_frame.f_code.co_name.endswith("call_soon_threadsafe")
   )

@@ -17,6 +17,9 @@ def find() -> dict[str, str | None]:
   Returns:
     {"alexnet_jax", "revision", "jax"}; the revision is the commit that the
     files were checked out at, None where they are in no checkout.
+
+  Raises:
+    ValueError: the project file does not say it.
   """
   return {
     "alexnet_jax": _find_version(),
@@ -28,7 +31,12 @@ def find() -> dict[str, str | None]:
 def _find_version() -> str | None:
   project = _ROOT / "pyproject.toml"
   if project.exists():  # before any older one that is installed too
-    return tomllib.loads(project.read_text())["project"]["version"]
+    try:
+      return tomllib.loads(project.read_text())["project"]["version"]
+    except (ValueError, KeyError) as error:
+      raise ValueError(
+        f"{str(project)!r} says no version: {error}. Restore it."
+      ) from error
   try:
     return importlib.metadata.version("alexnet_jax")
   except importlib.metadata.PackageNotFoundError:
@@ -53,6 +61,6 @@ def find_revision(root: pathlib.Path) -> str | None:
     for line in (folder / "packed-refs").read_text().splitlines():
       if line.endswith(f" {name}"):
         return line.split()[0]
-  except (OSError, IndexError):
+  except (OSError, ValueError, IndexError):
     pass  # no checkout, or one of a kind that git alone can read
   return None

@@ -242,7 +242,8 @@ def imagenet() -> ml_collections.ConfigDict:
   config.validation_views = 1
   # Steps between two checkpoints; there is one at the end in any case.
   config.checkpoint_every_steps = 2_000
-  # Newest checkpoints to keep.
+  # Newest checkpoints to keep, 1 or more; two are kept at least, as a loss of
+  # power may damage the newest.
   config.keep_checkpoints = 3
   # Checkpoints of lowest validation error to keep too, 0 or more; of those that
   # were saved right after a validation.

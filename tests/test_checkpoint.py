@@ -1,14 +1,28 @@
 """Checkpoints of a few small arrays: kept, described, refused."""
 
+import asyncio
+import errno
 import json
+import os
 import pathlib
+import sys
+import threading
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax import checkpoint, kept, lines, record, stored, version
+from alexnet_jax import (
+  checkpoint,
+  kept,
+  lines,
+  record,
+  saving,
+  stored,
+  version,
+)
 from alexnet_jax import step as step_lib
 
 
@@ -32,6 +46,13 @@ def save(workdir, steps, errors=(), **options):
   return saved, checkpoint.find_steps(str(workdir))
 
 
+def fail_with(error):
+  def fail(*_, **__):
+    raise error
+
+  return fail
+
+
 def test_newest_best_and_every_so_often_are_kept_over_a_restart(tmp_path):
   errors = {2: 0.4, 4: 0.1, 5: 0.2, 7: 0.1, 8: 0.3}
   options = {"keep": 2, "best": 2, "every": 3}
@@ -44,6 +65,14 @@ def test_newest_best_and_every_so_often_are_kept_over_a_restart(tmp_path):
   assert checkpoint.Checkpoints(str(tmp_path), **options).facts(4) == {
     "validation_error": 0.1
   }
+
+
+def test_newest_is_never_kept_without_the_one_before_it(tmp_path):
+  _, left = save(tmp_path, range(1, 4), keep=1)
+  assert left == [2, 3]
+  (tmp_path / "checkpoints/3/_CHECKPOINT_METADATA").unlink()
+  again = checkpoint.Checkpoints(str(tmp_path), keep=1)
+  assert again.resume(make_state(), print)[0] == 2
 
 
 def test_kept_are_those_of_a_rule_tried_on_each_step():
@@ -73,9 +102,18 @@ def test_kept_are_those_of_a_rule_tried_on_each_step():
       assert (step in found) == stays
 
 
-def test_checkpoint_says_what_it_is_and_is_held_against_that(tmp_path):
+def test_checkpoint_says_what_it_is_and_is_held_against_that(
+  tmp_path, monkeypatch
+):
   (tmp_path / "config.json").write_text('{"seed": 3, "network.width": 0.5}')
-  save(tmp_path, [4], {4: 0.5}.items(), keep=1)
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1)
+  # What is edited or checked out while it runs is not what runs.
+  (tmp_path / "config.json").write_text("{")
+  with monkeypatch.context() as patched:
+    patched.setattr(version, "find", fail_with(ValueError("edited")))
+    checkpoints.save(4, make_state(4, 4), {"validation_error": 0.5})
+    checkpoints.close()
+  (tmp_path / "config.json").unlink()
   folder = tmp_path / "checkpoints" / "4"
   found = record.read(str(folder))
   assert found == ocp.metadata(str(folder)).custom_metadata
@@ -117,6 +155,39 @@ def test_checkpoint_says_what_it_is_and_is_held_against_that(tmp_path):
   assert "is of an earlier version: nothing tells whether" in line
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_checkpoint_that_cannot_be_read_now_stays_where_it_is(
+  tmp_path, monkeypatch, number
+):
+  save(tmp_path, [4, 6], keep=2)
+  says = f"6' cannot be read now: {os.strerror(number)}. It stays as it is."
+  # As TensorStore says it, with a cause of its own; and as Python does.
+  of_library = ValueError(f"DATA_LOSS: Error [os_error_code='{number}']")
+  of_library.__cause__ = ValueError("Error reading")
+  of_system = ValueError("read failed")
+  of_system.__cause__ = OSError(number, "no matter")
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=2)
+  for place, error in (
+    ("orbax.checkpoint.v1.load", of_library),
+    ("orbax.checkpoint.v1.load", of_system),
+    ("builtins.open", OSError(number, "no matter")),
+  ):
+    with monkeypatch.context() as patched:
+      patched.setattr(place, fail_with(error))
+      with pytest.raises(checkpoint.CheckpointError, match=says) as caught:
+        checkpoints.resume(make_state(), print)
+    assert not isinstance(caught.value, record.DamagedError)
+  with monkeypatch.context() as patched:
+    patched.setattr("builtins.open", fail_with(OSError(number, "no matter")))
+    with pytest.raises(checkpoint.CheckpointError, match="read now"):
+      checkpoints.prepare(print)
+  assert stored.find_steps(str(tmp_path)) == [4, 6]
+  # What is not there is not there tomorrow either.
+  (tmp_path / "checkpoints/6/_CHECKPOINT_METADATA").unlink()
+  assert checkpoints.resume(make_state(), print)[0] == 4
+  assert stored.find_steps(str(tmp_path)) == [4]
+
+
 def test_state_that_is_not_finite_is_not_saved(tmp_path):
   checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1)
   with pytest.raises(
@@ -126,6 +197,60 @@ def test_state_that_is_not_finite_is_not_saved(tmp_path):
     checkpoints.save(3, make_state(np.nan))
   checkpoints.close()
   assert checkpoint.find_steps(str(tmp_path)) == []
+
+
+def test_save_ends_whatever_is_raised_while_it_ends(tmp_path, monkeypatch):
+  class Response:
+    """Of a save that has failed by a limit of time of its own, or has not."""
+
+    def __init__(self, error=None):
+      self._error = error
+
+    def result(self, timeout=None):
+      if self._error is not None:
+        raise self._error
+      return True
+
+  late = saving.Saving(str(tmp_path), 3, 0.0, Response(TimeoutError("late")))
+  # Ends at once; the limit is for a failure of this test.
+  with pytest.raises(TimeoutError, match="late"):
+    late.finish(20.0)
+  (tmp_path / "file").write_text("four")
+  whole = saving.Saving(str(tmp_path), 3, 0.0, Response()).finish(20.0)
+  assert whole.step == 3 and whole.num_bytes == 4
+  monkeypatch.setattr(os.path, "getsize", fail_with(OSError(errno.ESTALE, "")))
+  unknown = saving.Saving(str(tmp_path), 3, 0.0, Response()).finish(20.0)
+  assert unknown.num_bytes == 0
+  # One that goes on.
+  go_on = threading.Event()
+  slow = types.SimpleNamespace(result=go_on.wait)
+  running = saving.Saving(str(tmp_path), 3, 0.0, slow)
+  assert running.finish(0.0) is None
+  go_on.set()
+  assert running.finish(20.0).step == 3
+
+
+def test_only_late_answers_to_a_read_that_failed_are_not_shown(monkeypatch):
+  shown = []
+  monkeypatch.setattr(sys, "unraisablehook", shown.append)
+  monkeypatch.setattr(sys, "excepthook", shown.append)
+  stored.mute()
+  assert sys.excepthook == shown.append  # what ends a command is always said
+  loop = asyncio.new_event_loop()
+  loop.close()
+  with pytest.raises(RuntimeError, match="Event loop is closed") as caught:
+    loop.call_soon_threadsafe(print)
+  found = types.SimpleNamespace(object=None, exc_value=caught.value)
+  # TensorStore calls the loop itself: nothing of Python is above.
+  for trace, is_shown in (
+    (caught.tb.tb_next, False),
+    (caught.tb, True),
+    (None, True),
+  ):
+    found.exc_traceback = trace
+    sys.unraisablehook(found)
+    assert shown == ([found] if is_shown else [])
+    shown.clear()
 
 
 def test_line_that_is_cut_is_taken_off(tmp_path):

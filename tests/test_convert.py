@@ -11,7 +11,7 @@ import pytest
 import rich.console
 from flax import nnx
 
-from alexnet_jax import checkpoint, conversion, settings, train
+from alexnet_jax import checkpoint, conversion, settings, stored, train
 from alexnet_jax import run as run_lib
 from alexnet_jax.network import block_diagonal, model, wiring
 from alexnet_jax.network import catalog as wirings
@@ -157,7 +157,7 @@ def test_run_goes_on_in_the_new_network(tiny_config, tmp_path):
   tiny_config.optimizer.average_decay = 0.5
   old, new, back = (str(tmp_path / name) for name in ("old", "new", "back"))
   data_dir = str(tmp_path / "data")
-  tiny_config.checkpoint_every_steps = 3
+  tiny_config.checkpoint_every_steps = tiny_config.validate_every_steps = 3
   expected = run(tiny_config, old, data_dir)  # six steps, goes over at 3
   files = sorted(pathlib.Path(old).rglob("*"))
 
@@ -169,6 +169,10 @@ def test_run_goes_on_in_the_new_network(tiny_config, tmp_path):
   assert sorted(pathlib.Path(old).rglob("*")) == files
   with pytest.raises(ValueError, match="is there already"):
     conversion.convert(target, workdir=old, new_workdir=new)
+
+  facts = stored.read_facts(old, 3)
+  assert 0 <= facts["validation_error"] <= 1
+  assert stored.read_facts(new, 3) == facts
 
   # Back, bit for bit, velocities and averages too.
   conversion.convert(tiny_config, workdir=new, new_workdir=back)

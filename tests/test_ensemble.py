@@ -16,6 +16,7 @@ from alexnet_jax import (
   member_runs,
   report,
   settings,
+  stored,
   train,
   trained,
 )
@@ -342,13 +343,69 @@ def test_members_go_on_from_the_newest_sound_step_of_all(two_members, tmp_path):
   both.close()
   assert step == 2
   assert "member_1/checkpoints/4' is damaged: it has no" in said[0]
-  assert [line[:28] for line in said[1:]] == [
-    f"the checkpoint of step {other} in " for other in (4, 6)
+  places = [pathlib.Path(folder) / "checkpoints" for folder in folders]
+  assert [line.split(":")[0] for line in said[1:]] == [
+    f"the checkpoint of step {other} in {folders[0]} is now "
+    f"'{places[0]}/later-{other}'"
+    for other in (4, 6)
   ]
-  assert checkpoint.find_steps(folders[0]) == [2]
-  assert checkpoint.find_steps(folders[1]) == [2]
-  (broken,) = (pathlib.Path(folders[1]) / "checkpoints").glob("broken-*")
-  assert broken.name == "broken-4"
+  # Nothing is deleted: the sound ones of single members are still theirs.
+  names = [{path.name for path in place.iterdir()} for place in places]
+  assert names == [{"2", "later-4", "later-6"}, {"2", "broken-4"}]
+  (places[0] / "later-6").rename(places[0] / "6")
+  restored = stored.load(folders[0], 6, zeros[0])
+  assert same_bits(restored, zeros[0])
+
+
+def test_members_start_again_after_a_kill_during_their_first_save(
+  two_members, tmp_path
+):
+  zeros = [_zeros(member) for member in two_members.members]
+  state = ensemble_lib.join(zeros, two_members.abstract_state)
+  # Twice: which member is the first to be on disk is chance.
+  for member in range(2):
+    folder = member_runs.find_folder(str(tmp_path), member)
+    first = checkpoint.Checkpoints(folder, keep=2)
+    first.save(2, zeros[member])
+    first.close()
+    both = member_runs.open_checkpoints(str(tmp_path), two_members, keep=2)
+    assert both.latest_step() is None
+    said = []
+    assert both.resume(two_members.abstract_state, said.append) is None
+    (line,) = said
+    assert f"step 2 in {folder} is now '{folder}/checkpoints/later-2'" in line
+    if member == 0:
+      both.close()
+  both.save(2, state)
+  both.close()
+  assert both.latest_step() == 2
+  # A member that had some is not one of a first save.
+  second = tmp_path / "member_1" / "checkpoints"
+  (second / "2").rename(second / "broken-2")
+  with pytest.raises(OSError, match=r"newest are 2, None"):
+    both.latest_step()
+
+
+def test_save_of_a_member_begins_when_the_last_one_of_all_has_ended(
+  two_members, tmp_path, monkeypatch
+):
+  events = []
+
+  class OfMember:
+    def __init__(self, folder, **_):
+      self._member = folder[-1]
+
+    def finish(self):
+      events.append(f"end {self._member}")
+
+    def save(self, step, state, facts):
+      events.append(f"begin {self._member}")
+
+  monkeypatch.setattr(checkpoint, "Checkpoints", OfMember)
+  both = member_runs.open_checkpoints(str(tmp_path), two_members, keep=2)
+  zeros = [_zeros(member) for member in two_members.members]
+  both.save(2, ensemble_lib.join(zeros, two_members.abstract_state))
+  assert events == ["end 0", "end 1", "begin 0", "begin 1"]
 
 
 def _zeros(program):
