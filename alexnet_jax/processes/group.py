@@ -154,14 +154,14 @@ class Group(members.Members):
     if isinstance(error, jax.errors.JaxRuntimeError | ValueError):
       # Maybe because another process is lost: then the watch ends this one.
       summary = " ".join(str(error).split())[:200]
-      print(f"{self.label()}: {summary}", file=sys.stderr, flush=True)
+      signals_lib.write(f"{self.label()}: {summary}")
       time.sleep(watch_lib.LOST_SECONDS + 3 * watch_lib.BEAT_SECONDS)
     if isinstance(error, SystemExit):
       text = str(error.code)
-      print(text, file=sys.stderr)
+      signals_lib.write(text)
       reason = text.removeprefix("error: ").removeprefix(f"{self.label()}: ")
     else:
-      traceback.print_exception(error)
+      signals_lib.write("".join(traceback.format_exception(error)).rstrip())
       reason = " ".join(f"{type(error).__name__} {error}".split())
     self._watch.announce(reason)
     self._exit(1)
@@ -169,17 +169,17 @@ class Group(members.Members):
   def _end(self, sentence: str, lost: bool) -> None:
     """Ends this process because of another one."""
     goes_on = ". The same command goes on from the last checkpoint."
-    print(
-      f"error: {self.label()} ends because {sentence}{goes_on if lost else ''}",
-      file=sys.stderr,
+    signals_lib.write(
+      f"error: {self.label()} ends because {sentence}{goes_on if lost else ''}"
     )
     self._exit(LOST if lost else 1)
 
   def _exit(self, code: int) -> None:
     """At once, whatever the other threads of this process wait for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+      sys.stdout.flush()
+    finally:  # whatever became of who reads it
+      os._exit(code)
 
 
 def alone() -> Group:

@@ -10,13 +10,14 @@ held up, as by SIGSTOP, a suspended job or a closed laptop, has no turns.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+
+from alexnet_jax.processes import signals
 
 # Of sysexits.h: an internal software error.
 STUCK = 70
@@ -94,11 +95,11 @@ class Clock:
     teller.start()
     teller.join(_WRITE_SECONDS)
     last = "" if self._step is None else f" (last begun: step {self._step})"
-    _say(
+    signals.write(
       f"error: {self._label}no step finished for {self._seconds:g} seconds"
       f"{last}; the stacks of all threads are above and in {self._path}. The "
       "same command goes on from the last checkpoint; --stuck_seconds waits "
-      "longer.\n"
+      "longer."
     )
     self._exit(STUCK)
 
@@ -109,12 +110,7 @@ class Clock:
       file.seek(0)
       stacks = file.read().decode()
     when = time.strftime("%Y-%m-%d %H:%M:%S")
-    told = f"{self._label}the stacks of all threads at {when}:\n{stacks}\n"
-    _say(told)
+    told = f"{self._label}the stacks of all threads at {when}:\n{stacks}"
+    signals.write(told)
     with open(self._path, "a") as file:
-      file.write(told)
-
-
-def _say(what: str) -> None:
-  with contextlib.suppress(OSError):  # nobody may read it any longer
-    os.write(2, what.encode())  # past all locks
+      file.write(f"{told}\n")
