@@ -62,8 +62,8 @@ class Group(members.Members):
     """Of the signal that has asked any of the processes to stop."""
     return (self._agreement or self._signals).name
 
-  def begin_steps(self, *, stuck_seconds: float, folder: str) -> None:
-    """From here on something can be lost: a first signal is a wish to stop.
+  def start_clock(self, *, stuck_seconds: float, folder: str) -> None:
+    """From here on this process ends where nothing gets done any more.
 
     Args:
       stuck_seconds: without a boundary, after which this process ends; 0:
@@ -78,11 +78,18 @@ class Group(members.Members):
       label=self.label() if several else "",
       exit=self._exit_stuck,
     )
+    self._clock.start()
+
+  def begin_steps(self) -> None:
+    """From here on something can be lost: a first signal is a wish to stop.
+
+    To be called after `start_clock`.
+    """
+    self._clock.tick()
     if self._signals is not None:
       self._signals.guard()
     if self._agreement is not None:
       self._agreement.start()
-    self._clock.start()
 
   def end_steps(self) -> None:
     """Nothing is watched any longer for being stuck."""
@@ -149,6 +156,8 @@ class Group(members.Members):
 
     Only where there are others: leaving in JAX's way would wait for them.
     """
+    if self._clock is not None:
+      self._clock.stop()
     if self._watch is None:
       return
     if isinstance(error, jax.errors.JaxRuntimeError | ValueError):

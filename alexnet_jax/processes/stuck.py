@@ -28,7 +28,7 @@ _WRITE_SECONDS = 5.0
 
 
 class Clock:
-  """Counts the time without a boundary, from the first one on.
+  """Counts the time without a boundary, from `start` on.
 
   Args:
     seconds: without a boundary, after which the process is stuck; 0: never.
@@ -51,10 +51,11 @@ class Clock:
     self._exit = exit
     self._end = threading.Event()
     self._boundaries = 0
-    self._rests = True
+    self._rests = False
     self._step: int | None = None
 
   def start(self) -> None:
+    """Begins to count, also what comes before the first boundary."""
     if self._seconds:
       threading.Thread(target=self._count, daemon=True, name="clock").start()
 
