@@ -1,5 +1,6 @@
 """Signals, what processes agree on after one, and the clock of a stuck run."""
 
+import itertools
 import os
 import signal
 import threading
@@ -7,7 +8,7 @@ import time
 
 import pytest
 
-from alexnet_jax.processes import agreement, signals, stuck
+from alexnet_jax.processes import agreement, signals, stuck, watch
 
 
 class Left(Exception):
@@ -19,13 +20,19 @@ class Store:
 
   def __init__(self):
     self.kept = {}
+    self.fails = lambda: False
 
   def key_value_set(self, key, value, allow_overwrite=False):
-    assert key not in self.kept
     self.kept[key] = value
+    self._answer()
 
   def key_value_dir_get(self, key):
+    self._answer()
     return [item for item in list(self.kept.items()) if item[0].startswith(key)]
+
+  def _answer(self):
+    if self.fails():
+      raise RuntimeError("UNAVAILABLE")
 
 
 def test_first_signal_ends_at_once_while_nothing_can_be_lost():
@@ -45,10 +52,13 @@ def test_first_signal_ends_at_once_while_nothing_can_be_lost():
 
 def test_processes_stop_before_the_same_boundary(monkeypatch):
   monkeypatch.setattr(agreement, "NOTICE_SECONDS", 0.02)
-  store = Store()
+  store, answers = Store(), itertools.count()
+  store.fails = lambda: next(answers) % 3 == 1  # now and then, also after a set
   own = [signals.Signals() for _ in range(3)]
   parts = [
-    agreement.Agreement(store, index=i, count=3, signals=own[i])
+    agreement.Agreement(
+      store, index=i, count=3, signals=own[i], on_end=pytest.fail
+    )
     for i in range(3)
   ]
   stopped = [0, 0, 0]
@@ -69,6 +79,25 @@ def test_processes_stop_before_the_same_boundary(monkeypatch):
     thread.join(10)
   assert stopped[0] == stopped[1] == stopped[2] > 0
   assert {part.name for part in parts} == {"SIGINT"}
+
+
+def test_process_ends_where_nobody_answers_for_long(monkeypatch):
+  monkeypatch.setattr(agreement, "NOTICE_SECONDS", 0.01)
+  monkeypatch.setattr(watch, "LOST_SECONDS", 0.05)
+  store, ended, said = Store(), threading.Event(), []
+
+  def end(sentence, lost):
+    said.append((sentence, lost))
+    ended.set()
+
+  own = signals.Signals()
+  part = agreement.Agreement(store, index=1, count=2, signals=own, on_end=end)
+  part.start()
+  store.fails = lambda: True
+  assert ended.wait(10)
+  ((sentence, lost),) = said
+  assert lost
+  assert "process 0 is lost, it does not answer (UNAVAILABLE)" in sentence
 
 
 @pytest.fixture

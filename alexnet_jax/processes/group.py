@@ -54,7 +54,11 @@ class Group(members.Members):
       )
       if signals is not None:
         self._agreement = agreement_lib.Agreement(
-          self._client, index=self.index, count=self.count, signals=signals
+          self._client,
+          index=self.index,
+          count=self.count,
+          signals=signals,
+          on_end=self._end,
         )
 
   @property
@@ -149,6 +153,8 @@ class Group(members.Members):
     if self._watch is not None:
       self.wait_for_all("end")
       self._watch.stop()
+      if self._agreement is not None:
+        self._agreement.stop()
       jax.distributed.shutdown()
 
   def _fail(self, error: BaseException) -> None:
