@@ -157,6 +157,6 @@ def test_names_in_a_checkpoint_are_no_paths(tmp_path):
   like = checkpoint.step_lib.TrainState(
     step=np.ones(()), parameters={}, optimizer=(), statistics={}
   )
-  with pytest.raises(ValueError, match="evil: 2 there, nothing here"):
-    checkpoint.check_fits(str(tmp_path / "run"), 3, like, changes=["seed"])
+  with pytest.raises(OSError, match="checkpoints/3"):
+    checkpoint.load(str(tmp_path / "run"), 3, like)
   assert not outside
