@@ -193,7 +193,7 @@ def open_cache(choice: str | None, *, attached: bool = True) -> Cache:
     try:
       _make(path)
     except OSError as error:
-      can = "used" if _is_open(path) else "written"
+      can = "used" if _find_others(path) else "written"
       message = f"{path} cannot be {can}: {error.strerror}"
       if not named:
         return _close(f"{message} (set {_FLAG})")
@@ -236,19 +236,33 @@ def _use(path: str | None) -> None:
 def _make(path: str) -> None:
   """Makes a folder for this user alone, and tries to write there."""
   os.makedirs(path, mode=0o700, exist_ok=True)
-  if _is_open(path):
+  if others := _find_others(path):
     # An entry is machine code, which JAX loads and runs.
+    who, remedy = others
     raise PermissionError(
       errno.EPERM,
-      "everybody may write there, and what is there is run as you (chmod o-w)",
+      f"{who} may write there, and what is there is run as you ({remedy})",
     )
   with tempfile.TemporaryFile(dir=path):
     pass
 
 
-def _is_open(path: str) -> bool:
-  """Whether everybody may write to a folder."""
-  return os.path.isdir(path) and bool(os.stat(path).st_mode & stat.S_IWOTH)
+def _find_others(path: str) -> tuple[str, str] | None:
+  """Who else may write to a folder, and what helps; None: nobody.
+
+  The group that is this user's own primary one is taken for this user's alone,
+  as most systems have it.
+  """
+  if not os.path.isdir(path):
+    return None
+  found = os.stat(path)
+  if found.st_uid not in (0, os.getuid()):
+    return f"its owner, user {found.st_uid},", "take a folder of yours"
+  if found.st_mode & stat.S_IWOTH:
+    return "everybody", "chmod o-w"
+  if found.st_mode & stat.S_IWGRP and found.st_gid != os.getgid():
+    return f"group {found.st_gid}", "chmod g-w"
+  return None
 
 
 def _remove_damaged(path: str, program: str) -> int:

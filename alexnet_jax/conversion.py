@@ -6,7 +6,7 @@ import os
 
 import jax
 
-from alexnet_jax import checkpoint, settings, stored, trained
+from alexnet_jax import checkpoint, ownership, settings, stored, trained
 from alexnet_jax import run as run_lib
 from alexnet_jax import step as step_lib
 from alexnet_jax import workdir as workdir_lib
@@ -53,12 +53,14 @@ def convert(
   like = _find_like(config, run, target)
   state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, like))
   # A run without its checkpoint would start from the beginning.
-  workdir_lib.claim(unfinished, config.to_dict(), run.found)
+  claim = ownership.claim(unfinished, config.to_dict(), run.found)
   checkpoints = checkpoint.Checkpoints(unfinished, keep=config.keep_checkpoints)
   # Its error decides how long it is kept; a validation may be owed.
   checkpoints.save(run.step, state, stored.read_facts(workdir, run.step))
   checkpoints.close()
   os.rename(unfinished, new_workdir)
+  for lock in claim.locks:
+    lock.release()
   return [
     *(
       f"{name}: the kernel was {_times(there)}, and is {_times(here)}"

@@ -40,8 +40,8 @@ _STUCK_SECONDS = flags.DEFINE_float(
   "stuck_seconds",
   1800.0,
   "End with code 70 and the stacks of all threads where no step, no batch of a "
-  "validation and no checkpoint gets done for so long; 0: never. More than any "
-  "of them takes, less than a night.",
+  "validation and no checkpoint gets done for so long, from when the step is "
+  "compiled; 0: never. More than any of them takes, less than a night.",
   lower_bound=0.0,
 )
 _ACCEPT_CHANGES = flags.DEFINE_boolean(

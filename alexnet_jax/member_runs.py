@@ -13,10 +13,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from alexnet_jax import checkpoint, lock, record, resume, saving, stored
+from alexnet_jax import checkpoint, record, resume, saving
 from alexnet_jax import program as program_lib
 from alexnet_jax import step as step_lib
-from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.processes import group as group_lib
 
@@ -35,120 +34,6 @@ def find_folders(
     find_folder(workdir, member): find_config(config, member)
     for member in members
   }
-
-
-def hold(workdir: str, config: Mapping[str, Any]) -> tuple[lock.Lock, ...]:
-  """Makes and locks the directories of a run, for as long as it is referred to.
-
-  Those of the members too: each of them can go on alone.
-
-  Raises:
-    OSError: another run holds one of them, or it cannot be locked or made.
-  """
-  locks = []
-  for path in find_folders(workdir, config):
-    workdir_lib.make(path)
-    locks.append(lock.Lock(path))
-  return tuple(locks)
-
-
-def claim(
-  workdir: str,
-  config: Mapping[str, Any],
-  found: Mapping[str, Any],
-  *,
-  accept_for: program_lib.Program | None = None,
-) -> list[str]:
-  """Keeps the config in the directories of a run, if they are of this run.
-
-  Args:
-    workdir: of the run, which `hold` holds.
-    config: all fields of the run; kept as `config.json`, with `found`.
-    found: what the run has found of its data.
-    accept_for: the program of the run, which goes on with whatever fields have
-      changed as long as its checkpoints fit; None: changes are refused.
-
-  Returns:
-    A line for each change that is accepted.
-
-  Raises:
-    OSError: a directory cannot be written.
-    ValueError: one is of a run whose fields or data give other results, or
-      whose checkpoint does not fit. Nothing is written then.
-  """
-  changes: dict[str, None] = {}
-  writes = []
-  for index, (path, of_one) in enumerate(find_folders(workdir, config).items()):
-    fields = workdir_lib.to_fields(of_one, found)
-    saved = checkpoint.find_latest_step(path)
-    lines = _find_changes(path, fields, saved, accepts=accept_for is not None)
-    if lines and saved is not None:
-      like = accept_for.members[max(index - 1, 0)].abstract_state
-      _check_fits(path, like, changes=lines)
-    aside = f"config.step_{saved or 0}.json" if lines else None
-    writes.append((path, fields, aside))
-    changes |= dict.fromkeys(
-      f"changed after step {saved or 0}, as --accept_changes says: {line}"
-      for line in lines
-    )
-  for path, fields, aside in writes:
-    workdir_lib.make(path)
-    workdir_lib.keep(path, fields, aside=aside)
-  return list(changes)
-
-
-def _check_fits(
-  path: str, like: step_lib.TrainState, *, changes: Sequence[str]
-) -> None:
-  """Refuses changes under which the newest checkpoint no longer fits.
-
-  Args:
-    path: of the directory.
-    like: the shapes and types of the state, with the changes.
-    changes: a line for each.
-
-  Raises:
-    ValueError: names an array with both of its shapes, and the changes.
-  """
-  try:
-    stored.check_fits(path, like)
-  except record.CheckpointError as error:
-    raise ValueError(
-      f"{error} What has changed is {'; '.join(changes)}."
-    ) from error
-
-
-def _find_changes(
-  path: str, fields: Mapping[str, Any], saved: int | None, *, accepts: bool
-) -> list[str]:
-  """What differs from the config that a directory keeps; refused or accepted.
-
-  Args:
-    path: of the directory.
-    fields: of the run, now.
-    saved: the step of its newest checkpoint; None: there is none.
-    accepts: whether changes are accepted.
-
-  Raises:
-    OSError, ValueError: they are not.
-  """
-  try:
-    earlier = workdir_lib.read(path)
-    if earlier is None:
-      if saved is None:
-        return []
-      raise ValueError(
-        f"the workdir {path!r} has a checkpoint of step {saved}, but no "
-        "config.json that says of what run. Restore it, set --workdir, or go "
-        "on with the config as it is given now: --accept_changes."
-      )
-    if not accepts:
-      workdir_lib.check_same(path, earlier, fields)
-    return workdir_lib.find_differences(earlier, fields)
-  except ValueError as error:
-    if not accepts:
-      raise
-    return [str(error)]
 
 
 def find_config(config: Mapping[str, Any], member: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from alexnet_jax import (
   compilation_cache,
   compiler_options,
   lock,
-  member_runs,
+  ownership,
   recipe,
   settings,
   update_rule,
@@ -164,12 +164,13 @@ def prepare(
   for difference in find_differences(group, group.gather("data", found)):
     raise ValueError(difference)
   fields = config.to_dict()
-  locks = member_runs.hold(workdir, fields) if group.is_first else ()
   accept_for = program if accept_changes else None
-  changes = group.first(
-    "workdir",
-    lambda: member_runs.claim(workdir, fields, found, accept_for=accept_for),
+  claim = (
+    ownership.claim(workdir, fields, found, accept_for=accept_for)
+    if group.is_first
+    else None
   )
+  changes = group.first("workdir", lambda: claim.changes)
   for index, problem in enumerate(shared.find_problems(group, workdir)):
     if problem is not None:
       raise OSError(f"{group.label(index)}: {problem}")
@@ -185,7 +186,7 @@ def prepare(
     plateau=update_rule.make_plateau(config),
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
     cache=cache,
-    locks=locks,
+    locks=claim.locks if claim else (),
     changes=tuple(changes),
   )
 

@@ -35,7 +35,7 @@ def train(
   Args:
     run: from `run.prepare`.
     console: for what is said meanwhile.
-    stuck_seconds: see `group.Group.begin_steps`.
+    stuck_seconds: see `group.Group.start_clock`.
 
   Returns:
     The final state.
@@ -52,6 +52,8 @@ def train(
   init_key, step_key = run.program.make_keys(config.seed)
 
   train_step = _compile(run, console)
+  # From here on; to read what is there may already wait for ever.
+  group.start_clock(stuck_seconds=stuck_seconds, folder=run.workdir)
   checkpoints = member_runs.open_checkpoints(
     run.workdir,
     run.program,
@@ -75,6 +77,7 @@ def train(
       soft_wrap=True,
     )
   if state is None:
+    group.rest_clock()  # it compiles
     state = run.program.init(init_key)
   reporter = report.Reporter(
     run.workdir if group.is_first else None,
@@ -93,7 +96,7 @@ def train(
     checkpoints=checkpoints,
     reporter=reporter,
   )
-  group.begin_steps(stuck_seconds=stuck_seconds, folder=run.workdir)
+  group.begin_steps()
   try:
     loop.take_steps(console)
   except report.LossNotFinite as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,27 +107,6 @@ def read(path: str) -> dict[str, Any] | None:
   return fields
 
 
-def claim(
-  path: str, config: Mapping[str, Any], found: Mapping[str, Any]
-) -> None:
-  """Makes the directory, or accepts that of the same run.
-
-  Args:
-    path: of the directory.
-    config: all fields of the run; kept as `config.json`, with `found`.
-    found: what the run has found of its data.
-
-  Raises:
-    OSError: the directory cannot be written.
-    ValueError: it belongs to a run whose fields or data give other results.
-  """
-  fields = to_fields(config, found)
-  make(path)
-  if (earlier := read(path)) is not None:
-    check_same(path, earlier, fields)
-  keep(path, fields)
-
-
 def make(path: str) -> None:
   """Makes the directory if it is not there.
 
@@ -156,18 +135,24 @@ def keep(
   """
   file = os.path.join(path, _FILE)
   try:
-    with open(f"{file}.partial", "w") as now:
-      json.dump(fields, now, indent=2)
-      now.flush()
-      # Before the name is given: else a crash of the machine could leave a
-      # file that has its name, and nothing in it.
-      os.fsync(now.fileno())
     if aside is not None and os.path.exists(file):
-      with contextlib.suppress(FileExistsError):
-        os.link(file, os.path.join(path, aside))
-    os.replace(f"{file}.partial", file)
+      earlier = os.path.join(path, aside)
+      if not os.path.exists(earlier):
+        _write(earlier, pathlib.Path(file).read_bytes())
+    _write(file, json.dumps(fields, indent=2).encode())
   except OSError as error:
     raise _cannot_write(path, error.strerror) from error
+
+
+def _write(file: str, contents: bytes) -> None:
+  """Writes a file, from one moment to the next."""
+  with open(f"{file}.partial", "wb") as now:
+    now.write(contents)
+    now.flush()
+    # Before the name is given: else a crash of the machine could leave a file
+    # that has its name, and nothing in it.
+    os.fsync(now.fileno())
+  os.replace(f"{file}.partial", file)
 
 
 def _cannot_write(path: str, reason: str) -> OSError:

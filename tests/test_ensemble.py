@@ -14,6 +14,7 @@ from alexnet_jax import (
   checkpoint,
   compiled_step,
   member_runs,
+  ownership,
   report,
   settings,
   stored,
@@ -218,7 +219,7 @@ def test_members_have_the_configs_of_single_runs(tiny_config, tmp_path):
   tiny_config.ensemble = 2
   tiny_config.seed = SEED
   fields = tiny_config.to_dict()
-  member_runs.claim(str(tmp_path), fields, {})
+  ownership.claim(str(tmp_path), fields, {})
   kept = workdir_lib.read(str(tmp_path))
   assert kept["ensemble"] == 2 and kept["data.seed"] is None
   for member in range(2):
@@ -227,10 +228,10 @@ def test_members_have_the_configs_of_single_runs(tiny_config, tmp_path):
     assert [kept[name] for name in names] == [1, SEED + member, SEED]
   # The same run where the order has no seed of its own; and another one.
   tiny_config.ensemble = 1
-  workdir_lib.claim(str(tmp_path / "member_0"), tiny_config.to_dict(), {})
+  ownership.claim(str(tmp_path / "member_0"), tiny_config.to_dict(), {})
   tiny_config.seed = SEED + 1
   with pytest.raises(ValueError, match="data.seed: 3 there, 4 here"):
-    workdir_lib.claim(str(tmp_path / "member_1"), tiny_config.to_dict(), {})
+    ownership.claim(str(tmp_path / "member_1"), tiny_config.to_dict(), {})
 
 
 def test_run_older_than_ensembles_goes_on(tiny_config, tmp_path):

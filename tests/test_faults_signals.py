@@ -165,11 +165,11 @@ from alexnet_jax.data import records
 PATCH
 runpy.run_module("alexnet_jax.main", run_name="__main__")
 """
-# The reader, after ten batches.
+# The reader, after some reads: ten batches, or none.
 READER = """
 read, counter = records.Records.find, itertools.count()
 def find(self, index):
-  if next(counter) >= 160:
+  if next(counter) >= READS:
     time.sleep(1000)
   return read(self, index)
 records.Records.find = find
@@ -220,18 +220,23 @@ def test_second_signal_ends_at_once_and_harms_nothing(folder):
 
 def test_stuck_run_ends_with_the_stacks_of_all_threads(folder):
   tmp = folder("stuck")
-  process = begin_waiting(tmp, READER, FIELDS, "--stuck_seconds=2")
-  processes.wait_for_step(tmp, 3, [process])
-  _, _, errors = end(process, code=70)
-  assert re.search(
-    r"^error: no step finished for 2 seconds \(last begun: step \d+\); .* The "
-    "same command goes on from the last checkpoint",
-    processes.last_error(errors),
-  )
-  stacks = (tmp / "workdir" / "stuck.txt").read_text()
-  assert stacks in errors
-  for where in ("in find", "train.py"):  # what sleeps, and what waits for it
-    assert where in stacks
+  for reads, last in (("160", r" \(last begun: step \d+\)"), ("0", "")):
+    reader = READER.replace("READS", reads)
+    process = begin_waiting(tmp, reader, FIELDS, "--stuck_seconds=2")
+    # Another start of a run reads before its first step.
+    wait_for_line(process, "the traced step")
+    _, _, errors = end(process, code=70)
+    assert re.search(
+      f"^error: no step finished for 2 seconds{last}; .* The same command goes "
+      "on from the last checkpoint",
+      processes.last_error(errors),
+    )
+    file = tmp / "workdir" / "stuck.txt"
+    stacks = file.read_text()
+    file.unlink()
+    assert stacks in errors
+    for where in ("in find", "train.py"):  # what sleeps, and what waits for it
+      assert where in stacks
 
 
 def test_ctrl_c_in_the_terminal_of_several_processes_saves_in_all(folder):

@@ -6,9 +6,8 @@ import socket
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax import checkpoint, step
+from alexnet_jax import checkpoint, ownership, step
 from alexnet_jax import run as run_lib
-from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.checkup import findings
 from alexnet_jax.processes import machine
 from tests import fake_group
@@ -32,7 +31,7 @@ def test_run_in_the_workdir_is_described_and_held_against_the_config(
   path = str(tmp_path / "run")
   data = {"dataset": "digits/1.0.0", "training_images": 48}
   assert findings.find_run(path, tiny_config, data) == (None, None)
-  workdir_lib.claim(path, tiny_config.to_dict(), data)
+  ownership.claim(path, tiny_config.to_dict(), data)
   run, problem = findings.find_run(path, tiny_config, data)
   assert problem is None
   assert run["layout"] == "one_device" and run["dataset"] == "digits"

@@ -1,5 +1,6 @@
 """Signals, what processes agree on after one, and the clock of a stuck run."""
 
+import itertools
 import os
 import signal
 import threading
@@ -7,7 +8,7 @@ import time
 
 import pytest
 
-from alexnet_jax.processes import agreement, signals, stuck
+from alexnet_jax.processes import agreement, signals, stuck, watch
 
 
 class Left(Exception):
@@ -19,13 +20,19 @@ class Store:
 
   def __init__(self):
     self.kept = {}
+    self.fails = lambda: False
 
   def key_value_set(self, key, value, allow_overwrite=False):
-    assert key not in self.kept
     self.kept[key] = value
+    self._answer()
 
   def key_value_dir_get(self, key):
+    self._answer()
     return [item for item in list(self.kept.items()) if item[0].startswith(key)]
+
+  def _answer(self):
+    if self.fails():
+      raise RuntimeError("UNAVAILABLE")
 
 
 def test_first_signal_ends_at_once_while_nothing_can_be_lost():
@@ -45,10 +52,13 @@ def test_first_signal_ends_at_once_while_nothing_can_be_lost():
 
 def test_processes_stop_before_the_same_boundary(monkeypatch):
   monkeypatch.setattr(agreement, "NOTICE_SECONDS", 0.02)
-  store = Store()
+  store, answers = Store(), itertools.count()
+  store.fails = lambda: next(answers) % 3 == 1  # now and then, also after a set
   own = [signals.Signals() for _ in range(3)]
   parts = [
-    agreement.Agreement(store, index=i, count=3, signals=own[i])
+    agreement.Agreement(
+      store, index=i, count=3, signals=own[i], on_end=pytest.fail
+    )
     for i in range(3)
   ]
   stopped = [0, 0, 0]
@@ -71,6 +81,25 @@ def test_processes_stop_before_the_same_boundary(monkeypatch):
   assert {part.name for part in parts} == {"SIGINT"}
 
 
+def test_process_ends_where_nobody_answers_for_long(monkeypatch):
+  monkeypatch.setattr(agreement, "NOTICE_SECONDS", 0.01)
+  monkeypatch.setattr(watch, "LOST_SECONDS", 0.05)
+  store, ended, said = Store(), threading.Event(), []
+
+  def end(sentence, lost):
+    said.append((sentence, lost))
+    ended.set()
+
+  own = signals.Signals()
+  part = agreement.Agreement(store, index=1, count=2, signals=own, on_end=end)
+  part.start()
+  store.fails = lambda: True
+  assert ended.wait(10)
+  ((sentence, lost),) = said
+  assert lost
+  assert "process 0 is lost, it does not answer (UNAVAILABLE)" in sentence
+
+
 @pytest.fixture
 def clock(tmp_path):
   """A clock of 0.2 s, and the codes with which it has ended the process."""
@@ -86,8 +115,6 @@ def test_clock_runs_out_without_boundaries_and_says_where(
   clock, tmp_path, capfd
 ):
   made, codes = clock
-  time.sleep(0.4)
-  assert not codes  # it begins with the first boundary
   for step in range(1, 21):
     made.tick(step)
     time.sleep(0.02)
@@ -103,6 +130,16 @@ def test_clock_runs_out_without_boundaries_and_says_where(
   assert stacks in said
   assert "process 1 of 2: no step finished for 0.2 seconds" in said
   assert "last begun: step 20" in said.splitlines()[-1]
+
+
+def test_clock_runs_out_before_the_first_boundary(clock, capfd):
+  _, codes = clock
+  end = time.monotonic() + 10
+  while not codes and time.monotonic() < end:
+    time.sleep(0.01)
+  assert codes == [stuck.STUCK]
+  said = capfd.readouterr().err.splitlines()[-1]
+  assert "no step finished for 0.2 seconds; the stacks" in said
 
 
 def test_clock_rests_until_the_next_boundary(clock):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from alexnet_jax import trained, workdir
+from alexnet_jax import ownership, trained
 from alexnet_jax.partition import layout as layout_lib
 from configs import default
 
@@ -18,7 +18,7 @@ def make_run(tmp_path, tiny_config):
   def make(name, *, steps=(3, 6), **fields):
     path = tmp_path / name
     tiny_config.update_from_flattened_dict(fields)
-    workdir.claim(str(path), tiny_config.to_dict(), FOUND)
+    ownership.claim(str(path), tiny_config.to_dict(), FOUND)
     for step in steps:
       (path / "checkpoints" / str(step)).mkdir(parents=True)
     return str(path)

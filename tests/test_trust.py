@@ -126,6 +126,23 @@ def test_cache_that_everybody_may_write_to_is_not_used(tmp_path, monkeypatch):
     compilation_cache.open_cache(str(folder))
   cache = compilation_cache.open_cache(None)
   assert cache.path is None and "everybody may write there" in cache.reason
+  # Nor one of another user or group: here it is this process that is another.
+  found = folder.stat()
+  folder.chmod(0o770)
+  with monkeypatch.context() as other:
+    other.setattr(os, "getgid", lambda: found.st_gid + 1)
+    with pytest.raises(OSError, match=f"group {found.st_gid} may .*chmod g-w"):
+      compilation_cache.open_cache(str(folder))
+  folder.chmod(0o700)
+  with monkeypatch.context() as other:
+    if found.st_uid == 0:  # who is trusted, and can give it away
+      os.chown(folder, 65534, -1)
+    else:
+      other.setattr(os, "getuid", lambda: found.st_uid + 1)
+    with pytest.raises(
+      OSError, match="its owner, user .* may .*folder of yours"
+    ):
+      compilation_cache.open_cache(str(folder))
   made = compilation_cache.open_cache(str(tmp_path / "made"))
   assert os.stat(made.path).st_mode & 0o777 == 0o700
   compilation_cache._use(before)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 from alexnet_jax.processes import signals as signals_lib
 from alexnet_jax.processes import watch as watch_lib
@@ -35,6 +37,9 @@ class Agreement:
     index: of this process.
     count: of all.
     signals: of this process.
+    on_end: called where the store does not answer, in a thread, with a sentence
+      on that and True: whoever keeps it is lost. It is to end this process: the
+      others wait for its word.
   """
 
   def __init__(
@@ -44,11 +49,14 @@ class Agreement:
     index: int,
     count: int,
     signals: signals_lib.Signals,
+    on_end: Callable[[str, bool], None],
   ):
     self._store = store
     self._index = index
     self._count = count
     self._signals = signals
+    self._on_end = on_end
+    self._end = threading.Event()
     # Held while the processes tell each other where they are.
     self._lock = threading.Lock()
     self._boundary = 0
@@ -63,6 +71,10 @@ class Agreement:
   def start(self) -> None:
     threading.Thread(target=self._listen, daemon=True, name="stop").start()
 
+  def stop(self) -> None:
+    """Listens no longer; does not wait for the thread."""
+    self._end.set()
+
   def is_stopping(self) -> bool:
     """Whether all stop here; to be asked at every boundary, in all."""
     with self._lock:
@@ -70,26 +82,55 @@ class Agreement:
       return self._last is not None and self._boundary >= self._last
 
   def _listen(self) -> None:
-    try:
-      while not (name := self._find_notice()):
-        self._signals.came.wait(NOTICE_SECONDS)
-      self._name = name
+    while not (name := self._ask(self._find_notice)):
+      self._signals.came.wait(NOTICE_SECONDS)
+      if self._end.is_set():
+        return
+    self._name = name
+    with self._lock:
       self._agree()
-    except Exception:
-      return  # the store is gone: the run has ended, or the watch ends it
+
+  def _ask(self, ask: Callable[[], Any]) -> Any:
+    """What the store says; None where this has come to its end."""
+    # Counted, for a process that is held up meanwhile has no turns.
+    for _ in range(round(watch_lib.LOST_SECONDS / NOTICE_SECONDS)):
+      try:
+        return ask()
+      except Exception as error:
+        if self._end.is_set():
+          return None
+        reason = " ".join(str(error).split())[:200]
+      self._end.wait(NOTICE_SECONDS)
+    if not self._end.is_set():
+      self._on_end(
+        f"the processes cannot agree where to stop: process 0 is lost, it does "
+        f"not answer ({reason})",
+        True,
+      )
+    self.stop()
+    return None
 
   def _find_notice(self) -> str:
     """The name of a signal that any process has had; empty if none."""
     if self._signals.came.is_set():
-      self._store.key_value_set(f"{_NOTICES}{self._index}", self._signals.name)
+      self._set(_NOTICES, self._signals.name)
       return self._signals.name
     notices = self._store.key_value_dir_get(_NOTICES)
     return notices[0][1] if notices else ""
 
   def _agree(self) -> None:
-    with self._lock:
-      self._store.key_value_set(f"{_COUNTS}{self._index}", str(self._boundary))
-      # A process that is lost meanwhile is the watch's to find.
-      while len(said := self._store.key_value_dir_get(_COUNTS)) < self._count:
-        time.sleep(_RETRY_SECONDS)
-      self._last = max(int(boundary) for _, boundary in said) + 1
+    """Settles the boundary; this process stays at its own meanwhile."""
+    self._ask(lambda: self._set(_COUNTS, str(self._boundary)))
+    # A process that is lost meanwhile is the watch's to find.
+    while not self._end.is_set():
+      said = self._ask(lambda: self._store.key_value_dir_get(_COUNTS)) or ()
+      if len(said) == self._count:
+        self._last = max(int(boundary) for _, boundary in said) + 1
+        return
+      time.sleep(_RETRY_SECONDS)
+
+  def _set(self, key: str, value: str) -> None:
+    # Again, where the answer to the first time was lost.
+    self._store.key_value_set(
+      f"{key}{self._index}", value, allow_overwrite=True
+    )

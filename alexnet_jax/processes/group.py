@@ -54,7 +54,11 @@ class Group(members.Members):
       )
       if signals is not None:
         self._agreement = agreement_lib.Agreement(
-          self._client, index=self.index, count=self.count, signals=signals
+          self._client,
+          index=self.index,
+          count=self.count,
+          signals=signals,
+          on_end=self._end,
         )
 
   @property
@@ -62,8 +66,8 @@ class Group(members.Members):
     """Of the signal that has asked any of the processes to stop."""
     return (self._agreement or self._signals).name
 
-  def begin_steps(self, *, stuck_seconds: float, folder: str) -> None:
-    """From here on something can be lost: a first signal is a wish to stop.
+  def start_clock(self, *, stuck_seconds: float, folder: str) -> None:
+    """From here on this process ends where nothing gets done any more.
 
     Args:
       stuck_seconds: without a boundary, after which this process ends; 0:
@@ -78,11 +82,18 @@ class Group(members.Members):
       label=self.label() if several else "",
       exit=self._exit_stuck,
     )
+    self._clock.start()
+
+  def begin_steps(self) -> None:
+    """From here on something can be lost: a first signal is a wish to stop.
+
+    To be called after `start_clock`.
+    """
+    self._clock.tick()
     if self._signals is not None:
       self._signals.guard()
     if self._agreement is not None:
       self._agreement.start()
-    self._clock.start()
 
   def end_steps(self) -> None:
     """Nothing is watched any longer for being stuck."""
@@ -142,6 +153,8 @@ class Group(members.Members):
     if self._watch is not None:
       self.wait_for_all("end")
       self._watch.stop()
+      if self._agreement is not None:
+        self._agreement.stop()
       jax.distributed.shutdown()
 
   def _fail(self, error: BaseException) -> None:
@@ -149,19 +162,21 @@ class Group(members.Members):
 
     Only where there are others: leaving in JAX's way would wait for them.
     """
+    if self._clock is not None:
+      self._clock.stop()
     if self._watch is None:
       return
     if isinstance(error, jax.errors.JaxRuntimeError | ValueError):
       # Maybe because another process is lost: then the watch ends this one.
       summary = " ".join(str(error).split())[:200]
-      print(f"{self.label()}: {summary}", file=sys.stderr, flush=True)
+      signals_lib.write(f"{self.label()}: {summary}")
       time.sleep(watch_lib.LOST_SECONDS + 3 * watch_lib.BEAT_SECONDS)
     if isinstance(error, SystemExit):
       text = str(error.code)
-      print(text, file=sys.stderr)
+      signals_lib.write(text)
       reason = text.removeprefix("error: ").removeprefix(f"{self.label()}: ")
     else:
-      traceback.print_exception(error)
+      signals_lib.write("".join(traceback.format_exception(error)).rstrip())
       reason = " ".join(f"{type(error).__name__} {error}".split())
     self._watch.announce(reason)
     self._exit(1)
@@ -169,17 +184,17 @@ class Group(members.Members):
   def _end(self, sentence: str, lost: bool) -> None:
     """Ends this process because of another one."""
     goes_on = ". The same command goes on from the last checkpoint."
-    print(
-      f"error: {self.label()} ends because {sentence}{goes_on if lost else ''}",
-      file=sys.stderr,
+    signals_lib.write(
+      f"error: {self.label()} ends because {sentence}{goes_on if lost else ''}"
     )
     self._exit(LOST if lost else 1)
 
   def _exit(self, code: int) -> None:
     """At once, whatever the other threads of this process wait for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+      sys.stdout.flush()
+    finally:  # whatever became of who reads it
+      os._exit(code)
 
 
 def alone() -> Group:

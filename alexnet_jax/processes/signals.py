@@ -115,7 +115,15 @@ def _leave(name: str) -> None:
 
 
 def say(what: str) -> None:
-  """Says how the process is stopped where nothing was done, past all locks."""
-  line = f"{what}; nothing is lost, the same command goes on.\n"
+  """Says how the process is stopped where nothing was done."""
+  write(f"{what}; nothing is lost, the same command goes on.")
+
+
+def write(line: str) -> None:
+  """Writes to standard error where the process is about to end.
+
+  Past all locks; and without an error where nobody can read it any longer: a
+  broken pipe, a full disk. The end must come.
+  """
   with contextlib.suppress(OSError):  # Ctrl-C ends who reads it, too
-    os.write(2, line.encode())
+    os.write(2, f"{line}\n".encode(errors="backslashreplace"))

@@ -10,13 +10,14 @@ held up, as by SIGSTOP, a suspended job or a closed laptop, has no turns.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+
+from alexnet_jax.processes import signals
 
 # Of sysexits.h: an internal software error.
 STUCK = 70
@@ -27,7 +28,7 @@ _WRITE_SECONDS = 5.0
 
 
 class Clock:
-  """Counts the time without a boundary, from the first one on.
+  """Counts the time without a boundary, from `start` on.
 
   Args:
     seconds: without a boundary, after which the process is stuck; 0: never.
@@ -50,10 +51,11 @@ class Clock:
     self._exit = exit
     self._end = threading.Event()
     self._boundaries = 0
-    self._rests = True
+    self._rests = False
     self._step: int | None = None
 
   def start(self) -> None:
+    """Begins to count, also what comes before the first boundary."""
     if self._seconds:
       threading.Thread(target=self._count, daemon=True, name="clock").start()
 
@@ -94,11 +96,11 @@ class Clock:
     teller.start()
     teller.join(_WRITE_SECONDS)
     last = "" if self._step is None else f" (last begun: step {self._step})"
-    _say(
+    signals.write(
       f"error: {self._label}no step finished for {self._seconds:g} seconds"
       f"{last}; the stacks of all threads are above and in {self._path}. The "
       "same command goes on from the last checkpoint; --stuck_seconds waits "
-      "longer.\n"
+      "longer."
     )
     self._exit(STUCK)
 
@@ -109,12 +111,7 @@ class Clock:
       file.seek(0)
       stacks = file.read().decode()
     when = time.strftime("%Y-%m-%d %H:%M:%S")
-    told = f"{self._label}the stacks of all threads at {when}:\n{stacks}\n"
-    _say(told)
+    told = f"{self._label}the stacks of all threads at {when}:\n{stacks}"
+    signals.write(told)
     with open(self._path, "a") as file:
-      file.write(told)
-
-
-def _say(what: str) -> None:
-  with contextlib.suppress(OSError):  # nobody may read it any longer
-    os.write(2, what.encode())  # past all locks
+      file.write(f"{told}\n")
