@@ -6,10 +6,11 @@ import os
 
 import jax
 
-from alexnet_jax import checkpoint, ownership, settings, stored, trained
+from alexnet_jax import ownership, settings, trained
 from alexnet_jax import run as run_lib
 from alexnet_jax import step as step_lib
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.checkpoints import checkpoint, stored
 from alexnet_jax.network import block_diagonal, wiring
 from alexnet_jax.partition import catalog
 

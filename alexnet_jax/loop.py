@@ -9,7 +9,6 @@ import jax
 import rich.console
 
 from alexnet_jax import (
-  checkpoint,
   member_runs,
   metrics,
   plateau,
@@ -19,6 +18,7 @@ from alexnet_jax import (
 )
 from alexnet_jax import run as run_lib
 from alexnet_jax import step as step_lib
+from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.data import blocks, pipeline
 
 # How far the host runs ahead of the devices: enough that they never wait for

@@ -13,9 +13,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from alexnet_jax import checkpoint, record, resume, saving, stored
 from alexnet_jax import program as program_lib
 from alexnet_jax import step as step_lib
+from alexnet_jax.checkpoints import checkpoint, record, resume, saving, stored
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.processes import group as group_lib
 

@@ -12,10 +12,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alexnet_jax import lock, member_runs, record, stored
+from alexnet_jax import lock, member_runs
 from alexnet_jax import program as program_lib
 from alexnet_jax import step as step_lib
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.checkpoints import record, stored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from alexnet_jax import averages, metrics, record, stored, trained
+from alexnet_jax import averages, metrics, trained
 from alexnet_jax import predictions as predictions_lib
 from alexnet_jax import program as program_lib
+from alexnet_jax.checkpoints import record, stored
 from alexnet_jax.data import pipeline, records
 
 # How far the host runs ahead of the devices, which do not hold the answers to

@@ -14,7 +14,8 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from alexnet_jax import events, lines, metrics, saving, stall
+from alexnet_jax import events, lines, metrics, stall
+from alexnet_jax.checkpoints import saving
 
 
 class LossNotFinite(FloatingPointError):

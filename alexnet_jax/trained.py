@@ -17,8 +17,9 @@ from typing import Any
 
 import ml_collections
 
-from alexnet_jax import checkpoint, member_runs, settings
+from alexnet_jax import member_runs, settings
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog
 from alexnet_jax.partition import layout as layout_lib

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from alexnet_jax import checkpoint
+from alexnet_jax.checkpoints import checkpoint
 
 # Where a kill can meet a run, in the order in which a run comes there.
 PHASES = (

@@ -23,9 +23,10 @@ import numpy as np
 from absl import app, flags
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax import checkpoint, command, compiled_step, loop, settings
+from alexnet_jax import command, compiled_step, loop, settings
 from alexnet_jax import run as run_lib
 from alexnet_jax import step as step_lib
+from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.partition import mesh as mesh_lib
 
 # Parameters change, so that velocities are no zeros, and stay finite.

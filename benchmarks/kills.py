@@ -32,8 +32,9 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from alexnet_jax import checkpoint, command, settings
+from alexnet_jax import command, settings
 from alexnet_jax import run as run_lib
+from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.partition import mesh as mesh_lib
 from benchmarks import attempt as attempt_lib
 

@@ -12,8 +12,9 @@ import time
 import jax
 import numpy as np
 
-from alexnet_jax import checkpoint, settings
 from alexnet_jax import run as run_lib
+from alexnet_jax import settings
+from alexnet_jax.checkpoints import checkpoint
 from configs import default
 
 ROOT = pathlib.Path(__file__).parents[1]

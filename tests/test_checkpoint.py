@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax import (
+from alexnet_jax import lines
+from alexnet_jax import step as step_lib
+from alexnet_jax.checkpoints import (
   checkpoint,
   kept,
-  lines,
   record,
   saving,
   stored,
   version,
 )
-from alexnet_jax import step as step_lib
 
 
 def make_state(value=1.0, number=0):

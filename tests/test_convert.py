@@ -11,8 +11,9 @@ import pytest
 import rich.console
 from flax import nnx
 
-from alexnet_jax import checkpoint, conversion, settings, stored, train
+from alexnet_jax import conversion, settings, train
 from alexnet_jax import run as run_lib
+from alexnet_jax.checkpoints import checkpoint, stored
 from alexnet_jax.network import block_diagonal, model, wiring
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.partition import catalog

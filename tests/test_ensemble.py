@@ -11,18 +11,17 @@ import pytest
 import rich.console
 
 from alexnet_jax import (
-  checkpoint,
   compiled_step,
   member_runs,
   ownership,
   report,
   settings,
-  stored,
   train,
   trained,
 )
 from alexnet_jax import run as run_lib
 from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.checkpoints import checkpoint, stored
 from alexnet_jax.partition import catalog
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.processes import group as group_lib

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from alexnet_jax import record
+from alexnet_jax.checkpoints import record
 from tests import processes
 
 pytestmark = pytest.mark.faults

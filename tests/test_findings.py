@@ -6,8 +6,9 @@ import socket
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax import checkpoint, ownership, step
+from alexnet_jax import ownership, step
 from alexnet_jax import run as run_lib
+from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.checkup import findings
 from alexnet_jax.processes import machine
 from tests import fake_group

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import fingerprint
+from alexnet_jax.checkpoints import fingerprint
 from alexnet_jax.partition import catalog
 from tests import build
 

@@ -92,7 +92,7 @@ def test_file_imports_only_what_it_may(file):
     not place.startswith("checkup/")
   ):
     assert "ml_collections" not in tops
-  if place not in ("checkpoint.py", "stored.py"):
+  if place not in ("checkpoints/checkpoint.py", "checkpoints/stored.py"):
     assert "orbax" not in tops
 
 

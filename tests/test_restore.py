@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import checkpoint, plateau, step
+from alexnet_jax import plateau, step
+from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.partition import catalog
 from tests import build
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import rich.console
 
-from alexnet_jax import checkpoint, plateau, report, settings, train
+from alexnet_jax import plateau, report, settings, train
 from alexnet_jax import run as run_lib
+from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.processes import group as group_lib
 from tests import processes
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import compilation_cache, record, stored
+from alexnet_jax import compilation_cache
+from alexnet_jax.checkpoints import record, stored
 from alexnet_jax.data import decode, ilsvrc, sets, trust
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import checkpoint, compiled_step
+from alexnet_jax import compiled_step
+from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog

@@ -8,7 +8,7 @@ import tomllib
 
 import jax
 
-_ROOT = pathlib.Path(__file__).parents[1]
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def find() -> dict[str, str | None]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from alexnet_jax import causes, fingerprint
+from alexnet_jax.checkpoints import causes, fingerprint
 
 # Of Orbax, in the folder of each checkpoint.
 _FILE = "_CHECKPOINT_METADATA"

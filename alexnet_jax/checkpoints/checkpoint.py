@@ -16,7 +16,9 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax import (
+from alexnet_jax import step as step_lib
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.checkpoints import (
   fingerprint,
   kept,
   record,
@@ -25,8 +27,6 @@ from alexnet_jax import (
   stored,
   version,
 )
-from alexnet_jax import step as step_lib
-from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.processes import group as group_lib
 
 CheckpointError = record.CheckpointError

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from alexnet_jax import record
+from alexnet_jax.checkpoints import record
 
 # Of TensorStore: "...: No space left on device [os_error_code='28']".
 _OS_ERROR = re.compile(r": ([^:]+) \[os_error_code=")

@@ -17,8 +17,8 @@ import numpy as np
 from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax import record
 from alexnet_jax import step as step_lib
+from alexnet_jax.checkpoints import record
 
 
 def find_latest_step(workdir: str) -> int | None:

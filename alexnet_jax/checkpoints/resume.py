@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from alexnet_jax import record
+from alexnet_jax.checkpoints import record
 
 State = TypeVar("State")
 

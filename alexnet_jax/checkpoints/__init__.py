@@ -1,0 +1,1 @@
+"""What a run saves: whole, sound, and read under any layout."""
