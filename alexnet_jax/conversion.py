@@ -49,7 +49,7 @@ def convert(
         "--new_workdir."
       )
   like = _find_like(config, run, run.network)
-  state = checkpoint.load(workdir, run.step, like)
+  state = stored.load(workdir, run.step, like)
   state = block_diagonal.convert(state, run.network, target)
   like = _find_like(config, run, target)
   state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, like))

@@ -77,13 +77,13 @@ def open_checkpoints(
 
 
 def find_latest_step(workdir: str, members: int) -> int | None:
-  """As `checkpoint.find_latest_step`, of one member or of several.
+  """As `stored.find_latest_step`, of one member or of several.
 
   Returns:
     The newest step that all members have; None if there is none.
   """
   if members == 1:
-    return checkpoint.find_latest_step(workdir)
+    return stored.find_latest_step(workdir)
   folders = [find_folder(workdir, member) for member in range(members)]
   return max(find_common_steps(folders), default=None)
 
@@ -94,9 +94,7 @@ def find_common_steps(folders: Sequence[str]) -> set[int]:
   Args:
     folders: of the members.
   """
-  return set.intersection(
-    *({*checkpoint.find_steps(folder)} for folder in folders)
-  )
+  return set.intersection(*({*stored.find_steps(folder)} for folder in folders))
 
 
 class MemberCheckpoints:

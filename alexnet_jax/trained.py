@@ -19,7 +19,7 @@ import ml_collections
 
 from alexnet_jax import member_runs, settings
 from alexnet_jax import workdir as workdir_lib
-from alexnet_jax.checkpoints import checkpoint
+from alexnet_jax.checkpoints import stored
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog
 from alexnet_jax.partition import layout as layout_lib
@@ -64,7 +64,7 @@ def find_workdirs(paths: Sequence[str]) -> list[str]:
   found = []
   for path in paths:
     members = _find_members(path)
-    own = not members or checkpoint.find_steps(path)
+    own = not members or stored.find_steps(path)
     found += [path] if own else members
   for path in found:
     if [os.path.realpath(other) for other in found].count(
@@ -97,7 +97,7 @@ def find_common_steps(paths: Sequence[str]) -> dict[str, int]:
     if members in ([], [path]):
       continue
     steps = member_runs.find_common_steps(members)
-    if not steps and any(map(checkpoint.find_steps, members)):
+    if not steps and any(map(stored.find_steps, members)):
       raise ValueError(
         f"the members in {path!r} have no checkpoint of one step. Set "
         "--workdir to one of them."
@@ -146,7 +146,7 @@ def read(
       config has other fields or does not fit; says what to change.
   """
   config, found = _read_config(path, fields)
-  steps = checkpoint.find_steps(path)
+  steps = stored.find_steps(path)
   if not steps:
     raise ValueError(
       f"the run in {path!r} has no checkpoint. Set --workdir to a run that has "

@@ -12,7 +12,7 @@ from alexnet_jax import averages, metrics, step
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import pipeline
 
-# As in `train.py`.
+# As the steps in `loop.py`.
 _BATCHES_AHEAD = 2
 
 

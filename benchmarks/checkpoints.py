@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 from alexnet_jax import command, compiled_step, loop, settings
 from alexnet_jax import run as run_lib
 from alexnet_jax import step as step_lib
-from alexnet_jax.checkpoints import checkpoint
+from alexnet_jax.checkpoints import checkpoint, stored
 from alexnet_jax.partition import mesh as mesh_lib
 
 # Parameters change, so that velocities are no zeros, and stay finite.
@@ -129,7 +129,7 @@ def measure_alone(
     times = (
       blocked,
       watch.wait(),
-      _time(lambda number=number: checkpoint.load(folder, number, like)),
+      _time(lambda number=number: stored.load(folder, number, like)),
     )
     if number:  # the first of each opens and compiles
       for name, *seconds in zip(names, alone, times, strict=True):

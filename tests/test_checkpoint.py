@@ -43,7 +43,7 @@ def save(workdir, steps, errors=(), **options):
     facts = {"validation_error": errors[step]} if step in errors else {}
     checkpoints.save(step, make_state(step, step), facts)
   saved = checkpoints.close()
-  return saved, checkpoint.find_steps(str(workdir))
+  return saved, stored.find_steps(str(workdir))
 
 
 def fail_with(error):
@@ -125,7 +125,7 @@ def test_checkpoint_says_what_it_is_and_is_held_against_that(
   np.testing.assert_array_equal(state.parameters["conv1"]["kernel"], 4.0)
   other = like._replace(parameters={"conv1": {"kernel": jnp.ones((2, 4))}})
   with pytest.raises(
-    checkpoint.CheckpointError,
+    record.CheckpointError,
     match=r"conv1.kernel is float32\[2,3\] there, and float32\[2,4\] here",
   ) as caught:
     stored.load(str(tmp_path), 4, other)
@@ -174,12 +174,12 @@ def test_checkpoint_that_cannot_be_read_now_stays_where_it_is(
   ):
     with monkeypatch.context() as patched:
       patched.setattr(place, fail_with(error))
-      with pytest.raises(checkpoint.CheckpointError, match=says) as caught:
+      with pytest.raises(record.CheckpointError, match=says) as caught:
         checkpoints.resume(make_state(), print)
     assert not isinstance(caught.value, record.DamagedError)
   with monkeypatch.context() as patched:
     patched.setattr("builtins.open", fail_with(OSError(number, "no matter")))
-    with pytest.raises(checkpoint.CheckpointError, match="read now"):
+    with pytest.raises(record.CheckpointError, match="read now"):
       checkpoints.prepare(print)
   assert stored.find_steps(str(tmp_path)) == [4, 6]
   # What is not there is not there tomorrow either.
@@ -196,7 +196,7 @@ def test_state_that_is_not_finite_is_not_saved(tmp_path):
   ):
     checkpoints.save(3, make_state(np.nan))
   checkpoints.close()
-  assert checkpoint.find_steps(str(tmp_path)) == []
+  assert stored.find_steps(str(tmp_path)) == []
 
 
 def test_save_ends_whatever_is_raised_while_it_ends(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from flax import nnx
 
 from alexnet_jax import conversion, settings, train
 from alexnet_jax import run as run_lib
-from alexnet_jax.checkpoints import checkpoint, stored
+from alexnet_jax.checkpoints import stored
 from alexnet_jax.network import block_diagonal, model, wiring
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.partition import catalog
@@ -183,7 +183,7 @@ def test_run_goes_on_in_the_new_network(tiny_config, tmp_path):
   ).abstract_state
   jax.tree.map(
     np.testing.assert_array_equal,
-    *(jax.device_get(checkpoint.load(place, 3, like)) for place in (back, old)),
+    *(jax.device_get(stored.load(place, 3, like)) for place in (back, old)),
   )
 
   losses = run(target, new, data_dir)

@@ -29,10 +29,6 @@ from alexnet_jax.checkpoints import (
 )
 from alexnet_jax.processes import group as group_lib
 
-CheckpointError = record.CheckpointError
-find_latest_step, find_steps = stored.find_latest_step, stored.find_steps
-load = stored.load
-
 
 class Checkpoints:
   """The checkpoints of one run, `<workdir>/checkpoints/<step>`.
@@ -144,7 +140,7 @@ class Checkpoints:
         ),
       )
     if response is None:
-      raise CheckpointError(
+      raise record.CheckpointError(
         f"the checkpoint of step {step} would come after that of step "
         f"{self.latest_step()} in {self._workdir!r}, expected a later step. "
         "Set --workdir."
@@ -268,7 +264,7 @@ class Checkpoints:
     try:
       return self.restore(like, step=step)
     except record.DamagedError as error:
-      raise CheckpointError(
+      raise record.CheckpointError(
         f"{error} Each process by itself could read it. Start again."
       ) from error
 
