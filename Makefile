@@ -29,10 +29,10 @@ verify: .venv/test.done
 	$(BIN)/python -m alexnet_jax.verify --config.batch_size=8
 
 hosts: .venv/test.done
-	$(BIN)/python -m pytest -m hosts -rs -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m hosts -rs -n 3 --dist loadfile
 
 faults: .venv/test.done
-	$(BIN)/python -m pytest -m faults -rs -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m faults -rs -n 3 --dist loadfile
 
 slices: .venv/tpu.done
 	$(BIN)/python -m pytest -m slices

@@ -57,27 +57,17 @@ def test_process_that_is_stopped_is_named(folder):
   running[0].communicate()
 
 
-# A validation of 23 batches of ten views each takes some seconds. Of one
-# process, tests/test_faults_signals.py has every phase.
-@pytest.mark.parametrize(
-  ("fields", "where"),
-  [
-    ({}, ""),
-    (
-      {
-        "validate_every_steps": 4,
-        "validation_views": 10,
-        "data.validation_split": "validation",
-      },
-      "in the validation ",
-    ),
-  ],
-)
-def test_signal_to_one_process_saves_in_all_and_the_run_goes_on(
-  fields, where, folder
-):
-  tmp = folder(f"signalled {where}")
-  many = {"num_epochs": 1000.0, "checkpoint_every_steps": 100_000} | fields
+# The other phases are in test_faults_signals.py, and SIGTERM in test_mpi.py.
+def test_signal_to_one_process_saves_in_all_and_the_run_goes_on(folder):
+  tmp = folder("signalled")
+  many = {
+    "num_epochs": 1000.0,
+    "checkpoint_every_steps": 100_000,
+    # 23 batches of ten views each take some seconds.
+    "validate_every_steps": 4,
+    "validation_views": 10,
+    "data.validation_split": "validation",
+  }
   arguments = processes.flags("two_device", tmp, many)
   running = processes.start(tmp, 2, arguments)
   processes.wait_for_step(tmp, 4, running)
@@ -86,7 +76,7 @@ def test_signal_to_one_process_saves_in_all_and_the_run_goes_on(
   for code, _, errors in done:
     assert code == 75, errors
   (step,) = re.findall(
-    rf"stopped by SIGINT {where}after step (\d+)", done[0][1]
+    r"stopped by SIGINT in the validation after step (\d+)", done[0][1]
   )
   running = processes.start(tmp, 2, arguments)
   processes.wait_for_step(tmp, int(step) + 2, running)

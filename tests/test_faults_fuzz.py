@@ -196,7 +196,7 @@ def test_fuzzed_configs_end_well_or_in_one_line_that_names_the_field(tmp_path):
   process = subprocess.run(
     [
       *(sys.executable, "-m", "benchmarks.fuzz"),
-      *("--runs=24", "--seed=2012", "--limit_seconds=150"),
+      *("--runs=12", "--seed=2012", "--limit_seconds=150"),
     ],
     cwd=processes.ROOT,
     env=processes.environment(tmp_path),
