@@ -128,7 +128,7 @@ def _check_features(
     raise ValueError(
       f"{layer.name} keeps its columns whole, and {over} in layout "
       f"'{layout.name}' do not divide the network's {network.columns} "
-      f"columns. {fix}"
+      f"columns. {fix.rstrip('.')}, or config.network.columns."
     )
   if placement.arrive == "gather" and layer.features % devices:
     raise ValueError(
