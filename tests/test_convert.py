@@ -1,6 +1,5 @@
 """A network of columns, written out with the zeros between them, and back."""
 
-import json
 import pathlib
 import subprocess
 import sys
@@ -8,17 +7,15 @@ import sys
 import jax
 import numpy as np
 import pytest
-import rich.console
 from flax import nnx
 
-from alexnet_jax import conversion, settings, train
+from alexnet_jax import conversion, settings
 from alexnet_jax import run as run_lib
 from alexnet_jax.checkpoints import stored
 from alexnet_jax.network import block_diagonal, model, wiring
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.partition import catalog
-from alexnet_jax.processes import group as group_lib
-from tests import processes
+from tests import processes, test_train
 
 # Fully connected layers that read their own column, and no normalisation
 # within one: one column that reads everything computes the same.
@@ -135,16 +132,7 @@ def test_networks_that_compute_something_else_are_refused(one, other, message):
 
 def run(config, workdir, data_dir):
   """Trains; the loss of each step."""
-  prepared = run_lib.prepare(
-    config,
-    group=group_lib.alone(),
-    workdir=str(workdir),
-    data_dir=data_dir,
-    simulate_devices=None,
-  )
-  train.train(prepared, rich.console.Console(quiet=True))
-  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-  reports = [json.loads(line) for line in lines]
+  _, reports, _ = test_train.run(config, workdir, data_dir)
   return {
     line["step"]: line["training_loss"]
     for line in reports

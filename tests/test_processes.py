@@ -14,11 +14,6 @@ SPLITS = {
     {"layout.mesh.data": 2},
     [(1, 4), (2, 2), (4, 1)],
   ),
-  "data_parallel": (
-    "data_parallel",
-    {"layout.mesh.data": 4},
-    [(1, 4), (2, 2)],
-  ),
   "a column in each process": ("two_device", {}, [(1, 2), (2, 1)]),
 }
 

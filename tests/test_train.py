@@ -1,6 +1,5 @@
 import pathlib
 import re
-import shutil
 
 import jax
 import numpy as np
@@ -81,21 +80,6 @@ def test_stopped_and_restarted_run_ends_as_one_that_ran_through(
   assert lines[-1]["step"] == 6
   assert same_bits(resumed, straight)
   assert not same_bits(halfway.parameters, straight.parameters)
-
-
-@pytest.mark.slow
-def test_checkpoint_in_mid_run_is_not_touched_by_the_steps_after_it(
-  tiny_config, tmp_path, data_dir
-):
-  tiny_config.layout.name = "two_column_data"
-  tiny_config.checkpoint_every_steps = 1
-  tiny_config.keep_checkpoints = 10
-  straight, _, _ = run(tiny_config, tmp_path, data_dir)
-  for step in (3, 4, 5, 6):
-    shutil.rmtree(tmp_path / "checkpoints" / str(step))
-  resumed, _, said = run(tiny_config, tmp_path, data_dir)
-  assert "goes on after step 2 of 6" in said
-  assert same_bits(resumed, straight)
 
 
 @pytest.mark.slow

@@ -176,12 +176,19 @@ def _explain(
     return place(planned) == place(found) and planned.elements >= found.elements
 
   def is_elsewhere(planned: Exchange, found: Exchange) -> bool:
-    """A combined sum may give all its pieces the place of one, or none."""
+    """A combined sum may give all its pieces the place of one, or none.
+
+    Gradients of TPUs' `fully_sharded` step so have that of the loss, forward.
+    """
     return (
       (planned.axes, planned.elements) == (found.axes, found.elements)
       and found.kind in (planned.kind, "sum")
       and planned.kind in (found.kind, "reduce_scatter")
-      and (not found.layer or planned.direction == found.direction)
+      and (
+        not found.layer
+        or found.kind == "sum"
+        or planned.direction == found.direction
+      )
     )
 
   strangers = extra

@@ -115,7 +115,7 @@ def _check_features(
   placement = layout.placement(layer.name)
   devices = layout.size(placement.features)
   over = f"the {devices} devices of {_axes(placement.features)}"
-  fix = f"Set config.layout.{layer.name}.features or config.layout.mesh."
+  fix = f"Set config.layout.{layer.name}.features or config.layout.mesh"
   if devices == 1:
     return
   whole_columns = layer.reads == "own" or layer.normalise == "column"
@@ -128,18 +128,18 @@ def _check_features(
     raise ValueError(
       f"{layer.name} keeps its columns whole, and {over} in layout "
       f"'{layout.name}' do not divide the network's {network.columns} "
-      f"columns. {fix.rstrip('.')}, or config.network.columns."
+      f"columns. {fix}, or config.network.columns."
     )
   if placement.arrive == "gather" and layer.features % devices:
     raise ValueError(
       f"{layer.name} has {layer.features} features, which {over} in layout "
-      f"'{layout.name}' do not divide. {fix}"
+      f"'{layout.name}' do not divide. {fix}."
     )
   if layer.features // devices < layer.reach:
     raise ValueError(
       f"{layer.name} normalises with {layer.reach} maps of each device beside "
       f"one, and {over} in layout '{layout.name}' have "
-      f"{layer.features // devices} of its {layer.features}. {fix}"
+      f"{layer.features // devices} of its {layer.features}. {fix}."
     )
   if placement.arrive == "sum":
     # A fully connected layer reads a map position by position, so its input
@@ -152,7 +152,7 @@ def _check_features(
         f"{layer.name} sums over {over} in layout '{layout.name}', which do "
         f"not divide the {rows} "
         f"{'channels' if rows == sizes.channels else 'positions'} that it "
-        f"reads. {fix}"
+        f"reads. {fix}."
       )
 
 
