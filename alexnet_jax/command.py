@@ -17,6 +17,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from alexnet_jax import compiler_options, flag_parsing
+from alexnet_jax.network import forms
 from alexnet_jax.partition import mesh, topology
 from alexnet_jax.processes import cluster
 from alexnet_jax.processes import group as group_lib
@@ -127,9 +128,21 @@ def define_xla_options() -> flags.FlagHolder:
     "xla_options",
     "auto",
     compiler_options.MODES,
-    "Options for XLA, so that a device computes while it communicates. auto: "
+    "Options for XLA, as that a device computes while it communicates. auto: "
     "those preset for its platform; what XLA_FLAGS or LIBTPU_INIT_ARGS sets "
     "stays. off: XLA's own.",
+  )
+
+
+def define_forms() -> flags.FlagHolder:
+  """Defines --forms."""
+  return flags.DEFINE_string(
+    "forms",
+    forms.AUTO,
+    "How operations are computed, the numbers being the same. auto: the rule "
+    "for the platform; plain: as one would write them down; else what is to "
+    "differ from the rule, as pool=window,bias=sum. See "
+    "alexnet_jax/network/forms.py.",
   )
 
 

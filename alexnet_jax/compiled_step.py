@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax
 
+from alexnet_jax import compiler_options
 from alexnet_jax import program as program_lib
 from alexnet_jax.partition import audit as audit_lib
 
@@ -13,7 +14,7 @@ from alexnet_jax.partition import audit as audit_lib
 def compile_step(
   program: program_lib.Program,
   *,
-  options: Mapping[str, bool | int] | None = None,
+  options: Mapping[str, compiler_options.Value] | None = None,
 ) -> tuple[jax.stages.Compiled, audit_lib.Audit]:
   """Compiles the training step, and audits what came of it.
 

@@ -1,6 +1,7 @@
 """What XLA is asked for beyond its defaults, platform by platform.
 
-Options that let a device compute while its exchanges run. They reach the
+Options that let a device compute while its exchanges run, and that choose the
+library for its products. They reach the
 compiler with the step, as `compile(compiler_options=...)`, which refuses a name
 that it does not know; in XLA_FLAGS a name that was retired ends the process.
 None changes what a step sends, as the audit shows each time.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform as machine
 from collections.abc import Iterable, Mapping
 
 import jax
@@ -27,13 +29,14 @@ MODES = ("auto", "off")
 # 3, not 0, on 8 H100; 4, not 0, on 8 chips of v5e.
 _COMBINED_BYTES = 4 * 2**20
 
-# By device kind, else by platform. Values are as DebugOptions has them, bool or
-# int; "true" is refused there.
+# By device kind, of CPUs by instruction set, else by platform. Values are as
+# DebugOptions has them, bool, int or str; "true" is refused there.
 #
 # Left out, for every platform: pipelined collectives, as
 # xla_gpu_enable_pipelined_all_reduce. They move the exchanges of one round of a
 # loop into the next; a step has no loop, and jaxlib 0.12 none of these names.
-PRESETS: Mapping[str, Mapping[str, bool | int]] = {
+Value = bool | int | str
+PRESETS: Mapping[str, Mapping[str, Value]] = {
   # Exchanges are asynchronous here by default, but end right where they start
   # unless the scheduler looks for something to do between.
   "gpu": {
@@ -62,8 +65,16 @@ PRESETS: Mapping[str, Mapping[str, bool | int]] = {
   # Simulated devices share the cores of one machine: while one waits, another
   # computes, and there is no time to hide.
   "cpu": {},
+  "x86 cpu": {
+    # YNNPACK, which XLA hands products and convolutions to, is to have the
+    # products only. Convolutions then run as Eigen's, on kernels of oneDNN that
+    # exist for this instruction set alone: the gradients of kernels take a half
+    # to a third of the time, see docs/performance.md.
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
+  },
 }
 
+_X86 = ("x86_64", "amd64")
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # Of XLA's and of libtpu's compiler alike.
 _UNKNOWN = "No such compile option"
@@ -82,7 +93,7 @@ class Options:
   """
 
   platform: str
-  used: Mapping[str, bool | int]
+  used: Mapping[str, Value]
   unknown: tuple[str, ...] = ()
   set_by_user: Mapping[str, str] = dataclasses.field(default_factory=dict)
   off: bool = False
@@ -119,7 +130,7 @@ def choose(devices: Iterable[jax.Device], *, mode: str) -> Options:
   """
   devices = list(devices)
   platform = devices[0].platform
-  preset = PRESETS.get(devices[0].device_kind, PRESETS.get(platform, {}))
+  preset = PRESETS.get(_kind(devices[0]), PRESETS.get(platform, {}))
   if mode == "off" or not preset:
     return Options(platform=platform, used={}, off=bool(preset))
   set_by_user = {
@@ -140,8 +151,14 @@ def choose(devices: Iterable[jax.Device], *, mode: str) -> Options:
   )
 
 
+def _kind(device: jax.Device) -> str:
+  if device.platform == "cpu" and machine.machine().lower() in _X86:
+    return "x86 cpu"
+  return device.device_kind
+
+
 def find_unknown(
-  device: jax.Device, options: Mapping[str, bool | int]
+  device: jax.Device, options: Mapping[str, Value]
 ) -> tuple[str, ...]:
   """Those options that the compiler for a device does not know.
 
@@ -154,7 +171,7 @@ def find_unknown(
   number = jax.ShapeDtypeStruct((), np.float32, sharding=place)
   lowered = jax.jit(lambda x: x + x).lower(number)
 
-  def knows(options: Mapping[str, bool | int]) -> bool:
+  def knows(options: Mapping[str, Value]) -> bool:
     try:
       lowered.compile(compiler_options=dict(options))
     except jax.errors.JaxRuntimeError as error:

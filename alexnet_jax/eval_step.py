@@ -14,6 +14,7 @@ from flax import nnx
 from jax import lax
 
 from alexnet_jax import step as step_lib
+from alexnet_jax.network import forms as forms_lib
 from alexnet_jax.network import model, wiring
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import specs as specs_lib
@@ -30,6 +31,7 @@ def make_eval_step(
   *,
   views: int = 1,
   precision: str = "float32",
+  forms: forms_lib.Forms = forms_lib.PLAIN,
 ) -> EvalStep:
   """Makes the evaluation of one batch, without dropout.
 
@@ -38,6 +40,7 @@ def make_eval_step(
       errors are then those of the softmax outputs averaged over the views
       (Krizhevsky et al. 2012, section 4.1).
     precision: as of the training step.
+    forms: as of the training step.
 
   Returns:
     (variables, images, labels) -> totals, jitted; as for the training step.
@@ -45,7 +48,7 @@ def make_eval_step(
     A label of `metrics.PADDING` marks a row that is no image.
   """
   log_probabilities = _make_log_probabilities(
-    network, exchange, augmentation, views, precision
+    network, exchange, augmentation, views, precision, forms
   )
 
   def totals_on_device(variables, images, labels):
@@ -70,6 +73,7 @@ def make_predict_step(
   *,
   views: int = 1,
   precision: str = "float32",
+  forms: forms_lib.Forms = forms_lib.PLAIN,
 ) -> PredictStep:
   """Makes the prediction for one batch, without dropout.
 
@@ -77,6 +81,7 @@ def make_predict_step(
     views: as for `make_eval_step`, whose totals are those of these
       log-probabilities.
     precision: as of the training step.
+    forms: as of the training step.
 
   Returns:
     (variables, images, labels) -> (log-probabilities, labels), jitted:
@@ -84,7 +89,7 @@ def make_predict_step(
     any process.
   """
   log_probabilities = _make_log_probabilities(
-    network, exchange, augmentation, views, precision
+    network, exchange, augmentation, views, precision, forms
   )
 
   def on_device(variables, images):
@@ -105,9 +110,11 @@ def make_predict_step(
   return jax.jit(predict_step)
 
 
-def _make_log_probabilities(network, exchange, augmentation, views, precision):
+def _make_log_probabilities(
+  network, exchange, augmentation, views, precision, forms
+):
   """(variables, u8[n, ...]) -> f32[n, classes], where the loss is."""
-  graphdef = model.make_graphdef(network)
+  graphdef = model.make_graphdef(network, forms)
 
   def log_probabilities(variables, images):
     alexnet = nnx.merge(graphdef, exchange.weights(variables))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax import step as step_lib
+from alexnet_jax.network import forms as forms_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import draws as draws_lib
 from alexnet_jax.partition import exchange as exchange_lib
@@ -26,6 +27,7 @@ def make_examine_step(
   mesh: jax.sharding.Mesh,
   label_smoothing: float,
   precision: str,
+  forms: forms_lib.Forms,
 ) -> ExamineStep:
   """Makes the examination; it is to be traced under the layout's mesh.
 
@@ -49,6 +51,7 @@ def make_examine_step(
       augmentation,
       label_smoothing=label_smoothing,
       precision=precision,
+      forms=forms,
     )(*arguments)
     return totals, watch.found
 

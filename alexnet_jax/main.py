@@ -35,6 +35,7 @@ _SIMULATE_DEVICES = command.define_simulate_devices()
 _DISTRIBUTED = command.define_distributed()
 _START_TIMEOUT = command.define_start_timeout()
 _XLA_OPTIONS = command.define_xla_options()
+_FORMS = command.define_forms()
 _COMPILATION_CACHE = command.define_compilation_cache()
 _STUCK_SECONDS = flags.DEFINE_float(
   "stuck_seconds",
@@ -63,6 +64,7 @@ def main(
     same = settings.find_same(config) | {
       "--workdir": os.path.abspath(workdir),
       "--xla_options": _XLA_OPTIONS.value,
+      "--forms": _FORMS.value,
       "--compilation_cache": str(_COMPILATION_CACHE.value),
       "--accept_changes": str(_ACCEPT_CHANGES.value),
     }
@@ -77,6 +79,7 @@ def main(
         data_dir=_DATA_DIR.value,
         simulate_devices=_SIMULATE_DEVICES.value,
         xla_options=_XLA_OPTIONS.value,
+        forms=_FORMS.value,
         cache_dir=_COMPILATION_CACHE.value,
         accept_changes=_ACCEPT_CHANGES.value,
       )

@@ -18,6 +18,7 @@ import optax
 
 from alexnet_jax import eval_step, examine_step, metrics
 from alexnet_jax import step as step_lib
+from alexnet_jax.network import forms as forms_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import exchange as exchange_lib
@@ -37,6 +38,7 @@ class Program:
     views: of each image in an evaluation.
     label_smoothing: of the training loss.
     compute_precision: type in which the network is computed.
+    forms: how its operations are computed, see `network/forms.py`.
     ensemble: how many members are trained at once. All else is of one member,
       but for the mesh and its axes, and arrays: what each member has for itself
       has a first dimension of members where there are several.
@@ -55,6 +57,7 @@ class Program:
   views: int = 1
   label_smoothing: float = 0.0
   compute_precision: str = "float32"
+  forms: forms_lib.Forms = forms_lib.PLAIN
   ensemble: ensemble_lib.Ensemble = ensemble_lib.Ensemble()
 
   def init(self, key: jax.Array) -> step_lib.TrainState:
@@ -166,6 +169,7 @@ class Program:
         self.optimizer,
         label_smoothing=self.label_smoothing,
         precision=self.compute_precision,
+        forms=self.forms,
       ),
       self.mesh,
       own=(self._state_specs, self.specs.whole),
@@ -194,6 +198,7 @@ class Program:
         self.augmentation,
         views=self.views,
         precision=self.compute_precision,
+        forms=self.forms,
       ),
       self.mesh,
       own=(self.specs.variables,),
@@ -215,6 +220,7 @@ class Program:
       self.augmentation,
       views=self.views,
       precision=self.compute_precision,
+      forms=self.forms,
     )
 
   def examine(self, state, key, images, labels) -> tuple:
@@ -227,6 +233,7 @@ class Program:
       mesh=self.mesh,
       label_smoothing=self.label_smoothing,
       precision=self.compute_precision,
+      forms=self.forms,
     )
     with jax.set_mesh(self.mesh):
       return step(state, key, images, labels)
@@ -261,6 +268,7 @@ def make_program(
   label_smoothing: float = 0.0,
   precision: str = "float32",
   compute_precision: str = "float32",
+  forms: str = forms_lib.AUTO,
   views: int = 1,
   devices: Sequence[jax.Device] | None = None,
   keep_order: bool = False,
@@ -279,6 +287,7 @@ def make_program(
     label_smoothing: see `metrics.totals`; of the training only.
     precision: of activations while they cross devices.
     compute_precision: type in which the network is computed.
+    forms: how its operations are computed, see `forms.choose`.
     views: of each image in an evaluation, 1 or 10.
     devices: to compute on; None: those that JAX has.
     keep_order: whether to nest the axes of the mesh as the layout lists them,
@@ -302,11 +311,13 @@ def make_program(
   )
   sent = None if keep_order else plan_lib.sent_along(plan)
   ensemble = ensemble_lib.Ensemble(members)
+  mesh = ensemble_lib.make_mesh(layout, ensemble, devices, sent=sent)
+  platform = mesh.devices.flat[0].platform
   return Program(
     network=network,
     layout=layout,
     batch_size=batch_size,
-    mesh=ensemble_lib.make_mesh(layout, ensemble, devices, sent=sent),
+    mesh=mesh,
     nested_axes=mesh_lib.nest_axes(ensemble.widen(layout), sent),
     specs=array_specs,
     exchange=exchange_lib.MeshExchange(
@@ -318,5 +329,6 @@ def make_program(
     views=views,
     label_smoothing=label_smoothing,
     compute_precision=compute_precision,
+    forms=forms_lib.choose(platform, forms),
     ensemble=ensemble,
   )

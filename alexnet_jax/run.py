@@ -30,6 +30,7 @@ from alexnet_jax import program as program_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.data import records, sets
 from alexnet_jax.data import statistics as statistics_lib
+from alexnet_jax.network import forms as forms_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
@@ -73,6 +74,7 @@ def make_program(
   devices: Sequence[jax.Device] | None = None,
   num_images: int | None = None,
   statistics: statistics_lib.Statistics | None = None,
+  forms: str = forms_lib.AUTO,
 ) -> program_lib.Program:
   """The program of a config.
 
@@ -87,6 +89,7 @@ def make_program(
     statistics: of the training split; None where nothing is trained. Those of
       2012 then stand in, and zeros for a mean image, of the same sizes: these
       change neither what a step holds nor what it sends.
+    forms: see `forms.choose`.
 
   Raises:
     ValueError: the layout does not fit the devices.
@@ -105,6 +108,7 @@ def make_program(
     label_smoothing=config.label_smoothing,
     precision=config.exchange_precision,
     compute_precision=config.compute_precision,
+    forms=forms,
     views=config.validation_views,
     devices=devices,
     members=config.ensemble,
@@ -123,6 +127,7 @@ def prepare(
   data_dir: str | None,
   simulate_devices: int | None,
   xla_options: str = "auto",
+  forms: str = forms_lib.AUTO,
   cache_dir: str | None = compilation_cache.OFF,
   accept_changes: bool = False,
 ) -> Run:
@@ -137,6 +142,7 @@ def prepare(
     data_dir: where TFDS keeps its sets; each host may have its own.
     simulate_devices: in each process; None: its share of what the layout needs.
     xla_options: of `compiler_options.MODES`.
+    forms: see `forms.choose`.
     cache_dir: see `compilation_cache.open_cache`.
     accept_changes: whether a run may go on with another config.
 
@@ -157,7 +163,12 @@ def prepare(
   num_images = len(train_records)
   num_steps = find_num_steps(config, num_images)
   program = make_program(
-    config, network, layout, num_images=num_images, statistics=statistics
+    config,
+    network,
+    layout,
+    num_images=num_images,
+    statistics=statistics,
+    forms=forms,
   )
   devices_lib.check_memory(program, batches_ahead=config.data.batches_ahead)
   cache = compilation_cache.open_cache(cache_dir)

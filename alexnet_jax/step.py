@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 from alexnet_jax import metrics
+from alexnet_jax.network import forms as forms_lib
 from alexnet_jax.network import model, wiring
 from alexnet_jax.partition import draws as draws_lib
 from alexnet_jax.partition import exchange as exchange_lib
@@ -98,6 +99,7 @@ def make_train_step(
   *,
   label_smoothing: float = 0.0,
   precision: str = "float32",
+  forms: forms_lib.Forms = forms_lib.PLAIN,
 ) -> TrainStep:
   """Makes the step; it is to be traced under the layout's mesh.
 
@@ -111,6 +113,7 @@ def make_train_step(
     label_smoothing: see `metrics.totals`.
     precision: type in which the network is computed, `float32` or `bfloat16`.
       Parameters, the optimizer, sums of gradients and the loss are float32.
+    forms: how its operations are computed.
 
   Returns:
     (state, key, images, labels) -> (state, totals), jitted; `state` is
@@ -126,6 +129,7 @@ def make_train_step(
       augmentation,
       label_smoothing=label_smoothing,
       precision=precision,
+      forms=forms,
     ),
     in_specs=to_in_specs(specs),
     out_specs=(specs.whole, specs.statistics),
@@ -205,6 +209,7 @@ def make_on_device(
   *,
   label_smoothing: float,
   precision: str,
+  forms: forms_lib.Forms,
 ) -> Callable[..., tuple[jax.Array, dict]]:
   """What one device makes of its part of a batch in training, to be mapped.
 
@@ -212,7 +217,7 @@ def make_on_device(
     A function of what `to_in_specs` lists: totals, as those of a step, and new
     running statistics.
   """
-  graphdef = model.make_graphdef(network)
+  graphdef = model.make_graphdef(network, forms)
 
   def totals_on_device(
     parameters, statistics, images, labels, draws, of_layers

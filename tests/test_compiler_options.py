@@ -109,10 +109,22 @@ def test_preset_of_a_device_kind_goes_before_that_of_its_platform(
 
 
 @pytest.mark.parametrize("mode", compiler_options.MODES)
-def test_cpu_has_no_options_and_no_line(mode):
+def test_cpu_of_another_kind_has_no_options_and_no_line(mode, monkeypatch):
+  monkeypatch.setattr("platform.machine", lambda: "arm64")
   found = choose(mode)
   assert not found.used
   assert found.lines() == []
+
+
+def test_installed_jaxlib_knows_the_options_for_x86(monkeypatch):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  monkeypatch.setattr("platform.machine", lambda: "x86_64")
+  found = choose()
+  assert found.used == compiler_options.PRESETS["x86 cpu"]
+  assert found.unknown == ()
+  assert choose("off").lines() == [
+    "XLA options for cpu: XLA's own (--xla_options=off)"
+  ]
 
 
 def test_step_is_compiled_with_the_options(tiny_network, tiny_augmentation):

@@ -23,8 +23,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from alexnet_jax.network import blocks, normalisation, ops, wiring
 from alexnet_jax.network import exchange as exchange_lib
-from alexnet_jax.network import normalisation, ops, wiring
+from alexnet_jax.network import forms as forms_lib
 
 
 class Weights(nnx.Module):
@@ -61,10 +62,17 @@ class AlexNet(nnx.Module):
   Args:
     network: the table.
     rngs: with a stream `params`, for the initial weights.
+    forms: how its operations are computed.
   """
 
-  def __init__(self, network: wiring.Network, *, rngs: nnx.Rngs):
-    self.network = network
+  def __init__(
+    self,
+    network: wiring.Network,
+    *,
+    rngs: nnx.Rngs,
+    forms: forms_lib.Forms = forms_lib.PLAIN,
+  ):
+    self.network, self.forms = network, forms
     shapes = {name: size.kernel for name, size in network.sizes().items()}
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
     # One draw, cut in pieces: a draw per kernel takes five times as long to
@@ -97,7 +105,7 @@ class AlexNet(nnx.Module):
       f32[n, classes], the logits; in the type of the images.
     """
     exchange = exchange_lib.NoExchange() if exchange is None else exchange
-    network = self.network
+    network, forms = self.network, self.forms
     x = images
     if network.image_channels == 1:
       x = x.mean(axis=-1, keepdims=True)  # f32[n, image_size, image_size, 1]
@@ -106,7 +114,9 @@ class AlexNet(nnx.Module):
         weights = getattr(self, layer.name)
         kernel = weights.kernel[...].astype(x.dtype)
         x = exchange.bring(layer.name, x)
-        x = _by_column(layer, x, kernel)  # f32[n, h, w, maps] or [n, units]
+        x = _by_column(
+          layer, x, kernel, forms
+        )  # f32[n, h, w, maps] or [n, units]
         x = exchange.add(layer.name, x)
         if layer.normalise == "batch":
           trains, momentum = masks is not None, network.batch_norm_momentum
@@ -114,12 +124,16 @@ class AlexNet(nnx.Module):
             layer, weights, x, exchange, trains=trains, momentum=momentum
           )
         else:
-          x = ops.shift(x, weights.bias[...])
+          x = ops.shift(x, weights.bias[...], form=forms.bias)
         x = ops.activate(x, layer.activation)
-        x = normalisation.by_neighbours(network, layer, x, exchange)
+        x = normalisation.by_neighbours(
+          network, layer, x, exchange, form=forms.norm
+        )
         if layer.pool:
           drawn = None if points is None else points.get(layer.name)
-          x = ops.pool(x, layer.pool, drawn)  # f32[n, h', w', maps]
+          x = ops.pool(
+            x, layer.pool, drawn, form=forms.pool
+          )  # f32[n, h', w', maps]
         if layer.dropout:
           x = ops.drop(
             x,
@@ -131,28 +145,34 @@ class AlexNet(nnx.Module):
 
 
 def _by_column(
-  layer: wiring.Layer, x: jax.Array, kernel: jax.Array
+  layer: wiring.Layer,
+  x: jax.Array,
+  kernel: jax.Array,
+  forms: forms_lib.Forms,
 ) -> jax.Array:
   """One dense operation for each column that this device holds.
 
-  A grouped convolution would say the same, but its backward pass is 4 to 25
-  times slower on CPU, and under plain `jit` the compiler gathers a whole batch
-  to compute it (openxla/xla issue 47945).
+  A grouped convolution says the same. On CPU its backward pass is 4 to 25 times
+  slower, and under plain `jit` the compiler gathers a whole batch to compute it
+  (openxla/xla issue 47945).
 
   Args:
     layer: the row of the table.
     x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
     kernel: f32[window, window, channels / columns here, maps], or
       f32[positions * channels / columns here, units].
+    forms: how it is computed.
 
   Returns:
     f32[n, h', w', maps] or f32[n, units].
   """
-  operation = _convolve if layer.window else _multiply
   positions = 1 if layer.window else math.prod(x.shape[1:-1])
   columns_here = positions * x.shape[-1] // kernel.shape[-2]
+  if layer.window and forms.columns == "grouped":
+    return _convolve(layer, x, kernel, forms, groups=columns_here)
+  operation = _convolve if layer.window else _multiply
   outputs = [
-    operation(layer, own, own_kernel)
+    operation(layer, own, own_kernel, forms)
     for own, own_kernel in zip(
       jnp.split(x, columns_here, axis=-1),
       jnp.split(kernel, columns_here, axis=-1),
@@ -163,27 +183,43 @@ def _by_column(
 
 
 def _convolve(
-  layer: wiring.Layer, x: jax.Array, kernel: jax.Array
+  layer: wiring.Layer,
+  x: jax.Array,
+  kernel: jax.Array,
+  forms: forms_lib.Forms,
+  groups: int = 1,
 ) -> jax.Array:
+  if layer.stride > 1 and groups == 1 and forms.conv1 == "blocks":
+    return blocks.convolve(
+      x, kernel, stride=layer.stride, padding=layer.padding
+    )
   return lax.conv_general_dilated(
     x,
     kernel,
     window_strides=(layer.stride, layer.stride),
     padding=(layer.padding, layer.padding),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=groups,
   )
 
 
 def _multiply(
-  layer: wiring.Layer, x: jax.Array, kernel: jax.Array
+  layer: wiring.Layer,
+  x: jax.Array,
+  kernel: jax.Array,
+  forms: forms_lib.Forms,
 ) -> jax.Array:
-  del layer
+  del layer, forms
   return x.reshape(x.shape[0], -1) @ kernel
 
 
-def make_graphdef(network: wiring.Network) -> nnx.GraphDef:
+def make_graphdef(
+  network: wiring.Network, forms: forms_lib.Forms = forms_lib.PLAIN
+) -> nnx.GraphDef:
   """The module without its parameters, to be merged with them in a step."""
-  abstract = nnx.eval_shape(lambda: AlexNet(network, rngs=nnx.Rngs(0)))
+  abstract = nnx.eval_shape(
+    lambda: AlexNet(network, rngs=nnx.Rngs(0), forms=forms)
+  )
   graphdef, _ = nnx.split(abstract)
   return graphdef
 

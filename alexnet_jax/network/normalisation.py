@@ -20,12 +20,15 @@ def by_neighbours(
   layer: wiring.Layer,
   x: jax.Array,
   exchange: exchange_lib.Exchange,
+  *,
+  form: str,
 ) -> jax.Array:
   """Local response normalisation, where there is any: f32[n, h, w, maps]."""
   sizes = {
     "size": wiring.LRN_SIZE,
     "k": network.lrn_k,
     "alpha": network.lrn_alpha,
+    "form": form,
   }
   if layer.normalise == "column":
     columns_here = x.shape[-1] * network.columns // layer.features

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from alexnet_jax.network import wiring
+from alexnet_jax.network import slices, wiring
 
 
 def local_response_norm(
@@ -18,6 +18,7 @@ def local_response_norm(
   alpha: float = 2e-5,
   beta: float = 0.75,
   wide: jax.Array | None = None,
+  form: str = "window",
 ) -> jax.Array:
   """Divides each value by a power of its neighbours' energy across channels.
 
@@ -35,6 +36,7 @@ def local_response_norm(
     beta: the power.
     wide: f32[n, h, w, c + 2 * (size // 2)], x between the channels that stand
       on either side of it; with one group. None: nothing does.
+    form: of the energy, see `forms.Forms.norm`.
 
   Returns:
     f32[n, h, w, c], or the type of x.
@@ -55,21 +57,50 @@ def local_response_norm(
   read, padding = grouped, size // 2
   if wide is not None:
     read, padding = wide[..., None, :].astype(jnp.float32), 0
-  energy = lax.reduce_window(
-    lax.square(read),
+  energy = _energy(lax.square(read), size=size, padding=padding, form=form)
+  denominator = k + alpha * energy
+  if beta == 0.75:  # d^3/4 from square roots: several times faster than pow
+    root = lax.sqrt(denominator)
+    power = root * lax.sqrt(root)
+  else:
+    power = denominator**beta
+  # A division, which XLA keeps: a product it would compute again in every
+  # operation that reads it.
+  return (grouped / power).reshape(x.shape).astype(x.dtype)
+
+
+def _energy(
+  squares: jax.Array, *, size: int, padding: int, form: str
+) -> jax.Array:
+  """Sums over `size` channels in a row, `padding` zeros beside the outer ones.
+
+  Args:
+    squares: f32[..., c].
+    form: see `forms.Forms.norm`.
+
+  Returns:
+    f32[..., c + 2 * padding - size + 1].
+  """
+  channels = squares.shape[-1] + 2 * padding - size + 1
+  sides = ((0, 0),) * (squares.ndim - 1) + ((padding, padding),)
+  if form == "slices":
+    padded = jnp.pad(squares, sides)
+    return sum(padded[..., at : at + channels] for at in range(size))
+  if form == "product":
+    reads = jnp.arange(squares.shape[-1])[:, None] + padding
+    skipped = reads - jnp.arange(channels)[None]
+    band = ((skipped >= 0) & (skipped < size)).astype(jnp.float32)
+    # Accelerators would round to fewer digits.
+    return jnp.matmul(squares, band, precision=lax.Precision.HIGHEST)
+  ones = (1,) * (squares.ndim - 1)
+  return lax.reduce_window(
+    squares,
     0.0,
     lax.add,
-    window_dimensions=(1, 1, 1, 1, size),
-    window_strides=(1, 1, 1, 1, 1),
-    padding=((0, 0),) * 4 + ((padding, padding),),
+    window_dimensions=(*ones, size),
+    window_strides=(*ones, 1),
+    padding=sides,
   )
-  denominator = k + alpha * energy
-  if beta == 0.75:  # d^-3/4 from square roots: several times faster than pow
-    root = lax.rsqrt(denominator)
-    scale = root * lax.sqrt(root)
-  else:
-    scale = denominator**-beta
-  return (grouped * scale).reshape(x.shape).astype(x.dtype)
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:
@@ -82,7 +113,11 @@ def activate(x: jax.Array, name: str) -> jax.Array:
 
 
 def pool(
-  x: jax.Array, row: wiring.Pool, points: jax.Array | None = None
+  x: jax.Array,
+  row: wiring.Pool,
+  points: jax.Array | None = None,
+  *,
+  form: str = "window",
 ) -> jax.Array:
   """The pooling of a row of the table.
 
@@ -90,12 +125,15 @@ def pool(
     x: f32[n, h, w, c].
     row: its window, its stride, and its kind.
     points: what stochastic pooling draws; None in evaluation.
+    form: of max pooling, see `forms.Forms.pool`.
 
   Returns:
     f32[n, (h - window) // stride + 1, (w - window) // stride + 1, c].
   """
   if row.kind == "stochastic":
     return stochastic_pool(x, points, size=row.window, stride=row.stride)
+  if row.kind == "max" and form == "slices":
+    return slices.max_pool(x, row.window, row.stride)
   pools = {"max": max_pool, "average": average_pool}
   return pools[row.kind](x, size=row.window, stride=row.stride)
 
@@ -199,17 +237,39 @@ def drop(
   return x / keep if scaling == "train" else x
 
 
-def shift(x: jax.Array, bias: jax.Array) -> jax.Array:
+def shift(x: jax.Array, bias: jax.Array, *, form: str = "sum") -> jax.Array:
   """Adds a bias, in float32: its gradient is a sum over all positions.
 
   Args:
     x: [n, ..., c], of any type.
     bias: f32[c].
+    form: of the gradient, see `forms.Forms.bias`.
 
   Returns:
     [n, ..., c], in the type of x.
   """
+  if form == "product":
+    return _shift(x, bias)
   return (x.astype(jnp.float32) + for_each(bias, x)).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _shift(x: jax.Array, bias: jax.Array) -> jax.Array:
+  return shift(x, bias)
+
+
+def _shift_forward(x, bias):
+  return shift(x, bias), None
+
+
+def _shift_backward(_, gradient):
+  rows = gradient.reshape(-1, gradient.shape[-1])
+  ones = jnp.ones((1, rows.shape[0]), rows.dtype)
+  total = jnp.matmul(ones, rows, preferred_element_type=jnp.float32)
+  return gradient, total.reshape(-1)
+
+
+_shift.defvjp(_shift_forward, _shift_backward)
 
 
 def for_each(values: jax.Array, x: jax.Array) -> jax.Array:

@@ -1,0 +1,98 @@
+"""The ways in which one operation can be computed, and which is taken where.
+
+Every form gives the same numbers up to rounding, and so do its gradients; what
+differs is how long a platform takes for it. `PLAIN` is how one would write it
+down, and what all others are tested against. The rule is `choose`; the figures
+behind it are in docs/performance.md, and `bench --what=forms` measures them
+again on the machine at hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+AUTO = "auto"
+# The plain one first.
+CHOICES: Mapping[str, tuple[str, ...]] = {
+  "pool": ("window", "slices"),
+  "norm": ("window", "slices", "product"),
+  "bias": ("sum", "product"),
+  "conv1": ("direct", "blocks"),
+  "columns": ("separate", "grouped"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forms:
+  """One form for each operation.
+
+  Attributes:
+    pool: max pooling as `window`, one reduction over windows, or as `slices`,
+      the maximum of strided slices, with a gradient of its own: `slices.py`.
+    norm: the energy of local response normalisation as `window`, a reduction,
+      as `slices`, the sum of shifted maps, or as `product` with a matrix of
+      ones around its diagonal.
+    bias: gradient of a bias as `sum` over positions, or as `product` with a
+      row of ones.
+    conv1: the convolution of the image as it is, `direct`, or as `blocks`, with
+      a stride of 1 on blocks of pixels: `blocks.py`.
+    columns: convolutions of a device's own columns `separate` or `grouped`.
+  """
+
+  pool: str = "window"
+  norm: str = "window"
+  bias: str = "sum"
+  conv1: str = "direct"
+  columns: str = "separate"
+
+  def __post_init__(self):
+    for name, known in CHOICES.items():
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f"the form of {name} is {getattr(self, name)!r}, expected one of "
+          f"{', '.join(known)}. Set --forms."
+        )
+
+  def __str__(self) -> str:
+    return ",".join(f"{name}={getattr(self, name)}" for name in CHOICES)
+
+
+PLAIN = Forms()
+# By platform, and there by the type of the activations where it matters. CPU:
+# measured. GPU and TPU: by reasoning, not measured yet. There both have a fast
+# reduction over windows, and units for products that the energy is handed to.
+PLATFORMS: Mapping[str, Forms] = {
+  "cpu": Forms(pool="slices", bias="product"),
+  "gpu": PLAIN,
+  "tpu": PLAIN,
+}
+
+
+def choose(platform: str, wanted: str = AUTO) -> Forms:
+  """The forms for a platform.
+
+  Args:
+    platform: `cpu`, `gpu` or `tpu`.
+    wanted: `auto`, the rule; or in the place of its forms others, as
+      `pool=window,bias=sum`; `plain`: all of them.
+
+  Raises:
+    ValueError: there is no such operation, or no such form.
+  """
+  forms = PLATFORMS.get(platform, PLAIN)
+  if wanted == AUTO:
+    return forms
+  if wanted == "plain":
+    return PLAIN
+  chosen = {}
+  for word in wanted.split(","):
+    name, _, form = word.strip().partition("=")
+    if name not in CHOICES:
+      raise ValueError(
+        f"forms are {wanted!r}, where {name!r} is no operation, expected auto, "
+        f"plain, or OPERATION=FORM with one of {', '.join(CHOICES)}, separated "
+        "by commas. Set --forms."
+      )
+    chosen[name] = form
+  return dataclasses.replace(forms, **chosen)

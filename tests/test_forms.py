@@ -1,0 +1,178 @@
+"""Faster forms of operations: the numbers and gradients of the plain ones."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from alexnet_jax.network import blocks, forms, model, ops, slices, wiring
+from alexnet_jax.network import catalog as wirings
+from tests import reference
+
+# Each in the place of its plain form.
+OTHERS = [
+  (name, form) for name, known in forms.CHOICES.items() for form in known[1:]
+]
+
+
+@pytest.mark.parametrize(
+  "size, stride", [(3, 2), (2, 2), (3, 1), (2, 3), (5, 3)]
+)
+@pytest.mark.parametrize("side", [13, 16])
+def test_pooling_by_slices_is_that_by_windows(key, size, stride, side):
+  # Few values, so that many windows have two that are equal.
+  x = jax.random.randint(key, (2, side, side + 1, 3), 0, 4).astype(jnp.float32)
+  of_windows = {"size": size, "stride": stride}
+  y, pull = jax.vjp(lambda x: ops.max_pool(x, **of_windows), x)
+  found, pull_found = jax.vjp(lambda x: slices.max_pool(x, size, stride), x)
+  np.testing.assert_array_equal(found, y)
+  np.testing.assert_array_equal(
+    found, reference.max_pool(np.asarray(x), size, stride)
+  )
+  # Small whole numbers, whose sums are exact in any order.
+  gradient = jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape) % 7
+  np.testing.assert_array_equal(pull_found(gradient)[0], pull(gradient)[0])
+
+
+@pytest.mark.parametrize(
+  "side, padding", [(224, (0, 3)), (67, (0, 3)), (31, (2, 2))]
+)
+def test_convolution_of_blocks_is_the_strided_one(key, side, padding):
+  layer = dataclasses.replace(
+    wirings.ALEXNET_2012.layers[0], features=8, padding=padding
+  )
+  x = 60 * jax.random.normal(key, (2, side, side, 3))
+  kernel = jax.random.normal(key, (11, 11, 3, 8))
+  expected = jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (4, 4),
+    (padding, padding),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  found = blocks.convolve(x, kernel, stride=layer.stride, padding=padding)
+  # Sums of 363 products in another order.
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize("form", forms.CHOICES["norm"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_normalisation_matches_loop_in_every_form(key, groups, form):
+  x = np.array(60 * jax.random.normal(key, (2, 3, 2, 16)))
+  found = ops.local_response_norm(x, groups=groups, form=form)
+  expected = np.concatenate(
+    [reference.local_response_norm(part) for part in np.split(x, groups, -1)],
+    -1,
+  )
+  # float32 against float64.
+  np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+def gradients(network, chosen, key, *, precision="float32"):
+  """Loss and gradients of a batch: what a step computes."""
+  parameters = model.init_parameters(network, key)
+  images = jax.random.normal(
+    key, (4, network.image_size, network.image_size, 3)
+  )
+  masks = {
+    layer.name: jax.random.bernoulli(
+      key, 0.5, (4, *network.sizes()[layer.name].out_shape)
+    )
+    for layer in network.layers
+    if layer.dropout
+  }
+  graphdef = model.make_graphdef(network, chosen)
+
+  def loss(parameters):
+    alexnet = nnx.merge(graphdef, parameters)
+    logits = alexnet(images.astype(precision), masks=masks)
+    logits = logits.astype(jnp.float32)
+    return -jax.nn.log_softmax(logits)[:, 3].mean()
+
+  return jax.jit(jax.value_and_grad(loss))(parameters)
+
+
+@pytest.mark.parametrize(
+  "chosen",
+  [
+    *(dataclasses.replace(forms.PLAIN, **dict([pair])) for pair in OTHERS),
+    *forms.PLATFORMS.values(),
+  ],
+  ids=lambda chosen: ",".join(
+    str(value)
+    for name, value in dataclasses.asdict(chosen).items()
+    if value != getattr(forms.PLAIN, name)
+  ),
+)
+def test_every_form_gives_loss_and_gradients_of_the_plain_ones(
+  tiny_network, key, chosen
+):
+  loss, expected = gradients(tiny_network, forms.PLAIN, key)
+  found_loss, found = gradients(tiny_network, chosen, key)
+  np.testing.assert_allclose(found_loss, loss, rtol=2e-6)
+  for (path, leaf), other in zip(
+    jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
+  ):
+    # Rounding of float32, in sums over up to 900 positions.
+    np.testing.assert_allclose(
+      leaf,
+      other,
+      rtol=1e-4,
+      atol=2e-6 * np.abs(other).max(),
+      err_msg=jax.tree_util.keystr(path),
+    )
+
+
+@pytest.mark.parametrize("name, form", OTHERS)
+def test_every_form_works_in_bfloat16(tiny_network, key, name, form):
+  chosen = dataclasses.replace(forms.PLAIN, **{name: form})
+  loss, expected = gradients(
+    tiny_network, forms.PLAIN, key, precision="bfloat16"
+  )
+  found_loss, found = gradients(tiny_network, chosen, key, precision="bfloat16")
+  # Eight bits of mantissa.
+  np.testing.assert_allclose(found_loss, loss, rtol=2**-8)
+  for leaf, other in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    assert leaf.dtype == other.dtype
+    distance = np.linalg.norm(leaf - other) / np.linalg.norm(other)
+    assert distance < 2**-5
+
+
+def test_forms_are_chosen_by_platform_and_by_word():
+  of_cpu = forms.choose("cpu")
+  assert of_cpu == forms.PLATFORMS["cpu"] != forms.PLAIN
+  assert forms.choose("cpu", "plain") == forms.PLAIN
+  found = forms.choose("cpu", "pool=window, norm=product")
+  assert found == dataclasses.replace(of_cpu, pool="window", norm="product")
+  assert forms.choose("another") == forms.PLAIN
+
+
+@pytest.mark.parametrize(
+  "wanted, message",
+  [
+    ("fast", "'fast' is no operation"),
+    ("pool=fast", "the form of pool is 'fast', expected one of window, slices"),
+  ],
+)
+def test_unknown_forms_are_refused(wanted, message):
+  with pytest.raises(ValueError, match=message):
+    forms.choose("cpu", wanted)
+
+
+def test_grouped_columns_are_one_convolution(key):
+  network = wiring.make_network(
+    wirings.ALEXNET_2012, width=1 / 8, image_size=67, num_classes=10
+  )
+  grouped = dataclasses.replace(forms.PLAIN, columns="grouped")
+
+  def count(chosen):
+    alexnet = model.AlexNet(network, rngs=nnx.Rngs(0), forms=chosen)
+    jaxpr = jax.make_jaxpr(alexnet)(jnp.ones((1, 67, 67, 3)))
+    return str(jaxpr).count("conv_general_dilated[")
+
+  assert (count(forms.PLAIN), count(grouped)) == (8, 5)
