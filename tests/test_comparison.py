@@ -20,8 +20,8 @@ def row(layout, batch_size, **mesh):
 def test_two_columns_send_an_eighth_of_data_parallelism_at_batch_128():
   two_column = row(catalog.TWO_COLUMN, 128)
   data_parallel = row(catalog.DATA_PARALLEL, 128)
-  # Reference, section 6, the minimum: both directions of conv3, fc6 and fc7, and
-  # the sum of 1,000 logits, which a ring sends twice; each device sends half.
+  # Reference, section 6, minimum: both directions of conv3, fc6, fc7, and the
+  # sum of 1,000 logits, which a ring sends twice; each device sends half.
   elements = 128 * (2 * (43_264 + 4_096 + 4_096) // 2 + 1_000)
   assert two_column.planned_bytes == 4 * elements
   # The loss, the errors and the count: four numbers, of which half go twice.
