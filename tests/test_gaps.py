@@ -6,7 +6,7 @@ import pytest
 from alexnet_jax import report
 from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.data import pipeline
-from alexnet_jax.speed import gaps
+from alexnet_jax.speed import gaps, watch
 from alexnet_jax.speed import run as run_speed
 
 # Two steps to warm up, and three that count. The second of these is started
@@ -68,6 +68,37 @@ def test_config_is_fitted_so_that_all_comes_within_the_steps(tiny_config):
   assert tiny_config.checkpoint_every_steps == 100
 
 
+class Totals:
+  """Of a step that is over so many seconds after it is waited for."""
+
+  def __init__(self, seconds: float):
+    self._seconds = seconds
+
+  def block_until_ready(self) -> None:
+    time.sleep(self._seconds)
+
+
+def test_watch_notes_the_end_of_each_step_and_what_is_done_meanwhile():
+  noted = watch.Watch()
+  begin = time.perf_counter()
+  with noted.running():
+    for seconds in (0.0, 0.2):
+      noted.start()
+      noted.follow(Totals(seconds))
+    with noted.doing(gaps.CHECKPOINT), noted.doing(gaps.REPORT):
+      pass
+  record = noted.record()
+  assert len(record.started) == len(record.ended) == 2
+  assert begin <= record.started[0] <= record.ended[0] <= record.ended[1]
+  assert record.ended[1] - begin >= 0.2
+  assert [activity for _, activity in record.switches] == [
+    *(gaps.ELSE, gaps.CHECKPOINT, gaps.REPORT, gaps.CHECKPOINT, gaps.ELSE)
+  ]
+  times = [when for when, _ in record.switches]
+  assert times == sorted(times)
+
+
+@pytest.mark.slow
 def test_slow_input_reports_and_checkpoints_are_found_in_a_run(
   tiny_config, tmp_path, monkeypatch
 ):

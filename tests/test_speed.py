@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import types
 
 import jax
 import numpy as np
@@ -57,12 +58,28 @@ def test_layout_does_not_change_what_a_step_computes(
   assert 2 * shares["two_column"]["fc7"].flops == 8 * 3 * 2 * 512 * 512
 
 
-def test_steps_are_taken_as_often_as_asked(program):
-  parts, _, compiled = program(catalog.find("one_device"))
-  taken = steps.Steps(parts, compiled)
-  assert taken.take() > 0
-  assert taken.take_ahead(4) > 0
-  assert int(taken._state.step) == 5
+def test_steps_are_taken_one_after_the_other():
+  taken = []
+
+  def take(state, key, images, labels):
+    taken.append((state, key, images.shape, labels.dtype))
+    return state + 1, jax.numpy.zeros(4)
+
+  program = types.SimpleNamespace(
+    make_keys=lambda seed: ("init", "steps"),
+    init=lambda key: {"init": 0}[key],
+    batch_size=3,
+    augmentation=types.SimpleNamespace(stored_size=5),
+    network=types.SimpleNamespace(
+      layer=lambda name: types.SimpleNamespace(features=10)
+    ),
+    batch_shardings=None,
+  )
+  own = steps.Steps(program, take)
+  assert own.take() > 0
+  assert own.take_ahead(4) > 0
+  batch = ((3, 5, 5, 3), np.int32)
+  assert taken == [(state, "steps", *batch) for state in range(5)]
 
 
 def test_stretch_lasts_a_second_or_as_long_as_it_may():
