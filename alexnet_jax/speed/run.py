@@ -1,9 +1,8 @@
 """A real run, watched: what of its time is spent outside the steps.
 
 The run is that of `train.train`, with its data, reports and checkpoints, in a
-directory for the time being. It ends with its last step: the validation and the
-checkpoint behind that are not taken, and others than the last validation are
-not either.
+directory for the time being. Validations are left out, and it ends with its
+last step, before the checkpoint that would follow.
 """
 
 from __future__ import annotations

@@ -178,7 +178,9 @@ def _find_peak_memory(
 ) -> tuple[int, str]:
   """Most bytes in use so far: of the fullest device, or of this process."""
   stats = [device.memory_stats() or {} for device in devices]
-  found = [each["peak_bytes_in_use"] for each in stats if each]
+  found = [
+    each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each
+  ]
   if found:
     return max(found), "device"
   # Kilobytes, but on macOS.
