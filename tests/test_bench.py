@@ -111,8 +111,8 @@ def test_warm_start_finds_in_the_cache_what_the_cold_one_has_left(tmp_path):
     assert sum(medians.values()) == pytest.approx(
       found[start]["total_seconds"]["median"]
     )
-  assert found["cold"]["steps_from_cache"] == [0]
-  assert found["warm"]["steps_from_cache"] == [1]
+  assert found["cold"]["step_from_cache"] == [False]
+  assert found["warm"]["step_from_cache"] == [True]
   cold, warm = (
     found[start]["seconds"][startup.COMPILE]["median"]
     for start in startup.STARTS

@@ -27,7 +27,8 @@ def test_only_flags_that_a_start_knows_are_passed_on():
 def test_totals_are_of_rounds():
   seconds = {phase: [1.0, 2.0] for phase in startup.PHASES}
   found = startup.Speed(
-    seconds={"cold": seconds, "warm": seconds}, read={"cold": [], "warm": []}
+    seconds={"cold": seconds, "warm": seconds},
+    from_cache={"cold": [], "warm": []},
   )
   assert found.totals("cold") == [9.0, 18.0]
   assert found.median("warm", startup.STEP) == 1.5

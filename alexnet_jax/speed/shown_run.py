@@ -102,7 +102,7 @@ def show_startup(found: startup.Speed) -> shown.Shown:
     ),
     *(
       ["the warm start has NOT found its step in the cache"]
-      if 0 in found.read["warm"]
+      if not all(found.from_cache["warm"])
       else []
     ),
   ]
@@ -113,7 +113,7 @@ def show_startup(found: startup.Speed) -> shown.Shown:
         for phase in startup.PHASES
       },
       "total_seconds": shown.of_rounds(totals[start]),
-      "steps_from_cache": found.read[start],
+      "step_from_cache": found.from_cache[start],
     }
     for start in startup.STARTS
   }

@@ -36,11 +36,11 @@ class Speed:
 
   Attributes:
     seconds: of each phase, by start and phase, round by round.
-    read: of the step's programs, how many came from the cache, likewise.
+    from_cache: whether the step came from the cache, by start, likewise.
   """
 
   seconds: dict[str, dict[str, list[float]]]
-  read: dict[str, list[int]]
+  from_cache: dict[str, list[bool]]
 
   def median(self, start: str, phase: str) -> float:
     """Seconds of a phase."""
@@ -65,15 +65,15 @@ def measure(argv: Sequence[str], *, rounds: int) -> Speed:
   """
   flags = keep_flags(argv)
   seconds = {start: {phase: [] for phase in PHASES} for start in STARTS}
-  read = {start: [] for start in STARTS}
+  from_cache = {start: [] for start in STARTS}
   for _ in range(rounds):
     with tempfile.TemporaryDirectory() as folder:
       for start in STARTS:
-        marks, from_cache = _start(flags, folder, start)
-        read[start].append(from_cache)
+        marks, found = _start(flags, folder, start)
+        from_cache[start].append(found)
         for phase, taken in find_phases(marks).items():
           seconds[start][phase].append(taken)
-  return Speed(seconds=seconds, read=read)
+  return Speed(seconds=seconds, from_cache=from_cache)
 
 
 def find_phases(marks: dict[str, float]) -> dict[str, float]:
@@ -106,8 +106,8 @@ def keep_flags(argv: Sequence[str]) -> list[str]:
 
 def _start(
   flags: Sequence[str], folder: str, start: str
-) -> tuple[dict[str, float], int]:
-  """The marks of a start, and what of its step came from the cache."""
+) -> tuple[dict[str, float], bool]:
+  """The marks of a start, and whether its step came from the cache."""
   command = [
     *(sys.executable, "-m", _PROBE, *flags),
     f"--workdir={os.path.join(folder, start)}",
@@ -122,4 +122,4 @@ def _start(
       f"{said[-1].removeprefix('error: ')}"
     )
   found = json.loads(done.stdout.splitlines()[-1])
-  return {"start": began, **found["marks"]}, found["read"]
+  return {"start": began, **found["marks"]}, found["from_cache"]
