@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import rich.console
 
@@ -28,6 +30,7 @@ def train(
   console: rich.console.Console,
   *,
   stuck_seconds: float = 0.0,
+  make_loop: Callable[..., loop_lib.Loop] = loop_lib.Loop,
 ) -> step.TrainState:
   """Trains to the end of the run, from its newest checkpoint if it has one.
 
@@ -37,6 +40,7 @@ def train(
     run: from `run.prepare`.
     console: for what is said meanwhile.
     stuck_seconds: see `group.Group.start_clock`.
+    make_loop: of the arguments of `loop.Loop`; another than that to measure it.
 
   Returns:
     The final state.
@@ -88,7 +92,7 @@ def train(
     watch=recipe.make_loss_watch(config, len(run.train_records), first_step),
   )
 
-  loop = loop_lib.Loop(
+  loop = make_loop(
     run,
     train_step=train_step,
     key=step_key,
