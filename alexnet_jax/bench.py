@@ -27,6 +27,11 @@ import json
 import sys
 from collections.abc import Mapping
 
+from alexnet_jax.processes import heap
+
+if __name__ == "__main__":  # as main does, before the imports that take seconds
+  heap.keep()
+
 from absl import app, flags
 
 from alexnet_jax import (

@@ -17,6 +17,11 @@ import os
 import time
 from collections.abc import Iterator
 
+from alexnet_jax.processes import heap
+
+if __name__ == "__main__":  # as main does, before the imports that take seconds
+  heap.keep()
+
 import jax
 import rich.console
 from absl import app, flags
