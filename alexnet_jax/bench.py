@@ -9,25 +9,45 @@ others; and how much of the decoder's own speed is left. Nothing is trained.
 
 --what=augmentation: what the augmentation adds to the training step, which it
 is a part of. Needs no data.
+
+--what=layers: how long one device takes for each layer, forward and backward,
+for its convolution or product alone, and for what is beside the layers.
+
+--what=forms: how long each operation takes in each form that --forms knows.
+
+--what=exchange: how long a step waits for its exchanges, and how long each
+takes alone. None of these needs data.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+from typing import Any
 
 import rich.table
 from absl import app, flags
 
-from alexnet_jax import command, settings, step_speed
+from alexnet_jax import command, compiler_options, settings, step_speed
 from alexnet_jax import program as program_lib
 from alexnet_jax import run as run_lib
 from alexnet_jax.data import sets, speed
 from alexnet_jax.partition import mesh as mesh_lib
+from alexnet_jax.speed import (
+  exchange_tables,
+  exchanges,
+  form_tables,
+  forms,
+  layer_tables,
+  layers,
+)
 
 _CONFIG = command.define_config()
 _WHAT = flags.DEFINE_enum(
-  "what", "input", ["input", "augmentation"], "What to measure."
+  "what",
+  "input",
+  ["input", "augmentation", "layers", "forms", "exchange"],
+  "What to measure.",
 )
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
@@ -40,6 +60,8 @@ _SECONDS = flags.DEFINE_float(
   "seconds", 1.0, "How long, each time; of the input.", lower_bound=0.0
 )
 command.check_finite(_SECONDS)
+_XLA_OPTIONS = command.define_xla_options()
+_FORMS = command.define_forms()
 _FORMAT = flags.DEFINE_enum(
   "format", "table", ["table", "json"], "A table for people, or data."
 )
@@ -56,17 +78,37 @@ def main(argv: list[str]) -> None:
     match _WHAT.value:
       case "input":
         found = _measure_input()
-        data, table = input_data(found), input_table(found)
+        data, tables = input_data(found), [input_table(found)]
         lines = input_lines(found)
       case "augmentation":
         found = step_speed.measure(_make_program(), rounds=_ROUNDS.value)
-        data, table = step_data(found), step_table(found)
+        data, tables = step_data(found), [step_table(found)]
         lines = [step_line(found)]
+      case "layers":
+        found = layers.measure(**_measured())
+        data, lines = layer_tables.to_data(found), layer_tables.to_lines(found)
+        tables = [
+          layer_tables.layer_table(found),
+          layer_tables.product_table(found),
+        ]
+      case "forms":
+        found = forms.measure(**_measured())
+        data, lines = form_tables.to_data(found), form_tables.to_lines(found)
+        tables = [form_tables.to_table(found)]
+      case "exchange":
+        found = exchanges.measure(**_measured())
+        data = exchange_tables.to_data(found)
+        lines = exchange_tables.to_lines(found)
+        tables = [
+          exchange_tables.step_table(found),
+          exchange_tables.plan_table(found),
+        ]
   if _FORMAT.value == "json":
     print(json.dumps(data, indent=2))
     return
   console = command.make_console()
-  command.print_whole(console, table)
+  for table in tables:
+    command.print_whole(console, table)
   console.print()
   for line in lines:
     console.print(line, soft_wrap=True, highlight=False)
@@ -79,7 +121,22 @@ def _make_program() -> program_lib.Program:
     _SIMULATE_DEVICES.value or layout.devices,
     only_cpu=_SIMULATE_DEVICES.value is not None,
   )
-  return run_lib.make_program(_CONFIG.value, network, layout)
+  return run_lib.make_program(
+    _CONFIG.value, network, layout, forms=_FORMS.value
+  )
+
+
+def _measured() -> dict[str, Any]:
+  """What is measured of a program, and how often."""
+  program = _make_program()
+  options = compiler_options.choose(
+    program.mesh.devices.flat, mode=_XLA_OPTIONS.value
+  )
+  return {
+    "program": program,
+    "rounds": _ROUNDS.value,
+    "options": options.used,
+  }
 
 
 def _measure_input() -> speed.Speed:
