@@ -72,6 +72,7 @@ def test_silent_step_keeps_statistics_edges_and_norms_to_itself(
   assert found_in(silent, silent.trace()) == []
 
 
+@pytest.mark.slow
 def test_compiled_silent_step_takes_steps_and_has_no_collective():
   program = exchanges.silence(small_step.make_program("two_column_data"))
   compiled = program.trace().lower().compile()
@@ -102,14 +103,10 @@ def test_collective_alone_is_what_it_is_called(kind, of_group, value):
   np.testing.assert_array_equal(result, value)
 
 
-@pytest.fixture(scope="module")
-def found():
+@pytest.mark.slow
+def test_every_exchange_of_the_plan_is_measured():
   program = small_step.make_program("two_column")
-  return program, exchanges.measure(program, rounds=2, options={})
-
-
-def test_every_exchange_of_the_plan_is_measured(found):
-  program, speed = found
+  speed = exchanges.measure(program, rounds=2, options={})
   assert speed.plan == program.plan and len(speed.alone) == len(program.plan)
   for seconds in (*speed.alone, speed.step, speed.silent):
     assert len(seconds) == 2 and min(seconds) > 0

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from alexnet_jax.network import forms as forms_lib
@@ -10,29 +11,45 @@ from tests import small_step
 
 
 @pytest.fixture(scope="module")
-def found():
-  program = small_step.make_program("one_device")
-  return forms.measure(program, rounds=1, options={})
+def program():
+  return small_step.make_program("one_device")
 
 
-def test_every_operation_is_measured_in_every_form_where_it_is(found):
-  layers = {
-    operation: list(of_layers) for operation, of_layers in found.seconds.items()
-  }
-  assert layers == {
+def test_every_operation_is_compared_in_every_form_where_it_is(program):
+  cases = forms.find_cases(program)
+  where = {
     "pool": ["conv1", "conv2"],
     "norm": ["conv1", "conv2"],
     "bias": ["conv1", "conv2", "fc8"],
     "conv1": ["conv1"],
     "columns": ["conv2"],  # the two of one device
   }
-  for operation, of_layers in found.seconds.items():
+  assert list(cases) == [
+    (operation, layer, form)
+    for operation, known in forms_lib.CHOICES.items()
+    for layer in where[operation]
+    for form in known
+  ]
+  for (operation, layer, form), (function, blocks) in cases.items():
+    plain = cases[operation, layer, forms_lib.CHOICES[operation][0]]
+    assert blocks == plain[1]
+    found, expected = (
+      jax.eval_shape(either, *blocks) for either in (function, plain[0])
+    )
+    assert found == expected
+    # Each form is another program.
+    same = str(jax.make_jaxpr(function)(*blocks)) == str(
+      jax.make_jaxpr(plain[0])(*blocks)
+    )
+    assert same == (form == forms_lib.CHOICES[operation][0])
+
+
+@pytest.mark.slow
+def test_table_and_data_name_the_form_that_is_taken(program):
+  found = forms.measure(program, rounds=1, options={})
+  for of_layers in found.seconds.values():
     for of_forms in of_layers.values():
-      assert tuple(of_forms) == forms_lib.CHOICES[operation]
       assert all(seconds[0] > 0 for seconds in of_forms.values())
-
-
-def test_table_and_data_name_the_form_that_is_taken(found):
   json.dumps(form_tables.to_data(found))
   table = form_tables.to_table(found)
   columns = [list(column.cells) for column in table.columns]

@@ -5,7 +5,6 @@ import json
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -147,10 +146,10 @@ def test_turns_go_either_way_and_what_is_short_is_repeated():
   assert shortened == ["a", "b", "b", "a"]
 
 
-@pytest.mark.parametrize("name", ["conv2", "fc8"])
-def test_products_are_those_of_the_gradients(key, name):
+@pytest.mark.slow
+def test_products_are_those_of_the_gradients(key):
   program = small_step.make_program("one_device")
-  piece = next(p for p in pieces.cut(program) if p.layer.name == name)
+  piece = next(p for p in pieces.cut(program) if p.layer.name == "conv2")
   # Without bias, activation and all else, the products are the layer.
   row = dataclasses.replace(
     piece.layer, activation="linear", normalise="none", pool=None
@@ -159,18 +158,18 @@ def test_products_are_those_of_the_gradients(key, name):
   keys = jax.random.split(key, 3)
   blocks = (piece.x, piece.parameters["kernel"], piece.product)
   x, kernel, gradient = (
-    jax.random.normal(key, block.shape)
+    np.asarray(jax.random.normal(key, block.shape))
     for key, block in zip(keys, blocks, strict=True)
   )
-  bias = jnp.zeros(kernel.shape[-1:])
-  _, (of_parameters, of_input) = piece.run_both(
-    {"kernel": kernel, "bias": bias}, {}, x, {}, gradient
+  parameters = {"kernel": kernel, "bias": np.zeros(kernel.shape[-1:], "f4")}
+  _, (of_parameters, of_input) = jax.jit(piece.run_both)(
+    parameters, {}, x, {}, gradient
   )
   products = piece.products()
   for what, expected in (
     ("by input", of_input),
     ("by kernel", of_parameters["kernel"]),
   ):
-    (product,) = products[what][0](x, kernel, gradient)
+    (product,) = jax.jit(products[what][0])(x, kernel, gradient)
     # Computed by itself, sums may be taken in another order.
     np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-4)

@@ -82,13 +82,8 @@ def measure(
   """
   maker = layers.Maker(program, options)
   calls = {
-    (operation, piece.layer.name, form): maker.call(
-      *_make(operation, _in_form(piece, operation, form))
-    )
-    for operation, known in forms_lib.CHOICES.items()
-    for piece in pieces_lib.cut(program)
-    if _has(operation, piece)
-    for form in known
+    name: maker.call(function, *blocks)
+    for name, (function, blocks) in find_cases(program).items()
   }
   platform = program.mesh.devices.flat[0].platform
   found = turns.take_turns(calls, rounds=rounds, in_order=platform != "cpu")
@@ -103,6 +98,21 @@ def measure(
     platform=platform,
     taken=program.forms,
   )
+
+
+def find_cases(
+  program: program_lib.Program,
+) -> dict[tuple[str, str, str], tuple[Callable, tuple]]:
+  """What is to be measured: (operation, layer, form) -> (function, blocks)."""
+  return {
+    (operation, piece.layer.name, form): _make(
+      operation, _in_form(piece, operation, form)
+    )
+    for operation, known in forms_lib.CHOICES.items()
+    for piece in pieces_lib.cut(program)
+    if _has(operation, piece)
+    for form in known
+  }
 
 
 def _in_form(
@@ -124,7 +134,9 @@ def _has(operation: str, piece: pieces_lib.Piece) -> bool:
   }[operation]
 
 
-def _make(operation: str, piece: pieces_lib.Piece) -> tuple:
+def _make(
+  operation: str, piece: pieces_lib.Piece
+) -> tuple[Callable, tuple[pieces_lib.Block, ...]]:
   """An operation of a layer forward and backward, and the blocks it takes."""
   layer, forms = piece.layer, piece.forms
   outputs = piece.parameters["bias"].shape[0]
@@ -162,7 +174,7 @@ def _make(operation: str, piece: pieces_lib.Piece) -> tuple:
 
 def _both(
   function: Callable, blocks: tuple[pieces_lib.Block, ...], *, by: int = 1
-) -> tuple:
+) -> tuple[Callable, tuple[pieces_lib.Block, ...]]:
   """A function forward and backward, and its blocks with that of its gradient.
 
   Args:
@@ -176,4 +188,4 @@ def _both(
     y, pull = jax.vjp(lambda *first: function(*first, *rest), *arrays[:by])
     return y, pull(gradient)
 
-  return run, jax.eval_shape(function, *blocks), *blocks
+  return run, (jax.eval_shape(function, *blocks), *blocks)
