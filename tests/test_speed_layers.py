@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import forms as forms_lib
 from alexnet_jax.network import model
-from alexnet_jax.partition import fit
+from alexnet_jax.network import wiring as wiring_lib
+from alexnet_jax.partition import catalog, fit
 from alexnet_jax.speed import layer_tables, layers, pieces, turns
 from tests import build, small_step
 
@@ -34,10 +36,32 @@ def test_piece_multiplies_as_much_as_its_share_of_every_layout(
     assert found == piece.y
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("wiring", wirings.WIRINGS, ids=lambda it: it.name)
+@pytest.mark.parametrize("normalisation", [None, "batch"])
+def test_every_network_can_be_cut(tiny_augmentation, wiring, normalisation):
+  network = wiring_lib.make_network(
+    wiring, image_size=67, num_classes=10, normalisation=normalisation
+  )
+  program = build.make_program(
+    network, catalog.find("one_device"), tiny_augmentation, batch_size=8
+  )
+  for piece in pieces.cut(program):
+    y, _ = jax.eval_shape(
+      piece.run_both,
+      piece.parameters,
+      piece.statistics,
+      piece.x,
+      piece.drawn,
+      piece.y,
+    )
+    assert y == piece.y
+
+
 def test_pieces_one_after_the_other_are_the_network(
   tiny_network, tiny_augmentation, key
 ):
-  layout = small_step.catalog.find("one_device")
+  layout = catalog.find("one_device")
   program = build.make_program(
     tiny_network, layout, tiny_augmentation, batch_size=2
   )

@@ -17,8 +17,9 @@ from alexnet_jax import program as program_lib
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.network import forms as forms_lib
 from alexnet_jax.network import normalisation, ops
-from alexnet_jax.speed import layers, turns
+from alexnet_jax.speed import maker as maker_lib
 from alexnet_jax.speed import pieces as pieces_lib
+from alexnet_jax.speed import turns
 
 # A form that takes this much less time than the rule's is worth a line.
 WORTH = 0.1
@@ -80,7 +81,7 @@ def measure(
     rounds: how often each is measured.
     options: for the compiler, as the step has them.
   """
-  maker = layers.Maker(program, options)
+  maker = maker_lib.Maker(program, options)
   calls = {
     name: maker.call(function, *blocks)
     for name, (function, blocks) in find_cases(program).items()

@@ -19,7 +19,7 @@ from alexnet_jax import program as program_lib
 from alexnet_jax import step as step_lib
 from alexnet_jax.network import forms as forms_lib
 from alexnet_jax.partition import draws as draws_lib
-from alexnet_jax.partition import each
+from alexnet_jax.speed import maker as maker_lib
 from alexnet_jax.speed import pieces as pieces_lib
 from alexnet_jax.speed import turns, whole_step
 
@@ -105,7 +105,7 @@ def measure(
   """
   platform = program.mesh.devices.flat[0].platform
   side = peak_side or PEAK_SIDES.get(platform, PEAK_SIDE)
-  maker = Maker(program, options)
+  maker = maker_lib.Maker(program, options)
   compiled, _ = compiled_step.compile_step(program, options=options)
   calls = {STEP: whole_step.WholeStep(program, compiled).take}
   matrix = pieces_lib.Block((side, side), program.compute_precision)
@@ -154,35 +154,8 @@ def measure(
   )
 
 
-class Maker:
-  """Compiles parts of a step, and gives them noise to compute with.
-
-  Args:
-    program: of the step.
-    options: for the compiler.
-  """
-
-  def __init__(
-    self,
-    program: program_lib.Program,
-    options: Mapping[str, compiler_options.Value],
-  ):
-    self.program, self._options = program, dict(options)
-
-  def call(self, function: Callable, *blocks) -> Callable[[], object]:
-    """One device's work, on all devices at once; see `each.on_each`."""
-    mesh = self.program.mesh
-    arrays = each.fill(mesh, blocks)
-    traced = jax.jit(each.on_each(mesh, function)).trace(*arrays)
-    compiled = self.compile(traced)
-    return lambda: compiled(*arrays)
-
-  def compile(self, traced: jax.stages.Traced) -> jax.stages.Compiled:
-    return traced.lower().compile(compiler_options=self._options)
-
-
 def _augmentation(
-  program: program_lib.Program, maker: Maker
+  program: program_lib.Program, maker: maker_lib.Maker
 ) -> Callable[[], object]:
   """All draws of a step, and the images for the network."""
   specs, augmentation = program.specs, program.augmentation
@@ -210,7 +183,9 @@ def _augmentation(
   return lambda: compiled(*arguments)
 
 
-def _loss(program: program_lib.Program, maker: Maker) -> Callable[[], object]:
+def _loss(
+  program: program_lib.Program, maker: maker_lib.Maker
+) -> Callable[[], object]:
   """The totals of a step, and the gradient of the loss by the logits."""
   labels = program.batch_shardings[1].shard_shape((program.batch_size,))
   classes = program.network.layers[-1].features
@@ -234,7 +209,7 @@ def _loss(program: program_lib.Program, maker: Maker) -> Callable[[], object]:
 class _Update:
   """The update of a step; it takes up the state, as the step does."""
 
-  def __init__(self, maker: Maker):
+  def __init__(self, maker: maker_lib.Maker):
     program = maker.program
     self._state = program.init(jax.random.key(0))
     self._gradients = program.init(jax.random.key(1)).parameters
