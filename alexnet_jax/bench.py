@@ -19,6 +19,14 @@ others; and how much of the decoder's own speed is left. Nothing is trained.
 
 --what=augmentation: what the augmentation adds to the training step, which it
 is a part of. Needs no data.
+
+--what=layers: how long one device takes for each layer, forward and backward,
+for its convolution or product alone, and for what is beside the layers.
+
+--what=forms: how long each operation takes in each form that --forms knows.
+
+--what=exchange: how long a step waits for its exchanges, and how long each
+takes alone. None of these needs data.
 """
 
 from __future__ import annotations
@@ -48,15 +56,30 @@ from alexnet_jax.data import speed as input_speed
 from alexnet_jax.partition import audit
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.speed import augmentation as augmentation_lib
+from alexnet_jax.speed import (
+  exchange_tables,
+  exchanges,
+  form_tables,
+  forms,
+  layer_tables,
+  layers,
+  shown,
+  shown_parts,
+  shown_run,
+  shown_step,
+  startup,
+)
 from alexnet_jax.speed import run as run_speed
-from alexnet_jax.speed import shown, shown_parts, shown_run, shown_step, startup
 from alexnet_jax.speed import step as step_lib
 
 _CONFIG = command.define_config()
 _WHAT = flags.DEFINE_enum(
   "what",
   "step",
-  ["step", "run", "startup", "input", "augmentation"],
+  [
+    *("step", "layers", "forms", "exchange", "run", "startup"),
+    *("input", "augmentation"),
+  ],
   "What to measure.",
 )
 _DATA_DIR = flags.DEFINE_string(
@@ -113,6 +136,30 @@ def _measure() -> shown.Shown:
     case "step":
       found = step_lib.measure(*_make_program(), rounds=rounds)
       return shown_step.show(found)
+    case "layers":
+      program, options = _make_program()
+      found = layers.measure(program, rounds=rounds, options=options)
+      return shown.Shown(
+        layer_tables.to_data(found),
+        [layer_tables.layer_table(found), layer_tables.product_table(found)],
+        layer_tables.to_lines(found),
+      )
+    case "forms":
+      program, options = _make_program()
+      found = forms.measure(program, rounds=rounds, options=options)
+      return shown.Shown(
+        form_tables.to_data(found),
+        [form_tables.to_table(found)],
+        form_tables.to_lines(found),
+      )
+    case "exchange":
+      program, options = _make_program()
+      found = exchanges.measure(program, rounds=rounds, options=options)
+      return shown.Shown(
+        exchange_tables.to_data(found),
+        [exchange_tables.step_table(found), exchange_tables.plan_table(found)],
+        exchange_tables.to_lines(found),
+      )
     case "run":
       return shown_run.show_run(_measure_run())
     case "startup":

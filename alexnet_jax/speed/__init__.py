@@ -1,1 +1,1 @@
-"""How fast a run is here, and what bounds it: what `bench` measures."""
+"""How fast the parts of a run are, on the machine at hand."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from alexnet_jax import loop
 from alexnet_jax import program as program_lib
+from alexnet_jax import step as step_lib
 
 
 class Steps:
@@ -40,6 +41,11 @@ class Steps:
       program.batch_shardings,
     )
 
+  def start(self) -> tuple[step_lib.TrainState, jax.Array]:
+    """Starts a step; the state after it, and the totals."""
+    self._state, totals = self._compiled(self._state, self._key, *self._batch)
+    return self._state, totals
+
   def take(self) -> float:
     """Takes one step and waits for it; its seconds."""
     return self.take_ahead(1)
@@ -50,8 +56,7 @@ class Steps:
     totals: list[jax.Array] = []
     begin = time.perf_counter()
     for _ in range(count):
-      self._state, total = self._compiled(self._state, self._key, *self._batch)
-      totals.append(total)
+      totals.append(self.start()[1])
       ahead = loop.STEPS_AHEAD
       jax.block_until_ready(totals[-ahead - 1 : -ahead])
     jax.block_until_ready((self._state, totals))
