@@ -38,7 +38,7 @@ _PRECISION = Choice(tuple(plan.PRECISIONS))
 _PLACEMENT = {
   "batch": Unset(Axes()),
   "features": Unset(Axes()),
-  "arrive": Unset(Choice(("gather", "sum"))),
+  "arrive": Unset(Choice(layout_lib.ARRIVALS)),
   "stored": Unset(Axes()),
 }
 _MESH, _MESH_FIELD = (

@@ -121,7 +121,7 @@ def to_json(
         "reads": program.network.layer(name).reads,
         "batch_axes": layout.placement(name).batch,
         "features_axes": layout.placement(name).features,
-        "arrive": layout.placement(name).arrive,
+        "arrive": share.arrive,
         "stored_axes": layout.placement(name).stored,
         "parameter_bytes": share.parameter_bytes,
         "optimizer_bytes": program.optimizer_bytes[name],

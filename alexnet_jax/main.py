@@ -7,9 +7,11 @@ import functools
 import os
 import sys
 
+from alexnet_jax.processes import heap
 from alexnet_jax.processes import signals as signals_lib
 
 if __name__ == "__main__":  # before the imports that take seconds
+  heap.keep()
   _SIGNALS = signals_lib.heed()
 
 from absl import app, flags

@@ -65,7 +65,7 @@ def layout(program: program_lib.Program) -> rich.table.Table:
     table.add_row(
       *(name, network.layer(name).reads),
       *(_listed(placement.batch), _listed(placement.features)),
-      placement.arrive if placement.features else "-",
+      share.arrive if placement.features else "-",
       *([_listed(placement.stored)] if stored else []),
       _shape(share.kernel),
       *(f"{number:,.0f}" for number in numbers),

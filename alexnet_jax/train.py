@@ -20,6 +20,7 @@ from alexnet_jax.data import source
 from alexnet_jax.partition import audit
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.processes import group as group_lib
+from alexnet_jax.processes import heap
 
 
 def train(
@@ -174,4 +175,7 @@ def _compile(
     console.print(line, soft_wrap=True, highlight=False)
   if not run.config.layout.allow_unplanned:
     audit.check(found)
+  here = jax.local_device_count()
+  memory = compiled_step.find_memory(train_step)
+  heap.reserve(here * memory.get("temporaries", 0))
   return train_step

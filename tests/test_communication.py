@@ -1,6 +1,7 @@
 """The plan is the whole truth about communication."""
 
 import dataclasses
+import itertools
 import re
 
 import jax
@@ -19,6 +20,7 @@ from alexnet_jax.partition import (
   exchange,
   plan,
 )
+from alexnet_jax.partition import layout as layout_lib
 from tests import build
 from tests.test_placement import OVERRIDDEN, UNUSUAL
 
@@ -55,27 +57,81 @@ def test_no_convolution_is_grouped(layout, program):
   assert collectives.grouped_convolutions(traced.lower().as_text("hlo")) == []
 
 
-def test_two_column_plan_has_the_published_numbers():
-  exchanges = plan.make_plan(
-    wiring.make_network(wirings.ALEXNET_2012),
-    catalog.TWO_COLUMN,
-    batch_size=128,
-    loss_values=4,
-  )
-  # Reference: elements per image that cross, both directions of the link.
-  assert [
-    (e.layer, e.direction, e.kind, e.elements_per_image) for e in exchanges
-  ] == [
+# Elements per image that cross, both directions of the link. Reference, section
+# 6: as built in 2012, and the fewest that are possible.
+AS_BUILT = [
+  ("fc6", "forward", "all_gather", 9_216),
+  ("fc6", "backward", "reduce_scatter", 9_216),
+]
+FEWEST = [
+  ("fc6", "forward", "reduce_scatter", 4_096),
+  ("fc6", "backward", "all_gather", 4_096),
+]
+
+
+def published(fc6):
+  return [
     ("conv3", "forward", "all_gather", 43_264),
     ("conv3", "backward", "reduce_scatter", 43_264),
-    ("fc6", "forward", "all_gather", 9_216),
-    ("fc6", "backward", "reduce_scatter", 9_216),
+    *fc6,
     ("fc7", "forward", "all_gather", 4_096),
     ("fc7", "backward", "reduce_scatter", 4_096),
     ("fc8", "forward", "sum", 1_000),
   ]
+
+
+@pytest.mark.parametrize(
+  ("arrive", "fc6", "total"),
+  [("gather", AS_BUILT, 58_624 - 1_048), ("fewest", FEWEST, 52_456)],
+)
+def test_two_column_plan_has_the_published_numbers(arrive, fc6, total):
+  exchanges = plan.make_plan(
+    wiring.make_network(wirings.ALEXNET_2012),
+    layout_lib.override(
+      catalog.TWO_COLUMN, mesh={}, placements={"fc6": {"arrive": arrive}}
+    ),
+    batch_size=128,
+    loss_values=4,
+  )
+  found = [
+    (e.layer, e.direction, e.kind, e.elements_per_image) for e in exchanges
+  ]
+  assert found == published(fc6)
+  # As built, half of fc7's outputs, 2,048, went to the GPU that had fc8; the
+  # sum of 1,000 logits is 1,048 less.
+  forward = sum(number for _, way, _, number in found if way == "forward")
+  assert forward == total
   # Each of two devices sends its half: 128 x 21,632 float32.
   assert exchanges[0].sent_bytes == 128 * 21_632 * 4
+
+
+@pytest.mark.parametrize(
+  "layout",
+  [catalog.TWO_COLUMN, catalog.TWO_COLUMN_DATA, catalog.ONE_WEIRD_TRICK],
+  ids=lambda layout: layout.name,
+)
+@pytest.mark.parametrize("size", ["full", "tiny"])
+def test_no_other_way_to_arrive_sends_less(layout, size, tiny_network):
+  network = tiny_network
+  if size == "full":
+    network = wiring.make_network(wirings.ALEXNET_2012)
+
+  def sent(*ways):
+    placements = {
+      layer: {"arrive": way}
+      for layer, way in zip(("fc6", "fc7", "fc8"), ways, strict=True)
+    }
+    exchanges = plan.make_plan(
+      network,
+      layout_lib.override(layout, mesh={}, placements=placements),
+      batch_size=128,
+      loss_values=4,
+    )
+    return sum(exchange.sent_bytes for exchange in exchanges)
+
+  ways = itertools.product(("gather", "sum"), repeat=3)
+  # The classes of the tiny network divide, so that each can be gathered.
+  assert sent(*["fewest"] * 3) == min(sent(*three) for three in ways)
 
 
 def test_full_size_two_column_step_sends_what_was_published():
@@ -95,15 +151,7 @@ def test_full_size_two_column_step_sends_what_was_published():
   found = audited((parts, traced, compiled))
   assert found.agrees
   # Of the whole activation, in the batch of 4: both directions of the link.
-  elements = [
-    ("conv3", "forward", "all_gather", 4 * 43_264),
-    ("conv3", "backward", "reduce_scatter", 4 * 43_264),
-    ("fc6", "forward", "all_gather", 4 * 9_216),
-    ("fc6", "backward", "reduce_scatter", 4 * 9_216),
-    ("fc7", "forward", "all_gather", 4 * 4_096),
-    ("fc7", "backward", "reduce_scatter", 4 * 4_096),
-    ("fc8", "forward", "sum", 4 * 1_000),
-  ]
+  elements = [(*what, 4 * number) for *what, number in published(FEWEST)]
   assert sorted(elements) == sorted(
     (e.layer, e.direction, e.kind, e.elements) for e in found.compiled
   )

@@ -135,9 +135,9 @@ def test_bytes_along_axes_are_those_of_the_published_network():
     loss_values=4,
   )
   assert plan.sent_along(exchanges) == {
-    # Halves of the maps that cross at conv3, fc6, fc7, there and back, and the
-    # logits, for each of 64 images.
-    "column": 64 * 4 * (2 * (43_264 + 9_216 + 4_096) // 2 + 1_000),
+    # Halves of what crosses at conv3, fc6 and fc7, there and back, and of
+    # the logits as much as there are, for each of 64 images.
+    "column": 64 * 4 * (2 * (43_264 + 4_096 + 4_096) // 2 + 1_000),
     # Half of the parameters, of fc8's biases all; a sum over two devices sends
     # what it adds. Four numbers of the loss.
     "data": 4 * ((60_965_224 - 1_000) // 2 + 1_000) + 4 * 4,

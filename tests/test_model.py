@@ -83,7 +83,7 @@ def test_parameters_are_plain_global_arrays():
     "conv3": (3, 3, 256, 384),
     "conv4": (3, 3, 192, 384),
     "conv5": (3, 3, 192, 256),
-    "fc6": (9216, 4096),
+    "fc6": (36, 256, 4096),  # 6 x 6 positions
     "fc7": (4096, 4096),
     "fc8": (4096, 1000),
   }

@@ -33,7 +33,7 @@ class Weights(nnx.Module):
 
   Attributes:
     kernel: f32[window, window, in, out] with `in` the channels one output
-      reads, or f32[in, out].
+      reads, f32[positions, in, out] where units read a map, or f32[in, out].
     bias: f32[out], constant; 0 before a batch normalisation's first step.
     scale: f32[out], 1; of a batch normalisation only, as are the next two.
     mean: f32[out], the running mean of what is normalised.
@@ -160,14 +160,13 @@ def _by_column(
     layer: the row of the table.
     x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
     kernel: f32[window, window, channels / columns here, maps], or
-      f32[positions * channels / columns here, units].
+      f32[positions, channels / columns here, units].
     forms: how it is computed.
 
   Returns:
     f32[n, h', w', maps] or f32[n, units].
   """
-  positions = 1 if layer.window else math.prod(x.shape[1:-1])
-  columns_here = positions * x.shape[-1] // kernel.shape[-2]
+  columns_here = x.shape[-1] // kernel.shape[-2]
   if layer.window and forms.columns == "grouped":
     return _convolve(layer, x, kernel, forms, groups=columns_here)
   operation = _convolve if layer.window else _multiply
@@ -210,7 +209,8 @@ def _multiply(
   forms: forms_lib.Forms,
 ) -> jax.Array:
   del layer, forms
-  return x.reshape(x.shape[0], -1) @ kernel
+  # Position by position, channels last, as the kernel has them.
+  return x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def make_graphdef(
@@ -265,8 +265,8 @@ def init_parameters(
   Returns:
     {layer: {"kernel": f32[...], "bias": f32[out]}}, and "scale": f32[out] where
     the layer has batch normalisation; global shapes: HWIO with I the channels
-    one output reads, or (in, out). A fully connected layer reads a map position
-    by position, channels last.
+    one output reads, or (in, out); (positions, in, out) where a fully connected
+    layer reads a map: position by position, channels last.
   """
   alexnet = AlexNet(network, rngs=nnx.Rngs(params=key))
   return nnx.to_pure_dict(nnx.state(alexnet, nnx.Param))

@@ -21,7 +21,7 @@ def by_neighbours(
   x: jax.Array,
   exchange: exchange_lib.Exchange,
   *,
-  form: str,
+  form: str = "window",
 ) -> jax.Array:
   """Local response normalisation, where there is any: f32[n, h, w, maps]."""
   sizes = {

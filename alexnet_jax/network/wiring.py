@@ -112,7 +112,8 @@ class Sizes:
     positions: places in the map that arrives, height x width; 1 for units.
     channels: maps or units that arrive, over all columns.
     kernel: shape of the kernel, HWIO with I = channels one output reads, or
-      (in, out) with in = units one output reads.
+      (in, out) with in = units one output reads; (positions, I, out) where a
+      fully connected layer reads a map.
     map_side: side of the convolution's own output map, 1 for units.
     out_side: side after pooling, 1 for units.
     scales: of a batch normalisation, one for each output; 0 without.
@@ -208,7 +209,8 @@ class Network:
           side + sum(layer.padding), layer.window, layer.stride, self, layer
         )
       else:
-        kernel = (positions * reads, layer.features)
+        places = (positions,) if positions > 1 else ()
+        kernel = (*places, reads, layer.features)
         side = 1
       map_side = side
       if layer.pool:

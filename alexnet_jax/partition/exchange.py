@@ -49,12 +49,9 @@ class MeshExchange:
       x: f32[n, ..., c], as the layer before left it on this device.
 
     Returns:
-      f32[n', ..., c'], all that the layer reads here; f32[n', positions, c']
-      where it reads a map as units.
+      f32[n', ..., c'], all that the layer reads here.
     """
     route = self._routes[layer]
-    if route.joins_positions:
-      x = x.reshape(x.shape[0], -1, x.shape[-1])
     for move in route.moves:
       if move.sends:
         x = _send(move, x.astype(self._precision)).astype(x.dtype)

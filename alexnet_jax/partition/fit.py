@@ -60,9 +60,10 @@ def fits(
 def _check_axes(layout: layout_lib.Layout, name: str) -> None:
   placement = layout.placement(name)
   field = f"config.layout.{name}"
-  if placement.arrive not in ("gather", "sum"):
+  if placement.arrive not in layout_lib.ARRIVALS:
     raise ValueError(
-      f"{name} arrives by {placement.arrive!r}, expected 'gather' or 'sum'. "
+      f"{name} arrives by {placement.arrive!r}, expected "
+      f"{_any_of(layout_lib.ARRIVALS)}. "
       f"Set {field}.arrive."
     )
   for kind in ("batch", "features", "stored"):
@@ -130,7 +131,11 @@ def _check_features(
       f"'{layout.name}' do not divide the network's {network.columns} "
       f"columns. {fix}, or config.network.columns."
     )
-  if placement.arrive == "gather" and layer.features % devices:
+  can_sum = layer.reads == "all" and not sizes.channels % devices
+  gathers = placement.arrive == "gather" or (
+    placement.arrive == "fewest" and not can_sum
+  )
+  if gathers and layer.features % devices:
     raise ValueError(
       f"{layer.name} has {layer.features} features, which {over} in layout "
       f"'{layout.name}' do not divide. {fix}."
@@ -142,17 +147,10 @@ def _check_features(
       f"{layer.features // devices} of its {layer.features}. {fix}."
     )
   if placement.arrive == "sum":
-    # A fully connected layer reads a map position by position, so its input
-    # rows split at positions; where there is one, at channels.
-    rows = sizes.channels
-    if not layer.window and sizes.positions > 1:
-      rows = sizes.positions
-    if rows % devices:
+    if sizes.channels % devices:
       raise ValueError(
         f"{layer.name} sums over {over} in layout '{layout.name}', which do "
-        f"not divide the {rows} "
-        f"{'channels' if rows == sizes.channels else 'positions'} that it "
-        f"reads. {fix}."
+        f"not divide the {sizes.channels} channels that it reads. {fix}."
       )
 
 
@@ -163,7 +161,10 @@ def _check_stored(
   dimension = layout_lib.stored_dimension(layer.name)
   axes = placement.stored
   # Both may split one dimension: first the layer's own axes, then these.
-  if (dimension == layout_lib.OUTPUTS) == (placement.arrive == "gather"):
+  splits_outputs = dimension == layout_lib.OUTPUTS
+  if placement.arrive == "fewest" or (
+    splits_outputs == (placement.arrive == "gather")
+  ):
     axes = placement.features + axes
   size = sizes.kernel[dimension]
   if placement.stored and size % layout.size(axes):
@@ -174,6 +175,10 @@ def _check_stored(
       f"kernel in layout '{layout.name}' do not divide. "
       f"Set config.layout.{layer.name}.stored or config.layout.mesh."
     )
+
+
+def _any_of(words: tuple[str, ...]) -> str:
+  return " or ".join(map(repr, words))
 
 
 def _axes(axes: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 # Dimensions of a kernel, HWIO or (in, out).
 INPUTS, OUTPUTS = -2, -1
+ARRIVALS = ("gather", "sum", "fewest")
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 
@@ -27,7 +28,8 @@ class Placement:
       sum, the features it reads.
     arrive: `gather`: every device receives all that the layer reads and
       computes its share of the outputs. `sum`: every device reads only its
-      share, and the partial results are added.
+      share, and the partial results are added. `fewest`: that of the two for
+      which fewer elements are sent, which depends on the network.
     stored: axes of `batch` over which the kernel and its optimizer state are
       kept in shares; gathered at use, and the gradient reduce-scattered.
 

@@ -22,9 +22,8 @@ from collections.abc import Sequence
 
 from alexnet_jax.partition import layout as layout_lib
 
-# Dimensions of an activation: f32[n, ..., channels], and between a map and a
-# fully connected layer f32[n, positions, channels].
-BATCH, POSITIONS, CHANNELS = 0, 1, -1
+# Dimensions of an activation: f32[n, ..., channels].
+BATCH, CHANNELS = 0, -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +72,19 @@ class Move:
     """Whether anything crosses devices on the way forward."""
     return self.kind in ("all_gather", "all_to_all")
 
+  def sent_elements(self, devices: int) -> int:
+    """Elements that each device sends for it, forward and backward.
+
+    Args:
+      devices: along the axes.
+    """
+    others = self.elements * (devices - 1)
+    if self.kind == "all_gather":
+      return 2 * others
+    if self.kind == "all_to_all" or not self.copied:
+      return 2 * others // devices
+    return 0
+
 
 def find_moves(
   name: str,
@@ -82,7 +94,6 @@ def find_moves(
   *,
   elements: int,
   images: int,
-  target: int,
   spread: tuple[str, ...],
 ) -> tuple[tuple[Move, ...], Lie]:
   """The moves from one lie to another, and the lie they end in.
@@ -94,7 +105,6 @@ def find_moves(
     layout: for the mesh.
     elements: of the whole activation.
     images: in the whole batch.
-    target: the dimension that `wanted.features` splits.
     spread: axes along which the layer computes different outputs.
 
   Returns:
@@ -140,12 +150,10 @@ def find_moves(
       here.remove(axis)
 
   leave(features, wanted.features, batch, wanted.batch, CHANNELS, BATCH)
-  if features and target == POSITIONS:
-    move("all_to_all", features, CHANNELS, POSITIONS)
-  leave(batch, wanted.batch, features, wanted.features, BATCH, target)
+  leave(batch, wanted.batch, features, wanted.features, BATCH, CHANNELS)
   for split, axes, to in (
     (batch, wanted.batch, BATCH),
-    (features, wanted.features, target),
+    (features, wanted.features, CHANNELS),
   ):
     for axis in axes:
       if axis not in split:

@@ -7,6 +7,7 @@ routes and `plan.py` counts them; neither decides anything.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
@@ -21,7 +22,7 @@ class Route:
     moves: bring the input, in order.
     arrived: how the input lies where the layer is computed.
     leaves: how the output lies.
-    joins_positions: whether the layer reads a map as one row of units.
+    arrive: `gather` or `sum`; which of them, where a layout leaves it open.
     sums: axes over which partial results are added.
     scatters: whether the sum is left split by features, for the next layer.
     sum_elements: of one partial result on one device.
@@ -32,7 +33,7 @@ class Route:
   moves: tuple[moves_lib.Move, ...]
   arrived: moves_lib.Lie
   leaves: moves_lib.Lie
-  joins_positions: bool = False
+  arrive: str = "gather"
   sums: tuple[str, ...] = ()
   scatters: bool = False
   sum_elements: int = 0
@@ -64,21 +65,25 @@ def find_routes(
   for name, following in zip(names, [*names[1:], None], strict=True):
     layer, placement = network.layer(name), layout.placement(name)
     size = sizes[name]
-    joins = not layer.window and size.positions > 1
-    sums = placement.features if placement.arrive == "sum" else ()
-    own = placement.features if layer.reads == "own" else ()
-    moves, arrived = moves_lib.find_moves(
-      name,
-      lie,
-      moves_lib.Lie(batch=placement.batch, features=own or sums),
-      layout,
-      elements=batch_size * size.positions * size.channels,
-      images=batch_size,
-      # The input rows of a fully connected layer are split at positions.
-      target=(moves_lib.POSITIONS if joins and sums else moves_lib.CHANNELS),
-      spread=() if own or sums else placement.features,
+    images = batch_size // layout.size(placement.batch)
+    ways = {
+      way: _bring(layer, size, lie, placement, layout, batch_size, way)
+      for way in _find_ways(layer, size, placement, layout)
+    }
+    arrive = next(iter(ways))
+    if len(ways) > 1:
+      arrive = _find_fewest(
+        ways,
+        layout,
+        devices=layout.size(placement.features),
+        outputs=images * size.outputs,
+        is_last=following is None,
+      )
+    moves, arrived = ways[arrive]
+    sums = placement.features if arrive == "sum" else ()
+    scatters = bool(sums) and _leaves_shares(
+      network, layout, name, following, sums
     )
-    scatters = bool(sums) and _reads_share(network, layout, following, sums)
     features = placement.features if scatters or not sums else ()
     leaves = moves_lib.Lie(
       batch=placement.batch,
@@ -87,10 +92,9 @@ def find_routes(
         axis for axis in arrived.copies if axis not in placement.features
       ),
     )
-    images = batch_size // layout.size(placement.batch)
     routes[name] = Route(
       moves=moves,
-      joins_positions=joins,
+      arrive=arrive,
       arrived=arrived,
       sums=sums,
       scatters=scatters,
@@ -107,22 +111,98 @@ def find_routes(
     layout,
     elements=batch_size * network.layers[-1].features,
     images=batch_size,
-    target=moves_lib.CHANNELS,
     spread=(),
   )
   routes["loss"] = Route(moves=moves, arrived=arrived, leaves=arrived)
   return routes
 
 
-def _reads_share(
+def _find_ways(
+  layer: wiring.Layer,
+  size: wiring.Sizes,
+  placement: layout_lib.Placement,
+  layout: layout_lib.Layout,
+) -> tuple[str, ...]:
+  """How an input may arrive under a placement that `fit.check` has accepted."""
+  if placement.arrive != "fewest":
+    return (placement.arrive,)
+  devices = layout.size(placement.features)
+  if devices == 1 or layer.reads != "all" or size.channels % devices:
+    return ("gather",)
+  if layer.features % devices:
+    return ("sum",)
+  return ("gather", "sum")
+
+
+def _bring(
+  layer: wiring.Layer,
+  size: wiring.Sizes,
+  lie: moves_lib.Lie,
+  placement: layout_lib.Placement,
+  layout: layout_lib.Layout,
+  batch_size: int,
+  arrive: str,
+) -> tuple[tuple[moves_lib.Move, ...], moves_lib.Lie]:
+  """The moves of the input, and how it then lies."""
+  reads_share = layer.reads == "own" or arrive == "sum"
+  features = placement.features
+  return moves_lib.find_moves(
+    layer.name,
+    lie,
+    moves_lib.Lie(
+      batch=placement.batch, features=features if reads_share else ()
+    ),
+    layout,
+    elements=batch_size * size.positions * size.channels,
+    images=batch_size,
+    spread=() if reads_share else features,
+  )
+
+
+def _find_fewest(
+  ways: Mapping[str, tuple[Sequence[moves_lib.Move], moves_lib.Lie]],
+  layout: layout_lib.Layout,
+  *,
+  devices: int,
+  outputs: int,
+  is_last: bool,
+) -> str:
+  """The way in which a device sends fewest elements; of equals, `gather`.
+
+  Args:
+    ways: name -> moves of the input.
+    layout: for the mesh.
+    devices: that share the layer.
+    outputs: of the whole layer on the images of one device.
+    is_last: whether the loss follows, which reads whole outputs.
+  """
+
+  def sent(way: str) -> int:
+    moves, _ = ways[way]
+    of_input = sum(move.sent_elements(layout.size(move.axes)) for move in moves)
+    # A sum, or its two halves; outputs of the last layer are gathered, and
+    # their gradient scattered. Those of others move on alike.
+    moves_outputs = way == "sum" or is_last
+    return of_input + moves_outputs * 2 * outputs * (devices - 1) // devices
+
+  return min(ways, key=sent)
+
+
+def _leaves_shares(
   network: wiring.Network,
   layout: layout_lib.Layout,
-  name: str | None,
+  name: str,
+  following: str | None,
   axes: tuple[str, ...],
 ) -> bool:
-  """Whether each device along the axes reads just its share of the input."""
-  if name is None:
+  """Whether a sum over the axes leaves each device its share of the outputs.
+
+  So it is where the next layer splits its features over the same axes. If that
+  reads just its share, nothing more is sent; if it gathers, as much is sent
+  between the two as for whole sums, and what follows the sum is computed once.
+  """
+  if following is None:
     return False
-  placement = layout.placement(name)
-  own = network.layer(name).reads == "own" or placement.arrive == "sum"
-  return own and placement.features == axes
+  outputs = network.layer(name).features
+  splits = layout.placement(following).features == axes
+  return splits and outputs % layout.size(axes) == 0

@@ -20,6 +20,7 @@ class Share:
   """One device's share of one layer in a training step.
 
   Attributes:
+    arrive: `gather` or `sum`, how the input arrives.
     kernel: shape of the block of the kernel that is stored here.
     parameter_bytes: of the stored blocks of all parameters, float32.
     images: whose outputs are computed here.
@@ -31,6 +32,7 @@ class Share:
       repeated.
   """
 
+  arrive: str
   kernel: tuple[int, ...]
   parameter_bytes: int
   images: int
@@ -72,6 +74,7 @@ def find_shares(
     parts = layout.size(placement.features)
     passes = 2 if layer.reads == "image" else 3
     shares[name] = Share(
+      arrive=routes[name].arrive,
       kernel=blocks[plan_lib.KERNEL],
       parameter_bytes=FLOAT32 * sum(map(math.prod, blocks.values())),
       images=images,

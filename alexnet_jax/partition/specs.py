@@ -75,6 +75,7 @@ def make_specs(
   """The specs that follow from a network, a layout and its routes."""
   parameters, gathers, shared = {}, {}, {}
   masks, points, statistics = {}, {}, {}
+  sizes = network.sizes()
   for layer in network.layers:
     route = routes[layer.name]
     stored = layout.placement(layer.name).stored
@@ -87,8 +88,9 @@ def make_specs(
       gathers[layer.name, "kernel"] = stored, dimension
     window = [None, None] if layer.window else []
     leaves = _spec(route.leaves.batch, *window, outputs)
+    places = [None] * (len(sizes[layer.name].kernel) - len(kernel))
     parameters[layer.name] = {
-      "kernel": _spec(*window, *kernel),
+      "kernel": _spec(*places, *kernel),
       "bias": _spec(outputs),
     }
     shared[layer.name] = {

@@ -244,12 +244,19 @@ def find_columns(
     The columns, left to right.
   """
   crossings = find_crossings(network, plan)
+  partial = {
+    exchange.layer
+    for exchange in plan
+    if exchange.tensor == plan_lib.ACTIVATION
+    and exchange.direction == plan_lib.FORWARD
+    and exchange.kind in ("sum", "reduce_scatter")
+  }
   sizes = network.sizes()
   shares = {IMAGE: (network.image_size, network.image_channels)}
   windows = {}
   for name, size in sizes.items():
     placement, features = layout.placement(name), size.kernel[-1]
-    if placement.arrive == "gather":
+    if name not in partial:
       features //= layout.size(placement.features)
     shares[name] = size.map_side, features
     windows[name] = network.layer(name).window / math.sqrt(size.positions)
@@ -267,7 +274,7 @@ def find_columns(
       side=side,
       features=features,
       repeated=name in sizes and _repeats(layout, name),
-      partial=name in sizes and _is_partial(layout, name),
+      partial=name in sizes and name in partial,
       **_measures(side / network.image_size, features / most, side > 1, unit),
     )
     start = gap
@@ -315,8 +322,3 @@ def _repeats(layout: layout_lib.Layout, name: str) -> bool:
   placement = layout.placement(name)
   split = layout.size(placement.batch) * layout.size(placement.features)
   return split < layout.devices
-
-
-def _is_partial(layout: layout_lib.Layout, name: str) -> bool:
-  placement = layout.placement(name)
-  return placement.arrive == "sum" and layout.size(placement.features) > 1

@@ -1,0 +1,88 @@
+"""Memory that a CPU computes in, kept by the process from step to step.
+
+A step takes its temporary arrays, a gigabyte at full size, in one piece, and
+gives them back at its end. The C library then hands such a piece to the kernel
+and asks for it anew, empty, in the next step: a fifth of a step went into
+200,000 page faults. Here it is told to keep what it has, all in one heap, and
+the kernel to make the part that a step works in of large pages.
+
+For processes with glibc and no accelerator; elsewhere, and where the user has
+settings of their own for the C library, nothing is changed. No result depends
+on it. Standard library only: `main.py` calls this before there are threads,
+each of which would have a heap of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+import platform
+
+# <malloc.h>
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+# <sys/mman.h>
+_HUGE_PAGES = 14
+_HUGE_PAGE = 2 << 20
+# Grown by so much at a time, so that what lies behind a piece is free as well.
+_MORE = 64 << 20
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
+
+_kept = False  # by `keep`, once in a process
+
+
+def keep() -> bool:
+  """Tells the C library to keep freed memory, in one heap.
+
+  Returns:
+    Whether it does.
+  """
+  global _kept
+  if not _kept and _is_wanted():
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
+    settings = (
+      (_ARENA_MAX, 1),
+      (_MMAP_MAX, 0),
+      (_TRIM_THRESHOLD, -1),  # as unsigned: never
+      (_TOP_PAD, _MORE),
+    )
+    _kept = all([mallopt(*setting) == 1 for setting in settings])
+  return _kept
+
+
+def reserve(size: int) -> bool:
+  """Has the heap hold a free piece of so many bytes, of large pages.
+
+  Pages are not touched, so that none is taken before a step needs it.
+
+  Returns:
+    Whether there is one; False: `keep` was not heeded, or there is not enough.
+  """
+  if not _kept:
+    return False
+  library = ctypes.CDLL(None)
+  library.malloc.restype = ctypes.c_void_p
+  library.malloc.argtypes = [ctypes.c_size_t]
+  library.free.argtypes = [ctypes.c_void_p]
+  library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+  size += 2 * _HUGE_PAGE
+  piece = library.malloc(size)
+  if not piece:
+    return False
+  start = -(-piece // _HUGE_PAGE) * _HUGE_PAGE
+  end = (piece + size) // _HUGE_PAGE * _HUGE_PAGE
+  library.madvise(start, end - start, _HUGE_PAGES)  # a kernel may have none
+  library.free(piece)
+  return True
+
+
+def _is_wanted() -> bool:
+  if platform.libc_ver()[0] != "glibc":
+    return False
+  if any(map(glob.glob, _ACCELERATORS)):
+    return False
+  return not any(
+    name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"
+    for name in os.environ
+  )
