@@ -5,6 +5,11 @@ batch is bytes of 256 x 256 pixels, which the step crops, mirrors and colours:
 more than the others are asked for.
 """
 
+from alexnet_jax.processes import heap
+
+if __name__ == "__main__":  # as `main`: before there are threads
+  heap.keep()
+
 import jax
 import numpy as np
 
@@ -50,6 +55,9 @@ def make(
   options = compiler_options.choose(jax.devices(), mode="auto")
   step, audit = compiled_step.compile_step(program, options=options.used)
   audit_lib.check(audit)
+  # As `train` does.
+  temporaries = compiled_step.find_memory(step).get("temporaries", 0)
+  kept = heap.reserve(jax.local_device_count() * temporaries)
   init_key, step_key = program.make_keys(config.seed)
   state = program.init(init_key)
   rng = np.random.default_rng(0)
@@ -75,6 +83,7 @@ def make(
     "matmul_precision": matmul_precision or "default",
     "forms": str(program.forms),
     "xla_options": dict(options.used),
+    "kept_heap": kept,
   }
 
 
