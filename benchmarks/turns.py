@@ -1,0 +1,235 @@
+"""Workers that take turns, so that a machine that slows down slows them all.
+
+The other end is `worker.py`. A worker starts alone, and between its turns waits
+in a read. Each round every worker has one turn, and every second round they
+come in the opposite order.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import select
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+_STOP_SECONDS = 10.0
+_LONGEST_OUTPUT = 300
+
+
+class WorkerError(RuntimeError):
+  """A worker has ended, hangs, or answers with something else."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+  """How a worker is started.
+
+  Attributes:
+    arguments: the command.
+    environment: of it; None: that of this process.
+  """
+
+  arguments: Sequence[str]
+  environment: Mapping[str, str] | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class Found:
+  """What is known of a variant in the end.
+
+  Attributes:
+    facts: that its worker told of itself; {} where it never was ready.
+    seconds: of a step, by round.
+    ratios: its seconds by those of the reference in the same round: how many
+      times as fast the reference was.
+    idle_cpu_seconds: most that it computed while others had their turns.
+    missing: why it was not started; None: it was.
+    error: why there is no more; None: nothing went wrong.
+  """
+
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  seconds: list[float] = dataclasses.field(default_factory=list)
+  ratios: list[float] = dataclasses.field(default_factory=list)
+  idle_cpu_seconds: float = 0.0
+  missing: str | None = None
+  error: str | None = None
+
+  def median(self) -> float:
+    return statistics.median(self.seconds)
+
+  def ratio(self) -> float:
+    """The median of the ratios of the rounds."""
+    return statistics.median(self.ratios)
+
+  def join(self, later: Found) -> Found:
+    """All rounds of a variant that was measured twice."""
+    return Found(
+      facts=self.facts or later.facts,
+      seconds=self.seconds + later.seconds,
+      ratios=self.ratios + later.ratios,
+      idle_cpu_seconds=max(self.idle_cpu_seconds, later.idle_cpu_seconds),
+      error=self.error or later.error,
+    )
+
+
+class Worker:
+  """A process that takes steps when it is told to.
+
+  Args:
+    name: of its variant.
+    command: that starts it.
+    limit_seconds: without an answer, then it hangs.
+
+  Attributes:
+    facts: that it told of itself.
+
+  Raises:
+    WorkerError: it does not get ready.
+  """
+
+  def __init__(self, name: str, command: Command, *, limit_seconds: float):
+    self._name, self._limit = name, limit_seconds
+    self._output, self._unread = tempfile.TemporaryFile(), b""
+    try:
+      self._process = subprocess.Popen(
+        command.arguments,
+        env=command.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=self._output,
+      )
+    except OSError as error:
+      self._output.close()
+      raise WorkerError(f"{name} cannot be started: {error}") from error
+    try:
+      self.facts = self._read()
+      if not self.facts.pop("ready", False):
+        raise self._to_error(f"says {self.facts} in the place of its facts")
+    except WorkerError:
+      self.close()
+      raise
+
+  def take(self, *, untimed: int, timed: int) -> dict[str, float]:
+    """Has it take its turn; its answer.
+
+    Raises:
+      WorkerError: there is none, or its loss is not finite.
+    """
+    with contextlib.suppress(BrokenPipeError):  # to read says why
+      self._process.stdin.write(f"{untimed} {timed}\n".encode())
+      self._process.stdin.flush()
+    answer = self._read()
+    if not math.isfinite(answer["loss"]):
+      raise self._to_error(f"has a loss of {answer['loss']}")
+    return answer
+
+  def close(self) -> None:
+    """Lets it end, or ends it."""
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.close()
+    try:
+      self._process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+    self._process.stdout.close()
+    self._output.close()
+
+  def _read(self) -> dict[str, Any]:
+    until = time.monotonic() + self._limit
+    stdout = self._process.stdout.fileno()
+    while b"\n" not in self._unread:
+      left = max(0.0, until - time.monotonic())
+      if not select.select([stdout], [], [], left)[0]:
+        self._process.kill()
+        raise self._to_error(f"has not answered for {self._limit:g} s")
+      some = os.read(stdout, 2**16)
+      if not some:
+        raise self._to_error(f"ended with code {self._process.wait()}")
+      self._unread += some
+    line, _, self._unread = self._unread.partition(b"\n")
+    try:
+      return json.loads(line)
+    except ValueError:
+      raise self._to_error(f"says {line.decode()!r}, expected JSON") from None
+
+  def _to_error(self, what: str) -> WorkerError:
+    self._output.seek(0)
+    lines = self._output.read().decode(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "nothing")
+    shown = " ".join(last.split())[-_LONGEST_OUTPUT:]
+    return WorkerError(f"{self._name} {what}; its last output: {shown}")
+
+
+def measure(
+  commands: Mapping[str, Command],
+  *,
+  reference: str,
+  rounds: int,
+  untimed: int,
+  timed: int,
+  limit_seconds: float,
+  tell: Callable[[str], None],
+) -> dict[str, Found]:
+  """Starts the workers one by one, and has them take turns.
+
+  A worker that fails is left out from then on, and the others go on.
+
+  Args:
+    commands: of the variants, by name.
+    reference: the one that the others are compared with.
+    rounds: turns of each.
+    untimed: steps that begin a turn and are not timed.
+    timed: steps of a turn that are timed together.
+    limit_seconds: without an answer, then a worker hangs.
+    tell: is told what goes on.
+
+  Raises:
+    WorkerError: the reference fails.
+  """
+  found = collections.defaultdict(Found)
+  workers: dict[str, Worker] = {}
+
+  def fail(name: str, error: WorkerError) -> None:
+    if name == reference:
+      raise error
+    tell(str(error))
+    found[name].error = str(error)
+    if name in workers:
+      workers.pop(name).close()
+
+  with contextlib.ExitStack() as stack:
+    stack.callback(lambda: [worker.close() for worker in workers.values()])
+    for name, command in commands.items():
+      tell(f"starts {name}")
+      try:
+        workers[name] = Worker(name, command, limit_seconds=limit_seconds)
+        found[name].facts = workers[name].facts
+      except WorkerError as error:
+        fail(name, error)
+    for number in range(rounds):
+      seconds = {}
+      for name in list(workers)[:: -1 if number % 2 else 1]:
+        try:
+          answer = workers[name].take(untimed=untimed, timed=timed)
+        except WorkerError as error:
+          fail(name, error)
+          continue
+        seconds[name] = answer["seconds"]
+        found[name].idle_cpu_seconds = max(
+          found[name].idle_cpu_seconds, answer["idle_cpu_seconds"]
+        )
+      for name, of_step in seconds.items():
+        found[name].seconds.append(of_step)
+        found[name].ratios.append(of_step / seconds[reference])
+      tell(f"round {number + 1} of {rounds}")
+  return {name: found[name] for name in commands}
