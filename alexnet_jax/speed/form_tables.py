@@ -77,8 +77,11 @@ def to_lines(found: forms.Speed) -> list[str]:
   """What the table means."""
   better = found.better()
   lines = [
-    f"on {found.devices} device{'s' if found.devices > 1 else ''} at once "
-    f"({found.platform}); the rule's forms are those of --forms=auto"
+    f"on each of {found.devices} devices, all at once ({found.platform}); the "
+    "rule's forms are those of --forms=auto"
+    if found.devices > 1
+    else f"on one device ({found.platform}); the rule's forms are those of "
+    "--forms=auto"
   ]
   if better:
     named = ",".join(f"{name}={form}" for name, form in better.items())

@@ -59,7 +59,7 @@ def layer_table(found: layers.Speed) -> rich.table.Table:
   table.add_column("part")
   for header in (
     *("forward", "backward", "both", "lowest", "highest", "of the step"),
-    *("products", "MFLOP", "GFLOP/s", "of the peak"),
+    *("products", "the rest", "MFLOP", "GFLOP/s", "of the peak"),
   ):
     table.add_column(header, justify="right")
   step = statistics.median(found.step)
@@ -77,6 +77,7 @@ def layer_table(found: layers.Speed) -> rich.table.Table:
       _ms(found.backward(name)),
       *times(of_layer[layers.BOTH]),
       _ms(found.of_products(name)),
+      _ms(statistics.median(of_layer[layers.BOTH]) - found.of_products(name)),
       f"{found.flops[name] * len(found.products[name]) / 1e6:,.0f}",
       f"{rate / 1e9:,.1f}",
       f"{rate / found.peak_flops:.1%}",
@@ -91,11 +92,12 @@ def layer_table(found: layers.Speed) -> rich.table.Table:
   products = sum(map(found.of_products, found.layers))
   table.add_row(
     *("sum", "", "", _ms(parts), "", "", f"{parts / step:.1%}"),
-    *(_ms(products), f"{flops / 1e6:,.0f}", f"{flops / products / 1e9:,.1f}"),
+    *(_ms(products), "", f"{flops / 1e6:,.0f}"),
+    f"{flops / products / 1e9:,.1f}",
     f"{flops / products / found.peak_flops:.1%}",
   )
   table.add_row(
-    *("the step", "", "", *times(found.step), "", f"{flops / 1e6:,.0f}"),
+    *("the step", "", "", *times(found.step), "", "", f"{flops / 1e6:,.0f}"),
     *(f"{flops / step / 1e9:,.1f}", f"{flops / step / found.peak_flops:.1%}"),
   )
   table.add_row(
@@ -143,8 +145,10 @@ def to_lines(found: layers.Speed) -> list[str]:
     f"on {devices} ({found.platform}); medians of {len(found.step)} rounds in "
     "which all take turns; backward is what it adds to forward",
     f"forms: {found.forms}; XLA options: {options or 'none'}",
-    f"the peak is that of a large product: {found.peak_flops / 1e9:,.1f} "
-    "GFLOP/s on each device",
+    "products: the convolutions or products of a layer by themselves; the "
+    "rest: bias, activation, normalisation, pooling, dropout",
+    f"the peak is a large product at its best: {found.peak_flops / 1e9:,.1f} "
+    "GFLOP/s on each device; another library may convolve faster",
     "GFLOP/s of a layer are those of its convolutions or products alone, "
     "forward and backward",
     *(

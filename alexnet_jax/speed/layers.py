@@ -43,7 +43,7 @@ class Speed:
     rests: {one of `RESTS`: seconds}.
     step: of the whole step.
     flops: {layer: of each of its products}; 2 for each multiplication.
-    peak_flops: of a large product, in a second, at the median.
+    peak_flops: of a large product, in a second, at its best.
     images: {layer: on one device}.
     batch_size: images in a step, over all devices.
     devices: that compute at once.
@@ -144,7 +144,7 @@ def measure(
     flops={
       name: program.shares[name].flops // len(products[name]) for name in names
     },
-    peak_flops=2 * side**3 / statistics.median(seconds[PEAK]),
+    peak_flops=2 * side**3 / min(seconds[PEAK]),
     images={name: program.shares[name].images for name in names},
     batch_size=program.batch_size,
     devices=program.mesh.size,
