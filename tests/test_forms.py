@@ -71,6 +71,28 @@ def test_normalisation_matches_loop_in_every_form(key, groups, form):
   np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
+@pytest.mark.parametrize("form", forms.CHOICES["norm"])
+def test_gradient_of_normalisation_is_that_of_its_formula(key, form):
+  x = np.array(60 * jax.random.normal(key, (2, 3, 2, 16)))
+  gradient = np.array(jax.random.normal(key, x.shape))
+  _, pull = jax.vjp(
+    lambda x: ops.local_response_norm(x, groups=2, form=form), x
+  )
+  # By difference, in float64, of the loops.
+  expected = np.zeros(x.shape)
+  for at in np.ndindex(*x.shape):
+    sides = []
+    for step in (1e-3, -1e-3):
+      moved = x.astype(np.float64)
+      moved[at] += step
+      halves = [
+        reference.local_response_norm(half) for half in np.split(moved, 2, -1)
+      ]
+      sides.append((np.concatenate(halves, -1) * gradient).sum())
+    expected[at] = (sides[0] - sides[1]) / 2e-3
+  np.testing.assert_allclose(pull(gradient)[0], expected, rtol=1e-4, atol=1e-6)
+
+
 def gradients(network, chosen, key, *, precision="float32"):
   """Loss and gradients of a batch: what a step computes."""
   parameters = model.init_parameters(network, key)
