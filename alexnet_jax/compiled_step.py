@@ -9,6 +9,7 @@ import jax
 from alexnet_jax import compiler_options
 from alexnet_jax import program as program_lib
 from alexnet_jax.partition import audit as audit_lib
+from alexnet_jax.processes import heap
 
 
 def compile_step(
@@ -17,6 +18,9 @@ def compile_step(
   options: Mapping[str, compiler_options.Value] | None = None,
 ) -> tuple[jax.stages.Compiled, audit_lib.Audit]:
   """Compiles the training step, and audits what came of it.
+
+  The heap of this process then holds what a step takes of it meanwhile, see
+  `processes/heap.py`.
 
   Args:
     program: the program.
@@ -32,6 +36,9 @@ def compile_step(
     if options:
       error.add_note("With --xla_options=off, XLA may compile it.")
     raise
+  heap.reserve(
+    jax.local_device_count() * find_memory(compiled).get("temporaries", 0)
+  )
   audit = audit_lib.audit_step(
     program.plan,
     jaxpr=traced.jaxpr,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -179,6 +179,13 @@ class Program:
     )
     with jax.set_mesh(self.mesh):
       return train_step.trace(self.abstract_state, key, *batch)
+
+  def trace_part(
+    self, function: Callable, *arguments, donated: tuple[int, ...] = ()
+  ) -> jax.stages.Traced:
+    """Traces a part of a step that is computed in the global view."""
+    with jax.set_mesh(self.mesh):
+      return jax.jit(function, donate_argnums=donated).trace(*arguments)
 
   def evaluate(self, variables, images, labels) -> jax.Array:
     """`metrics.NAMES` summed over a batch, of `views` each: f32[4].

@@ -148,20 +148,38 @@ def make_train_step(
     gradients, (totals, statistics) = jax.grad(mean_loss, has_aux=True)(
       state.parameters
     )
-    updates, optimizer_state = optimizer.update(
-      gradients,
-      state.optimizer,
-      state.parameters,
-      squared_norms=exchange.squared_norms,
-      statistics=statistics,
-    )
-    loss = totals[0]
-    return (
-      keep_sound(state, updates, optimizer_state, statistics, loss),
-      totals,
-    )
+    state = update(optimizer, exchange, state, gradients, statistics, totals[0])
+    return state, totals
 
   return jax.jit(train_step, donate_argnames="state")
+
+
+def update(
+  optimizer: optax.GradientTransformationExtraArgs,
+  exchange: exchange_lib.MeshExchange,
+  state: TrainState,
+  gradients,
+  statistics,
+  loss: jax.Array,
+) -> TrainState:
+  """The state after a step, in the global view; see `keep_sound`.
+
+  Args:
+    optimizer: see `optimizer.py`.
+    exchange: adds up squares of kernels for it.
+    state: before the step.
+    gradients: as its parameters.
+    statistics: after the step.
+    loss: f32[], of the step.
+  """
+  updates, optimizer_state = optimizer.update(
+    gradients,
+    state.optimizer,
+    state.parameters,
+    squared_norms=exchange.squared_norms,
+    statistics=statistics,
+  )
+  return keep_sound(state, updates, optimizer_state, statistics, loss)
 
 
 def keep_sound(

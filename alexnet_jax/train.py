@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import rich.console
 
@@ -20,7 +22,6 @@ from alexnet_jax.data import source
 from alexnet_jax.partition import audit
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.processes import group as group_lib
-from alexnet_jax.processes import heap
 
 
 def train(
@@ -28,6 +29,7 @@ def train(
   console: rich.console.Console,
   *,
   stuck_seconds: float = 0.0,
+  make_loop: Callable[..., loop_lib.Loop] = loop_lib.Loop,
 ) -> step.TrainState:
   """Trains to the end of the run, from its newest checkpoint if it has one.
 
@@ -37,6 +39,7 @@ def train(
     run: from `run.prepare`.
     console: for what is said meanwhile.
     stuck_seconds: see `group.Group.start_clock`.
+    make_loop: of the arguments of `loop.Loop`; another than that to measure it.
 
   Returns:
     The final state.
@@ -88,7 +91,7 @@ def train(
     watch=recipe.make_loss_watch(config, len(run.train_records), first_step),
   )
 
-  loop = loop_lib.Loop(
+  loop = make_loop(
     run,
     train_step=train_step,
     key=step_key,
@@ -175,7 +178,4 @@ def _compile(
     console.print(line, soft_wrap=True, highlight=False)
   if not run.config.layout.allow_unplanned:
     audit.check(found)
-  here = jax.local_device_count()
-  memory = compiled_step.find_memory(train_step)
-  heap.reserve(here * memory.get("temporaries", 0))
   return train_step

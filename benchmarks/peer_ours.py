@@ -55,9 +55,6 @@ def make(
   options = compiler_options.choose(jax.devices(), mode="auto")
   step, audit = compiled_step.compile_step(program, options=options.used)
   audit_lib.check(audit)
-  # As `train` does.
-  temporaries = compiled_step.find_memory(step).get("temporaries", 0)
-  kept = heap.reserve(jax.local_device_count() * temporaries)
   init_key, step_key = program.make_keys(config.seed)
   state = program.init(init_key)
   rng = np.random.default_rng(0)
@@ -83,7 +80,7 @@ def make(
     "matmul_precision": matmul_precision or "default",
     "forms": str(program.forms),
     "xla_options": dict(options.used),
-    "kept_heap": kept,
+    "kept_heap": heap.is_kept(),
   }
 
 

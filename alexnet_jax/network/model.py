@@ -105,46 +105,77 @@ class AlexNet(nnx.Module):
       f32[n, classes], the logits; in the type of the images.
     """
     exchange = exchange_lib.NoExchange() if exchange is None else exchange
-    network, forms = self.network, self.forms
-    x = images
+    network, x = self.network, images
     if network.image_channels == 1:
       x = x.mean(axis=-1, keepdims=True)  # f32[n, image_size, image_size, 1]
     for layer in network.layers:
       with jax.named_scope(layer.name):
-        weights = getattr(self, layer.name)
-        kernel = weights.kernel[...].astype(x.dtype)
         x = exchange.bring(layer.name, x)
-        x = _by_column(
-          layer, x, kernel, forms
+        x = run_layer(
+          network,
+          layer,
+          getattr(self, layer.name),
+          x,
+          masks=masks,
+          points=points,
+          exchange=exchange,
+          forms=self.forms,
         )  # f32[n, h, w, maps] or [n, units]
-        x = exchange.add(layer.name, x)
-        if layer.normalise == "batch":
-          trains, momentum = masks is not None, network.batch_norm_momentum
-          x = normalisation.by_batch(
-            layer, weights, x, exchange, trains=trains, momentum=momentum
-          )
-        else:
-          x = ops.shift(x, weights.bias[...], form=forms.bias)
-        x = ops.activate(x, layer.activation)
-        x = normalisation.by_neighbours(
-          network, layer, x, exchange, form=forms.norm
-        )
-        if layer.pool:
-          drawn = None if points is None else points.get(layer.name)
-          x = ops.pool(
-            x, layer.pool, drawn, form=forms.pool
-          )  # f32[n, h', w', maps]
-        if layer.dropout:
-          x = ops.drop(
-            x,
-            None if masks is None else masks[layer.name],
-            keep=network.keep_rate(layer.name),
-            scaling=network.dropout_scaling,
-          )
     return x
 
 
-def _by_column(
+def run_layer(
+  network: wiring.Network,
+  layer: wiring.Layer,
+  weights: Weights,
+  x: jax.Array,
+  *,
+  masks: Mapping[str, jax.Array] | None,
+  points: Mapping[str, jax.Array] | None,
+  exchange: exchange_lib.Exchange,
+  forms: forms_lib.Forms,
+) -> jax.Array:
+  """What one layer makes of what has been brought to it.
+
+  Args:
+    network: the table.
+    layer: the row of it.
+    weights: of the layer.
+    x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
+    masks: see `AlexNet.__call__`, as for all that follow.
+    points: of all layers, as the masks.
+    exchange: completes sums, and brings what a normalisation reads.
+    forms: how operations are computed.
+
+  Returns:
+    f32[n, h', w', maps] or f32[n, units].
+  """
+  kernel = weights.kernel[...].astype(x.dtype)
+  x = by_column(layer, x, kernel, forms)
+  x = exchange.add(layer.name, x)
+  if layer.normalise == "batch":
+    trains, momentum = masks is not None, network.batch_norm_momentum
+    x = normalisation.by_batch(
+      layer, weights, x, exchange, trains=trains, momentum=momentum
+    )
+  else:
+    x = ops.shift(x, weights.bias[...], form=forms.bias)
+  x = ops.activate(x, layer.activation)
+  x = normalisation.by_neighbours(network, layer, x, exchange, form=forms.norm)
+  if layer.pool:
+    drawn = None if points is None else points.get(layer.name)
+    x = ops.pool(x, layer.pool, drawn, form=forms.pool)  # f32[n, h', w', maps]
+  if layer.dropout:
+    x = ops.drop(
+      x,
+      None if masks is None else masks[layer.name],
+      keep=network.keep_rate(layer.name),
+      scaling=network.dropout_scaling,
+    )
+  return x
+
+
+def by_column(
   layer: wiring.Layer,
   x: jax.Array,
   kernel: jax.Array,

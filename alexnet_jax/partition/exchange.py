@@ -54,9 +54,9 @@ class MeshExchange:
     route = self._routes[layer]
     for move in route.moves:
       if move.sends:
-        x = _send(move, x.astype(self._precision)).astype(x.dtype)
+        x = self._send(move, x.astype(self._precision)).astype(x.dtype)
       else:
-        x = _stay(move, x)
+        x = self._stay(move, x)
     return x
 
   def add(self, layer: str, x: jax.Array) -> jax.Array:
@@ -75,11 +75,9 @@ class MeshExchange:
       return x
     partial = x.astype(self._precision)
     if route.scatters:
-      total = lax.psum_scatter(
-        partial, route.sums, scatter_dimension=x.ndim - 1, tiled=True
-      )
+      total = self._scatter(partial, route.sums, x.ndim - 1)
     else:
-      total = lax.psum(partial, route.sums)
+      total = self._sum(partial, route.sums)
     return total.astype(x.dtype)
 
   def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
@@ -99,9 +97,7 @@ class MeshExchange:
       return jnp.pad(x, sides)
     edges = jnp.concatenate([x[..., :reach], x[..., -reach:]], axis=-1)
     with jax.named_scope("edges"):
-      edges = lax.all_gather(
-        edges.astype(self._precision), axes, axis=x.ndim - 1, tiled=True
-      )
+      edges = self._gather(edges.astype(self._precision), axes, x.ndim - 1)
     edges = jnp.pad(edges.astype(x.dtype), sides)
     # Here lie, between the zeros, 2 * reach maps of each device: its first and
     # its last. Wanted are the last before its own, and the first after them.
@@ -127,8 +123,8 @@ class MeshExchange:
     if not axes:
       return x, x
     with jax.named_scope("statistics"):
-      whole = lax.pmean(x, axes)
-      return whole, lax.pcast(whole, axes, to="varying")
+      whole = self._sum(x, axes) / lax.axis_size(axes)
+      return whole, self._spread(whole, axes)
 
   def weights(
     self, parameters: Mapping[str, Mapping[str, jax.Array]]
@@ -145,12 +141,10 @@ class MeshExchange:
       for name, block in blocks.items():
         with jax.named_scope(f"{layer}/{name}"):
           if shared := self._specs.shared[layer].get(name):
-            block = lax.pcast(block, shared, to="varying")
+            block = self._spread(block, shared)
           if (layer, name) in self._specs.gathers:
             axes, dimension = self._specs.gathers[layer, name]
-            block = lax.all_gather(
-              block, axes, axis=dimension % block.ndim, tiled=True
-            )
+            block = self._gather(block, axes, dimension % block.ndim)
         weights[layer][name] = block
     return weights
 
@@ -166,7 +160,7 @@ class MeshExchange:
     lie = self._routes[LOSS].leaves
     if not lie.varying:
       return values
-    return lax.psum(values, lie.varying) / lax.axis_size(lie.copies)
+    return self._sum(values, lie.varying) / lax.axis_size(lie.copies)
 
   def agree(self, values: jax.Array) -> jax.Array:
     """Makes one array of the equal copies that devices hold of their images.
@@ -181,7 +175,7 @@ class MeshExchange:
     if not copies:
       return values
     is_first = lax.axis_index(copies) == 0
-    return lax.psum(jnp.where(is_first, values, 0.0), copies)
+    return self._sum(jnp.where(is_first, values, 0.0), copies)
 
   def squared_norms(
     self, *trees: Mapping[str, Mapping[str, jax.Array]]
@@ -212,11 +206,11 @@ class MeshExchange:
             split = specs_lib.axes_of(spec)
             copies = tuple(axis for axis in axes if axis not in split)
             if copies:  # of which each device adds its part
-              square = lax.pcast(square, copies, to="varying")
+              square = self._spread(square, copies)
               square /= lax.axis_size(copies)
             squares.append(square)
         found = jnp.stack(squares)
-        return lax.psum(found, axes) if axes else found
+        return self._sum(found, axes) if axes else found
 
     kernels = [
       {layer: tree[layer]["kernel"] for layer in specs} for tree in trees
@@ -228,30 +222,53 @@ class MeshExchange:
     rows = found.reshape(len(trees), len(specs))
     return [dict(zip(specs, row, strict=True)) for row in rows]
 
+  def _send(self, move: moves_lib.Move, x: jax.Array) -> jax.Array:
+    """Moves an activation between devices."""
+    source = move.source % x.ndim
+    if move.kind == "all_gather":
+      return self._gather(x, move.axes, source)
+    return self._swap(x, move.axes, move.target % x.ndim, source)
 
-def _send(move: moves_lib.Move, x: jax.Array) -> jax.Array:
-  """Moves an activation between devices."""
-  source = move.source % x.ndim
-  if move.kind == "all_gather":
-    return lax.all_gather(x, move.axes, axis=source, tiled=True)
-  return lax.all_to_all(
-    x,
-    move.axes,
-    split_axis=move.target % x.ndim,
-    concat_axis=source,
-    tiled=True,
-  )
+  def _stay(self, move: moves_lib.Move, x: jax.Array) -> jax.Array:
+    """Takes this device's share of an activation, or marks it as shared."""
+    if not move.copied:
+      # The gradients are added here, in float32 whatever they are computed in.
+      wide = self._spread(x.astype(jnp.float32), move.axes)
+      x = wide.astype(x.dtype)
+    if move.kind == "slice":
+      target = move.target % x.ndim
+      size = x.shape[target] // lax.axis_size(move.axes)
+      start = lax.axis_index(move.axes) * size
+      x = lax.dynamic_slice_in_dim(x, start, size, target)
+    return x
 
+  # All that is sent, here and in the gradients of these. `silent.py` has others
+  # in their place.
 
-def _stay(move: moves_lib.Move, x: jax.Array) -> jax.Array:
-  """Takes this device's share of an activation, or marks it as shared."""
-  if not move.copied:
-    # The gradients are added here, in float32 whatever they are computed in.
-    wide = lax.pcast(x.astype(jnp.float32), move.axes, to="varying")
-    x = wide.astype(x.dtype)
-  if move.kind == "slice":
-    target = move.target % x.ndim
-    size = x.shape[target] // lax.axis_size(move.axes)
-    start = lax.axis_index(move.axes) * size
-    x = lax.dynamic_slice_in_dim(x, start, size, target)
-  return x
+  def _gather(
+    self, x: jax.Array, axes: tuple[str, ...], dimension: int
+  ) -> jax.Array:
+    """Joins the blocks of devices; the gradient is a `_scatter`."""
+    return lax.all_gather(x, axes, axis=dimension, tiled=True)
+
+  def _scatter(
+    self, x: jax.Array, axes: tuple[str, ...], dimension: int
+  ) -> jax.Array:
+    """This device's share of a sum over devices."""
+    return lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)
+
+  def _swap(
+    self, x: jax.Array, axes: tuple[str, ...], split: int, join: int
+  ) -> jax.Array:
+    """Splits one dimension over devices, and joins another."""
+    return lax.all_to_all(
+      x, axes, split_axis=split, concat_axis=join, tiled=True
+    )
+
+  def _sum(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Adds over devices: one array of them all."""
+    return lax.psum(x, axes)
+
+  def _spread(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Lets devices use one array for different work: gradients are added."""
+    return lax.pcast(x, axes, to="varying")

@@ -8,6 +8,7 @@ the rate. A step's time on an axis is then told from its plan.
 from __future__ import annotations
 
 import dataclasses
+import math
 import queue
 import statistics
 import threading
@@ -160,18 +161,53 @@ def _make_sum(
   mesh: jax.sharding.Mesh, axis: str, size: int
 ) -> Callable[[], jax.Array]:
   """Sums f32[size / 4] of each device along an axis, when it is called."""
-  names = mesh.axis_names
-  others = tuple(name for name in names if name != axis)
+  elements = size // jnp.dtype(jnp.float32).itemsize
+  call = make_collective(mesh, "sum", (axis,), elements)
+  return lambda: jax.block_until_ready(call())
+
+
+def make_collective(
+  mesh: jax.sharding.Mesh,
+  kind: str,
+  axes: tuple[str, ...],
+  elements: int,
+  *,
+  dtype: str = "float32",
+) -> Callable[[], jax.Array]:
+  """A collective by itself, along axes of a mesh, in all groups at once.
+
+  Args:
+    mesh: the devices.
+    kind: of `plan.Exchange`, as the next two.
+    axes: several devices lie along them.
+    elements: of the whole array of a group; its devices divide them, but for a
+      sum.
+    dtype: of what is sent.
+
+  Returns:
+    Starts it, on ones, when it is called.
+  """
+  names, devices = mesh.axis_names, math.prod(mesh.shape[a] for a in axes)
+  on_device = {
+    "all_gather": lambda x: lax.all_gather(x, axes, tiled=True),
+    "reduce_scatter": lambda x: lax.psum_scatter(x, axes, tiled=True),
+    "all_to_all": lambda x: lax.all_to_all(x, axes, 0, 0, tiled=True),
+    "sum": lambda x: lax.psum(x, axes),
+  }[kind]
+  if kind in ("all_gather", "all_to_all"):  # of which each has a share
+    elements //= devices
+  summed = axes if kind == "sum" else ()
   split = jax.sharding.NamedSharding(mesh, jax.P(names))
-  elements = size // jnp.dtype(jnp.float32).itemsize * mesh.size
   # Made there: a process cannot put arrays on the devices of another.
-  ones = jax.jit(lambda: jnp.ones(elements, jnp.float32), out_shardings=split)()
-  sums = jax.jit(
+  ones = jax.jit(
+    lambda: jnp.ones(elements * mesh.size, dtype), out_shardings=split
+  )()
+  call = jax.jit(
     jax.shard_map(
-      lambda x: lax.psum(x, axis),
+      on_device,
       mesh=mesh,
       in_specs=jax.P(names),
-      out_specs=jax.P(others or None),
+      out_specs=jax.P(tuple(a for a in names if a not in summed) or None),
     )
   )
-  return lambda: jax.block_until_ready(sums(ones))
+  return lambda: call(ones)

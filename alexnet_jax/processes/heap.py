@@ -51,6 +51,11 @@ def keep() -> bool:
   return _kept
 
 
+def is_kept() -> bool:
+  """Whether `keep` was heeded."""
+  return _kept
+
+
 def reserve(size: int) -> bool:
   """Has the heap hold a free piece of so many bytes, of large pages.
 

@@ -1,21 +1,21 @@
 """How fast the training step is, with its augmentation and without.
 
 Both steps are compiled first and then take turns, so that a machine that slows
-down slows both down. Images are noise: what they show does not matter here.
+down slows both down.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
-from alexnet_jax import compiled_step
+from alexnet_jax import compiled_step, compiler_options
 from alexnet_jax import program as program_lib
-from alexnet_jax import step as step_lib
+from alexnet_jax.speed import steps as steps_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,18 +59,28 @@ class Speed:
     return statistics.median(augmented / bare - 1 for augmented, bare in pairs)
 
 
-def measure(program: program_lib.Program, *, rounds: int) -> Speed:
+def measure(
+  program: program_lib.Program,
+  options: Mapping[str, compiler_options.Value],
+  *,
+  rounds: int,
+) -> Speed:
   """Measures both steps.
 
   Args:
     program: with its augmentation.
+    options: for the compiler.
     rounds: steps of each.
   """
   bare = dataclasses.replace(
     program,
     augmentation=NoAugmentation(stored_size=program.network.image_size),
   )
-  steps = [_Step(program), _Step(bare)]
+  steps = []
+  for each in (program, bare):
+    compiled, _ = compiled_step.compile_step(each, options=options)
+    steps.append(steps_lib.Steps(each, compiled))
+    steps[-1].take()  # the first is slower
   seconds = [[], []]
   for number in range(rounds):
     # Either goes first as often as the other.
@@ -81,32 +91,3 @@ def measure(program: program_lib.Program, *, rounds: int) -> Speed:
     without=seconds[1],
     batch_size=program.batch_size,
   )
-
-
-class _Step:
-  """A compiled step with the state and the batch that it takes."""
-
-  def __init__(self, program: program_lib.Program):
-    self._compiled, _ = compiled_step.compile_step(program)
-    self._state: step_lib.TrainState = program.init(jax.random.key(0))
-    self._key = jax.random.key(1)
-    rng = np.random.default_rng(0)
-    n, side = program.batch_size, program.augmentation.stored_size
-    self._batch = jax.device_put(
-      (
-        rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8),
-        rng.integers(
-          0, program.network.layer("fc8").features, n, dtype=np.int32
-        ),
-      ),
-      program.batch_shardings,
-    )
-    self.take()  # the first is slower
-
-  def take(self) -> float:
-    """Takes a step; its seconds."""
-    jax.block_until_ready((self._state, self._batch))
-    begin = time.perf_counter()
-    self._state, totals = self._compiled(self._state, self._key, *self._batch)
-    jax.block_until_ready((self._state, totals))
-    return time.perf_counter() - begin
