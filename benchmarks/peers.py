@@ -32,7 +32,10 @@ On a machine with one NVIDIA GPU, which needs `pip install "jax[cuda13]"` too:
 
 There, JAX takes memory as it needs it (XLA_PYTHON_CLIENT_PREALLOCATE=false), or
 the workers would not fit side by side, and cuDNN chooses by trying. What
-products are made of is in `peer_variants.py` and in the facts of each row.
+products are made of is in `peer_variants.py` and in the facts of each row. A
+worker takes up to a minute to start: where time is short, pick by `--variants`,
+as `--variants=flax,torch_*channels_last_tf32,torch_*bfloat16`. A variant that
+runs out of memory is said to have failed, and the others go on.
 """
 
 import json

@@ -114,7 +114,9 @@ def test_only_the_partition_communicates(file):
 
 @pytest.mark.slow
 def test_benchmarks_find_what_they_import():
-  names = [file.stem for file in (ROOT / "benchmarks").glob("*.py")]
+  # One runs where PyTorch is.
+  names = {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
+  names.remove("peer_torch")
   imported = ", ".join(f"benchmarks.{name}" for name in names)
   subprocess.run(
     [sys.executable, "-c", f"import {imported}"], cwd=ROOT, check=True

@@ -65,7 +65,15 @@ def ours():
   for _ in range(STEPS):
     loss, parameters, state = take_step(parameters, state)
     losses.append(float(loss))
-  return before, images, labels, losses, jax.device_get(parameters)
+  return flatten(before), images, labels, losses, flatten(parameters)
+
+
+def flatten(parameters):
+  """With the kernel of fc6, (positions, maps, units), as (inputs, units)."""
+  arrays = jax.device_get(parameters)
+  kernel = arrays["fc6"]["kernel"]
+  flat = kernel.reshape(-1, kernel.shape[-1])
+  return arrays | {"fc6": arrays["fc6"] | {"kernel": flat}}
 
 
 def check(ours, losses, after):

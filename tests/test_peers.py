@@ -1,7 +1,9 @@
 """The comparison with other programs measures as it says it does."""
 
 import json
+import pathlib
 import statistics
+import subprocess
 import sys
 import textwrap
 
@@ -197,3 +199,28 @@ def test_missing_pytorch_is_said_with_what_to_do():
   assert f"torch_nchw: {missing}" in table.lines()
   with pytest.raises(ValueError, match="--torch_python is '/no/python'"):
     peer_probe.find_missing("/no/python", "cpu", chosen)
+
+
+@pytest.mark.slow
+def test_command_measures_ours_where_there_is_no_pytorch():
+  process = subprocess.run(
+    [
+      *(sys.executable, "-m", "benchmarks.peers", "--format=json"),
+      *("--variants=ours_two_column,flax,torch_nchw", "--torch_python=false"),
+      *("--batch_sizes=4", "--width=0.125", "--image_size=67"),
+      *("--rounds=2", "--steps=3", "--untimed_steps=1"),
+    ],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  (table,) = json.loads(process.stdout)["tables"]
+  assert table["batch_size"] == 4
+  variants = table["variants"]
+  assert list(variants) == ["ours", "ours_two_column", "flax", "torch_nchw"]
+  assert "not installed" in variants.pop("torch_nchw")["missing"]
+  for variant in variants.values():
+    assert len(variant["ratios"]) == 2 and min(variant["seconds"]) > 0
+    # Random labels of 1,000 classes: ln(1000) is 6.9.
+    assert variant["facts"]["first_loss"] == pytest.approx(6.9, abs=0.5)
