@@ -38,7 +38,7 @@ from collections.abc import Mapping
 from alexnet_jax.processes import heap
 
 if __name__ == "__main__":  # as main does, before the imports that take seconds
-  heap.keep()
+  heap.keep(sys.argv)
 
 from absl import app, flags
 

@@ -11,7 +11,7 @@ from alexnet_jax.processes import heap
 from alexnet_jax.processes import signals as signals_lib
 
 if __name__ == "__main__":  # before the imports that take seconds
-  heap.keep()
+  heap.keep(sys.argv)
   _SIGNALS = signals_lib.heed()
 
 from absl import app, flags

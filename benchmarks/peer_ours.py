@@ -8,7 +8,7 @@ more than the others are asked for.
 from alexnet_jax.processes import heap
 
 if __name__ == "__main__":  # as `main`: before there are threads
-  heap.keep()
+  heap.keep(["configs/one_device.py:imagenet"])
 
 import jax
 import numpy as np

@@ -12,7 +12,7 @@ from alexnet_jax.processes import heap
 PROGRAM = """
 import ctypes, resource, sys
 from alexnet_jax.processes import heap
-kept = sys.argv[1] == "keep" and heap.keep()
+kept = heap.keep(sys.argv)
 print(kept, heap.reserve(80 << 20))
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
@@ -29,9 +29,12 @@ print(faults() - before)
 """
 
 
-def run(how, **environment):
+FULL_SIZE = "--config=configs/two_device.py:imagenet"
+
+
+def run(argument, **environment):
   result = subprocess.run(
-    [sys.executable, "-c", PROGRAM, how],
+    [sys.executable, "-c", PROGRAM, argument],
     env={"PATH": "", **environment},
     capture_output=True,
     text=True,
@@ -43,11 +46,11 @@ def run(how, **environment):
 
 @pytest.mark.skipif(not heap._is_wanted(), reason="no glibc, or an accelerator")
 def test_memory_that_is_kept_is_not_asked_for_again():
-  said, faults = run("keep")
+  said, faults = run(FULL_SIZE)
   assert said == "True True"
   # 5 x 64 MiB are 81,920 pages, or 160 large ones.
   assert faults < 10
-  said, faults = run("not")
+  said, faults = run("configs/two_device.py")
   assert said == "False False"
   assert faults > 100
 
@@ -55,7 +58,19 @@ def test_memory_that_is_kept_is_not_asked_for_again():
 def test_settings_of_the_user_stay():
   for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
     value = "glibc.malloc.arena_max=4" if name == "GLIBC_TUNABLES" else "4"
-    assert run("keep", **{name: value})[0] == "False False"
+    assert run(FULL_SIZE, **{name: value})[0] == "False False"
+
+
+def test_full_size_is_told_by_the_name_of_the_config():
+  names = {
+    "--config=configs/two_device.py": False,
+    "configs/one_device.py:digits": False,
+    "configs/one_device.py:imagenet": True,
+    "--config=configs/recipes/paper.py": True,
+    "--config=configs/recipes/paper.py:digits": False,
+    "--workdir=runs/recipes": False,
+  }
+  assert {name: heap._is_full_size(name) for name in names} == names
 
 
 def test_accelerators_are_left_alone(monkeypatch):

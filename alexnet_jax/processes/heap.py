@@ -18,6 +18,7 @@ import ctypes
 import glob
 import os
 import platform
+from collections.abc import Sequence
 
 # <malloc.h>
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -31,14 +32,22 @@ _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
 _kept = False  # by `keep`, once in a process
 
 
-def keep() -> bool:
+def keep(arguments: Sequence[str]) -> bool:
   """Tells the C library to keep freed memory, in one heap.
+
+  Not where the step is small: its memory is soon there again, and threads that
+  share a heap wait for each other. How large it is, a config says; it is not
+  loaded yet, so this goes by its name, as it stands among the arguments: full
+  size is `imagenet`, or a recipe. A wrong guess costs a little time.
+
+  Args:
+    arguments: of the command.
 
   Returns:
     Whether it does.
   """
   global _kept
-  if not _kept and _is_wanted():
+  if not _kept and _is_wanted() and any(map(_is_full_size, arguments)):
     mallopt = ctypes.CDLL(None).mallopt
     mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
     settings = (
@@ -80,6 +89,12 @@ def reserve(size: int) -> bool:
   library.madvise(start, end - start, _HUGE_PAGES)  # a kernel may have none
   library.free(piece)
   return True
+
+
+def _is_full_size(argument: str) -> bool:
+  if argument.endswith(":imagenet"):
+    return True
+  return "recipes/" in argument and not argument.endswith(":digits")
 
 
 def _is_wanted() -> bool:

@@ -14,13 +14,14 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 
 from alexnet_jax.processes import heap
 
 if __name__ == "__main__":  # as main does, before the imports that take seconds
-  heap.keep()
+  heap.keep(sys.argv)
 
 import jax
 import rich.console
