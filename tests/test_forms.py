@@ -117,22 +117,30 @@ def gradients(network, chosen, key, *, precision="float32"):
   return jax.jit(jax.value_and_grad(loss))(parameters)
 
 
+@pytest.fixture(scope="module")
+def plain(tiny_network):
+  """Loss and gradients in the plain forms."""
+  return gradients(tiny_network, forms.PLAIN, jax.random.key(0))
+
+
 @pytest.mark.parametrize(
   "chosen",
   [
-    *(dataclasses.replace(forms.PLAIN, **dict([pair])) for pair in OTHERS),
-    *forms.PLATFORMS.values(),
+    forms.PLATFORMS["cpu"],
+    *(
+      pytest.param(
+        dataclasses.replace(forms.PLAIN, **{name: form}),
+        marks=pytest.mark.slow,
+      )
+      for name, form in OTHERS
+    ),
   ],
-  ids=lambda chosen: ",".join(
-    str(value)
-    for name, value in dataclasses.asdict(chosen).items()
-    if value != getattr(forms.PLAIN, name)
-  ),
+  ids=str,
 )
 def test_every_form_gives_loss_and_gradients_of_the_plain_ones(
-  tiny_network, key, chosen
+  tiny_network, key, plain, chosen
 ):
-  loss, expected = gradients(tiny_network, forms.PLAIN, key)
+  loss, expected = plain
   found_loss, found = gradients(tiny_network, chosen, key)
   np.testing.assert_allclose(found_loss, loss, rtol=2e-6)
   for (path, leaf), other in zip(
@@ -148,6 +156,7 @@ def test_every_form_gives_loss_and_gradients_of_the_plain_ones(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, form", OTHERS)
 def test_every_form_works_in_bfloat16(tiny_network, key, name, form):
   chosen = dataclasses.replace(forms.PLAIN, **{name: form})

@@ -58,6 +58,7 @@ def test_every_network_can_be_cut(tiny_augmentation, wiring, normalisation):
     assert y == piece.y
 
 
+@pytest.mark.slow
 def test_pieces_one_after_the_other_are_the_network(
   tiny_network, tiny_augmentation, key
 ):
@@ -103,6 +104,7 @@ def found(program):
   return layers.measure(program, rounds=2, options={}, peak_side=64)
 
 
+@pytest.mark.slow
 def test_every_layer_and_every_rest_has_seconds_of_every_round(found):
   assert list(found.layers) == ["conv1", "conv2", "fc8"]
   everything = [
@@ -118,6 +120,7 @@ def test_every_layer_and_every_rest_has_seconds_of_every_round(found):
   assert set(found.products["fc8"]) == {"forward", "by input", "by kernel"}
 
 
+@pytest.mark.slow
 def test_tables_and_data_have_every_part(found, program):
   data = json.loads(json.dumps(layer_tables.to_data(found)))
   flops = [of_layer["flops"] for of_layer in data["layers"].values()]
