@@ -98,7 +98,8 @@ def forward(
           feature_group_count=network.columns if layer.reads == "own" else 1,
         )
       else:
-        x = x.reshape(x.shape[0], -1) @ kernel
+        rows = kernel.reshape(-1, kernel.shape[-1])
+        x = x.reshape(x.shape[0], -1) @ rows
       x = x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
       x = ops.activate(x, layer.activation)
       if layer.normalise == "column":
