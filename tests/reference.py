@@ -126,7 +126,8 @@ def _conv(layer, x, *, stride=1, pad):
 
 
 def _dense(layer, x):
-  return x @ layer["kernel"] + layer["bias"][None]
+  kernel = layer["kernel"].reshape(-1, layer["kernel"].shape[-1])
+  return x @ kernel + layer["bias"][None]
 
 
 def _lrn(x):

@@ -148,8 +148,10 @@ def cut(program: program_lib.Program) -> tuple[Piece, ...]:
     if layer.window:
       side = int(size.positions**0.5)
       shape = (images, side, side, channels)
+    elif size.positions > 1:
+      shape = (images, size.positions, channels)
     else:
-      shape = (images, size.positions * channels)
+      shape = (images, channels)
     x = Block(shape, program.compute_precision)
     outputs = parameters["bias"].shape[0]
     left = (images, *size.out_shape[:-1], outputs)
