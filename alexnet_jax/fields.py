@@ -40,6 +40,7 @@ _PLACEMENT = {
   "features": Unset(Axes()),
   "arrive": Unset(Choice(layout_lib.ARRIVALS)),
   "stored": Unset(Axes()),
+  "own_first": Unset(Switch()),
 }
 _MESH, _MESH_FIELD = (
   "layout.mesh.",

@@ -81,10 +81,13 @@ def imagenet() -> ml_collections.ConfigDict:
     placement.batch = config_dict.placeholder(tuple)
     # Axes that split the features, as ("column",).
     placement.features = config_dict.placeholder(tuple)
-    # gather or sum.
+    # gather, sum, or fewest, that of the two which sends less.
     placement.arrive = config_dict.placeholder(str)
     # Axes of batch over which the kernel is stored in shares, as ("data",).
     placement.stored = config_dict.placeholder(tuple)
+    # Whether the own share of what is gathered is computed with while the
+    # others arrive.
+    placement.own_first = config_dict.placeholder(bool)
     config.layout[layer] = placement
   # Train even where the step communicates otherwise than planned.
   config.layout.allow_unplanned = False

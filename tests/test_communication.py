@@ -22,7 +22,7 @@ from alexnet_jax.partition import (
 )
 from alexnet_jax.partition import layout as layout_lib
 from tests import build
-from tests.test_placement import OVERRIDDEN, UNUSUAL
+from tests.test_placement import OVERRIDDEN, OWN_FIRST, UNUSUAL
 
 
 def audited(program, *, planned=None):
@@ -37,7 +37,7 @@ def audited(program, *, planned=None):
 
 @pytest.mark.parametrize(
   "layout",
-  [*catalog.LAYOUTS, OVERRIDDEN, *UNUSUAL],
+  [*catalog.LAYOUTS, OVERRIDDEN, OWN_FIRST, *UNUSUAL],
   ids=lambda layout: layout.name,
 )
 def test_step_communicates_as_planned(layout, program):

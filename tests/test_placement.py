@@ -96,13 +96,30 @@ OVERRIDDEN = dataclasses.replace(
   name="overridden",
 )
 
+
+def own_first(layout: layout_lib.Layout) -> layout_lib.Layout:
+  """The layout, where all that is gathered waits for nothing with its own."""
+  placements = {name: {"own_first": True} for name in layout_lib.LAYERS}
+  first = layout_lib.override(layout, mesh={}, placements=placements)
+  return dataclasses.replace(first, name=f"{layout.name}_own_first")
+
+
+# Of four devices each has three others.
+FOUR = dataclasses.replace(
+  catalog.ONE_WEIRD_TRICK, mesh={"data": 1, "model": 4}
+)
+OWN_FIRST = own_first(catalog.TWO_COLUMN)
+
 # For parameters of tests: half a minute more, and no preset among them.
-UNUSUAL = [pytest.param(layout, marks=pytest.mark.slow) for layout in MIXED]
+UNUSUAL = [
+  pytest.param(layout, marks=pytest.mark.slow)
+  for layout in (*MIXED, *map(own_first, (FOUR, *MIXED)))
+]
 
 
 @pytest.mark.parametrize(
   "layout",
-  [*catalog.LAYOUTS[1:], OVERRIDDEN, *UNUSUAL],
+  [*catalog.LAYOUTS[1:], OVERRIDDEN, OWN_FIRST, *UNUSUAL],
   ids=lambda layout: layout.name,
 )
 def test_layout_matches_one_device(layout, program, tiny_batch, one_device):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
+# Of an input and a kernel, the convolution or product of all they have here.
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+
 
 class Exchange(Protocol):
   """Brings a device what other devices hold; see `partition/exchange.py`."""
 
-  def bring(self, layer: str, x: jax.Array) -> jax.Array:
-    """Returns what `layer` reads, given what this device has of it."""
-    ...
+  def multiply(
+    self, layer: str, product: Product, x: jax.Array, kernel: jax.Array
+  ) -> jax.Array:
+    """The product of all that `layer` reads, given what this device has.
 
-  def add(self, layer: str, x: jax.Array) -> jax.Array:
-    """Completes the sums of a layer whose input is split over devices."""
+    Brings what else it reads, and completes the sums of a layer whose input is
+    split over devices.
+    """
     ...
 
   def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
@@ -36,13 +42,11 @@ class Exchange(Protocol):
 class NoExchange:
   """The exchange of a single device: everything is here already."""
 
-  def bring(self, layer: str, x: jax.Array) -> jax.Array:
+  def multiply(
+    self, layer: str, product: Product, x: jax.Array, kernel: jax.Array
+  ) -> jax.Array:
     del layer
-    return x
-
-  def add(self, layer: str, x: jax.Array) -> jax.Array:
-    del layer
-    return x
+    return product(x, kernel)
 
   def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
     del layer

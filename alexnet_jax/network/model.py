@@ -14,6 +14,7 @@ values, a normalisation or the gradient of a bias, stays float32.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -110,7 +111,6 @@ class AlexNet(nnx.Module):
       x = x.mean(axis=-1, keepdims=True)  # f32[n, image_size, image_size, 1]
     for layer in network.layers:
       with jax.named_scope(layer.name):
-        x = exchange.bring(layer.name, x)
         x = run_layer(
           network,
           layer,
@@ -135,7 +135,7 @@ def run_layer(
   exchange: exchange_lib.Exchange,
   forms: forms_lib.Forms,
 ) -> jax.Array:
-  """What one layer makes of what has been brought to it.
+  """What one layer makes of what the layer before has left.
 
   Args:
     network: the table.
@@ -144,15 +144,14 @@ def run_layer(
     x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
     masks: see `AlexNet.__call__`, as for all that follow.
     points: of all layers, as the masks.
-    exchange: completes sums, and brings what a normalisation reads.
+    exchange: brings what the layer and its normalisation read of others.
     forms: how operations are computed.
 
   Returns:
     f32[n, h', w', maps] or f32[n, units].
   """
-  kernel = weights.kernel[...].astype(x.dtype)
-  x = by_column(layer, x, kernel, forms)
-  x = exchange.add(layer.name, x)
+  product = functools.partial(by_column, layer, forms=forms)
+  x = exchange.multiply(layer.name, product, x, weights.kernel[...])
   if layer.normalise == "batch":
     trains, momentum = masks is not None, network.batch_norm_momentum
     x = normalisation.by_batch(
@@ -179,6 +178,7 @@ def by_column(
   layer: wiring.Layer,
   x: jax.Array,
   kernel: jax.Array,
+  *,
   forms: forms_lib.Forms,
 ) -> jax.Array:
   """One dense operation for each column that this device holds.
@@ -191,12 +191,13 @@ def by_column(
     layer: the row of the table.
     x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
     kernel: f32[window, window, channels / columns here, maps], or
-      f32[positions, channels / columns here, units].
+      f32[positions, channels / columns here, units]; used in the type of x.
     forms: how it is computed.
 
   Returns:
     f32[n, h', w', maps] or f32[n, units].
   """
+  kernel = kernel.astype(x.dtype)
   columns_here = x.shape[-1] // kernel.shape[-2]
   if layer.window and forms.columns == "grouped":
     return _convolve(layer, x, kernel, forms, groups=columns_here)

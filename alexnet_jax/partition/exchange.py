@@ -6,13 +6,15 @@ comes from `route.py`; how much that is, `plan.py` says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.partition import moves as moves_lib
+from alexnet_jax.partition import own_first
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import route as route_lib
 from alexnet_jax.partition import specs as specs_lib
@@ -41,44 +43,52 @@ class MeshExchange:
     self._specs = specs
     self._precision = precision
 
-  def bring(self, layer: str, x: jax.Array) -> jax.Array:
-    """Moves an activation to where `layer` reads it.
-
-    Args:
-      layer: the layer that reads.
-      x: f32[n, ..., c], as the layer before left it on this device.
-
-    Returns:
-      f32[n', ..., c'], all that the layer reads here.
-    """
-    route = self._routes[layer]
-    for move in route.moves:
-      if move.sends:
-        x = self._send(move, x.astype(self._precision)).astype(x.dtype)
-      else:
-        x = self._stay(move, x)
-    return x
-
-  def add(self, layer: str, x: jax.Array) -> jax.Array:
-    """Adds the partial results of a layer that arrives as a sum.
+  def multiply(
+    self,
+    layer: str,
+    product: exchange_lib.Product,
+    x: jax.Array,
+    kernel: jax.Array,
+  ) -> jax.Array:
+    """Brings a layer its input, and completes its product with the kernel.
 
     Args:
       layer: the layer.
-      x: f32[n, ..., outputs], from the share of the input that is here.
+      product: the convolution or product of an input and a kernel.
+      x: f32[n, ..., c], as the layer before left it on this device.
+      kernel: f32[..., in, out], from `weights`.
 
     Returns:
-      The sums: f32[n, ..., outputs], or this device's share of the outputs
-      where the next layer reads just that.
+      f32[n', ..., outputs]. Of a layer that arrives as a sum: the sums, or this
+      device's share of the outputs where the next layer reads just that.
     """
     route = self._routes[layer]
-    if not route.sums:
-      return x
-    partial = x.astype(self._precision)
-    if route.scatters:
-      total = self._scatter(partial, route.sums, x.ndim - 1)
-    else:
-      total = self._sum(partial, route.sums)
-    return total.astype(x.dtype)
+    if not route.own_first:
+      return self._add(layer, product(self.bring(layer, x), kernel))
+    *moves, last = route.moves
+    x = self._move(moves, x)
+    whole = self._move([last], x)
+    y = own_first.multiply(
+      product,
+      x,
+      whole,
+      kernel,
+      place=lax.axis_index(last.axes),
+      devices=lax.axis_size(last.axes),
+    )
+    return self._add(layer, y)
+
+  def bring(self, layer: str, x: jax.Array) -> jax.Array:
+    """Moves an activation to where `layer`, or the loss, reads it.
+
+    Args:
+      layer: who reads.
+      x: f32[n, ..., c], as the layer before left it on this device.
+
+    Returns:
+      f32[n', ..., c'], all that is read here.
+    """
+    return self._move(self._routes[layer].moves, x)
 
   def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
     """Puts the maps of the devices beside this one on both sides of its own.
@@ -221,6 +231,27 @@ class MeshExchange:
     # f32[trees, kernels]
     rows = found.reshape(len(trees), len(specs))
     return [dict(zip(specs, row, strict=True)) for row in rows]
+
+  def _add(self, layer: str, x: jax.Array) -> jax.Array:
+    """Adds the partial results of a layer that arrives as a sum."""
+    route = self._routes[layer]
+    if not route.sums:
+      return x
+    partial = x.astype(self._precision)
+    if route.scatters:
+      total = self._scatter(partial, route.sums, x.ndim - 1)
+    else:
+      total = self._sum(partial, route.sums)
+    return total.astype(x.dtype)
+
+  def _move(self, moves: Iterable[moves_lib.Move], x: jax.Array) -> jax.Array:
+    """Makes moves of an activation, in order."""
+    for move in moves:
+      if move.sends:
+        x = self._send(move, x.astype(self._precision)).astype(x.dtype)
+      else:
+        x = self._stay(move, x)
+    return x
 
   def _send(self, move: moves_lib.Move, x: jax.Array) -> jax.Array:
     """Moves an activation between devices."""

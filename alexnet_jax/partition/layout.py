@@ -22,6 +22,9 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 class Placement:
   """Which mesh axes split one layer, and how its input arrives.
 
+  An axis in neither batch nor features computes the layer again on each of its
+  devices.
+
   Attributes:
     batch: axes that split the layer's images.
     features: axes that split its output features or, where it arrives as a
@@ -32,15 +35,16 @@ class Placement:
       which fewer elements are sent, which depends on the network.
     stored: axes of `batch` over which the kernel and its optimizer state are
       kept in shares; gathered at use, and the gradient reduce-scattered.
-
-  An axis in neither batch nor features computes the layer again on each of its
-  devices.
+    own_first: whether a layer that reads all columns, and gathers them by
+      features, computes with its own share of them while the others arrive, and
+      then with those: two products in the place of one, the same elements sent.
   """
 
   batch: tuple[str, ...] = ()
   features: tuple[str, ...] = ()
   arrive: str = "gather"
   stored: tuple[str, ...] = ()
+  own_first: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

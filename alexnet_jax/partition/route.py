@@ -23,6 +23,8 @@ class Route:
     arrived: how the input lies where the layer is computed.
     leaves: how the output lies.
     arrive: `gather` or `sum`; which of them, where a layout leaves it open.
+    own_first: whether the layer starts with the features that are here, while
+      the last move gathers all.
     sums: axes over which partial results are added.
     scatters: whether the sum is left split by features, for the next layer.
     sum_elements: of one partial result on one device.
@@ -34,6 +36,7 @@ class Route:
   arrived: moves_lib.Lie
   leaves: moves_lib.Lie
   arrive: str = "gather"
+  own_first: bool = False
   sums: tuple[str, ...] = ()
   scatters: bool = False
   sum_elements: int = 0
@@ -95,6 +98,11 @@ def find_routes(
     routes[name] = Route(
       moves=moves,
       arrive=arrive,
+      own_first=(
+        placement.own_first
+        and layer.reads == "all"
+        and _gathers_features(moves, layout)
+      ),
       arrived=arrived,
       sums=sums,
       scatters=scatters,
@@ -115,6 +123,16 @@ def find_routes(
   )
   routes["loss"] = Route(moves=moves, arrived=arrived, leaves=arrived)
   return routes
+
+
+def _gathers_features(
+  moves: Sequence[moves_lib.Move], layout: layout_lib.Layout
+) -> bool:
+  """Whether the last move joins the features of several devices."""
+  return bool(moves) and (
+    (moves[-1].kind, moves[-1].source) == ("all_gather", moves_lib.CHANNELS)
+    and layout.size(moves[-1].axes) > 1
+  )
 
 
 def _find_ways(

@@ -20,7 +20,7 @@ class Share:
   """One device's share of one layer in a training step.
 
   Attributes:
-    arrive: `gather` or `sum`, how the input arrives.
+    arrive: `gather`, `gather, own first` or `sum`, how the input arrives.
     kernel: shape of the block of the kernel that is stored here.
     parameter_bytes: of the stored blocks of all parameters, float32.
     images: whose outputs are computed here.
@@ -74,7 +74,7 @@ def find_shares(
     parts = layout.size(placement.features)
     passes = 2 if layer.reads == "image" else 3
     shares[name] = Share(
-      arrive=routes[name].arrive,
+      arrive=_arrives(routes[name]),
       kernel=blocks[plan_lib.KERNEL],
       parameter_bytes=FLOAT32 * sum(map(math.prod, blocks.values())),
       images=images,
@@ -85,6 +85,10 @@ def find_shares(
       times=layout.devices // (layout.size(placement.batch) * parts),
     )
   return shares
+
+
+def _arrives(route: route_lib.Route) -> str:
+  return f"{route.arrive}, own first" if route.own_first else route.arrive
 
 
 def repeated_share(shares: Mapping[str, Share]) -> float:

@@ -16,7 +16,7 @@ IMAGES = "images"
 
 
 class Watch:
-  """An exchange that notes all that it is asked to bring.
+  """An exchange that notes all that layers, and the loss, are given.
 
   Attributes:
     found: {who has computed it: f32[1, 2], see `note`}, of the values on this
@@ -28,10 +28,17 @@ class Watch:
     self._exchange = exchange
     self._leaves = IMAGES
 
+  def multiply(self, layer, product, x, kernel) -> jax.Array:
+    self._note(layer, x)
+    return self._exchange.multiply(layer, product, x, kernel)
+
   def bring(self, layer: str, x: jax.Array) -> jax.Array:
-    self.found[self._leaves] = note(x)[None]
-    self._leaves = layer
+    self._note(layer, x)
     return self._exchange.bring(layer, x)
+
+  def _note(self, reader: str, x: jax.Array) -> None:
+    self.found[self._leaves] = note(x)[None]
+    self._leaves = reader
 
   def __getattr__(self, name: str) -> Any:
     """All else is as without notes."""

@@ -96,7 +96,7 @@ class Piece:
 
   def multiply(self, x, kernel) -> jax.Array:
     """The convolution or product alone, of all columns."""
-    return model.by_column(self.layer, x, kernel.astype(x.dtype), self.forms)
+    return model.by_column(self.layer, x, kernel, forms=self.forms)
 
   def products(self) -> dict[str, tuple[Callable, tuple[Block, ...]]]:
     """The layer's products, forward and backward, each with its blocks."""
@@ -122,8 +122,8 @@ class _Alone(exchange_lib.NoExchange):
   def __init__(self, outputs: int):
     self._outputs = outputs
 
-  def add(self, layer: str, x: jax.Array) -> jax.Array:
-    return x[..., : self._outputs]
+  def multiply(self, layer, product, x, kernel) -> jax.Array:
+    return product(x, kernel)[..., : self._outputs]
 
 
 def cut(program: program_lib.Program) -> tuple[Piece, ...]:
