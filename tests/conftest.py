@@ -1,6 +1,7 @@
 """Eight simulated devices, strict types, and the fixtures that tests share."""
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -14,6 +15,14 @@ from alexnet_jax.partition import catalog, mesh
 from configs import default
 from tests import build
 
+# Most of the time goes to the compiler, which is told not to optimise machine
+# code that runs for a moment; in processes that tests start, too. The checks of
+# `make verify` and a user's programs have it as it is.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+jax.config.update(
+  "jax_disable_most_optimizations",
+  os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1",
+)
 mesh.simulate_devices(8, only_cpu=True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

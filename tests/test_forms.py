@@ -25,16 +25,20 @@ OTHERS = [
 def test_pooling_by_slices_is_that_by_windows(key, size, stride, side):
   # Few values, so that many windows have two that are equal.
   x = jax.random.randint(key, (2, side, side + 1, 3), 0, 4).astype(jnp.float32)
-  of_windows = {"size": size, "stride": stride}
-  y, pull = jax.vjp(lambda x: ops.max_pool(x, **of_windows), x)
-  found, pull_found = jax.vjp(lambda x: slices.max_pool(x, size, stride), x)
-  np.testing.assert_array_equal(found, y)
+
+  @jax.jit
+  def pool(x):
+    y, pull = jax.vjp(lambda x: ops.max_pool(x, size=size, stride=stride), x)
+    found, pull_found = jax.vjp(lambda x: slices.max_pool(x, size, stride), x)
+    # Small whole numbers, whose sums are exact in any order.
+    gradient = jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape) % 7
+    return (y, pull(gradient)[0]), (found, pull_found(gradient)[0])
+
+  expected, found = pool(x)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
   np.testing.assert_array_equal(
-    found, reference.max_pool(np.asarray(x), size, stride)
+    found[0], reference.max_pool(np.asarray(x), size, stride)
   )
-  # Small whole numbers, whose sums are exact in any order.
-  gradient = jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape) % 7
-  np.testing.assert_array_equal(pull_found(gradient)[0], pull(gradient)[0])
 
 
 @pytest.mark.parametrize(
