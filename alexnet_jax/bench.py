@@ -57,13 +57,13 @@ from alexnet_jax.partition import audit
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.speed import augmentation as augmentation_lib
 from alexnet_jax.speed import (
-  exchange_tables,
   exchanges,
-  form_tables,
   forms,
-  layer_tables,
   layers,
   shown,
+  shown_exchanges,
+  shown_forms,
+  shown_layers,
   shown_parts,
   shown_run,
   shown_step,
@@ -137,29 +137,14 @@ def _measure() -> shown.Shown:
       found = step_lib.measure(*_make_program(), rounds=rounds)
       return shown_step.show(found)
     case "layers":
-      program, options = _make_program()
-      found = layers.measure(program, rounds=rounds, options=options)
-      return shown.Shown(
-        layer_tables.to_data(found),
-        [layer_tables.layer_table(found), layer_tables.product_table(found)],
-        layer_tables.to_lines(found),
-      )
+      found = layers.measure(*_make_program(), rounds=rounds)
+      return shown_layers.show(found)
     case "forms":
-      program, options = _make_program()
-      found = forms.measure(program, rounds=rounds, options=options)
-      return shown.Shown(
-        form_tables.to_data(found),
-        [form_tables.to_table(found)],
-        form_tables.to_lines(found),
-      )
+      found = forms.measure(*_make_program(), rounds=rounds)
+      return shown_forms.show(found)
     case "exchange":
-      program, options = _make_program()
-      found = exchanges.measure(program, rounds=rounds, options=options)
-      return shown.Shown(
-        exchange_tables.to_data(found),
-        [exchange_tables.step_table(found), exchange_tables.plan_table(found)],
-        exchange_tables.to_lines(found),
-      )
+      found = exchanges.measure(*_make_program(), rounds=rounds)
+      return shown_exchanges.show(found)
     case "run":
       return shown_run.show_run(_measure_run())
     case "startup":

@@ -16,8 +16,8 @@ from configs import default
 from tests import build
 
 # Most of the time goes to the compiler, which is told not to optimise machine
-# code that runs for a moment; in processes that tests start, too. The checks of
-# `make verify` and a user's programs have it as it is.
+# code that runs for a moment; in processes that tests start, too. A user's
+# programs have it as it is.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 jax.config.update(
   "jax_disable_most_optimizations",

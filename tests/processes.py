@@ -52,12 +52,18 @@ def flags(config: str, tmp: pathlib.Path, fields: dict | None = None):
 
 
 def environment(cache: pathlib.Path, **variables) -> dict[str, str]:
-  """As in a fresh shell: none of what other tests set for JAX."""
+  """As in a fresh shell: none of what other tests set for JAX.
+
+  But for what conftest.py sets, so that all compile alike.
+  """
   clean = {
     name: value
     for name, value in os.environ.items()
     if not name.startswith(("JAX_", "XLA_", "OMPI_", "PMIX_"))
   }
+  kept = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+  if kept in os.environ:
+    clean[kept] = os.environ[kept]
   return clean | {"XDG_CACHE_HOME": str(cache), **variables}
 
 

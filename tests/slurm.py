@@ -61,7 +61,9 @@ class Cluster:
   """
 
   def __init__(self, folder: pathlib.Path):
-    foreign = re.compile(r"(SLURM|SBATCH|SRUN|SCANCEL|JAX_|XLA_|OMPI_|PMIX_).*")
+    foreign = re.compile(
+      r"(SLURM|SBATCH|SRUN|SCANCEL|JAX_(?!DISABLE)|XLA_|OMPI_|PMIX_).*"
+    )
     self.environment = {
       name: value
       for name, value in os.environ.items()

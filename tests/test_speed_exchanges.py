@@ -8,7 +8,7 @@ import pytest
 
 from alexnet_jax import step as step_lib
 from alexnet_jax.partition import catalog, collectives, mesh, probe
-from alexnet_jax.speed import exchange_tables, exchanges, steps
+from alexnet_jax.speed import exchanges, shown_exchanges, steps
 from tests import build, small_step
 
 
@@ -110,13 +110,13 @@ def test_every_exchange_of_the_plan_is_measured():
   assert speed.plan == program.plan and len(speed.alone) == len(program.plan)
   for seconds in (*speed.alone, speed.step, speed.silent):
     assert len(seconds) == 2 and min(seconds) > 0
-  data = json.loads(json.dumps(exchange_tables.to_data(speed)))
+  data = json.loads(json.dumps(shown_exchanges.show(speed).data))
   assert [row["layer"] for row in data["exchanges"]] == [
     exchange.layer for exchange in program.plan
   ]
-  table = exchange_tables.plan_table(speed)
+  table = shown_exchanges.show(speed).tables[1]
   assert table.row_count == len(program.plan) + 1  # and the sum
-  assert exchange_tables.step_table(speed).row_count == 3
+  assert shown_exchanges.show(speed).tables[0].row_count == 3
 
 
 def test_exposed_time_is_the_median_of_pairs():

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from alexnet_jax.network import forms as forms_lib
-from alexnet_jax.speed import form_tables, forms
+from alexnet_jax.speed import forms, shown_forms
 from tests import small_step
 
 
@@ -50,8 +50,8 @@ def test_table_and_data_name_the_form_that_is_taken(program):
   for of_layers in found.seconds.values():
     for of_forms in of_layers.values():
       assert all(seconds[0] > 0 for seconds in of_forms.values())
-  json.dumps(form_tables.to_data(found))
-  table = form_tables.to_table(found)
+  json.dumps(shown_forms.show(found).data)
+  table = shown_forms.show(found).tables[0]
   columns = [list(column.cells) for column in table.columns]
   rows = list(zip(*columns, strict=True))
   taken = {row[0]: row[2] for row in rows if "taken" in row[-1]}
@@ -75,4 +75,4 @@ def test_forms_that_are_faster_by_a_tenth_are_named():
   assert found.total("pool", "window") == 6.0
   assert found.fastest("bias") == "product"
   assert found.better() == {"pool": "slices"}
-  assert "--forms=pool=slices;" in form_tables.to_lines(found)[-1]
+  assert "--forms=pool=slices;" in shown_forms.show(found).lines[-1]

@@ -13,7 +13,7 @@ from alexnet_jax.network import forms as forms_lib
 from alexnet_jax.network import model
 from alexnet_jax.network import wiring as wiring_lib
 from alexnet_jax.partition import catalog, fit
-from alexnet_jax.speed import layer_tables, layers, pieces, turns
+from alexnet_jax.speed import layers, pieces, shown_layers, turns
 from tests import build, small_step
 
 
@@ -122,17 +122,17 @@ def test_every_layer_and_every_rest_has_seconds_of_every_round(found):
 
 @pytest.mark.slow
 def test_tables_and_data_have_every_part(found, program):
-  data = json.loads(json.dumps(layer_tables.to_data(found)))
+  data = json.loads(json.dumps(shown_layers.show(found).data))
   flops = [of_layer["flops"] for of_layer in data["layers"].values()]
   assert sum(flops) == sum(share.flops for share in program.shares.values())
-  table = layer_tables.layer_table(found)
+  table = shown_layers.show(found).tables[0]
   rows = list(table.columns[0].cells)
   assert rows == [
     *("conv1", "conv2", "fc8", "augmentation", "loss", "update"),
     *("sum", "the step", "not explained"),
   ]
-  assert list(layer_tables.product_table(found).columns[0].cells) == rows[:3]
-  assert "exchanges" in layer_tables.to_lines(found)[-1]
+  assert list(shown_layers.show(found).tables[1].columns[0].cells) == rows[:3]
+  assert "exchanges" in shown_layers.show(found).lines[-1]
 
 
 def test_times_are_medians_of_rounds():

@@ -61,16 +61,16 @@ def silence(program: program_lib.Program) -> program_lib.Program:
 
 def measure(
   program: program_lib.Program,
+  options: Mapping[str, compiler_options.Value],
   *,
   rounds: int,
-  options: Mapping[str, compiler_options.Value],
 ) -> Speed:
   """Measures the step with its exchanges and without, and each exchange.
 
   Args:
     program: of the step.
-    rounds: how often each is measured.
     options: for the compiler.
+    rounds: how often each is measured.
 
   Raises:
     ValueError: the layout exchanges nothing.

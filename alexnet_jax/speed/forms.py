@@ -72,14 +72,14 @@ class Speed:
 
 
 def measure(
-  program: program_lib.Program, *, rounds: int, options: Mapping
+  program: program_lib.Program, options: Mapping, *, rounds: int
 ) -> Speed:
   """Measures every operation that the network has.
 
   Args:
     program: of the step.
-    rounds: how often each is measured.
     options: for the compiler, as the step has them.
+    rounds: how often each is measured.
   """
   maker = maker_lib.Maker(program, options)
   calls = {

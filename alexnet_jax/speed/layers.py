@@ -89,17 +89,17 @@ class Speed:
 
 def measure(
   program: program_lib.Program,
+  options: Mapping[str, compiler_options.Value],
   *,
   rounds: int,
-  options: Mapping[str, compiler_options.Value],
   peak_side: int | None = None,
 ) -> Speed:
   """Measures the layers of a step, what is beside them, and the step.
 
   Args:
     program: of the step.
-    rounds: how often each is measured.
     options: for the compiler, as the step has them.
+    rounds: how often each is measured.
     peak_side: of the square matrices whose product is the peak; None: by the
       platform.
   """

@@ -7,10 +7,16 @@ import statistics
 
 import rich.table
 
-from alexnet_jax.speed import exchanges
+from alexnet_jax.speed import exchanges, shown
 
 
-def to_data(found: exchanges.Speed) -> dict:
+def show(found: exchanges.Speed) -> shown.Shown:
+  """What is measured, as data, as tables, and what these mean."""
+  tables = [_step_table(found), _plan_table(found)]
+  return shown.Shown(_to_data(found), tables, _to_lines(found))
+
+
+def _to_data(found: exchanges.Speed) -> dict:
   """What the tables show, as data, and the seconds of every round."""
   return {
     "platform": found.platform,
@@ -34,7 +40,7 @@ def to_data(found: exchanges.Speed) -> dict:
   }
 
 
-def step_table(found: exchanges.Speed) -> rich.table.Table:
+def _step_table(found: exchanges.Speed) -> rich.table.Table:
   """A row for the step, and for the one that sends nothing."""
   table = rich.table.Table(
     title=f"\na step of {found.batch_size} images, in ms",
@@ -54,7 +60,7 @@ def step_table(found: exchanges.Speed) -> rich.table.Table:
   return table
 
 
-def plan_table(found: exchanges.Speed) -> rich.table.Table:
+def _plan_table(found: exchanges.Speed) -> rich.table.Table:
   """A row for each exchange of the plan, alone."""
   table = rich.table.Table(
     title="\neach exchange alone", title_justify="left", box=None
@@ -84,7 +90,7 @@ def plan_table(found: exchanges.Speed) -> rich.table.Table:
   return table
 
 
-def to_lines(found: exchanges.Speed) -> list[str]:
+def _to_lines(found: exchanges.Speed) -> list[str]:
   """What the tables mean."""
   share = found.exposed() / statistics.median(found.step)
   lines = [

@@ -6,10 +6,16 @@ import statistics
 
 import rich.table
 
-from alexnet_jax.speed import layers
+from alexnet_jax.speed import layers, shown
 
 
-def to_data(found: layers.Speed) -> dict:
+def show(found: layers.Speed) -> shown.Shown:
+  """What is measured, as data, as tables, and what these mean."""
+  tables = [_layer_table(found), _product_table(found)]
+  return shown.Shown(_to_data(found), tables, _to_lines(found))
+
+
+def _to_data(found: layers.Speed) -> dict:
   """What the tables show, as data, and the seconds of every round."""
   return {
     "platform": found.platform,
@@ -49,7 +55,7 @@ def to_data(found: layers.Speed) -> dict:
   }
 
 
-def layer_table(found: layers.Speed) -> rich.table.Table:
+def _layer_table(found: layers.Speed) -> rich.table.Table:
   """A row for each layer, for what is beside them, and for the whole step."""
   table = rich.table.Table(
     title=f"\none device's share of a step of {found.batch_size} images, in ms",
@@ -107,7 +113,7 @@ def layer_table(found: layers.Speed) -> rich.table.Table:
   return table
 
 
-def product_table(found: layers.Speed) -> rich.table.Table:
+def _product_table(found: layers.Speed) -> rich.table.Table:
   """A row for each layer: its products, one by one."""
   table = rich.table.Table(
     title="\nthe convolution or product of each layer alone",
@@ -135,7 +141,7 @@ def product_table(found: layers.Speed) -> rich.table.Table:
   return table
 
 
-def to_lines(found: layers.Speed) -> list[str]:
+def _to_lines(found: layers.Speed) -> list[str]:
   """What the tables mean."""
   devices = "one device"
   if found.devices > 1:

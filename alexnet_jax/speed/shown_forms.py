@@ -7,10 +7,16 @@ import statistics
 import rich.table
 
 from alexnet_jax.network import forms as forms_lib
-from alexnet_jax.speed import forms
+from alexnet_jax.speed import forms, shown
 
 
-def to_data(found: forms.Speed) -> dict:
+def show(found: forms.Speed) -> shown.Shown:
+  """What is measured, as data, as tables, and what these mean."""
+  tables = [_table(found)]
+  return shown.Shown(_to_data(found), tables, _to_lines(found))
+
+
+def _to_data(found: forms.Speed) -> dict:
   """What the table shows, as data, and the seconds of every round."""
   return {
     "platform": found.platform,
@@ -32,7 +38,7 @@ def to_data(found: forms.Speed) -> dict:
   }
 
 
-def to_table(found: forms.Speed) -> rich.table.Table:
+def _table(found: forms.Speed) -> rich.table.Table:
   """A row for each operation of each layer in each form, and for the sums."""
   table = rich.table.Table(
     title=f"\noperations of a step of {found.batch_size} images on one device, "
@@ -73,7 +79,7 @@ def to_table(found: forms.Speed) -> rich.table.Table:
   return table
 
 
-def to_lines(found: forms.Speed) -> list[str]:
+def _to_lines(found: forms.Speed) -> list[str]:
   """What the table means."""
   better = found.better()
   lines = [
