@@ -15,7 +15,8 @@ The state leaves a step split as it came, or the next step could not take it.
 `plain jit` says no more than that. `constrained` also says how the output of
 each layer, and so its gradient, lies in our layout. `dense` is `model.AlexNet`
 itself, one convolution for each column: what it sends is not due to openxla/xla
-issue 47945, by which the batch of a grouped convolution is gathered.
+issue 47945, by which the batch of a grouped convolution is gathered. But it takes
+the kernel of fc6 as a matrix, and the partitioner exchanges all of it for that.
 
 Everything is compiled for simulated CPU devices and nothing is run, so this is
 about XLA's compiler for CPUs. Others differ: that for TPU (libtpu 0.0.42, v5e)
@@ -98,8 +99,10 @@ def forward(
           feature_group_count=network.columns if layer.reads == "own" else 1,
         )
       else:
-        rows = kernel.reshape(-1, kernel.shape[-1])
-        x = x.reshape(x.shape[0], -1) @ rows
+        # Not as one product of two matrices: the channels of a map, which a
+        # layout may split, stay a dimension that the compiler sees.
+        x = x.reshape(x.shape[0], *kernel.shape[:-1])
+        x = jnp.tensordot(x, kernel, axes=kernel.ndim - 1)
       x = x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
       x = ops.activate(x, layer.activation)
       if layer.normalise == "column":

@@ -81,6 +81,11 @@ def test_meshes_that_come_to_the_same_are_listed_once_by_the_plainest_name():
     ("data_parallel", 4),
   ]
   assert ("one_weird_trick", 4, 1) in names(catalog.ONE_WEIRD_TRICK)
+  # Although its fc7 would arrive as a sum, were there something to add.
+  assert names(catalog.DATA_PARALLEL, catalog.TENSOR_PARALLEL) == [
+    ("data_parallel", 4),
+    ("tensor_parallel", 2, 2),
+  ]
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])

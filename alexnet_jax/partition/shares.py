@@ -20,7 +20,8 @@ class Share:
   """One device's share of one layer in a training step.
 
   Attributes:
-    arrive: `gather`, `gather, own first` or `sum`, how the input arrives.
+    arrive: `gather`, `gather, own first` or `sum`, how the input arrives;
+      `gather` where one device has all features.
     kernel: shape of the block of the kernel that is stored here.
     parameter_bytes: of the stored blocks of all parameters, float32.
     images: whose outputs are computed here.
@@ -74,7 +75,7 @@ def find_shares(
     parts = layout.size(placement.features)
     passes = 2 if layer.reads == "image" else 3
     shares[name] = Share(
-      arrive=_arrives(routes[name]),
+      arrive=_arrives(routes[name]) if parts > 1 else "gather",
       kernel=blocks[plan_lib.KERNEL],
       parameter_bytes=FLOAT32 * sum(map(math.prod, blocks.values())),
       images=images,
