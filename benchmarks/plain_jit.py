@@ -15,8 +15,9 @@ The state leaves a step split as it came, or the next step could not take it.
 `plain jit` says no more than that. `constrained` also says how the output of
 each layer, and so its gradient, lies in our layout. `dense` is `model.AlexNet`
 itself, one convolution for each column: what it sends is not due to openxla/xla
-issue 47945, by which the batch of a grouped convolution is gathered. But it takes
-the kernel of fc6 as a matrix, and the partitioner exchanges all of it for that.
+issue 47945, by which the batch of a grouped convolution is gathered. But it
+takes the kernel of fc6 as a matrix, and the partitioner exchanges all of it for
+that.
 
 Everything is compiled for simulated CPU devices and nothing is run, so this is
 about XLA's compiler for CPUs. Others differ: that for TPU (libtpu 0.0.42, v5e)
