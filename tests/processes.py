@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -56,14 +57,10 @@ def environment(cache: pathlib.Path, **variables) -> dict[str, str]:
 
   But for what conftest.py sets, so that all compile alike.
   """
+  foreign = re.compile(r"(JAX_(?!DISABLE)|XLA_|OMPI_|PMIX_)")
   clean = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(("JAX_", "XLA_", "OMPI_", "PMIX_"))
+    name: value for name, value in os.environ.items() if not foreign.match(name)
   }
-  kept = "JAX_DISABLE_MOST_OPTIMIZATIONS"
-  if kept in os.environ:
-    clean[kept] = os.environ[kept]
   return clean | {"XDG_CACHE_HOME": str(cache), **variables}
 
 
