@@ -18,6 +18,7 @@ def make_program(
   compute_precision="float32",
   trust_coefficient=None,
   members=1,
+  forms="auto",
   **rule,
 ) -> program_lib.Program:
   """The program; `rule` is what else `make_optimizer` is to be told."""
@@ -43,6 +44,7 @@ def make_program(
     precision=precision,
     compute_precision=compute_precision,
     members=members,
+    forms=forms,
   )
 
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from alexnet_jax.network import blocks, forms, model, ops, slices, wiring
+from alexnet_jax.network import (
+  blocks,
+  forms,
+  model,
+  ops,
+  slices,
+  winograd,
+  wiring,
+)
 from alexnet_jax.network import catalog as wirings
 from tests import reference
 
@@ -60,6 +68,43 @@ def test_convolution_of_blocks_is_the_strided_one(key, side, padding):
   found = blocks.convolve(x, kernel, stride=layer.stride, padding=padding)
   # Sums of 363 products in another order.
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+  "side, padding", [(13, (1, 1)), (8, (0, 0)), (9, (0, 2))]
+)
+def test_fewer_multiplications_round_no_more_than_the_convolution(
+  key, side, padding
+):
+  x = np.array(jax.random.normal(key, (2, side, side + 1, 6)))
+  kernel = np.array(jax.random.normal(key, (3, 3, 6, 5)))
+
+  @jax.jit
+  def run(x, kernel):
+    y, pull = jax.vjp(
+      lambda *both: winograd.convolve(*both, padding), x, kernel
+    )
+    return y, *pull(y)
+
+  # Window by window, in float64.
+  def to_windows(padded):
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    return windows.astype(np.float64)  # [n, h, w, c, 3, 3]
+
+  sides = ((0, 0), padding, padding, (0, 0))
+  windows = to_windows(np.pad(x, sides))
+  y = np.einsum("nhwcij,ijcm->nhwm", windows, kernel)
+  of_kernel = np.einsum("nhwcij,nhwm->ijcm", windows, y)
+  sides = (
+    (0, 0),
+    *((2 - before, 2 - after) for before, after in [padding] * 2),
+    (0, 0),
+  )
+  around = to_windows(np.pad(y, sides))[..., ::-1, ::-1]
+  of_x = np.einsum("nhwmij,ijcm->nhwc", around, kernel)
+  for found, expected in zip(run(x, kernel), (y, of_x, of_kernel), strict=True):
+    # Of float32, whose unit of rounding is 6e-8.
+    assert np.abs(found - expected).max() < 6e-7 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("form", forms.CHOICES["norm"])
@@ -179,12 +224,31 @@ def test_every_form_works_in_bfloat16(tiny_network, key, name, form):
 
 
 def test_forms_are_chosen_by_platform_and_by_word():
-  of_cpu = forms.choose("cpu")
+  network = wiring.make_network(wirings.ALEXNET_2012)
+  of_cpu = forms.choose("cpu", network)
   assert of_cpu == forms.PLATFORMS["cpu"] != forms.PLAIN
-  assert forms.choose("cpu", "plain") == forms.PLAIN
-  found = forms.choose("cpu", "pool=window, norm=product")
+  assert forms.choose("cpu", network, "plain") == forms.PLAIN
+  found = forms.choose("cpu", network, "pool=window, norm=product")
   assert found == dataclasses.replace(of_cpu, pool="window", norm="product")
-  assert forms.choose("another") == forms.PLAIN
+  assert forms.choose("another", network) == forms.PLAIN
+
+
+def test_multiplications_are_saved_where_layers_are_wide(tiny_network):
+  chosen = forms.choose("cpu", tiny_network)
+  assert chosen.conv3x3 == "direct"
+  chosen = forms.choose("cpu", tiny_network, "conv3x3=winograd")
+  assert chosen.conv3x3 == "winograd"
+  for table, width, expected in (
+    (wirings.ALEXNET_2012, 1.0, "winograd"),
+    (wirings.ALEXNET_2012, 0.5, "direct"),
+    (wirings.FOUR_COLUMN, 1.0, "direct"),
+    (wirings.MERGED_TOWER, 1.0, "winograd"),
+  ):
+    network = wiring.make_network(table, width=width)
+    assert forms.choose("cpu", network).conv3x3 == expected
+  # Whose windows are of 5, and whose maps are too small for one of 11.
+  network = wiring.make_network(wirings.FOUR_LAYER, image_size=32)
+  assert forms.choose("cpu", network).conv3x3 == "direct"
 
 
 @pytest.mark.parametrize(
@@ -194,9 +258,9 @@ def test_forms_are_chosen_by_platform_and_by_word():
     ("pool=fast", "the form of pool is 'fast', expected one of window, slices"),
   ],
 )
-def test_unknown_forms_are_refused(wanted, message):
+def test_unknown_forms_are_refused(tiny_network, wanted, message):
   with pytest.raises(ValueError, match=message):
-    forms.choose("cpu", wanted)
+    forms.choose("cpu", tiny_network, wanted)
 
 
 def test_grouped_columns_are_one_convolution(key):

@@ -171,6 +171,33 @@ def test_other_wirings_match_one_device(
     assert difference <= 1e-5 * np.linalg.norm(blocks["kernel"]), layer
 
 
+# What a CPU takes at full width, where compiling takes longer.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "layout",
+  [catalog.TWO_COLUMN_DATA, catalog.FULLY_SHARDED, OWN_FIRST],
+  ids=lambda layout: layout.name,
+)
+def test_layout_matches_one_device_with_fewer_multiplications(
+  layout, tiny_network, tiny_augmentation, tiny_batch, one_device
+):
+  parts = build.make_program(
+    tiny_network,
+    layout,
+    tiny_augmentation,
+    batch_size=8,
+    forms="conv3x3=winograd",
+  )
+  compiled, found = compiled_step.compile_step(parts)
+  assert found.agrees and sorted(found.compiled) == sorted(found.plan)
+  losses, parameters, _ = run((parts, None, compiled), tiny_batch)
+  expected, whole, _ = one_device
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  for layer, blocks in whole.items():
+    difference = np.linalg.norm(parameters[layer]["kernel"] - blocks["kernel"])
+    assert difference <= 1e-5 * np.linalg.norm(blocks["kernel"]), layer
+
+
 def test_exchange_in_half_precision_sends_half_and_changes_little(
   program, tiny_network, tiny_augmentation, tiny_batch
 ):

@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from alexnet_jax.network import winograd, wiring
+
 AUTO = "auto"
 # The plain one first.
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -19,6 +21,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
   "norm": ("window", "slices", "product"),
   "bias": ("sum", "product"),
   "conv1": ("direct", "blocks"),
+  "conv3x3": ("direct", "winograd"),
   "columns": ("separate", "grouped"),
 }
 
@@ -37,6 +40,8 @@ class Forms:
       row of ones.
     conv1: the convolution of the image as it is, `direct`, or as `blocks`, with
       a stride of 1 on blocks of pixels: `blocks.py`.
+    conv3x3: convolutions with windows of 3, `direct`, or in float32 with half
+      of the multiplications: `winograd.py`. Not where columns are `grouped`.
     columns: convolutions of a device's own columns `separate` or `grouped`.
   """
 
@@ -44,6 +49,7 @@ class Forms:
   norm: str = "window"
   bias: str = "sum"
   conv1: str = "direct"
+  conv3x3: str = "direct"
   columns: str = "separate"
 
   def __post_init__(self):
@@ -63,17 +69,22 @@ PLAIN = Forms()
 # measured. GPU and TPU: by reasoning, not measured yet. There both have a fast
 # reduction over windows, and units for products that the energy is handed to.
 PLATFORMS: Mapping[str, Forms] = {
-  "cpu": Forms(pool="slices", bias="product"),
+  "cpu": Forms(pool="slices", bias="product", conv3x3="winograd"),
   "gpu": PLAIN,
   "tpu": PLAIN,
 }
+# Fewest channels of a column for which `winograd` is taken: as many as the
+# narrowest such layer of 2012 has. With half as many it is no faster, with a
+# quarter slower, and it takes the compiler three times as long.
+_WINOGRAD_CHANNELS = 128
 
 
-def choose(platform: str, wanted: str = AUTO) -> Forms:
-  """The forms for a platform.
+def choose(platform: str, network: wiring.Network, wanted: str = AUTO) -> Forms:
+  """The forms for a network on a platform.
 
   Args:
     platform: `cpu`, `gpu` or `tpu`.
+    network: its widths count, not how they are split.
     wanted: `auto`, the rule; or in the place of its forms others, as
       `pool=window,bias=sum`; `plain`: all of them.
 
@@ -81,6 +92,8 @@ def choose(platform: str, wanted: str = AUTO) -> Forms:
     ValueError: there is no such operation, or no such form.
   """
   forms = PLATFORMS.get(platform, PLAIN)
+  if _fewest_channels(network) < _WINOGRAD_CHANNELS:
+    forms = dataclasses.replace(forms, conv3x3="direct")
   if wanted == AUTO:
     return forms
   if wanted == "plain":
@@ -96,3 +109,15 @@ def choose(platform: str, wanted: str = AUTO) -> Forms:
       )
     chosen[name] = form
   return dataclasses.replace(forms, **chosen)
+
+
+def _fewest_channels(network: wiring.Network) -> int:
+  """Of a column, read or written by a layer with windows of 3; 0: no such."""
+  return min(
+    (
+      min(size.kernel[-2], size.kernel[-1] // network.columns)
+      for name, size in network.sizes().items()
+      if network.layer(name).window == winograd.WINDOW
+    ),
+    default=0,
+  )

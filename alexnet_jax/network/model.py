@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from alexnet_jax.network import blocks, normalisation, ops, wiring
+from alexnet_jax.network import blocks, normalisation, ops, winograd, wiring
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.network import forms as forms_lib
 
@@ -224,6 +224,14 @@ def _convolve(
     return blocks.convolve(
       x, kernel, stride=layer.stride, padding=layer.padding
     )
+  if (
+    layer.stride == 1
+    and groups == 1
+    and layer.window == winograd.WINDOW
+    and x.dtype == jnp.float32
+    and forms.conv3x3 == "winograd"
+  ):
+    return winograd.convolve(x, kernel, layer.padding)
   return lax.conv_general_dilated(
     x,
     kernel,

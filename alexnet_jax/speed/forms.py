@@ -16,7 +16,7 @@ import jax
 from alexnet_jax import program as program_lib
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.network import forms as forms_lib
-from alexnet_jax.network import normalisation, ops
+from alexnet_jax.network import normalisation, ops, winograd
 from alexnet_jax.speed import maker as maker_lib
 from alexnet_jax.speed import pieces as pieces_lib
 from alexnet_jax.speed import turns
@@ -39,6 +39,7 @@ class Speed:
     devices: that compute at once.
     platform: gpu, tpu or cpu.
     taken: the forms of the program.
+    rule: those that it would have by itself.
   """
 
   seconds: Seconds
@@ -46,6 +47,7 @@ class Speed:
   devices: int
   platform: str
   taken: forms_lib.Forms
+  rule: forms_lib.Forms
 
   def total(self, operation: str, form: str) -> float:
     """Seconds of an operation in all layers: sum of the medians."""
@@ -98,6 +100,7 @@ def measure(
     devices=program.mesh.size,
     platform=platform,
     taken=program.forms,
+    rule=forms_lib.choose(platform, program.network),
   )
 
 
@@ -131,6 +134,7 @@ def _has(operation: str, piece: pieces_lib.Piece) -> bool:
     "norm": layer.normalise in ("column", "across"),
     "bias": layer.normalise != "batch",
     "conv1": layer.window > 0 and layer.stride > 1,
+    "conv3x3": layer.window == winograd.WINDOW and layer.stride == 1,
     "columns": layer.window > 0 and piece.columns > 1,
   }[operation]
 
@@ -164,7 +168,7 @@ def _make(
         (piece.parameters["bias"], before),
         by=1,
       )
-    case "conv1" | "columns":
+    case "conv1" | "conv3x3" | "columns":
       by = 1 if layer.reads == "image" else 2
       return _both(
         lambda kernel, x: piece.multiply(x, kernel),

@@ -23,7 +23,7 @@ def _to_data(found: forms.Speed) -> dict:
     "devices": found.devices,
     "batch_size": found.batch_size,
     "taken": str(found.taken),
-    "rule": str(forms_lib.choose(found.platform)),
+    "rule": str(found.rule),
     "better": found.better(),
     "operations": {
       operation: {
@@ -51,7 +51,7 @@ def _table(found: forms.Speed) -> rich.table.Table:
   for header in ("median", "lowest", "highest", "of the plain one"):
     table.add_column(header, justify="right")
   table.add_column("")
-  rule = forms_lib.choose(found.platform)
+  rule = found.rule
   for operation, of_layers in found.seconds.items():
     known = forms_lib.CHOICES[operation]
     for layer, of_forms in of_layers.items():

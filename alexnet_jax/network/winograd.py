@@ -1,0 +1,186 @@
+"""Convolutions with windows of 3 in 16 multiplications instead of 36.
+
+Winograd's minimal filtering: two neighbouring results of a window of 3 read
+four values, and as polynomials these need to be multiplied at four points only.
+In both directions of a map, tiles of 4 x 4 values give tiles of 2 x 2 results,
+
+    y = A^T [(G k G^T) * (B^T x B)] A,
+
+where B and A add and subtract a few values, and G is applied to the kernel. The
+products of what stands at each of the 16 pairs of points are ordinary products
+of matrices, tiles by channels. Each is a sum over the channels alone, not over
+nine times as many values, and is rounded less.
+
+Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural
+networks", section 4.1, F(2 x 2, 3 x 3).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+WINDOW = 3
+# Results of a tile, in either direction.
+_OUTPUTS = 2
+
+Matrix = Sequence[Sequence[float]]
+_B_T: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
+_G: Matrix = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
+_A_T: Matrix = ((1, 1, 1, 0), (0, 1, -1, -1))
+_G_T, _A = tuple(zip(*_G, strict=True)), tuple(zip(*_A_T, strict=True))
+
+# What there is at each pair of points, of rows and of columns.
+Pairs = list[list[jax.Array]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(
+  x: jax.Array, kernel: jax.Array, padding: tuple[int, int]
+) -> jax.Array:
+  """The convolution with a stride of 1.
+
+  With a gradient of its own: that of x is a convolution once more, where the
+  transposed one would add up tiles that overlap.
+
+  Args:
+    x: f32[n, h, w, c].
+    kernel: f32[3, 3, c, maps].
+    padding: zeros (before, after), in both directions, at most 2 each.
+
+  Returns:
+    f32[n, h', w', maps]; h' = h + before + after - 2.
+  """
+  sides = [side + sum(padding) - WINDOW + 1 for side in x.shape[1:3]]
+  products = _each(_multiply, _cut(x, padding, sides), _expand(kernel))
+  outputs = _transform(_A_T, products)
+  # f32[n, tiles, 2, tiles, 2, maps]
+  y = jnp.stack([jnp.stack(row, 3) for row in outputs], 2)
+  n, rows, _, columns, _, maps = y.shape
+  y = y.reshape(n, rows * _OUTPUTS, columns * _OUTPUTS, maps)
+  return y[:, : sides[0], : sides[1]]
+
+
+def _forward(x, kernel, padding):
+  return convolve(x, kernel, padding), (x, kernel)
+
+
+def _backward(padding, residuals, gradient):
+  x, kernel = residuals
+  turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+  before, after = padding
+  of_x = convolve(gradient, turned, (WINDOW - 1 - before, WINDOW - 1 - after))
+  sides = gradient.shape[1:3]
+  products = _each(
+    _multiply_transposed, _cut(x, padding, sides), _spread(gradient)
+  )
+  of_kernel = _transform(_G_T, products)
+  return of_x, jnp.stack([jnp.stack(row) for row in of_kernel])
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _cut(x: jax.Array, padding: tuple[int, int], sides: Sequence[int]) -> Pairs:
+  """Overlapping tiles at the points, f32[n, tiles, tiles, c] each.
+
+  Args:
+    x: f32[n, h, w, c].
+    padding: zeros (before, after).
+    sides: of the result.
+  """
+  tiles = [-(-side // _OUTPUTS) for side in sides]
+  read = [count * _OUTPUTS + WINDOW - 1 for count in tiles]
+  before, _ = padding
+  x = _pad(x, before, read)
+  return _transform(_B_T, _taps(x, tiles, size=len(_B_T)))
+
+
+def _spread(gradient: jax.Array) -> Pairs:
+  """The gradient of the products, from that of the result."""
+  tiles = [-(-side // _OUTPUTS) for side in gradient.shape[1:3]]
+  gradient = _pad(gradient, 0, [count * _OUTPUTS for count in tiles])
+  return _transform(_A, _taps(gradient, tiles, size=_OUTPUTS))
+
+
+def _expand(kernel: jax.Array) -> Pairs:
+  """f32[3, 3, c, maps] at the points, f32[c, maps] each."""
+  return _transform(_G, [list(row) for row in kernel])
+
+
+def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """f32[n, tiles, tiles, c], f32[c, maps] -> f32[n, tiles, tiles, maps].
+
+  As a convolution of one pixel: on x86, where this form is taken, that is 1.2
+  times as fast as the product.
+  """
+  return lax.conv_general_dilated(
+    x,
+    kernel[None, None],
+    window_strides=(1, 1),
+    padding="VALID",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+
+
+def _multiply_transposed(x: jax.Array, gradient: jax.Array) -> jax.Array:
+  """The gradient of a kernel of `_multiply`: f32[c, maps]."""
+  rows = x.reshape(-1, x.shape[-1])
+  return rows.T @ gradient.reshape(-1, gradient.shape[-1])
+
+
+def _transform(matrix: Matrix, pairs: Pairs) -> Pairs:
+  """A matrix from the left, and its transpose from the right."""
+  rows = zip(
+    *(_combine(matrix, column) for column in zip(*pairs, strict=True)),
+    strict=True,
+  )
+  return [_combine(matrix, row) for row in rows]
+
+
+def _combine(matrix: Matrix, values: Sequence[jax.Array]) -> list[jax.Array]:
+  """A matrix by values, without the terms that are 0."""
+  return [
+    functools.reduce(
+      jnp.add,
+      (
+        value if factor == 1 else factor * value
+        for factor, value in zip(row, values, strict=True)
+        if factor
+      ),
+    )
+    for row in matrix
+  ]
+
+
+def _each(function: Callable, *pairs: Pairs) -> Pairs:
+  """A function of what several have at each pair of points."""
+  return [
+    [function(*values) for values in zip(*rows, strict=True)]
+    for rows in zip(*pairs, strict=True)
+  ]
+
+
+def _taps(x: jax.Array, tiles: Sequence[int], *, size: int) -> Pairs:
+  """First values of all tiles, their second ones, and so on, both ways."""
+  ends = [(count - 1) * _OUTPUTS + 1 for count in tiles]
+  return [
+    [
+      x[:, row : row + ends[0] : _OUTPUTS, column : column + ends[1] : _OUTPUTS]
+      for column in range(size)
+    ]
+    for row in range(size)
+  ]
+
+
+def _pad(x: jax.Array, before: int, sides: Sequence[int]) -> jax.Array:
+  """Zeros around, or cuts behind: f32[n, *sides, c]."""
+  places = [
+    (before, side - here - before, 0)
+    for side, here in zip(sides, x.shape[1:3], strict=True)
+  ]
+  return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *places, (0, 0, 0)])
