@@ -1,7 +1,8 @@
 # make demo   sets up .venv and trains the two-column network on digits
 # make test   sets up .venv and runs the tests
-# make verify sets up .venv, runs the slow tests, and holds every layout to its
-#             promises, on every mesh of up to eight simulated devices
+# make verify sets up .venv, runs the slow tests (make slow), and holds every
+#             layout to its promises, on every mesh of up to eight simulated
+#             devices (make layouts)
 # make hosts  sets up .venv and starts runs of several processes, also under
 #             Slurm and Open MPI where the machine has them
 # make faults sets up .venv and injects faults into running processes
@@ -13,7 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: setup demo test verify hosts faults slices lint docs
+.PHONY: setup demo test verify slow layouts hosts faults slices lint docs
 
 setup: .venv/runtime.done
 
@@ -24,9 +25,13 @@ demo: setup
 test: .venv/test.done
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-verify: .venv/test.done
+verify: slow layouts
+
+slow: .venv/test.done
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
+
+layouts: .venv/test.done
+	JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
 	  $(BIN)/python -m alexnet_jax.verify --config.batch_size=8
 
 hosts: .venv/test.done
