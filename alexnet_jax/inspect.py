@@ -173,7 +173,7 @@ def _print_tables(
     *tables.repeated(program.network, program.layout),
     *tables.members(program, _CONFIG.value.seed),
     *said,
-    *tables.memory(compiled),
+    *tables.memory(compiled, program.forms),
     *tables.verdict(audit),
     *([f"the picture is in {_PICTURE.value}"] if _PICTURE.value else []),
   ):

@@ -10,6 +10,7 @@ import rich.table
 
 from alexnet_jax import compiled_step
 from alexnet_jax import program as program_lib
+from alexnet_jax.network import forms as forms_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import ensemble as ensemble_lib
@@ -210,17 +211,18 @@ def members(program: program_lib.Program, seed: int) -> list[str]:
   ]
 
 
-def memory(compiled: jax.stages.Compiled) -> list[str]:
+def memory(compiled: jax.stages.Compiled, forms: forms_lib.Forms) -> list[str]:
   """What the compiler says of the memory and the work of one device."""
   found = compiled_step.find_memory(compiled)
   if not found:
     return ["the compiler says nothing about memory on this platform"]
   flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
+  fewer = ", about half as many in convolutions of 3 x 3"
   return [
     f"the compiler: {found['peak']:,} bytes of memory at the peak of a step, "
     f"of these {found['arguments']:,} state and batch, "
     f"{found['temporaries']:,} temporary; {flops / 1e6:,.0f} MFLOP, without "
-    "multiplications by padding"
+    f"multiplications by padding{fewer * (forms.conv3x3 == 'winograd')}"
   ]
 
 
