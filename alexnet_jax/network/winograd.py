@@ -50,7 +50,7 @@ def convolve(
   Args:
     x: f32[n, h, w, c].
     kernel: f32[3, 3, c, maps].
-    padding: zeros (before, after), in both directions, at most 2 each.
+    padding: zeros (before, after), in both directions.
 
   Returns:
     f32[n, h', w', maps]; h' = h + before + after - 2.
