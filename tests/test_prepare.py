@@ -26,6 +26,7 @@ from alexnet_jax.data import (
   sets,
   shards,
   statistics,
+  workers,
 )
 from tests import processes, small_ilsvrc, test_main
 
@@ -220,6 +221,17 @@ def content(folder):
     for path in pathlib.Path(folder).rglob("*")
     if path.is_file()
   }
+
+
+def test_interrupt_while_processes_start_is_not_lost():
+  class Interrupted(list):
+    def __iter__(self):
+      os.kill(os.getpid(), signal.SIGINT)
+      return super().__iter__()
+
+  with pytest.raises(KeyboardInterrupt):
+    workers.write(Interrupted(), jobs=2, report=print)
+  assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 @pytest.mark.slow

@@ -68,15 +68,15 @@ def write(
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-  """Processes started meanwhile leave Ctrl-C to this one, for good."""
-  if threading.current_thread() is not threading.main_thread():
-    yield  # only the main thread may say so, and it alone gets Ctrl-C
-    return
-  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  """Processes started meanwhile leave Ctrl-C to this one, for good.
+
+  They inherit that it is blocked. Here one that comes meanwhile is not lost.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
     yield
   finally:
-    signal.signal(signal.SIGINT, before)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # In a process that writes shards: the signal to stop, and the files done. Such
