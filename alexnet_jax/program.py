@@ -336,6 +336,8 @@ def make_program(
     views=views,
     label_smoothing=label_smoothing,
     compute_precision=compute_precision,
-    forms=forms_lib.choose(platform, network, forms),
+    forms=forms_lib.choose(
+      platform, network, forms, precision=compute_precision
+    ),
     ensemble=ensemble,
   )

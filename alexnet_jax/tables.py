@@ -217,12 +217,13 @@ def memory(compiled: jax.stages.Compiled, forms: forms_lib.Forms) -> list[str]:
   if not found:
     return ["the compiler says nothing about memory on this platform"]
   flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
-  fewer = ", about half as many in convolutions of 3 x 3"
+  is_fewer = forms.conv3x3 == "winograd"
+  fewer = ", about half as many in convolutions of 3 x 3" if is_fewer else ""
   return [
     f"the compiler: {found['peak']:,} bytes of memory at the peak of a step, "
     f"of these {found['arguments']:,} state and batch, "
     f"{found['temporaries']:,} temporary; {flops / 1e6:,.0f} MFLOP, without "
-    f"multiplications by padding{fewer * (forms.conv3x3 == 'winograd')}"
+    f"multiplications by padding{fewer}"
   ]
 
 

@@ -79,7 +79,13 @@ PLATFORMS: Mapping[str, Forms] = {
 _WINOGRAD_CHANNELS = 128
 
 
-def choose(platform: str, network: wiring.Network, wanted: str = AUTO) -> Forms:
+def choose(
+  platform: str,
+  network: wiring.Network,
+  wanted: str = AUTO,
+  *,
+  precision: str = "float32",
+) -> Forms:
   """The forms for a network on a platform.
 
   Args:
@@ -87,12 +93,14 @@ def choose(platform: str, network: wiring.Network, wanted: str = AUTO) -> Forms:
     network: its widths count, not how they are split.
     wanted: `auto`, the rule; or in the place of its forms others, as
       `pool=window,bias=sum`; `plain`: all of them.
+    precision: of the activations, `float32` or `bfloat16`.
 
   Raises:
     ValueError: there is no such operation, or no such form.
   """
   forms = PLATFORMS.get(platform, PLAIN)
-  if _fewest_channels(network) < _WINOGRAD_CHANNELS:
+  is_wide = _fewest_channels(network) >= _WINOGRAD_CHANNELS
+  if not is_wide or precision != "float32":
     forms = dataclasses.replace(forms, conv3x3="direct")
   if wanted == AUTO:
     return forms

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from alexnet_jax import program as program_lib
 from alexnet_jax.network import exchange as exchange_lib
@@ -100,7 +101,9 @@ def measure(
     devices=program.mesh.size,
     platform=platform,
     taken=program.forms,
-    rule=forms_lib.choose(platform, program.network),
+    rule=forms_lib.choose(
+      platform, program.network, precision=program.compute_precision
+    ),
   )
 
 
@@ -134,7 +137,9 @@ def _has(operation: str, piece: pieces_lib.Piece) -> bool:
     "norm": layer.normalise in ("column", "across"),
     "bias": layer.normalise != "batch",
     "conv1": layer.window > 0 and layer.stride > 1,
-    "conv3x3": layer.window == winograd.WINDOW and layer.stride == 1,
+    "conv3x3": layer.window == winograd.WINDOW
+    and layer.stride == 1
+    and piece.x.dtype == jnp.float32,
     "columns": layer.window > 0 and piece.columns > 1,
   }[operation]
 
