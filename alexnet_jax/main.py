@@ -7,21 +7,23 @@ import functools
 import os
 import sys
 
-from alexnet_jax.processes import heap
-from alexnet_jax.processes import signals as signals_lib
+from alexnet_jax.distributed import malloc, preemption
 
 if __name__ == "__main__":  # before the imports that take seconds
-  heap.keep(sys.argv)
-  _SIGNALS = signals_lib.heed()
+  malloc.keep(sys.argv)
+  _SIGNALS = preemption.heed()
 
 from absl import app, flags
 
-from alexnet_jax import command, devices, loop, settings, train
-from alexnet_jax import console as console_lib
-from alexnet_jax import run as run_lib
+from alexnet_jax.cli import command
+from alexnet_jax.cli import console as console_lib
 from alexnet_jax.data import source
+from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import audit
-from alexnet_jax.processes import group as group_lib
+from alexnet_jax.program import devices
+from alexnet_jax.settings import settings
+from alexnet_jax.training import loop, train
+from alexnet_jax.training import run as run_lib
 
 _CONFIG = command.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -55,9 +57,7 @@ _ACCEPT_CHANGES = flags.DEFINE_boolean(
 )
 
 
-def main(
-  argv: list[str], *, signals: signals_lib.Signals | None = None
-) -> None:
+def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
   command.check_no_arguments(argv)
   config = _CONFIG.value
   workdir = _WORKDIR.value or os.path.join("runs", command.config_name())

@@ -15,8 +15,8 @@ import rich.table
 import tensorflow_datasets as tfds
 from absl import app, flags
 
-from alexnet_jax import command
-from alexnet_jax.data import blocks, completion, preparation, sets, shards
+from alexnet_jax.cli import command
+from alexnet_jax.data import completion, host_batches, preparation, sets, shards
 
 _DATASET = flags.DEFINE_string(
   "dataset", "imagenet256", "imagenet256, imagenet256/jpeg or imagenet256/raw."
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 def _prepare(console: rich.console.Console) -> None:
-  jobs = _JOBS.value or blocks.find_cores()
+  jobs = _JOBS.value or host_batches.find_cores()
   builder = sets.find_to_prepare(_DATASET.value, data_dir=_DATA_DIR.value)
   if builder.info.splits:
     if not _CHECK_ONLY.value:

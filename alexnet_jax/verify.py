@@ -23,13 +23,15 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from alexnet_jax import command, compiled_step, settings
-from alexnet_jax import program as program_lib
-from alexnet_jax import run as run_lib
+from alexnet_jax.cli import command
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog, fit
+from alexnet_jax.partition import catalog, check
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
+from alexnet_jax.program import compiled_step
+from alexnet_jax.program import program as program_lib
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
 
 STEPS = 5
 # Of one device with rounded weights, to see whether a batch has near ties; a
@@ -153,7 +155,7 @@ def allowed(
   """Yields every layout on every mesh that it allows."""
   for layout, count in itertools.product(layouts, counts):
     for candidate in layout_lib.find_meshes(layout, count):
-      if fit.fits(candidate, network, batch_size=batch_size):
+      if check.fits(candidate, network, batch_size=batch_size):
         yield candidate
 
 

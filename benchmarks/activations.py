@@ -21,7 +21,7 @@ import rich.console
 import rich.table
 from absl import app, flags
 
-from alexnet_jax import command
+from alexnet_jax.cli import command
 from benchmarks import curves
 from configs import default
 

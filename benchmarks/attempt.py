@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from alexnet_jax.checkpoints import stored
+from alexnet_jax.checkpoints import reader
 
 # Where a kill can meet a run, in the order in which a run comes there.
 PHASES = (
@@ -51,7 +51,7 @@ class Attempt:
   ):
     self._workdir, self._log = workdir, log
     self._validate_every = validate_every_steps
-    self.expected_step = stored.find_latest_step(str(workdir))
+    self.expected_step = reader.find_latest_step(str(workdir))
     self._lines_before = len(read_metrics(workdir))
     self._unfinished_before = self._find_unfinished()
     self._reports_before = self._count_reports()

@@ -23,11 +23,14 @@ import numpy as np
 from absl import app, flags
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax import command, compiled_step, loop, settings
-from alexnet_jax import run as run_lib
-from alexnet_jax import step as step_lib
-from alexnet_jax.checkpoints import checkpoint, stored
+from alexnet_jax.checkpoints import checkpoint, reader
+from alexnet_jax.cli import command
 from alexnet_jax.partition import mesh as mesh_lib
+from alexnet_jax.program import compiled_step
+from alexnet_jax.program import step as step_lib
+from alexnet_jax.settings import settings
+from alexnet_jax.training import loop
+from alexnet_jax.training import run as run_lib
 
 # Parameters change, so that velocities are no zeros, and stay finite.
 _RATE = 1e-5
@@ -129,7 +132,7 @@ def measure_alone(
     times = (
       blocked,
       watch.wait(),
-      _time(lambda number=number: stored.load(folder, number, like)),
+      _time(lambda number=number: reader.load(folder, number, like)),
     )
     if number:  # the first of each opens and compiles
       for name, *seconds in zip(names, alone, times, strict=True):

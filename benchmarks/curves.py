@@ -12,10 +12,12 @@ import ml_collections
 import rich.console
 from matplotlib import figure
 
-from alexnet_jax import run as run_lib
-from alexnet_jax import settings, step, train
-from alexnet_jax.picture import files
-from alexnet_jax.processes import group as group_lib
+from alexnet_jax.cli import picture_files
+from alexnet_jax.distributed import group as group_lib
+from alexnet_jax.program import step
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
+from alexnet_jax.training import train
 
 _SETTINGS = {
   "svg.hashsalt": "alexnet_jax",
@@ -105,7 +107,7 @@ def draw(
   Raises:
     ValueError: the file cannot be drawn to.
   """
-  files.check_path(path, flag="picture")
+  picture_files.check_path(path, flag="picture")
   styles = ("-", "--", "-.", ":")
   with matplotlib.rc_context(_SETTINGS):
     drawn = figure.Figure(figsize=(6.4, 4.2), layout="constrained")

@@ -44,9 +44,11 @@ from array_record.python import array_record_module
 from PIL import Image
 from sklearn import datasets
 
-from alexnet_jax import command, settings
-from alexnet_jax import run as run_lib
-from alexnet_jax.data import blocks, pipeline, records, shards, source, speed
+from alexnet_jax.bench import input
+from alexnet_jax.cli import command
+from alexnet_jax.data import host_batches, pipeline, records, shards, source
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
 from configs import default
 
 TORCH = "2.13.0"
@@ -180,7 +182,7 @@ def read_with_torch(
 
 
 def read_blocks(split: records.Records, *, batch_size: int) -> Iterator[Any]:
-  return blocks.train_blocks(
+  return host_batches.train_blocks(
     split,
     rows=range(batch_size),
     batch_size=batch_size,
@@ -241,7 +243,7 @@ def measure(
   rates = {name: [] for name in (*inputs, DECODER)}
   for _, (name, batches) in itertools.product(range(rounds), inputs.items()):
     if name == OURS:
-      rates[DECODER].append(speed.in_threads(decode, threads, seconds))
+      rates[DECODER].append(input.in_threads(decode, threads, seconds))
     for batch in itertools.islice(batches, warm):
       jax.block_until_ready(batch)
     begin, taken = time.perf_counter(), 0
@@ -294,7 +296,7 @@ def main(argv: list[str]) -> None:
       raise ValueError(
         f"{values.markdown!r} is in no folder that is there. Set --markdown."
       )
-  cores, size = blocks.find_cores(), values.batch_size
+  cores, size = host_batches.find_cores(), values.batch_size
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     write_pictures(folder, values.images)

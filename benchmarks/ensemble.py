@@ -23,7 +23,8 @@ import rich.console
 import rich.table
 from absl import app, flags
 
-from alexnet_jax import command, settings
+from alexnet_jax.cli import command
+from alexnet_jax.settings import settings
 from benchmarks import curves
 from configs import default
 

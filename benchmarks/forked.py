@@ -24,15 +24,20 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 
+from alexnet_jax.bench import input
+
 # What commands import, so that each fork finds it there.
-from alexnet_jax import comparison, evaluation, predict, settings, train
-from alexnet_jax.checkup import examination
-from alexnet_jax.data import completion, speed
-from alexnet_jax.picture import chart, draw
+from alexnet_jax.compare import chart, comparison
+from alexnet_jax.data import completion
+from alexnet_jax.doctor import examination
+from alexnet_jax.evaluate import predict, tables
+from alexnet_jax.inspect import draw
+from alexnet_jax.settings import settings
+from alexnet_jax.training import train
 
 IMPORTED = (
-  *(comparison, evaluation, predict, settings, train, examination),
-  *(completion, speed, chart, draw),
+  *(comparison, tables, predict, settings, train, examination),
+  *(completion, input, chart, draw),
 )
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -36,7 +36,7 @@ import rich.console
 import rich.table
 from absl import flags
 
-from alexnet_jax import command
+from alexnet_jax.cli import command
 from benchmarks import forked, random_settings
 
 CONFIGS = ("one_device", "two_device")

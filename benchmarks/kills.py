@@ -32,10 +32,11 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from alexnet_jax import command, settings
-from alexnet_jax import run as run_lib
-from alexnet_jax.checkpoints import stored
+from alexnet_jax.checkpoints import reader
+from alexnet_jax.cli import command
 from alexnet_jax.partition import mesh as mesh_lib
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
 from benchmarks import attempt as attempt_lib
 
 # What this sets where the command line does not: reports, so that a repeated
@@ -164,7 +165,7 @@ def run_straight(config, folder: pathlib.Path) -> Pace:
   if run.process.returncode != 0:
     sys.exit(f"error: the straight run failed: {run.said[-500:]}")
   begin, planned, compiled, trained, end = times
-  steps = stored.find_latest_step(str(folder / "straight"))
+  steps = reader.find_latest_step(str(folder / "straight"))
   return Pace(
     start_seconds=planned - begin + trained - compiled,
     step_seconds=(end - trained) / steps,
@@ -254,10 +255,10 @@ def find_difference(config, folder: pathlib.Path, pace: Pace) -> float | None:
   mesh_lib.simulate_devices(layout.devices, only_cpu=True)
   program = run_lib.make_program(config, network, layout)
   ends = [str(folder / name) for name in ("straight", "killed")]
-  if any(stored.find_latest_step(end) != pace.num_steps for end in ends):
+  if any(reader.find_latest_step(end) != pace.num_steps for end in ends):
     return None
   one, other = (
-    jax.device_get(stored.load(end, pace.num_steps, program.abstract_state))
+    jax.device_get(reader.load(end, pace.num_steps, program.abstract_state))
     for end in ends
   )
   differences = jax.tree.map(_differ, one, other)

@@ -5,18 +5,19 @@ batch is bytes of 256 x 256 pixels, which the step crops, mirrors and colours:
 more than the others are asked for.
 """
 
-from alexnet_jax.processes import heap
+from alexnet_jax.distributed import malloc
 
 if __name__ == "__main__":  # as `main`: before there are threads
-  heap.keep(["configs/one_device.py:imagenet"])
+  malloc.keep(["configs/one_device.py:imagenet"])
 
 import jax
 import numpy as np
 
-from alexnet_jax import compiled_step, compiler_options, settings
-from alexnet_jax import run as run_lib
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import mesh as mesh_lib
+from alexnet_jax.program import compiled_step, compiler_options
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
 from benchmarks import worker
 from configs import default
 
@@ -80,7 +81,7 @@ def make(
     "matmul_precision": matmul_precision or "default",
     "forms": str(program.forms),
     "xla_options": dict(options.used),
-    "kept_heap": heap.is_kept(),
+    "kept_heap": malloc.is_kept(),
   }
 
 

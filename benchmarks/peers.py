@@ -47,7 +47,7 @@ from collections.abc import Mapping
 
 from absl import app, flags
 
-from alexnet_jax import command
+from alexnet_jax.cli import command
 from benchmarks import peer_probe, peer_tables, peer_variants, turns, worker
 
 

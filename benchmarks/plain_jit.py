@@ -41,13 +41,15 @@ from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from alexnet_jax import command, compiled_step, metrics, settings
-from alexnet_jax import program as program_lib
-from alexnet_jax import run as run_lib
-from alexnet_jax import step as step_lib
+from alexnet_jax.cli import command
 from alexnet_jax.network import model, ops, wiring
 from alexnet_jax.partition import collectives, plan, route, specs
 from alexnet_jax.partition import mesh as mesh_lib
+from alexnet_jax.program import compiled_step, metrics
+from alexnet_jax.program import program as program_lib
+from alexnet_jax.program import step as step_lib
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
 from configs import default
 
 PLAN, OURS = "our plan", "our step"

@@ -17,9 +17,11 @@ import rich.table
 from absl import app, flags
 from sklearn import datasets
 
-from alexnet_jax import command, compiled_step, settings
-from alexnet_jax import run as run_lib
+from alexnet_jax.cli import command
 from alexnet_jax.partition import mesh
+from alexnet_jax.program import compiled_step
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
 from configs import default
 
 # More than 50 steps read: as in ImageNet, no image comes twice.

@@ -6,11 +6,12 @@ import random
 import re
 from collections.abc import Sequence
 
-from alexnet_jax import field_kinds
-from alexnet_jax import fields as fields_lib
-from alexnet_jax import workdir as workdir_lib
+from flax import traverse_util
+
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.partition import catalog as layouts
+from alexnet_jax.settings import field_kinds
+from alexnet_jax.settings import fields as fields_lib
 from configs import default
 
 # Of wrong types or far out of range, for most fields.
@@ -92,7 +93,7 @@ def draw(
   rng = random.Random(f"{seed} {number}")
   config = rng.choice(configs)
   fields = default.get_config("digits").to_dict()
-  fields = workdir_lib.flatten(fields)
+  fields = traverse_util.flatten_dict(fields, sep=".")
   # Of the 32 placements of single layers, a few.
   names = [name for name in fields if not re.match(r"layout\.(conv|fc)", name)]
   places = [name for name in fields if name not in names]

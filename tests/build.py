@@ -2,10 +2,10 @@
 
 import jax
 
-from alexnet_jax import optimizer as optimizer_lib
-from alexnet_jax import program as program_lib
-from alexnet_jax import schedules
-from alexnet_jax.partition import fit
+from alexnet_jax.optim import optimizer as optimizer_lib
+from alexnet_jax.optim import schedules
+from alexnet_jax.partition import check
+from alexnet_jax.program import program as program_lib
 
 
 def make_program(
@@ -22,7 +22,7 @@ def make_program(
   **rule,
 ) -> program_lib.Program:
   """The program; `rule` is what else `make_optimizer` is to be told."""
-  fit.check(layout, network, batch_size=batch_size)
+  check.check(layout, network, batch_size=batch_size)
   schedule, bias_schedule = (
     schedules.make_steps(rate, drop_steps=[3], drop_factor=0.1)
     for rate in (0.01, 0.02)

@@ -5,7 +5,7 @@ import threading
 
 import jax
 
-from alexnet_jax.processes import cluster, group
+from alexnet_jax.distributed import cluster, group
 
 
 class Store:

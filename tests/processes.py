@@ -13,9 +13,9 @@ import time
 import jax
 import numpy as np
 
-from alexnet_jax import run as run_lib
-from alexnet_jax import settings
 from alexnet_jax.checkpoints import checkpoint
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
 from configs import default
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import pytest
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.network import normalisation, wiring
-from alexnet_jax.partition import catalog, exchange, fit, plan, route, specs
+from alexnet_jax.partition import catalog, check, exchange, plan, route, specs
 from tests import reference
 
 TENSOR_PARALLEL = dataclasses.replace(
@@ -99,4 +99,4 @@ def test_device_with_fewer_maps_than_its_neighbours_need_is_refused():
   with pytest.raises(
     ValueError, match="conv1 normalises with 2 maps .* have 1"
   ):
-    fit.check(TENSOR_PARALLEL, network, batch_size=8)
+    check.check(TENSOR_PARALLEL, network, batch_size=8)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from alexnet_jax import compiled_step, metrics
-from alexnet_jax.data import augment, statistics
+from alexnet_jax.data import augment, host_batches, statistics
 from alexnet_jax.network import model
 from alexnet_jax.partition import catalog, mesh, route, specs
+from alexnet_jax.program import compiled_step
 from tests import build
 
 # Of ImageNet, ordered by the standard deviation along each direction.
@@ -195,7 +195,7 @@ def totals_in_numpy(logits, labels):
   softmax = exponentials / exponentials.sum(axis=-1, keepdims=True)
   sums = np.zeros(4)
   for probabilities, label in zip(softmax.mean(axis=0), labels, strict=True):
-    if label != metrics.PADDING:
+    if label != host_batches.PADDING:
       rank = np.sum(probabilities > probabilities[label])
       loss = -np.log(probabilities[label])
       sums += [loss, rank >= 1, rank >= 5, 1]
@@ -220,7 +220,7 @@ def evaluation(tiny_network, tiny_augmentation, tiny_batch):
   logits = [
     forward(parameters, view(images, index)) for index in range(augment.VIEWS)
   ]
-  labels = np.where(np.arange(8) < 6, labels, metrics.PADDING)
+  labels = np.where(np.arange(8) < 6, labels, host_batches.PADDING)
   return parameters, np.array(logits, np.float64), labels.astype(np.int32)
 
 

@@ -7,9 +7,9 @@ import optax
 import pytest
 from flax import nnx
 
-from alexnet_jax import optimizer
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import exchange, model, normalisation, wiring
+from alexnet_jax.optim import optimizer
 from alexnet_jax.partition import catalog, plan
 
 NETWORK = wiring.make_network(

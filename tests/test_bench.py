@@ -3,8 +3,7 @@ import sys
 
 import pytest
 
-from alexnet_jax.data import speed
-from alexnet_jax.speed import gaps, startup
+from alexnet_jax.bench import gaps, input, startup
 from tests import test_main
 
 SMALL = (
@@ -33,11 +32,11 @@ def test_every_stage_of_the_input_is_measured(tmp_path):
   assert found["rows"] == 64  # both columns read the whole batch
   assert found["pixel_bytes_per_image"] == 77 * 77 * 3
   assert 50 < found["stored_bytes_per_image"] < 500
-  for stage in speed.STAGES:
+  for stage in input.STAGES:
     rates = found["images_per_second_of_rounds"][stage]
     assert len(rates) == 2 and min(rates) > 0
     assert min(rates) <= found["images_per_second"][stage] <= max(rates)
-  assert found["slowest"] in speed.ALONE
+  assert found["slowest"] in input.ALONE
   assert found["host_of_decoder"] > 0
 
 
@@ -52,7 +51,7 @@ def test_set_that_is_not_there_ends_in_one_line(tmp_path):
 def test_table_says_what_bounds_the_input(tmp_path):
   process = bench(tmp_path, "--what=input")
   assert process.returncode == 0, process.stderr
-  for text in (*speed.STAGES, "images/s", "per core", "the slowest is"):
+  for text in (*input.STAGES, "images/s", "per core", "the slowest is"):
     assert text in process.stdout
 
 
@@ -137,7 +136,7 @@ def test_medians_and_ratios_are_those_of_the_rounds():
     "host": [40.0, 20.0, 18.0],
     "all": [30.0, 20.0, 10.0],
   }
-  found = speed.Speed(
+  found = input.Speed(
     rates=rates,
     stored_bytes=1e3,
     pixel_bytes=6_000,

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax import lines
-from alexnet_jax import step as step_lib
 from alexnet_jax.checkpoints import (
   checkpoint,
   kept,
-  record,
-  saving,
-  stored,
+  metadata,
+  reader,
   version,
+  writer,
 )
+from alexnet_jax.program import step as step_lib
+from alexnet_jax.training import lines
 
 
 def make_state(value=1.0, number=0):
@@ -43,7 +43,7 @@ def save(workdir, steps, errors=(), **options):
     facts = {"validation_error": errors[step]} if step in errors else {}
     checkpoints.save(step, make_state(step, step), facts)
   saved = checkpoints.close()
-  return saved, stored.find_steps(str(workdir))
+  return saved, reader.find_steps(str(workdir))
 
 
 def fail_with(error):
@@ -115,34 +115,36 @@ def test_checkpoint_says_what_it_is_and_is_held_against_that(
     checkpoints.close()
   (tmp_path / "config.json").unlink()
   folder = tmp_path / "checkpoints" / "4"
-  found = record.read(str(folder))
+  found = metadata.read(str(folder))
   assert found == ocp.metadata(str(folder)).custom_metadata
   assert found["fields"] == {"seed": 3, "network.width": 0.5}
   assert found["code"] == version.find()
   assert found["facts"] == {"validation_error": 0.5}
   like = make_state()
-  state = stored.load(str(tmp_path), 4, like)
+  state = reader.load(str(tmp_path), 4, like)
   np.testing.assert_array_equal(state.parameters["conv1"]["kernel"], 4.0)
   other = like._replace(parameters={"conv1": {"kernel": jnp.ones((2, 4))}})
   with pytest.raises(
-    record.CheckpointError,
+    metadata.CheckpointError,
     match=r"conv1.kernel is float32\[2,3\] there, and float32\[2,4\] here",
   ) as caught:
-    stored.load(str(tmp_path), 4, other)
-  assert not isinstance(caught.value, record.DamagedError)
+    reader.load(str(tmp_path), 4, other)
+  assert not isinstance(caught.value, metadata.DamagedError)
   # Another state that Orbax reads as well as the one that was saved.
   file = folder / "_CHECKPOINT_METADATA"
   content = json.loads(file.read_text())
   kept_record = content["custom_metadata"]
   kept_record["arrays"]["step"][2] = "0" * 16
   file.write_text(json.dumps(content))
-  with pytest.raises(record.DamagedError, match="is not as it was written"):
-    stored.load(str(tmp_path), 4, like)
+  with pytest.raises(metadata.DamagedError, match="is not as it was written"):
+    reader.load(str(tmp_path), 4, like)
   body = {name: kept_record[name] for name in kept_record if name != "sum"}
-  kept_record["sum"] = record._sum(body)
+  kept_record["sum"] = metadata._sum(body)
   file.write_text(json.dumps(content))
-  with pytest.raises(record.DamagedError, match=": step are not what was sav"):
-    stored.load(str(tmp_path), 4, like)
+  with pytest.raises(
+    metadata.DamagedError, match=": step are not what was sav"
+  ):
+    reader.load(str(tmp_path), 4, like)
   # Of a version that kept no record.
   content["custom_metadata"] = {}
   file.write_text(json.dumps(content))
@@ -174,18 +176,18 @@ def test_checkpoint_that_cannot_be_read_now_stays_where_it_is(
   ):
     with monkeypatch.context() as patched:
       patched.setattr(place, fail_with(error))
-      with pytest.raises(record.CheckpointError, match=says) as caught:
+      with pytest.raises(metadata.CheckpointError, match=says) as caught:
         checkpoints.resume(make_state(), print)
-    assert not isinstance(caught.value, record.DamagedError)
+    assert not isinstance(caught.value, metadata.DamagedError)
   with monkeypatch.context() as patched:
     patched.setattr("builtins.open", fail_with(OSError(number, "no matter")))
-    with pytest.raises(record.CheckpointError, match="read now"):
+    with pytest.raises(metadata.CheckpointError, match="read now"):
       checkpoints.prepare(print)
-  assert stored.find_steps(str(tmp_path)) == [4, 6]
+  assert reader.find_steps(str(tmp_path)) == [4, 6]
   # What is not there is not there tomorrow either.
   (tmp_path / "checkpoints/6/_CHECKPOINT_METADATA").unlink()
   assert checkpoints.resume(make_state(), print)[0] == 4
-  assert stored.find_steps(str(tmp_path)) == [4]
+  assert reader.find_steps(str(tmp_path)) == [4]
 
 
 def test_state_that_is_not_finite_is_not_saved(tmp_path):
@@ -196,7 +198,7 @@ def test_state_that_is_not_finite_is_not_saved(tmp_path):
   ):
     checkpoints.save(3, make_state(np.nan))
   checkpoints.close()
-  assert stored.find_steps(str(tmp_path)) == []
+  assert reader.find_steps(str(tmp_path)) == []
 
 
 def test_save_ends_whatever_is_raised_while_it_ends(tmp_path, monkeypatch):
@@ -211,20 +213,20 @@ def test_save_ends_whatever_is_raised_while_it_ends(tmp_path, monkeypatch):
         raise self._error
       return True
 
-  late = saving.Saving(str(tmp_path), 3, 0.0, Response(TimeoutError("late")))
+  late = writer.Saving(str(tmp_path), 3, 0.0, Response(TimeoutError("late")))
   # Ends at once; the limit is for a failure of this test.
   with pytest.raises(TimeoutError, match="late"):
     late.finish(20.0)
   (tmp_path / "file").write_text("four")
-  whole = saving.Saving(str(tmp_path), 3, 0.0, Response()).finish(20.0)
+  whole = writer.Saving(str(tmp_path), 3, 0.0, Response()).finish(20.0)
   assert whole.step == 3 and whole.num_bytes == 4
   monkeypatch.setattr(os.path, "getsize", fail_with(OSError(errno.ESTALE, "")))
-  unknown = saving.Saving(str(tmp_path), 3, 0.0, Response()).finish(20.0)
+  unknown = writer.Saving(str(tmp_path), 3, 0.0, Response()).finish(20.0)
   assert unknown.num_bytes == 0
   # One that goes on.
   go_on = threading.Event()
   slow = types.SimpleNamespace(result=go_on.wait)
-  running = saving.Saving(str(tmp_path), 3, 0.0, slow)
+  running = writer.Saving(str(tmp_path), 3, 0.0, slow)
   assert running.finish(0.0) is None
   go_on.set()
   assert running.finish(20.0).step == 3
@@ -234,7 +236,7 @@ def test_only_late_answers_to_a_read_that_failed_are_not_shown(monkeypatch):
   shown = []
   monkeypatch.setattr(sys, "unraisablehook", shown.append)
   monkeypatch.setattr(sys, "excepthook", shown.append)
-  stored.mute()
+  reader.mute()
   assert sys.excepthook == shown.append  # what ends a command is always said
   loop = asyncio.new_event_loop()
   loop.close()

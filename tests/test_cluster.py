@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from alexnet_jax.processes import cluster
+from alexnet_jax.distributed import cluster
 
 JAX = {
   "JAX_COORDINATOR_ADDRESS": "node0:1234",

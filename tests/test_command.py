@@ -3,7 +3,7 @@ import io
 import rich.console
 import rich.table
 
-from alexnet_jax import command
+from alexnet_jax.cli import command
 
 
 def test_table_is_whole_on_a_narrow_terminal():

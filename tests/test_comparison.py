@@ -2,11 +2,11 @@ import dataclasses
 
 import pytest
 
-from alexnet_jax import comparison
+from alexnet_jax.cli import picture_files
+from alexnet_jax.compare import chart, comparison
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog
-from alexnet_jax.picture import chart, files
 
 NETWORK = wiring.make_network(wirings.ALEXNET_2012)
 PARAMETERS = 60_965_224
@@ -111,7 +111,7 @@ def test_chart_is_drawn(tmp_path, suffix):
 )
 def test_file_that_cannot_be_drawn_to_is_refused(path, message):
   with pytest.raises(ValueError, match=message):
-    files.check_path(path, flag="chart")
+    picture_files.check_path(path, flag="chart")
 
 
 def test_plan_is_that_of_the_precision_of_the_exchange():

@@ -13,8 +13,8 @@ from jax.experimental.compilation_cache import (
   compilation_cache as jax_cache,
 )
 
-from alexnet_jax import compilation_cache, compiled_step
 from alexnet_jax.partition import catalog
+from alexnet_jax.program import compilation_cache, compiled_step
 from tests import build, processes
 
 CONFIG = (

@@ -5,8 +5,8 @@ import types
 import jax
 import pytest
 
-from alexnet_jax import compiled_step, compiler_options
 from alexnet_jax.partition import catalog
+from alexnet_jax.program import compiled_step, compiler_options
 from tests import build
 
 GPU = compiler_options.PRESETS["gpu"]

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from alexnet_jax import claim, complexity, count_tables, counts
+from alexnet_jax.complexity import __main__, claim, counts, tables
 from alexnet_jax.network import catalog, wiring
 from tests import reference, test_main
 
@@ -34,12 +34,12 @@ LENET = {  # parameters, MAC
 
 @pytest.fixture(scope="module")
 def alexnet():
-  return counts.count(complexity.make_published(catalog.ALEXNET_2012))
+  return counts.count(__main__.make_published(catalog.ALEXNET_2012))
 
 
 @pytest.fixture(scope="module")
 def lenet():
-  return counts.count(complexity.make_published(catalog.LENET5))
+  return counts.count(__main__.make_published(catalog.LENET5))
 
 
 def test_alexnet_has_its_published_counts_three_times(alexnet):
@@ -89,7 +89,7 @@ def test_remarks_have_the_published_shares(alexnet):
     (32_531_112, 364_251_408),
     (28_434_112, 360_155_408),
   ]
-  text = " ".join(count_tables.remarks(alexnet))
+  text = " ".join(tables.remarks(alexnet))
   for figure in (
     *("1.449 GFLOP", "3.8% of the parameters", "91.9% of the MAC", "5.0e17"),
     *("32,531,112 parameters and 364.3 M MAC", "28,434,112"),
@@ -119,7 +119,7 @@ def test_other_networks_have_their_published_sums(
 
 
 def test_claim_has_what_is_quoted_and_what_it_is(alexnet, lenet):
-  slides = complexity.make_published(catalog.ALEXNET_D2L)
+  slides = __main__.make_published(catalog.ALEXNET_D2L)
   assert claim.count_as_slides(slides) == (46_737_440, 1_005_849_728)
   assert claim.count_as_slides(lenet.network) == (60_630, 415_680)
   text = " ".join(claim.explain(alexnet.network, lenet.network, slides))
@@ -141,7 +141,7 @@ def test_disagreement_is_named(lenet):
   ):
     wrong = dataclasses.replace(first, **{field: getattr(first, field) + 1})
     count = dataclasses.replace(lenet, layers=(wrong, *others))
-    assert any(message in line for line in count_tables.verdict(count))
+    assert any(message in line for line in tables.verdict(count))
   count = dataclasses.replace(lenet, outside=7)
   assert count.disagreements == ["the program has 7 MAC in no layer"]
 
@@ -149,7 +149,7 @@ def test_disagreement_is_named(lenet):
 @pytest.mark.slow
 @pytest.mark.parametrize("table", catalog.WIRINGS, ids=lambda table: table.name)
 def test_every_wiring_is_counted_alike_three_times(table):
-  assert not counts.count(complexity.make_published(table)).disagreements
+  assert not counts.count(__main__.make_published(table)).disagreements
 
 
 @pytest.mark.slow

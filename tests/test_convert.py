@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from alexnet_jax import conversion, settings
-from alexnet_jax import run as run_lib
-from alexnet_jax.checkpoints import stored
-from alexnet_jax.network import block_diagonal, model, wiring
+from alexnet_jax.checkpoints import reader
+from alexnet_jax.convert import block_diagonal, conversion
 from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import model, wiring
 from alexnet_jax.partition import catalog
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
 from tests import processes, test_train
 
 # Fully connected layers that read their own column, and no normalisation
@@ -159,9 +160,9 @@ def test_run_goes_on_in_the_new_network(tiny_config, tmp_path):
   with pytest.raises(ValueError, match="is there already"):
     conversion.convert(target, workdir=old, new_workdir=new)
 
-  facts = stored.read_facts(old, 3)
+  facts = reader.read_facts(old, 3)
   assert 0 <= facts["validation_error"] <= 1
-  assert stored.read_facts(new, 3) == facts
+  assert reader.read_facts(new, 3) == facts
 
   # Back, bit for bit, velocities and averages too.
   conversion.convert(tiny_config, workdir=new, new_workdir=back)
@@ -171,7 +172,7 @@ def test_run_goes_on_in_the_new_network(tiny_config, tmp_path):
   ).abstract_state
   jax.tree.map(
     np.testing.assert_array_equal,
-    *(jax.device_get(stored.load(place, 3, like)) for place in (back, old)),
+    *(jax.device_get(reader.load(place, 3, like)) for place in (back, old)),
   )
 
   losses = run(target, new, data_dir)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from alexnet_jax.checkup import diagnosis
-from alexnet_jax.processes import group
+from alexnet_jax.distributed import group, machine
+from alexnet_jax.doctor import diagnosis
 from tests import fake_group
 
 
@@ -122,4 +122,4 @@ def test_simulated_devices_share_the_memory_of_their_host():
   ],
 )
 def test_sizes_in_words(count, expected):
-  assert diagnosis.to_size(count) == expected.replace("1023", "1,023")
+  assert machine.to_size(count) == expected.replace("1023", "1,023")

@@ -11,10 +11,10 @@ import time
 import pytest
 import rich.console
 
-from alexnet_jax import settings
-from alexnet_jax.checkup import examination
 from alexnet_jax.data import sets
-from alexnet_jax.processes import group
+from alexnet_jax.distributed import group
+from alexnet_jax.doctor import examination
+from alexnet_jax.settings import settings
 from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[1]

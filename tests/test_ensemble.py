@@ -10,21 +10,15 @@ import numpy as np
 import pytest
 import rich.console
 
-from alexnet_jax import (
-  compiled_step,
-  member_runs,
-  ownership,
-  report,
-  settings,
-  train,
-  trained,
-)
-from alexnet_jax import run as run_lib
-from alexnet_jax import workdir as workdir_lib
-from alexnet_jax.checkpoints import checkpoint, stored
+from alexnet_jax.checkpoints import checkpoint, members, ownership, reader
+from alexnet_jax.checkpoints import workdir as workdir_lib
+from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import catalog
 from alexnet_jax.partition import ensemble as ensemble_lib
-from alexnet_jax.processes import group as group_lib
+from alexnet_jax.program import compiled_step
+from alexnet_jax.settings import settings
+from alexnet_jax.training import report, train, trained_run
+from alexnet_jax.training import run as run_lib
 from tests import build, fake_group, processes
 
 SEED = 3
@@ -308,13 +302,11 @@ def test_members_without_a_common_step_are_not_started_again(
   two_members, tmp_path
 ):
   for member, step in enumerate((2, 4)):
-    folder = member_runs.find_folder(str(tmp_path), member)
-    one = member_runs.open_checkpoints(
-      folder, two_members.members[member], keep=1
-    )
+    folder = members.find_folder(str(tmp_path), member)
+    one = members.open_checkpoints(folder, two_members.members[member], keep=1)
     one.save(step, _zeros(two_members.members[member]))
     one.close()
-  of_both = member_runs.open_checkpoints(str(tmp_path), two_members, keep=1)
+  of_both = members.open_checkpoints(str(tmp_path), two_members, keep=1)
   with pytest.raises(OSError, match="no checkpoint of one step"):
     of_both.latest_step()
   of_both.close()
@@ -322,22 +314,24 @@ def test_members_without_a_common_step_are_not_started_again(
 
 def test_members_go_on_from_the_newest_sound_step_of_all(two_members, tmp_path):
   program = two_members
-  both = member_runs.open_checkpoints(str(tmp_path), program, keep=3, best=1)
+  both = members.open_checkpoints(str(tmp_path), program, keep=3, best=1)
   zeros = [_zeros(member) for member in program.members]
   state = ensemble_lib.join(zeros, program.abstract_state)
   for step in (2, 4):
     both.save(step, state, {"validation_error": [0.5, step / 10]})
   saved = both.close()
   assert [one.step for one in saved] == [2, 4]
-  folders = [member_runs.find_folder(str(tmp_path), one) for one in range(2)]
+  folders = [members.find_folder(str(tmp_path), one) for one in range(2)]
   # As a kill between the two saves leaves them; and a sound one that is not.
   first = checkpoint.Checkpoints(folders[0], keep=3)
   assert first.facts(4) == {"validation_error": 0.5}
   first.save(6, zeros[0])
   first.close()
-  assert trained.find_common_steps([str(tmp_path)]) == dict.fromkeys(folders, 4)
+  assert trained_run.find_common_steps([str(tmp_path)]) == dict.fromkeys(
+    folders, 4
+  )
   (pathlib.Path(folders[1]) / "checkpoints/4/_CHECKPOINT_METADATA").unlink()
-  both = member_runs.open_checkpoints(str(tmp_path), program, keep=3, best=1)
+  both = members.open_checkpoints(str(tmp_path), program, keep=3, best=1)
   said = []
   step, _ = both.resume(program.abstract_state, said.append)
   both.close()
@@ -353,7 +347,7 @@ def test_members_go_on_from_the_newest_sound_step_of_all(two_members, tmp_path):
   names = [{path.name for path in place.iterdir()} for place in places]
   assert names == [{"2", "later-4", "later-6"}, {"2", "broken-4"}]
   (places[0] / "later-6").rename(places[0] / "6")
-  restored = stored.load(folders[0], 6, zeros[0])
+  restored = reader.load(folders[0], 6, zeros[0])
   assert same_bits(restored, zeros[0])
 
 
@@ -364,11 +358,11 @@ def test_members_start_again_after_a_kill_during_their_first_save(
   state = ensemble_lib.join(zeros, two_members.abstract_state)
   # Twice: which member is the first to be on disk is chance.
   for member in range(2):
-    folder = member_runs.find_folder(str(tmp_path), member)
+    folder = members.find_folder(str(tmp_path), member)
     first = checkpoint.Checkpoints(folder, keep=2)
     first.save(2, zeros[member])
     first.close()
-    both = member_runs.open_checkpoints(str(tmp_path), two_members, keep=2)
+    both = members.open_checkpoints(str(tmp_path), two_members, keep=2)
     assert both.latest_step() is None
     said = []
     assert both.resume(two_members.abstract_state, said.append) is None
@@ -402,7 +396,7 @@ def test_save_of_a_member_begins_when_the_last_one_of_all_has_ended(
       events.append(f"begin {self._member}")
 
   monkeypatch.setattr(checkpoint, "Checkpoints", OfMember)
-  both = member_runs.open_checkpoints(str(tmp_path), two_members, keep=2)
+  both = members.open_checkpoints(str(tmp_path), two_members, keep=2)
   zeros = [_zeros(member) for member in two_members.members]
   both.save(2, ensemble_lib.join(zeros, two_members.abstract_state))
   assert events == ["end 0", "end 1", "begin 0", "begin 1"]

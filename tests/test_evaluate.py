@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from alexnet_jax import predict
 from alexnet_jax.data import pipeline
+from alexnet_jax.evaluate import predict
 from alexnet_jax.network import model
 from alexnet_jax.partition import catalog, specs
 from tests import build, processes, small_sets

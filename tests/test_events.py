@@ -2,7 +2,7 @@ import struct
 
 from tensorboardX.proto import event_pb2
 
-from alexnet_jax import events
+from alexnet_jax.training import events
 
 
 def test_values_are_there_for_tensorboard(tmp_path):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from alexnet_jax.checkpoints import record
+from alexnet_jax.checkpoints import metadata
 from tests import processes
 
 pytestmark = pytest.mark.faults
@@ -75,7 +75,7 @@ def flip(path: pathlib.Path) -> None:
 
 def arrays(tmp, step):
   """The fingerprints of the arrays of a checkpoint."""
-  return record.read(str(tmp / "workdir/checkpoints" / str(step)))["arrays"]
+  return metadata.read(str(tmp / "workdir/checkpoints" / str(step)))["arrays"]
 
 
 def names(tmp):

@@ -3,8 +3,9 @@ import math
 import pathlib
 
 import pytest
+from flax import traverse_util
 
-from alexnet_jax import field_kinds, fields, settings, workdir
+from alexnet_jax.settings import field_kinds, fields, settings
 from configs import default
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,7 +23,7 @@ RATES = field_kinds.Epochs(field_kinds.Tuple((SHARE, SHARE), "two"), "pairs")
 
 
 def flat(config):
-  return workdir.flatten(config.to_dict())
+  return traverse_util.flatten_dict(config.to_dict(), sep=".")
 
 
 @pytest.mark.parametrize("variant", default.VARIANTS)

@@ -6,11 +6,11 @@ import socket
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax import ownership, step
-from alexnet_jax import run as run_lib
-from alexnet_jax.checkpoints import checkpoint, stored
-from alexnet_jax.checkup import findings
-from alexnet_jax.processes import machine
+from alexnet_jax.checkpoints import checkpoint, ownership, reader
+from alexnet_jax.distributed import machine
+from alexnet_jax.doctor import findings
+from alexnet_jax.program import step
+from alexnet_jax.training import run as run_lib
 from tests import fake_group
 
 
@@ -50,14 +50,14 @@ def test_run_in_the_workdir_is_described_and_held_against_the_config(
 
 def test_newest_step_is_that_of_the_open_run(tmp_path):
   workdir = str(tmp_path / "run")
-  assert stored.find_latest_step(workdir) is None
+  assert reader.find_latest_step(workdir) is None
   assert not list(tmp_path.iterdir())
   checkpoints = checkpoint.Checkpoints(workdir, keep=3)
   fields = dict.fromkeys(step.TrainState._fields, jnp.ones(2))
   for number in (3, 12):
     checkpoints.save(number, step.TrainState(**fields))
   checkpoints.close()
-  assert stored.find_latest_step(workdir) == 12
+  assert reader.find_latest_step(workdir) == 12
 
 
 def test_data_that_differ_are_named_and_those_not_there_are_left_out():

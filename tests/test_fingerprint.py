@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.checkpoints import fingerprint
+from alexnet_jax.checkpoints import checksum
 from alexnet_jax.partition import catalog
 from tests import build
 
@@ -36,7 +36,7 @@ def test_fingerprint_is_that_of_a_loop():
     "e": np.zeros((0, 2), np.float32),
   }
   tree["f"][1, 2, 0], tree["h"][0][3] = np.inf, np.nan
-  found = fingerprint.take(jax.tree.map(jnp.asarray, tree))
+  found = checksum.take(jax.tree.map(jnp.asarray, tree))
   assert [*found] == ["b", "e", "f", "h.0", "h.1", "i"]
   for name, array in zip(found, jax.tree.leaves(tree), strict=True):
     assert found[name].sums == by_hand(np.asarray(array)), name
@@ -55,7 +55,7 @@ def test_every_single_flipped_bit_is_seen():
     data[bit // 8] ^= 1 << bit % 8
     flipped.append(np.frombuffer(data, np.float32).reshape(array.shape))
   # In one array of many: so many arrays would take seconds to compile.
-  original = fingerprint.take(jnp.asarray(array))[""].sums
+  original = checksum.take(jnp.asarray(array))[""].sums
   found = [by_hand(one) for one in flipped]
   assert by_hand(array) == original
   assert len({original, *found}) == 1 + len(flipped)
@@ -79,7 +79,7 @@ def test_fingerprint_is_one_under_every_layout(tiny_network, tiny_augmentation):
       arrays = jax.tree.map(
         lambda leaf: rng.integers(0, 99, leaf.shape).astype(leaf.dtype), like
       )
-    found[layout.name] = fingerprint.take(
+    found[layout.name] = checksum.take(
       jax.tree.map(
         lambda x, leaf: jax.device_put(x, leaf.sharding), arrays, like
       )

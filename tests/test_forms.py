@@ -10,10 +10,10 @@ from flax import nnx
 
 from alexnet_jax.network import (
   blocks,
-  forms,
+  implementations,
   model,
   ops,
-  slices,
+  pooling,
   winograd,
   wiring,
 )
@@ -22,7 +22,9 @@ from tests import reference
 
 # Each in the place of its plain form.
 OTHERS = [
-  (name, form) for name, known in forms.CHOICES.items() for form in known[1:]
+  (name, form)
+  for name, known in implementations.CHOICES.items()
+  for form in known[1:]
 ]
 
 
@@ -37,7 +39,7 @@ def test_pooling_by_slices_is_that_by_windows(key, size, stride, side):
   @jax.jit
   def pool(x):
     y, pull = jax.vjp(lambda x: ops.max_pool(x, size=size, stride=stride), x)
-    found, pull_found = jax.vjp(lambda x: slices.max_pool(x, size, stride), x)
+    found, pull_found = jax.vjp(lambda x: pooling.max_pool(x, size, stride), x)
     # Small whole numbers, whose sums are exact in any order.
     gradient = jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape) % 7
     return (y, pull(gradient)[0]), (found, pull_found(gradient)[0])
@@ -105,7 +107,7 @@ def test_fewer_multiplications_give_the_convolution(key, side, padding):
     assert np.abs(found - expected).max() < 6e-7 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("form", forms.CHOICES["norm"])
+@pytest.mark.parametrize("form", implementations.CHOICES["norm"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_normalisation_matches_loop_in_every_form(key, groups, form):
   x = np.array(60 * jax.random.normal(key, (2, 3, 2, 16)))
@@ -118,7 +120,7 @@ def test_normalisation_matches_loop_in_every_form(key, groups, form):
   np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
-@pytest.mark.parametrize("form", forms.CHOICES["norm"])
+@pytest.mark.parametrize("form", implementations.CHOICES["norm"])
 def test_gradient_of_normalisation_is_that_of_its_formula(key, form):
   x = np.array(60 * jax.random.normal(key, (2, 3, 2, 16)))
   gradient = np.array(jax.random.normal(key, x.shape))
@@ -167,16 +169,16 @@ def gradients(network, chosen, key, *, precision="float32"):
 @pytest.fixture(scope="module")
 def plain(tiny_network):
   """Loss and gradients in the plain forms."""
-  return gradients(tiny_network, forms.PLAIN, jax.random.key(0))
+  return gradients(tiny_network, implementations.PLAIN, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
   "chosen",
   [
-    forms.PLATFORMS["cpu"],
+    implementations.PLATFORMS["cpu"],
     *(
       pytest.param(
-        dataclasses.replace(forms.PLAIN, **{name: form}),
+        dataclasses.replace(implementations.PLAIN, **{name: form}),
         marks=pytest.mark.slow,
       )
       for name, form in OTHERS
@@ -206,9 +208,9 @@ def test_every_form_gives_loss_and_gradients_of_the_plain_ones(
 @pytest.mark.slow
 @pytest.mark.parametrize("name, form", OTHERS)
 def test_every_form_works_in_bfloat16(tiny_network, key, name, form):
-  chosen = dataclasses.replace(forms.PLAIN, **{name: form})
+  chosen = dataclasses.replace(implementations.PLAIN, **{name: form})
   loss, expected = gradients(
-    tiny_network, forms.PLAIN, key, precision="bfloat16"
+    tiny_network, implementations.PLAIN, key, precision="bfloat16"
   )
   found_loss, found = gradients(tiny_network, chosen, key, precision="bfloat16")
   # Eight bits of mantissa.
@@ -223,22 +225,26 @@ def test_every_form_works_in_bfloat16(tiny_network, key, name, form):
 
 def test_forms_are_chosen_by_platform_and_by_word():
   network = wiring.make_network(wirings.ALEXNET_2012)
-  of_cpu = forms.choose("cpu", network)
-  assert of_cpu == forms.PLATFORMS["cpu"] != forms.PLAIN
-  assert forms.choose("cpu", network, "plain") == forms.PLAIN
-  found = forms.choose("cpu", network, "pool=window, norm=product")
+  of_cpu = implementations.choose("cpu", network)
+  assert of_cpu == implementations.PLATFORMS["cpu"] != implementations.PLAIN
+  assert (
+    implementations.choose("cpu", network, "plain") == implementations.PLAIN
+  )
+  found = implementations.choose("cpu", network, "pool=window, norm=product")
   assert found == dataclasses.replace(of_cpu, pool="window", norm="product")
-  assert forms.choose("another", network) == forms.PLAIN
+  assert implementations.choose("another", network) == implementations.PLAIN
 
 
 def test_multiplications_are_saved_where_layers_are_wide(tiny_network):
-  chosen = forms.choose("cpu", tiny_network)
+  chosen = implementations.choose("cpu", tiny_network)
   assert chosen.conv3x3 == "direct"
-  chosen = forms.choose("cpu", tiny_network, "conv3x3=winograd")
+  chosen = implementations.choose("cpu", tiny_network, "conv3x3=winograd")
   assert chosen.conv3x3 == "winograd"
   wide = wiring.make_network(wirings.ALEXNET_2012)
-  chosen = forms.choose("cpu", wide, precision="bfloat16")
-  assert chosen == dataclasses.replace(forms.PLATFORMS["cpu"], conv3x3="direct")
+  chosen = implementations.choose("cpu", wide, precision="bfloat16")
+  assert chosen == dataclasses.replace(
+    implementations.PLATFORMS["cpu"], conv3x3="direct"
+  )
   for table, width, expected in (
     (wirings.ALEXNET_2012, 1.0, "winograd"),
     (wirings.ALEXNET_2012, 0.5, "direct"),
@@ -246,10 +252,10 @@ def test_multiplications_are_saved_where_layers_are_wide(tiny_network):
     (wirings.MERGED_TOWER, 1.0, "winograd"),
   ):
     network = wiring.make_network(table, width=width)
-    assert forms.choose("cpu", network).conv3x3 == expected
+    assert implementations.choose("cpu", network).conv3x3 == expected
   # Whose windows are of 5, and whose maps are too small for one of 11.
   network = wiring.make_network(wirings.FOUR_LAYER, image_size=32)
-  assert forms.choose("cpu", network).conv3x3 == "direct"
+  assert implementations.choose("cpu", network).conv3x3 == "direct"
 
 
 @pytest.mark.parametrize(
@@ -261,18 +267,18 @@ def test_multiplications_are_saved_where_layers_are_wide(tiny_network):
 )
 def test_unknown_forms_are_refused(tiny_network, wanted, message):
   with pytest.raises(ValueError, match=message):
-    forms.choose("cpu", tiny_network, wanted)
+    implementations.choose("cpu", tiny_network, wanted)
 
 
 def test_grouped_columns_are_one_convolution(key):
   network = wiring.make_network(
     wirings.ALEXNET_2012, width=1 / 8, image_size=67, num_classes=10
   )
-  grouped = dataclasses.replace(forms.PLAIN, columns="grouped")
+  grouped = dataclasses.replace(implementations.PLAIN, columns="grouped")
 
   def count(chosen):
     alexnet = model.AlexNet(network, rngs=nnx.Rngs(0), forms=chosen)
     jaxpr = jax.make_jaxpr(alexnet)(jnp.ones((1, 67, 67, 3)))
     return str(jaxpr).count("conv_general_dilated[")
 
-  assert (count(forms.PLAIN), count(grouped)) == (8, 5)
+  assert (count(implementations.PLAIN), count(grouped)) == (8, 5)

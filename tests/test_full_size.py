@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import compiled_step, settings
-from alexnet_jax import run as run_lib
+from alexnet_jax.program import compiled_step
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
 from benchmarks import precision
 from configs import default
 

@@ -3,11 +3,11 @@ import time
 
 import pytest
 
-from alexnet_jax import report
+from alexnet_jax.bench import gaps, watch
+from alexnet_jax.bench import run as run_speed
 from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.data import pipeline
-from alexnet_jax.speed import gaps, watch
-from alexnet_jax.speed import run as run_speed
+from alexnet_jax.training import report
 
 # Two steps to warm up, and three that count. The second of these is started
 # before the one before it ends.

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from alexnet_jax.processes import heap
+from alexnet_jax.distributed import malloc
 
 # Takes 64 MiB, writes them, gives them back, ten times; then says how many
 # pages the kernel had to give in the last five.
@@ -44,7 +44,9 @@ def run(argument, **environment):
   return first, int(second)
 
 
-@pytest.mark.skipif(not heap._is_wanted(), reason="no glibc, or an accelerator")
+@pytest.mark.skipif(
+  not malloc._is_wanted(), reason="no glibc, or an accelerator"
+)
 def test_memory_that_is_kept_is_not_asked_for_again():
   said, faults = run(FULL_SIZE)
   assert said == "True True"
@@ -70,9 +72,9 @@ def test_full_size_is_told_by_the_name_of_the_config():
     "--config=configs/recipes/paper.py:digits": False,
     "--workdir=runs/recipes": False,
   }
-  assert {name: heap._is_full_size(name) for name in names} == names
+  assert {name: malloc._is_full_size(name) for name in names} == names
 
 
 def test_accelerators_are_left_alone(monkeypatch):
   monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/nvidia0"])
-  assert not heap._is_wanted()
+  assert not malloc._is_wanted()

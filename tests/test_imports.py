@@ -9,12 +9,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "alexnet_jax").rglob("*.py"))
-COMMANDS = {
-  *("main", "inspect", "compare", "verify", "prepare", "bench", "doctor"),
-  "complexity",
-  "evaluate",
-  "convert",
+# Folder -> the folders that it may import, beside itself.
+PARTS = {
+  **dict.fromkeys(("network", "data", "distributed"), ()),
+  **dict.fromkeys(("partition", "optim"), ("network",)),
+  "program": ("partition", "network", "optim", "distributed"),
+  "settings": ("data", "network", "optim", "partition"),
+  **dict.fromkeys(
+    ("checkpoints", "cli"), ("program", "partition", "network", "distributed")
+  ),
 }
+PARTS["training"] = tuple(name for name in PARTS if name != "cli")
 COLLECTIVES = {
   *("psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute"),
   *("psum_scatter", "pcast", "pvary", "axis_index"),
@@ -56,59 +61,42 @@ def file(request):
 
 
 def test_file_imports_only_what_it_may(file):
-  place = str(file.relative_to(ROOT / "alexnet_jax"))
+  place = file.relative_to(ROOT / "alexnet_jax")
+  room = place.parts[0]
   found = imports(file)
   ours = {
     name.removeprefix("alexnet_jax.")
     for name in found
     if name.startswith("alexnet_jax.")
   }
+  # A command may import every part, and no other command.
+  allowed = {room, *PARTS.get(room, PARTS)}
+  assert {name.split(".")[0] for name in ours} <= allowed
+  assert not [name for name in ours if name.endswith("__main__")]
   tops = {name.split(".")[0] for name in found}
   assert "tensorflow" not in tops
-  assert not ours & COMMANDS
-  may_train = ("main.py", "speed/run.py", "speed/start_probe.py")
-  assert place in may_train or "train" not in ours
-  if place.startswith("network/"):
-    assert all(name.startswith("network") for name in ours)
-  if place.startswith("data/"):
-    forbidden = ("network", "partition", "step", "train")
-    assert not [name for name in ours if name.startswith(forbidden)]
-  if place.startswith("picture/"):
-    forbidden = ("step", "program", "run", "train", "data")
-    assert not [name for name in ours if name.startswith(forbidden)]
-  if place.startswith("processes/"):
-    assert all(name.startswith("processes") for name in ours)
+  place = str(place)
   if place in ("partition/layout.py", "network/wiring.py"):
     assert tops <= set(sys.stdlib_module_names) and not ours
-  if place == "partition/fit.py":
+  if place == "partition/check.py":
     assert ours <= {"partition.layout"}
-  if place in ("step.py", "eval_step.py"):
-    allowed = ("network", "metrics", "partition", "step")
-    assert all(name.startswith(allowed) for name in ours)
-  reads_config = {
-    *COMMANDS,
-    *("command", "run", "settings", "recipe", "trained", "update_rule"),
-    "speed/run",
-  }
-  if place.removesuffix(".py") not in reads_config and (
-    not place.startswith("checkup/")
-  ):
+  if room in PARTS and room not in ("cli", "settings", "training"):
     assert "ml_collections" not in tops
-  if place not in ("checkpoints/checkpoint.py", "checkpoints/stored.py"):
+  if place not in ("checkpoints/checkpoint.py", "checkpoints/reader.py"):
     assert "orbax" not in tops
 
 
 def test_only_the_partition_communicates(file):
   place = str(file.relative_to(ROOT / "alexnet_jax"))
   used = {name.split(".")[-1] for name in attributes(file)}
-  # `probe.py` measures how fast collectives are; no step runs them. `silent.py`
-  # has what is to be in their place.
-  allowed = ("exchange", "probe", "silent")
+  # `timing.py` measures collectives; no step runs them. `silent.py` has what
+  # stands in for them.
+  allowed = ("exchange", "timing", "silent")
   if place not in [f"partition/{name}.py" for name in allowed]:
     assert not used & COLLECTIVES
   if not place.startswith("partition/"):
     assert not {"PartitionSpec", "NamedSharding"} & used
-  if place != "program.py":
+  if place != "program/program.py":
     assert "set_mesh" not in used
 
 

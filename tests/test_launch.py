@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from alexnet_jax.processes import group
+from alexnet_jax.distributed import group
 from configs import default
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -2,18 +2,18 @@ import dataclasses
 
 import pytest
 
-from alexnet_jax import settings
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog, fit, mesh, route
+from alexnet_jax.partition import catalog, check, mesh, route
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.settings import settings
 from configs import default
 
 Layout, Placement = layout_lib.Layout, layout_lib.Placement
 
 
 def test_every_named_layout_fits_the_full_size_network(layout):
-  fit.check(layout, wiring.make_network(wirings.ALEXNET_2012), batch_size=128)
+  check.check(layout, wiring.make_network(wirings.ALEXNET_2012), batch_size=128)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,9 @@ def test_every_named_layout_fits_the_full_size_network(layout):
 )
 def test_layout_that_does_not_fit_is_refused(layout, words):
   with pytest.raises(ValueError) as error:
-    fit.check(layout, wiring.make_network(wirings.ALEXNET_2012), batch_size=128)
+    check.check(
+      layout, wiring.make_network(wirings.ALEXNET_2012), batch_size=128
+    )
   assert [word for word in words if word not in str(error.value)] == []
 
 
@@ -120,7 +122,7 @@ def test_axes_in_another_order_are_refused():
     fc=Placement(batch=("b", "a")),
   )
   network = wiring.make_network(wirings.ALEXNET_2012)
-  fit.check(layout, network, batch_size=128)
+  check.check(layout, network, batch_size=128)
   with pytest.raises(
     ValueError, match=r"fc6 wants its input split over \(b=2, a=2\)"
   ):
@@ -181,7 +183,7 @@ def test_two_axes_go_from_the_batch_to_the_features_in_either_order(order):
     layers={"fc6": Placement(features=order, arrive="sum")},
   )
   network = wiring.make_network(wirings.ALEXNET_2012)
-  fit.check(layout, network, batch_size=128)
+  check.check(layout, network, batch_size=128)
   moves = route.find_routes(network, layout, batch_size=128)["fc6"].moves
   kinds = [(move.kind, move.axes) for move in moves]
   together = [("all_to_all", ("a", "b"))]

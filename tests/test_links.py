@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import run, settings, tables
 from alexnet_jax.partition import links
+from alexnet_jax.program import summary
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run
 from tests import fake
 
 
@@ -73,20 +75,20 @@ def make_program(config, **sizes):
 
 
 def test_lines_say_the_nesting_and_who_ordered_it(tiny_config):
-  lines = tables.axes(make_program(tiny_config))
+  lines = summary.axes(make_program(tiny_config))
   assert lines[0].startswith("axis data: 2 devices, ")
   assert lines[0].endswith(" bytes sent along it in a step, inside a process")
   assert lines[1].startswith("axis column: 2 devices, ")
   assert lines[2:] == ["nested by these bytes, slowest first: column, data"]
   tiny_config.layout.axes = ("data", "column")
-  assert tables.axes(make_program(tiny_config))[2:] == [
+  assert summary.axes(make_program(tiny_config))[2:] == [
     "nested as config.layout.axes has it, slowest first: data, column; by "
     "these bytes: column, data"
   ]
 
 
 def test_axis_of_one_device_has_neither_bytes_nor_place(tiny_config):
-  lines = tables.axes(make_program(tiny_config, data=1))
+  lines = summary.axes(make_program(tiny_config, data=1))
   assert lines[0] == "axis data: 1 device"
   assert len(lines) == 2 and lines[1].endswith("inside a process")
 
@@ -101,7 +103,7 @@ def test_lines_name_the_links_between_hosts(tiny_config):
   program = dataclasses.replace(
     program, mesh=make_mesh(devices, {"data": 2, "column": 2})
   )
-  lines = tables.axes(program, {0: "a", 1: "b"})
+  lines = summary.axes(program, {0: "a", 1: "b"})
   assert lines[0].endswith("inside a process")
   assert lines[1].endswith("between hosts")
   assert "a TPU's chips are joined directly" in lines[3]

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from alexnet_jax import lock
+from alexnet_jax.checkpoints import lock
 
 
 def test_second_writer_is_refused_in_words_until_the_first_has_gone(tmp_path):

@@ -3,11 +3,12 @@
 import jax
 import pytest
 
-from alexnet_jax import run, settings
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, mesh, plan
 from alexnet_jax.partition.layout import Layout, Placement
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run
 from configs import default
 from tests import fake
 

@@ -1,7 +1,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import metrics
+from alexnet_jax.data import host_batches
+from alexnet_jax.program import metrics
 
 
 def test_totals_match_a_loop():
@@ -22,7 +23,7 @@ def test_padding_counts_for_nothing():
   logits = jnp.asarray(
     np.random.default_rng(0).normal(size=(4, 3)), jnp.float32
   )
-  labels = jnp.array([0, 1, metrics.PADDING, metrics.PADDING])
+  labels = jnp.array([0, 1, host_batches.PADDING, host_batches.PADDING])
   np.testing.assert_allclose(
     metrics.totals(logits, labels), metrics.totals(logits[:2], labels[:2])
   )
@@ -37,7 +38,7 @@ def test_ties_and_missing_numbers_are_errors():
 def test_smoothed_loss_is_that_of_spread_labels_and_errors_stay():
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(6, 5)).astype(np.float32)
-  labels = np.array([0, 1, 2, 3, 4, metrics.PADDING], np.int32)
+  labels = np.array([0, 1, 2, 3, 4, host_batches.PADDING], np.int32)
   plain = metrics.totals(logits, labels)
   found = metrics.totals(logits, labels, smoothing=0.1)
   loss = 0.0

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from alexnet_jax.processes import group
+from alexnet_jax.distributed import group
 from tests import processes
 
 pytestmark = [

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import averages, compiled_step
 from alexnet_jax.partition import catalog, exchange, mesh, plan, route, specs
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.program import compiled_step, eval_step
 from tests import build
 
 # Along each of these some kernel is split.
@@ -103,7 +103,7 @@ def test_layer_wise_rates_do_not_depend_on_the_layout(
     batch = build.put(parts, tiny_batch)
     for _ in range(4):
       state, _ = compiled(state, jax.random.key(2), *batch)
-    averaged = averages.find_variables(state)
+    averaged = eval_step.find_variables(state)
     found.append(jax.device_get((state.parameters, averaged)))
   # Sums in another order, in float32, carried through two updates.
   for others in found[1:]:

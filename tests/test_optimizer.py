@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax import averages, optimizer, schedules
+from alexnet_jax.optim import ema, optimizer, schedules
 
 LAYERS = ("conv1", "fc6")
 
@@ -188,12 +188,12 @@ def test_average_matches_numpy_and_is_what_validations_get():
     expected = jax.tree.map(
       lambda old, new: 0.8 * old + 0.2 * np.asarray(new), expected, after
     )
-    found = averages.find_average(state).average
+    found = ema.find_average(state).average
     # A few roundings in float32 of numbers of about 1.
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected
     )
-  assert averages.find_average(make_rule().init(before)) is None
+  assert ema.find_average(make_rule().init(before)) is None
 
 
 def test_statistics_of_a_batch_normalisation_are_averaged_with_its_weights():
@@ -208,7 +208,7 @@ def test_statistics_of_a_batch_normalisation_are_averaged_with_its_weights():
     _, state = rule.update(gradient, state, parameters, statistics=statistics)
     mean = 0.8 * (mean or 0.0) + 0.2 * step
     variance = 0.8 * (1.0 if variance is None else variance) + 0.2 * 2 * step
-  found = averages.find_average(state).statistics["fc6"]
+  found = ema.find_average(state).statistics["fc6"]
   # Roundings in float32 of numbers of about 1.
   np.testing.assert_allclose(found["mean"], mean, rtol=1e-6)
   np.testing.assert_allclose(found["variance"], variance, rtol=1e-6)

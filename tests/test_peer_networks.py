@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from alexnet_jax import metrics, update_rule
 from alexnet_jax.network import catalog, model, wiring
+from alexnet_jax.program import metrics
+from alexnet_jax.settings import update_rule
 from benchmarks import peer_flax
 from configs import default
 from tests import processes

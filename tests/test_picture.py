@@ -11,12 +11,12 @@ import PIL.Image
 import pytest
 from matplotlib.backends import backend_agg
 
+from alexnet_jax.inspect import captions, draw, grid, scene
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog, fit
+from alexnet_jax.partition import catalog, check
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
-from alexnet_jax.picture import captions, draw, grid, scene
 from tests.test_placement import MIXED, OVERRIDDEN
 
 Placement = layout_lib.Placement
@@ -63,7 +63,7 @@ CASES = [
 
 
 def make_plan(network, layout, batch_size=BATCH_SIZE):
-  fit.check(layout, network, batch_size=batch_size)
+  check.check(layout, network, batch_size=batch_size)
   return plan_lib.make_plan(
     network, layout, batch_size=batch_size, loss_values=4
   )

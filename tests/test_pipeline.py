@@ -12,8 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from alexnet_jax import metrics
-from alexnet_jax.data import blocks, buffers, pipeline, source
+from alexnet_jax.data import buffers, host_batches, pipeline, source
 from alexnet_jax.partition import catalog, specs
 from tests import build, numbered, small_sets
 
@@ -72,10 +71,10 @@ def test_validation_yields_each_image_once(count, layout):
   found = [(np.asarray(labels), images) for images, labels, _ in batches]
   for labels, images in found:
     assert len(labels) == 16
-    blank = labels == metrics.PADDING
+    blank = labels == host_batches.PADDING
     assert (np.asarray(images)[blank] == 0).all()
   labels = np.concatenate([labels for labels, _ in found])
-  assert labels[labels != metrics.PADDING].tolist() == list(range(count))
+  assert labels[labels != host_batches.PADDING].tolist() == list(range(count))
 
 
 def test_few_batches_are_in_memory_however_many_are_asked_for(monkeypatch):
@@ -88,7 +87,7 @@ def test_few_batches_are_in_memory_however_many_are_asked_for(monkeypatch):
     return array
 
   monkeypatch.setattr(buffers.Buffers, "take", watched)
-  read = blocks.train_blocks(
+  read = host_batches.train_blocks(
     numbered.make_records(),
     rows=range(64),
     batch_size=64,

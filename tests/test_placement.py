@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import compiled_step, metrics
+from alexnet_jax.data import host_batches
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit, catalog
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.program import compiled_step, metrics
 from tests import build
 
 Layout, Placement = layout_lib.Layout, layout_lib.Placement
@@ -75,7 +76,7 @@ def run(program, batch, steps=5):
   for _ in range(steps):
     state, totals = train_step(state, step_key, images, labels)
     losses.append(np.asarray(totals)[0])
-  padded = np.where(np.arange(8) < 5, batch[1], metrics.PADDING)
+  padded = np.where(np.arange(8) < 5, batch[1], host_batches.PADDING)
   images, labels = build.put(parts, (batch[0], padded))
   evaluated = parts.evaluate(state.variables, images, labels)
   parameters = jax.tree.map(np.asarray, state.parameters)

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax import optimizer, plateau
-from alexnet_jax import step as step_lib
 from alexnet_jax.checkpoints import checkpoint
+from alexnet_jax.optim import optimizer, plateau
+from alexnet_jax.program import step as step_lib
 
 RULE = plateau.Plateau(factor=0.1, patience=2, min_change=0.01, max_drops=2)
 ERRORS = [0.9, 0.8, 0.8, 0.795, 0.7, 0.7, 0.71, 0.6, 0.6, 0.6, 0.6, 0.6, 0.3]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from alexnet_jax import compiled_step
 from alexnet_jax.network import model, ops
 from alexnet_jax.partition import catalog, collectives
+from alexnet_jax.program import compiled_step
 from tests import build, reference
 from tests.test_placement import run
 

@@ -6,7 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from alexnet_jax import evaluation, files, prediction_files, predictions
+from alexnet_jax.cli import files
+from alexnet_jax.evaluate import prediction_files, predictions, tables
 
 
 def make(seed, *, name="a", images=40, classes=8, views=1):
@@ -112,7 +113,7 @@ def test_lines_are_those_of_networks_then_means_and_ensembles():
     [make(10 * seed + views, name=name, views=views) for views in (1, 10)]
     for seed, name in enumerate("ab")
   ]
-  lines = evaluation.make_lines(found)
+  lines = tables.make_lines(found)
   assert [(line.name, line.views) for line in lines] == [
     *(("a", 1), ("a", 10), ("b", 1), ("b", 10)),
     *(("mean of 2", 1), ("ensemble of 2", 1)),
@@ -121,7 +122,7 @@ def test_lines_are_those_of_networks_then_means_and_ensembles():
   assert lines[4].top1_error == (lines[0].top1_error + lines[2].top1_error) / 2
   low, high = lines[5].top1_interval
   assert low < lines[5].top1_error < high
-  assert len(evaluation.make_lines(found[:1])) == 2
+  assert len(tables.make_lines(found[:1])) == 2
 
 
 def test_files_hold_the_predictions(tmp_path):

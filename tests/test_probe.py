@@ -5,13 +5,13 @@ import time
 
 import pytest
 
-from alexnet_jax.partition import catalog, mesh, plan, probe
+from alexnet_jax.partition import catalog, mesh, plan, timing
 
 
 def test_speed_is_what_a_ring_sends_in_the_time_measured():
   # Of 1 MiB on each of 4 devices, a device sends 2 * 3/4 MiB.
   seconds = {4: 0.002, 2**20: 0.5, 2**23: 2.0}
-  speed = probe.to_speed(seconds, devices=4)
+  speed = timing.to_speed(seconds, devices=4)
   assert speed.latency_seconds == 0.002
   assert speed.rates == {2**20: 3 * 2**20, 2**23: 6 * 2**20}
   assert speed.rate == 6 * 2**20
@@ -35,20 +35,20 @@ def test_step_takes_a_latency_for_each_exchange_and_its_bytes_by_the_rate():
     exchange("all_gather", ("data", "column"), 8, 1_000),  # 3,500 bytes
     exchange("sum", ("column",), 2, 500),  # 2,000 bytes
   )
-  speed = probe.Speed(latency_seconds=0.001, rates={2**20: 9.0, 2**23: 1e6})
-  data = probe.predict_seconds(exchanges, "data", speed)
+  speed = timing.Speed(latency_seconds=0.001, rates={2**20: 9.0, 2**23: 1e6})
+  data = timing.predict_seconds(exchanges, "data", speed)
   assert data == pytest.approx(3 * 0.001 + 15_500 / 1e6)
-  column = probe.predict_seconds(exchanges, "column", speed)
+  column = timing.predict_seconds(exchanges, "column", speed)
   assert column == pytest.approx(2 * 0.001 + 5_500 / 1e6)
-  assert probe.predict_seconds(exchanges, "model", speed) == 0
+  assert timing.predict_seconds(exchanges, "model", speed) == 0
 
 
 def test_every_axis_of_a_mesh_is_measured():
   layout = catalog.find("two_column_data")
   made = mesh.make_mesh(layout)
   for axis in made.axis_names:
-    seconds = probe.measure(made, axis, timeout_seconds=60)
-    assert seconds.keys() == probe.REPEATS.keys()
+    seconds = timing.measure(made, axis, timeout_seconds=60)
+    assert seconds.keys() == timing.REPEATS.keys()
     assert all(value > 0 for value in seconds.values())
 
 
@@ -56,7 +56,7 @@ def test_call_that_does_not_end_is_left_in_time():
   end = threading.Event()
   start = time.monotonic()
   with pytest.raises(TimeoutError, match="did not end within 0.2 s"):
-    probe.time_calls(lambda: end.wait, 3, timeout_seconds=0.2)
+    timing.time_calls(lambda: end.wait, 3, timeout_seconds=0.2)
   assert time.monotonic() - start < 5
   end.set()
 
@@ -66,4 +66,4 @@ def test_call_that_fails_says_why():
     raise ValueError("no\n  route")
 
   with pytest.raises(RuntimeError, match="^no route$"):
-    probe.time_calls(lambda: fail, 3, timeout_seconds=5)
+    timing.time_calls(lambda: fail, 3, timeout_seconds=5)

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from alexnet_jax import settings
+from alexnet_jax.settings import settings
 from benchmarks import recipes
 from configs import ablations, default
 

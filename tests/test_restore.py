@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import plateau, step
-from alexnet_jax.checkpoints import checkpoint, stored
+from alexnet_jax.checkpoints import checkpoint
+from alexnet_jax.checkpoints import reader as reader_lib
+from alexnet_jax.optim import plateau
 from alexnet_jax.partition import catalog
+from alexnet_jax.program import step
 from tests import build
 
 pytestmark = pytest.mark.slow
@@ -79,7 +81,7 @@ def test_every_layout_goes_on_from_a_checkpoint_of_every_layout(
     here = program(layout)
     like = here[0].abstract_state
     for name, found in written.items():
-      state = stored.load(found.workdir, 2, like)
+      state = reader_lib.load(found.workdir, 2, like)
       same_bits(state, found.state)
       for leaf, expected in zip(
         jax.tree.leaves(state), jax.tree.leaves(like), strict=True
@@ -140,4 +142,4 @@ def test_all_that_an_optimizer_keeps_is_read_under_another_layout(
   checkpoints.save(1, jax.device_put(expected, shardings))
   checkpoints.close()
   reader = like(catalog.ONE_WEIRD_TRICK)
-  same_bits(stored.load(str(tmp_path), 1, reader), expected)
+  same_bits(reader_lib.load(str(tmp_path), 1, reader), expected)

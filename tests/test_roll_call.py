@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from alexnet_jax.processes import cluster, roll_call
+from alexnet_jax.distributed import cluster, rendezvous
 
 
 def free_port():
@@ -28,7 +28,7 @@ def call(*processes, seconds=5.0):
     index, count, said = process
     place = cluster.Place(index=index, count=count, address=address)
     try:
-      return roll_call.call(place, said, timeout_seconds=seconds)
+      return rendezvous.call(place, said, timeout_seconds=seconds)
     except (ValueError, ConnectionError) as error:
       return error
 
@@ -44,7 +44,7 @@ def test_every_process_learns_of_all():
 
 def test_one_process_asks_nobody():
   place = cluster.Place()
-  assert roll_call.call(place, facts("a"), timeout_seconds=0) == [facts("a")]
+  assert rendezvous.call(place, facts("a"), timeout_seconds=0) == [facts("a")]
 
 
 def test_missing_processes_are_named_to_all_that_are_there():
@@ -95,7 +95,7 @@ def test_port_in_use_is_named():
     with pytest.raises(
       ConnectionError, match=f"listen on port {port} .*in use"
     ):
-      roll_call.call(place, facts("a"), timeout_seconds=1)
+      rendezvous.call(place, facts("a"), timeout_seconds=1)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_strangers_are_not_counted(text):
   port = free_port()
   place = cluster.Place(index=0, count=2, address=f"localhost:{port}")
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    first = pool.submit(roll_call.call, place, facts("a"), timeout_seconds=5)
+    first = pool.submit(rendezvous.call, place, facts("a"), timeout_seconds=5)
     while True:
       try:
         stranger = socket.create_connection(("localhost", port))
@@ -115,7 +115,7 @@ def test_strangers_are_not_counted(text):
     with stranger:
       stranger.sendall(text)
     second = cluster.Place(index=1, count=2, address=place.address)
-    found = roll_call.call(second, facts("b"), timeout_seconds=5)
+    found = rendezvous.call(second, facts("b"), timeout_seconds=5)
     assert found == first.result() == [facts("a"), facts("b")]
 
 
@@ -128,7 +128,7 @@ def test_process_0_may_start_last():
 
   def one(place):
     time.sleep(starts[place.index])
-    return roll_call.call(place, facts(str(place.index)), timeout_seconds=1.0)
+    return rendezvous.call(place, facts(str(place.index)), timeout_seconds=1.0)
 
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
     found = list(pool.map(one, places))
@@ -139,7 +139,7 @@ def test_process_that_called_and_died_is_missing():
   port = free_port()
   place = cluster.Place(index=0, count=3, address=f"localhost:{port}")
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    first = pool.submit(roll_call.call, place, facts("a"), timeout_seconds=2)
+    first = pool.submit(rendezvous.call, place, facts("a"), timeout_seconds=2)
     while True:
       try:
         dead = socket.create_connection(("localhost", port))
@@ -151,7 +151,7 @@ def test_process_that_called_and_died_is_missing():
     dead.close()
     third = cluster.Place(index=2, count=3, address=place.address)
     for answer in (
-      lambda: roll_call.call(third, facts("c"), timeout_seconds=2),
+      lambda: rendezvous.call(third, facts("c"), timeout_seconds=2),
       first.result,
     ):
       with pytest.raises(ConnectionError, match="^process 1 of 3 did not call"):
@@ -168,7 +168,7 @@ def test_port_is_free_again_at_once():
     for _ in range(3):
       list(
         pool.map(
-          lambda place: roll_call.call(place, facts("a"), timeout_seconds=5),
+          lambda place: rendezvous.call(place, facts("a"), timeout_seconds=5),
           places,
         )
       )

@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from alexnet_jax import devices, settings, update_rule
-from alexnet_jax import run as run_lib
 from alexnet_jax.data import sets, statistics
-from alexnet_jax.processes import group as group_lib
-from alexnet_jax.processes import machine
+from alexnet_jax.distributed import group as group_lib
+from alexnet_jax.distributed import machine
+from alexnet_jax.program import devices
+from alexnet_jax.settings import settings, update_rule
+from alexnet_jax.training import run as run_lib
 from configs import default
 
 

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import schedules, settings, update_rule, workdir
+from alexnet_jax.checkpoints import workdir
+from alexnet_jax.optim import schedules
+from alexnet_jax.settings import settings, update_rule
 from configs import default
 
 

@@ -2,18 +2,18 @@
 
 import threading
 
-from alexnet_jax.processes import group, shared
+from alexnet_jax.distributed import group, shared_filesystem
 from tests import fake_group
 
 
 def test_folder_that_all_see_is_left_as_it_was(tmp_path):
   groups = fake_group.make_groups("a", "b", "c")
   found = fake_group.in_all(
-    groups, lambda one: shared.find_problems(one, str(tmp_path))
+    groups, lambda one: shared_filesystem.find_problems(one, str(tmp_path))
   )
   assert found == [[None] * 3] * 3
   assert not list(tmp_path.iterdir())
-  assert shared.find_problems(group.alone(), str(tmp_path)) == [None]
+  assert shared_filesystem.find_problems(group.alone(), str(tmp_path)) == [None]
   assert not list(tmp_path.iterdir())
 
 
@@ -21,7 +21,7 @@ def test_folder_that_is_another_one_elsewhere_is_named(tmp_path, monkeypatch):
   groups = fake_group.make_groups("a", "b", "c")
   for name in ("here", "there"):
     (tmp_path / name).mkdir()
-  find_path = shared._path
+  find_path = shared_filesystem._path
 
   def find_of_process(offer, index):
     # What process 1 calls `here` is another folder.
@@ -29,13 +29,13 @@ def test_folder_that_is_another_one_elsewhere_is_named(tmp_path, monkeypatch):
       offer = {**offer, "folder": str(tmp_path / "there")}
     return find_path(offer, index)
 
-  monkeypatch.setattr(shared, "_path", find_of_process)
-  monkeypatch.setattr(shared, "_RETRY_SECONDS", 0.05)
+  monkeypatch.setattr(shared_filesystem, "_path", find_of_process)
+  monkeypatch.setattr(shared_filesystem, "_RETRY_SECONDS", 0.05)
 
   def find(one):
     threading.current_thread().name = f"process_{one.index}"
     folder = str(tmp_path / "here")
-    return shared.find_problems(one, folder, shown_seconds=0.3)
+    return shared_filesystem.find_problems(one, folder, shown_seconds=0.3)
 
   found = fake_group.in_all(groups, find)
   assert found[0] == found[1] == found[2]
@@ -49,6 +49,6 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
   groups = fake_group.make_groups("a", "b")
   folder = str(tmp_path / "none")
   for problems in fake_group.in_all(
-    groups, lambda one: shared.find_problems(one, folder)
+    groups, lambda one: shared_filesystem.find_problems(one, folder)
   ):
     assert "no file can be made" in problems[0] and problems[1] is None

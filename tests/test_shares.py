@@ -2,11 +2,11 @@ import dataclasses
 
 import pytest
 
-from alexnet_jax import compiled_step
 from alexnet_jax.data import augment, statistics
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog, shares
+from alexnet_jax.partition import catalog, per_device
+from alexnet_jax.program import compiled_step
 from tests import build
 
 NETWORK = wiring.make_network(wirings.ALEXNET_2012)
@@ -24,7 +24,7 @@ MACS = {
 
 
 def test_half_of_the_network_is_what_one_gpu_held():
-  found = shares.find_shares(NETWORK, catalog.TWO_COLUMN, batch_size=128)
+  found = per_device.find_shares(NETWORK, catalog.TWO_COLUMN, batch_size=128)
   # Reference, section 6: the second GPU, and here half of fc8 with its biases.
   expected = 28_434_112 + 2048 * 1000 + 1000
   assert sum(share.parameter_bytes for share in found.values()) == 4 * expected
@@ -35,27 +35,29 @@ def test_half_of_the_network_is_what_one_gpu_held():
     assert share.times == 1
   # The published map of one GPU: 55 x 55 x 48.
   assert found["conv1"].activation_bytes == 4 * 128 * 55 * 55 * 48
-  assert shares.repeated_share(found) == 0
+  assert per_device.repeated_share(found) == 0
 
 
 def test_stored_shares_divide_every_kernel_and_no_bias():
-  found = shares.find_shares(NETWORK, catalog.FULLY_SHARDED, batch_size=128)
+  found = per_device.find_shares(NETWORK, catalog.FULLY_SHARDED, batch_size=128)
   biases = 96 + 256 + 384 + 384 + 256 + 4096 + 4096 + 1000
   expected = (60_965_224 - biases) // 2 + biases
   assert sum(share.parameter_bytes for share in found.values()) == 4 * expected
 
 
 def test_what_no_axis_splits_is_repeated():
-  found = shares.find_shares(NETWORK, catalog.TENSOR_PARALLEL, batch_size=128)
+  found = per_device.find_shares(
+    NETWORK, catalog.TENSOR_PARALLEL, batch_size=128
+  )
   assert {name for name, share in found.items() if share.times > 1} == {"fc8"}
   whole = sum(MACS.values()) * 3 - MACS["conv1"]
   repeated = 3 * MACS["fc8"]
-  assert shares.repeated_share(found) == pytest.approx(
+  assert per_device.repeated_share(found) == pytest.approx(
     repeated / (whole + repeated), rel=1e-3
   )
   alone = dataclasses.replace(catalog.ONE_DEVICE, mesh={"device": 4})
-  found = shares.find_shares(NETWORK, alone, batch_size=128)
-  assert shares.repeated_share(found) == 0.75
+  found = per_device.find_shares(NETWORK, alone, batch_size=128)
+  assert per_device.repeated_share(found) == 0.75
 
 
 def test_compiler_counts_as_many_flops_but_for_padding():

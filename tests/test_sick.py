@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from alexnet_jax import report, sick
+from alexnet_jax.training import nonfinite, report
 
 FINE = [[0.0, 2.0], [0.0, 3.0]]
 
@@ -58,7 +58,9 @@ def variables(**values):
 def test_first_value_that_is_not_finite_is_named(
   outputs, parameters, loss, expected
 ):
-  assert sick.find_cause(outputs, parameters, step=41, loss=loss) == expected
+  assert (
+    nonfinite.find_cause(outputs, parameters, step=41, loss=loss) == expected
+  )
 
 
 def test_losses_that_nobody_has_reported_are_looked_at_before_a_save():

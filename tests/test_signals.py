@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from alexnet_jax.processes import agreement, signals, stuck, watch
+from alexnet_jax.distributed import agreement, heartbeat, preemption, watchdog
 
 
 class Left(Exception):
@@ -39,7 +39,7 @@ def test_first_signal_ends_at_once_while_nothing_can_be_lost():
   def leave(name):
     raise Left(name)
 
-  heard = signals.Signals()
+  heard = preemption.Signals()
   heard.set_leave(leave)
   with pytest.raises(Left, match="SIGTERM"):
     heard.hear(signal.SIGTERM)
@@ -54,7 +54,7 @@ def test_processes_stop_before_the_same_boundary(monkeypatch):
   monkeypatch.setattr(agreement, "NOTICE_SECONDS", 0.02)
   store, answers = Store(), itertools.count()
   store.fails = lambda: next(answers) % 3 == 1  # now and then, also after a set
-  own = [signals.Signals() for _ in range(3)]
+  own = [preemption.Signals() for _ in range(3)]
   parts = [
     agreement.Agreement(
       store, index=i, count=3, signals=own[i], on_end=pytest.fail
@@ -83,14 +83,14 @@ def test_processes_stop_before_the_same_boundary(monkeypatch):
 
 def test_process_ends_where_nobody_answers_for_long(monkeypatch):
   monkeypatch.setattr(agreement, "NOTICE_SECONDS", 0.01)
-  monkeypatch.setattr(watch, "LOST_SECONDS", 0.05)
+  monkeypatch.setattr(heartbeat, "LOST_SECONDS", 0.05)
   store, ended, said = Store(), threading.Event(), []
 
   def end(sentence, lost):
     said.append((sentence, lost))
     ended.set()
 
-  own = signals.Signals()
+  own = preemption.Signals()
   part = agreement.Agreement(store, index=1, count=2, signals=own, on_end=end)
   part.start()
   store.fails = lambda: True
@@ -105,7 +105,9 @@ def clock(tmp_path):
   """A clock of 0.2 s, and the codes with which it has ended the process."""
   codes = []
   path = str(tmp_path / "stuck.txt")
-  made = stuck.Clock(0.2, path=path, label="process 1 of 2", exit=codes.append)
+  made = watchdog.Clock(
+    0.2, path=path, label="process 1 of 2", exit=codes.append
+  )
   made.start()
   yield made, codes
   made.stop()
@@ -122,7 +124,7 @@ def test_clock_runs_out_without_boundaries_and_says_where(
   end = time.monotonic() + 10
   while not codes and time.monotonic() < end:
     time.sleep(0.01)
-  assert codes == [stuck.STUCK]
+  assert codes == [watchdog.STUCK]
   stacks = (tmp_path / "stuck.txt").read_text()
   assert "process 1 of 2: the stacks of all threads at" in stacks
   assert "test_signals.py" in stacks  # where this thread is
@@ -137,7 +139,7 @@ def test_clock_runs_out_before_the_first_boundary(clock, capfd):
   end = time.monotonic() + 10
   while not codes and time.monotonic() < end:
     time.sleep(0.01)
-  assert codes == [stuck.STUCK]
+  assert codes == [watchdog.STUCK]
   said = capfd.readouterr().err.splitlines()[-1]
   assert "no step finished for 0.2 seconds; the stacks" in said
 
@@ -152,6 +154,6 @@ def test_clock_rests_until_the_next_boundary(clock):
 
 def test_clock_of_no_seconds_never_runs_out(tmp_path):
   before = {*threading.enumerate()}
-  made = stuck.Clock(0.0, path=str(tmp_path / "stuck.txt"), exit=os._exit)
+  made = watchdog.Clock(0.0, path=str(tmp_path / "stuck.txt"), exit=os._exit)
   made.start()
   assert {*threading.enumerate()} <= before  # nothing counts

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 
-from alexnet_jax import compiler_options
 from alexnet_jax.partition import layout, links, mesh
 from alexnet_jax.partition import topology as topology_lib
+from alexnet_jax.program import compiler_options
 from tests import fake, test_main
 
 pytestmark = pytest.mark.slices

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import run as run_lib
-from alexnet_jax import settings
+from alexnet_jax.bench import augmentation, peak, steps
+from alexnet_jax.bench import step as step_lib
 from alexnet_jax.partition import catalog
-from alexnet_jax.speed import augmentation, peak, steps
-from alexnet_jax.speed import step as step_lib
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
 from tests import build
 
 

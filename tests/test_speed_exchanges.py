@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import step as step_lib
-from alexnet_jax.partition import catalog, collectives, mesh, probe
-from alexnet_jax.speed import exchanges, shown_exchanges, steps
+from alexnet_jax.bench import exchanges, shown_exchanges, steps
+from alexnet_jax.partition import catalog, collectives, mesh, timing
+from alexnet_jax.program import step as step_lib
 from tests import build, small_step
 
 
@@ -97,7 +97,7 @@ def test_compiled_silent_step_takes_steps_and_has_no_collective():
 )
 def test_collective_alone_is_what_it_is_called(kind, of_group, value):
   made = mesh.make_mesh(catalog.find("two_column_data"))  # 2 x 2
-  result = probe.make_collective(made, kind, ("data", "column"), 16)()
+  result = timing.make_collective(made, kind, ("data", "column"), 16)()
   block = result.sharding.shard_shape(result.shape)
   assert block == (of_group,)
   np.testing.assert_array_equal(result, value)

@@ -5,8 +5,9 @@ import json
 import jax
 import pytest
 
-from alexnet_jax.network import forms as forms_lib
-from alexnet_jax.speed import forms, shown_forms
+from alexnet_jax.bench import implementations as implementations_lib
+from alexnet_jax.bench import shown_forms
+from alexnet_jax.network import implementations
 from tests import small_step
 
 
@@ -16,7 +17,7 @@ def program():
 
 
 def test_every_operation_is_compared_in_every_form_where_it_is(program):
-  cases = forms.find_cases(program)
+  cases = implementations_lib.find_cases(program)
   where = {
     "pool": ["conv1", "conv2"],
     "norm": ["conv1", "conv2"],
@@ -27,12 +28,12 @@ def test_every_operation_is_compared_in_every_form_where_it_is(program):
   }
   assert list(cases) == [
     (operation, layer, form)
-    for operation, known in forms_lib.CHOICES.items()
+    for operation, known in implementations.CHOICES.items()
     for layer in where[operation]
     for form in known
   ]
   for (operation, layer, form), (function, blocks) in cases.items():
-    plain = cases[operation, layer, forms_lib.CHOICES[operation][0]]
+    plain = cases[operation, layer, implementations.CHOICES[operation][0]]
     assert blocks == plain[1]
     found, expected = (
       jax.eval_shape(either, *blocks) for either in (function, plain[0])
@@ -42,12 +43,12 @@ def test_every_operation_is_compared_in_every_form_where_it_is(program):
     same = str(jax.make_jaxpr(function)(*blocks)) == str(
       jax.make_jaxpr(plain[0])(*blocks)
     )
-    assert same == (form == forms_lib.CHOICES[operation][0])
+    assert same == (form == implementations.CHOICES[operation][0])
 
 
 @pytest.mark.slow
 def test_table_and_data_name_the_form_that_is_taken(program):
-  found = forms.measure(program, rounds=1, options={})
+  found = implementations_lib.measure(program, rounds=1, options={})
   for of_layers in found.seconds.values():
     for of_forms in of_layers.values():
       assert all(seconds[0] > 0 for seconds in of_forms.values())
@@ -61,7 +62,7 @@ def test_table_and_data_name_the_form_that_is_taken(program):
 
 def test_forms_that_are_faster_by_a_tenth_are_named():
   of_pool = {"window": [2.0, 9.0, 3.0], "slices": [1.0]}
-  found = forms.Speed(
+  found = implementations_lib.Speed(
     seconds={
       "pool": {"conv1": of_pool, "conv2": of_pool},
       "bias": {"conv1": {"sum": [1.0], "product": [0.95]}},
@@ -69,8 +70,8 @@ def test_forms_that_are_faster_by_a_tenth_are_named():
     batch_size=1,
     devices=1,
     platform="gpu",
-    taken=forms_lib.PLAIN,
-    rule=forms_lib.PLAIN,
+    taken=implementations.PLAIN,
+    rule=implementations.PLAIN,
   )
   assert found.total("pool", "window") == 6.0
   assert found.fastest("bias") == "product"

@@ -8,19 +8,18 @@ import jax
 import numpy as np
 import pytest
 
+from alexnet_jax.bench import layers, pieces, shown_layers, turns
 from alexnet_jax.network import catalog as wirings
-from alexnet_jax.network import forms as forms_lib
-from alexnet_jax.network import model
+from alexnet_jax.network import implementations, model
 from alexnet_jax.network import wiring as wiring_lib
-from alexnet_jax.partition import catalog, fit
-from alexnet_jax.speed import layers, pieces, shown_layers, turns
+from alexnet_jax.partition import catalog, check
 from tests import build, small_step
 
 
 def test_piece_multiplies_as_much_as_its_share_of_every_layout(
   tiny_network, tiny_augmentation, layout
 ):
-  fit.check(layout, tiny_network, batch_size=8)
+  check.check(layout, tiny_network, batch_size=8)
   program = build.make_program(
     tiny_network, layout, tiny_augmentation, batch_size=8
   )
@@ -149,7 +148,7 @@ def test_times_are_medians_of_rounds():
     batch_size=1,
     devices=1,
     platform="cpu",
-    forms=forms_lib.PLAIN,
+    forms=implementations.PLAIN,
     options={},
   )
   assert found.backward("fc8") == 2.0  # of 2, 1, 3

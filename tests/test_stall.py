@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from alexnet_jax import stall
+from alexnet_jax.training import loss_monitor
 
 CHANCE = math.log(10)
 # Means of five steps each, the embedded default as it learns.
@@ -29,11 +29,11 @@ START_OF_2012 = (7.16, 7.06, 7.00)
   ],
 )
 def test_loss_at_chance_is_one_that_never_was_better(losses, classes, stays):
-  assert stall.is_at_chance(losses, classes) is stays
+  assert loss_monitor.is_at_chance(losses, classes) is stays
 
 
 def test_each_member_is_looked_at_once_and_not_before_its_time():
-  watch = stall.Watch(num_classes=10, until_step=100)
+  watch = loss_monitor.Watch(num_classes=10, until_step=100)
   said = [
     watch.look(step, (CHANCE, loss))
     for step, loss in ((50, 2.2), (99, 2.0), (150, 1.8), (200, 1.7))

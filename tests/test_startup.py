@@ -2,7 +2,7 @@ import subprocess
 
 import pytest
 
-from alexnet_jax.speed import startup
+from alexnet_jax.bench import startup
 
 
 def test_phases_are_the_times_between_marks():

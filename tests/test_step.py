@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import compiled_step
 from alexnet_jax.partition import catalog
+from alexnet_jax.program import compiled_step
 from tests import build
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import rich.console
 
-from alexnet_jax import plateau, report, settings, train
-from alexnet_jax import run as run_lib
 from alexnet_jax.checkpoints import checkpoint
-from alexnet_jax.processes import group as group_lib
+from alexnet_jax.distributed import group as group_lib
+from alexnet_jax.optim import plateau
+from alexnet_jax.settings import settings
+from alexnet_jax.training import report, train
+from alexnet_jax.training import run as run_lib
 from tests import processes
 
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from alexnet_jax import ownership, trained
+from alexnet_jax.checkpoints import ownership
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.training import trained_run
 from configs import default
 
 FOUND = {"dataset": "digits/1.0.0", "statistics": "s", "training_images": 48}
@@ -27,7 +28,7 @@ def make_run(tmp_path, tiny_config):
 
 
 def read(path, **options):
-  return trained.read(path, fields=default.get_config(), **options)
+  return trained_run.read(path, fields=default.get_config(), **options)
 
 
 def test_run_is_read_as_it_was_configured(make_run, tiny_config):
@@ -113,39 +114,41 @@ def test_run_of_another_version_is_refused_by_its_fields(make_run, tmp_path):
   ):
     file.write_text(json.dumps(changed))
     with pytest.raises(ValueError, match=expected):
-      trained.read(path, fields=default.get_config("digits"))
+      trained_run.read(path, fields=default.get_config("digits"))
 
 
 def test_directory_of_members_stands_for_all_of_them(make_run, tmp_path):
   members = [make_run(f"w/member_{number}") for number in range(11)]
   single = make_run("single")
   (tmp_path / "w" / "member_x").mkdir()
-  found = trained.find_workdirs([single, str(tmp_path / "w")])
+  found = trained_run.find_workdirs([single, str(tmp_path / "w")])
   assert found == [single, *members]
-  assert trained.find_workdirs([str(tmp_path / "w/member_3")]) == [members[3]]
+  assert trained_run.find_workdirs([str(tmp_path / "w/member_3")]) == [
+    members[3]
+  ]
   with pytest.raises(ValueError, match="member_3' is there twice"):
-    trained.find_workdirs([str(tmp_path / "w"), members[3]])
+    trained_run.find_workdirs([str(tmp_path / "w"), members[3]])
   (tmp_path / "w/member_3").rename(tmp_path / "w/gone")
   with pytest.raises(ValueError, match="10 members .* not member_3"):
-    trained.find_workdirs([str(tmp_path / "w")])
+    trained_run.find_workdirs([str(tmp_path / "w")])
 
 
 def test_members_that_answer_different_questions_are_refused(make_run):
   first = read(make_run("a"))
   other = read(make_run("b", **{"network.num_classes": 9}))
   with pytest.raises(ValueError, match="the classes of .* is 10, but 9 in"):
-    trained.check_alike(first, other)
+    trained_run.check_alike(first, other)
   fields = {"network.num_classes": 10, "data.validation_split": "train"}
   other = read(make_run("c", **fields))
   with pytest.raises(
     ValueError, match="the split .* to runs on one .* --split"
   ):
-    trained.check_alike(first, other)
-  trained.check_alike(first, first)
+    trained_run.check_alike(first, other)
+  trained_run.check_alike(first, first)
 
 
 def test_other_data_than_that_of_the_run_is_refused(make_run):
   run = read(make_run("a"))
-  trained.check_data(run, {"dataset": "digits/1.0.0", "statistics": "s"})
+  trained_run.check_data(run, {"dataset": "digits/1.0.0", "statistics": "s"})
   with pytest.raises(ValueError, match="statistics .* was s, but is t here"):
-    trained.check_data(run, {"statistics": "t"})
+    trained_run.check_data(run, {"statistics": "t"})

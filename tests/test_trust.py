@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import compilation_cache
-from alexnet_jax.checkpoints import record, stored
-from alexnet_jax.data import decode, ilsvrc, sets, trust
+from alexnet_jax.checkpoints import metadata, reader
+from alexnet_jax.data import decode, ilsvrc, metadata_check, sets
+from alexnet_jax.program import compilation_cache
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "alexnet_jax").rglob("*.py"))
@@ -57,11 +57,11 @@ def test_set_whose_metadata_name_code_is_refused_before_it_runs(
   features(tmp_path / "fine" / "1.0.0", "tensorflow_datasets.core.features.A")
   features(tmp_path / "mine" / "small" / "1.0.0", "evil.Feature")
   options = {"data_dir": str(tmp_path), "field": "config.data.name"}
-  trust.check_name("fine", **options)
+  metadata_check.check_name("fine", **options)
   with pytest.raises(
     ValueError, match="features.json says that 'evil.Feature'"
   ):
-    trust.check_name("Mine/small:1.0.0", **options)
+    metadata_check.check_name("Mine/small:1.0.0", **options)
   with pytest.raises(ValueError, match="'evil.Feature'"):
     sets.open_builder("mine", data_dir=str(tmp_path))
 
@@ -85,11 +85,15 @@ def test_name_of_a_set_is_neither_a_path_nor_code(name, expected, tmp_path):
 
 def test_files_of_a_set_lie_in_its_folder(tmp_path):
   inside = [str(tmp_path / "set" / "a"), str(tmp_path / "set" / "b" / "c")]
-  trust.check_inside(inside, str(tmp_path / "set"), what="digits/train")
+  metadata_check.check_inside(
+    inside, str(tmp_path / "set"), what="digits/train"
+  )
   for outside in ("set/../a", "set2/a", "set"):
     paths = [*inside, str(tmp_path / outside)]
     with pytest.raises(ValueError, match="digits/train .* not in"):
-      trust.check_inside(paths, str(tmp_path / "set"), what="digits/train")
+      metadata_check.check_inside(
+        paths, str(tmp_path / "set"), what="digits/train"
+      )
 
 
 def test_tar_is_listed_by_the_last_part_of_names_and_never_unpacked(tmp_path):
@@ -152,12 +156,12 @@ def test_cache_that_everybody_may_write_to_is_not_used(tmp_path, monkeypatch):
 def test_names_in_a_checkpoint_are_no_paths(tmp_path):
   folder = tmp_path / "run" / "checkpoints" / "3"
   folder.parent.mkdir(parents=True)
-  stored.ocp.save(folder, {"../../../evil": np.ones(2), "step": np.ones(())})
+  reader.ocp.save(folder, {"../../../evil": np.ones(2), "step": np.ones(())})
   before = {path for path in tmp_path.rglob("*")}
-  like = stored.step_lib.TrainState(
+  like = reader.step_lib.TrainState(
     step=np.ones(()), parameters={}, optimizer=(), statistics={}
   )
-  with pytest.raises(record.CheckpointError, match="cannot be read"):
-    stored.load(str(tmp_path / "run"), 3, like)
+  with pytest.raises(metadata.CheckpointError, match="cannot be read"):
+    reader.load(str(tmp_path / "run"), 3, like)
   assert {path for path in tmp_path.rglob("*")} == before
   assert not [*tmp_path.parent.glob("evil*"), *tmp_path.glob("evil*")]

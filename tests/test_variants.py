@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import compiled_step
 from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog
+from alexnet_jax.program import compiled_step
 from tests import build
 
 pytestmark = pytest.mark.slow

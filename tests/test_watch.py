@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from alexnet_jax.processes import watch
+from alexnet_jax.distributed import heartbeat
 
 LABELS = ("process 0 of 3 (a)", "process 1 of 3 (b)", "process 2 of 3 (c)")
 
@@ -49,15 +49,15 @@ class Heard:
 @pytest.fixture
 def group(monkeypatch):
   """Three watches on one store, a hundred times faster."""
-  monkeypatch.setattr(watch, "BEAT_SECONDS", 0.02)
-  monkeypatch.setattr(watch, "LOST_SECONDS", 0.4)
-  monkeypatch.setattr(watch, "_SUSPECT_SECONDS", 0.1)
-  monkeypatch.setattr(watch, "_PAUSE_SECONDS", 0.2)
-  monkeypatch.setattr(watch, "_LINGER_SECONDS", 1.0)
+  monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
+  monkeypatch.setattr(heartbeat, "LOST_SECONDS", 0.4)
+  monkeypatch.setattr(heartbeat, "_SUSPECT_SECONDS", 0.1)
+  monkeypatch.setattr(heartbeat, "_PAUSE_SECONDS", 0.2)
+  monkeypatch.setattr(heartbeat, "_LINGER_SECONDS", 1.0)
   store, heard = Store(), [Heard() for _ in LABELS]
   with socket.create_server(("", 0)) as service:
     watches = [
-      watch.Watch(
+      heartbeat.Watch(
         store,
         index=index,
         labels=LABELS,
@@ -102,7 +102,7 @@ def test_process_that_comes_back_learns_that_it_was_given_up(group):
 
 def test_process_0_that_is_gone_is_named_soon(group, monkeypatch):
   store, service, watches, heard = group
-  monkeypatch.setattr(watch, "LOST_SECONDS", 60.0)
+  monkeypatch.setattr(heartbeat, "LOST_SECONDS", 60.0)
 
   def never_answers(*_, **__):
     threading.Event().wait()
@@ -179,7 +179,7 @@ def test_pause_of_all_processes_is_no_loss(group, monkeypatch):
   _, _, watches, heard = group
   ahead = [0.0]
   clock = time.monotonic
-  monkeypatch.setattr(watch.time, "monotonic", lambda: clock() + ahead[0])
+  monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock() + ahead[0])
   for each in watches:
     each.start()
   time.sleep(0.2)

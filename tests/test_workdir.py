@@ -3,7 +3,8 @@ from unittest import mock
 
 import pytest
 
-from alexnet_jax import lock, member_runs, ownership, workdir
+from alexnet_jax.checkpoints import lock, ownership, workdir
+from alexnet_jax.checkpoints import members as members_lib
 
 # Nobody asks it anything where there are no checkpoints.
 PROGRAM = object()
@@ -60,7 +61,7 @@ def test_ensemble_is_claimed_and_locked_as_a_whole(tiny_config, tmp_path):
     one.release()
   # One of the members has gone on alone, as something else.
   other = tiny_config.to_dict() | {"seed": 5}
-  alone = member_runs.find_config(other, 1)
+  alone = members_lib.find_config(other, 1)
   workdir.keep(str(tmp_path / "member_1"), workdir.to_fields(alone, {}))
   before = contents(tmp_path)
   with pytest.raises(ValueError, match="member_1' .* seed: 6 there, 1 here"):

@@ -1,1 +1,1 @@
-"""What a run saves: whole, sound, and read under any layout."""
+"""Saves the state of a run, verifies it and reads it under any layout."""

@@ -16,18 +16,18 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax import step as step_lib
-from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.checkpoints import (
-  fingerprint,
+  checksum,
   kept,
-  record,
+  metadata,
+  reader,
   resume,
-  saving,
-  stored,
   version,
+  writer,
 )
-from alexnet_jax.processes import group as group_lib
+from alexnet_jax.checkpoints import workdir as workdir_lib
+from alexnet_jax.distributed import group as group_lib
+from alexnet_jax.program import step as step_lib
 
 
 class Checkpoints:
@@ -63,8 +63,8 @@ class Checkpoints:
     self._code = version.find()
     self._group = group or group_lib.alone()
     self._kept = kept.Policy(newest=max(keep, 2), best=best, every=every)
-    self._saving: saving.Saving | None = None
-    self._saved: list[saving.Saved] = []
+    self._saving: writer.Saving | None = None
+    self._saved: list[writer.Saved] = []
     self._failed = False
 
   @functools.cached_property
@@ -72,14 +72,14 @@ class Checkpoints:
     """Opened when it is first needed: it reads a little of each checkpoint."""
     training = ocp.training
     for step in self.steps():
-      with contextlib.suppress(record.DamagedError):  # it has no error then
+      with contextlib.suppress(metadata.DamagedError):  # it has no error then
         self._note_error(step, self.facts(step))
-    stored.mute()
+    reader.mute()
     # Of float32 it takes a tenth away, and most of the time of a save.
     context = ocp.Context()
     context.array.saving.use_compression = False
     return training.Checkpointer(
-      stored.find_folder(self._workdir),
+      reader.find_folder(self._workdir),
       context=context,
       save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
         1
@@ -90,11 +90,11 @@ class Checkpoints:
 
   def latest_step(self) -> int | None:
     """The step of the newest complete checkpoint; None if there is none."""
-    return stored.find_latest_step(self._workdir)
+    return reader.find_latest_step(self._workdir)
 
   def steps(self) -> list[int]:
     """The steps of the complete checkpoints, the oldest first."""
-    return stored.find_steps(self._workdir)
+    return reader.find_steps(self._workdir)
 
   def facts(self, step: int) -> dict[str, Any]:
     """What was said of a checkpoint when it was saved.
@@ -102,7 +102,7 @@ class Checkpoints:
     Raises:
       CheckpointError: it is damaged, or cannot be read now.
     """
-    return stored.read_facts(self._workdir, step)
+    return reader.read_facts(self._workdir, step)
 
   def save(
     self,
@@ -127,31 +127,31 @@ class Checkpoints:
     self.finish()
     if any(found.step == step for found in self._checkpointer.checkpoints):
       return
-    arrays = fingerprint.take(state)
-    record.check_finite(step, arrays)
+    arrays = checksum.take(state)
+    metadata.check_finite(step, arrays)
     facts = dict(facts or {})
     self._note_error(step, facts)
     with self._writing(step):
       response = self._checkpointer.save_async(
         step,
         state._asdict(),
-        custom_metadata=record.make(
+        custom_metadata=metadata.make(
           self._fields, facts, arrays, code=self._code
         ),
       )
     if response is None:
-      raise record.CheckpointError(
+      raise metadata.CheckpointError(
         f"the checkpoint of step {step} would come after that of step "
         f"{self.latest_step()} in {self._workdir!r}, expected a later step. "
         "Set --workdir."
       )
-    self._saving = saving.Saving(self._folder(step), step, began, response)
+    self._saving = writer.Saving(self._folder(step), step, began, response)
 
   def _note_error(self, step: int, facts: Mapping[str, Any]) -> None:
     if "validation_error" in facts:
       self._kept.errors[step] = facts["validation_error"]
 
-  def check(self) -> list[saving.Saved]:
+  def check(self) -> list[writer.Saved]:
     """What has been saved since the last call; waits for nothing.
 
     Raises:
@@ -184,7 +184,7 @@ class Checkpoints:
       yield
     except Exception as error:
       self._saving, self._failed = None, True
-      raise saving.failure(
+      raise writer.failure(
         error, self._folder(step), step, self.latest_step()
       ) from error
 
@@ -199,7 +199,7 @@ class Checkpoints:
       step: of the checkpoint; None: the newest.
     """
     step = self.latest_step() if step is None else step
-    return stored.load(self._workdir, step, like)
+    return reader.load(self._workdir, step, like)
 
   def resume(
     self, like: step_lib.TrainState, say: Callable[[str], None]
@@ -221,7 +221,7 @@ class Checkpoints:
         be read now: it may be.
     """
     found = resume.find_sound(
-      stored.find_folder(self._workdir),
+      reader.find_folder(self._workdir),
       self.steps(),
       lambda step: self._restore_together(like, step),
       self.move_aside,
@@ -246,7 +246,7 @@ class Checkpoints:
 
   def tell_version(self, step: int, say: Callable[[str], None]) -> None:
     """Says so where a checkpoint cannot be held against its record."""
-    if record.read(self._folder(step)) is None:
+    if metadata.read(self._folder(step)) is None:
       say(
         f"the checkpoint of step {step} in {self._workdir} is of an earlier "
         "version: nothing tells whether it is what was saved"
@@ -257,14 +257,14 @@ class Checkpoints:
     if self._group.count == 1:
       return self.restore(like, step=step)
     # In a read together all wait for all, also for one that has failed.
-    problem = stored.find_problem(self._workdir, step, like)
+    problem = reader.find_problem(self._workdir, step, like)
     for found in self._group.gather(f"checkpoints/{step}", problem):
       if found is not None:
-        raise record.DamagedError(found)
+        raise metadata.DamagedError(found)
     try:
       return self.restore(like, step=step)
-    except record.DamagedError as error:
-      raise record.CheckpointError(
+    except metadata.DamagedError as error:
+      raise metadata.CheckpointError(
         f"{error} Each process by itself could read it. Start again."
       ) from error
 
@@ -274,7 +274,7 @@ class Checkpoints:
     for step in self.steps():
       try:
         self.facts(step)
-      except record.DamagedError as error:
+      except metadata.DamagedError as error:
         problems.append((step, str(error)))
     return problems
 
@@ -291,9 +291,9 @@ class Checkpoints:
     )
 
   def _folder(self, step: int) -> str:
-    return stored.find_folder(self._workdir, step)
+    return reader.find_folder(self._workdir, step)
 
-  def close(self) -> list[saving.Saved]:
+  def close(self) -> list[writer.Saved]:
     """Waits until everything is on disk; as `check`.
 
     Raises:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from alexnet_jax.checkpoints import record
+from alexnet_jax.checkpoints import metadata
 
 State = TypeVar("State")
 
@@ -37,14 +37,14 @@ def find_sound(
   for step in sorted(steps, reverse=True):
     try:
       state = read(step)
-    except record.DamagedError as error:
+    except metadata.DamagedError as error:
       problems[step] = str(error)
       continue
     for damaged, problem in problems.items():
       say(f"{problem} It is now {move_aside(damaged)!r}.")
     return step, state
   if problems:
-    raise record.CheckpointError(
+    raise metadata.CheckpointError(
       f"none of the checkpoints in {place!r} is sound: "
       f"{' '.join(problems.values())} Restore one of them, or set --workdir to "
       "start another run."

@@ -1,1 +1,1 @@
-"""From a record on disk to a batch on the devices."""
+"""The input pipeline: from a record on disk to a batch on the devices."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from alexnet_jax.data import blocks as blocks_lib
+from alexnet_jax.data import host_batches
 from alexnet_jax.data import records as records_lib
 
 Shardings = tuple[jax.sharding.Sharding, jax.sharding.Sharding]
@@ -71,7 +71,7 @@ def train_batches(
     source.RecordError: see `Records.fill`.
   """
   rows = find_rows(shardings, batch_size)
-  blocks = blocks_lib.train_blocks(
+  blocks = host_batches.train_blocks(
     records,
     rows=rows,
     batch_size=batch_size,
@@ -98,11 +98,11 @@ def validation_batches(
 ) -> Iterator[Batch]:
   """Yields every image of a split exactly once, in order.
 
-  The last batch is filled up with rows whose label is `metrics.PADDING`.
+  The last batch is filled up with rows whose label is `host_batches.PADDING`.
   Arguments, arrays and errors are those of `train_batches`.
   """
   rows = find_rows(shardings, batch_size)
-  blocks = blocks_lib.validation_blocks(
+  blocks = host_batches.validation_blocks(
     records, rows=rows, batch_size=batch_size, threads=threads
   )
   return to_devices(

@@ -14,11 +14,11 @@ import tensorflow_datasets as tfds
 from alexnet_jax.data import (
   digits,
   imagenet256,
+  metadata_check,
   preparation,
   records,
   source,
   statistics,
-  trust,
 )
 
 # Sets of this project; importing their builders makes TFDS know them.
@@ -78,7 +78,7 @@ def find_builder(
   Raises:
     ValueError: there is no such set, or not in this version.
   """
-  trust.check_name(name, data_dir=data_dir, field=field)
+  metadata_check.check_name(name, data_dir=data_dir, field=field)
   options = {}
   if name.partition("/")[0].partition(":")[0] in OWN:
     options["file_format"] = "array_record"

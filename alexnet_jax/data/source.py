@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from alexnet_jax.data import trust
+from alexnet_jax.data import metadata_check
 
 # Of random access; read ahead, a record would be read with its neighbours.
 _READER_OPTIONS = "readahead_buffer_size:0"
@@ -158,7 +158,7 @@ def open_source(builder: tfds.core.DatasetBuilder, split: str) -> Source:
   if sum(shard.take for shard in instructions) <= 0:
     raise ValueError(f"{name} has no records, expected some. {set_split}")
   paths = [os.fspath(shard.filename) for shard in instructions]
-  trust.check_inside(paths, os.fspath(builder.data_dir), what=name)
+  metadata_check.check_inside(paths, os.fspath(builder.data_dir), what=name)
   missing = [path for path in paths if not os.path.exists(path)]
   if missing:
     raise FileNotFoundError(

@@ -1,1 +1,1 @@
-"""What is computed: the table of layers and the module that runs it."""
+"""WHAT is computed: the table of layers and the module that runs it."""

@@ -24,9 +24,15 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from alexnet_jax.network import blocks, normalisation, ops, winograd, wiring
+from alexnet_jax.network import (
+  blocks,
+  implementations,
+  normalisation,
+  ops,
+  winograd,
+  wiring,
+)
 from alexnet_jax.network import exchange as exchange_lib
-from alexnet_jax.network import forms as forms_lib
 
 
 class Weights(nnx.Module):
@@ -71,7 +77,7 @@ class AlexNet(nnx.Module):
     network: wiring.Network,
     *,
     rngs: nnx.Rngs,
-    forms: forms_lib.Forms = forms_lib.PLAIN,
+    forms: implementations.Forms = implementations.PLAIN,
   ):
     self.network, self.forms = network, forms
     shapes = {name: size.kernel for name, size in network.sizes().items()}
@@ -133,7 +139,7 @@ def run_layer(
   masks: Mapping[str, jax.Array] | None,
   points: Mapping[str, jax.Array] | None,
   exchange: exchange_lib.Exchange,
-  forms: forms_lib.Forms,
+  forms: implementations.Forms,
 ) -> jax.Array:
   """What one layer makes of what the layer before has left.
 
@@ -179,7 +185,7 @@ def by_column(
   x: jax.Array,
   kernel: jax.Array,
   *,
-  forms: forms_lib.Forms,
+  forms: implementations.Forms,
 ) -> jax.Array:
   """One dense operation for each column that this device holds.
 
@@ -217,7 +223,7 @@ def _convolve(
   layer: wiring.Layer,
   x: jax.Array,
   kernel: jax.Array,
-  forms: forms_lib.Forms,
+  forms: implementations.Forms,
   groups: int = 1,
 ) -> jax.Array:
   if layer.stride > 1 and groups == 1 and forms.conv1 == "blocks":
@@ -246,7 +252,7 @@ def _multiply(
   layer: wiring.Layer,
   x: jax.Array,
   kernel: jax.Array,
-  forms: forms_lib.Forms,
+  forms: implementations.Forms,
 ) -> jax.Array:
   del layer, forms
   # Position by position, channels last, as the kernel has them.
@@ -254,7 +260,7 @@ def _multiply(
 
 
 def make_graphdef(
-  network: wiring.Network, forms: forms_lib.Forms = forms_lib.PLAIN
+  network: wiring.Network, forms: implementations.Forms = implementations.PLAIN
 ) -> nnx.GraphDef:
   """The module without its parameters, to be merged with them in a step."""
   abstract = nnx.eval_shape(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from alexnet_jax.network import slices, wiring
+from alexnet_jax.network import pooling, wiring
 
 
 def local_response_norm(
@@ -38,7 +38,7 @@ def local_response_norm(
     beta: the power.
     wide: f32[n, h, w, c + 2 * (size // 2)], x between the channels that stand
       on either side of it; with one group. None: nothing does.
-    form: of the energy, see `forms.Forms.norm`.
+    form: of the energy, see `implementations.Forms.norm`.
 
   Returns:
     f32[n, h, w, c], or the type of x.
@@ -113,7 +113,7 @@ def _energy(
 
   Args:
     squares: f32[..., c], or whatever is to be added up.
-    form: see `forms.Forms.norm`.
+    form: see `implementations.Forms.norm`.
 
   Returns:
     f32[..., c + 2 * padding - size + 1].
@@ -162,7 +162,7 @@ def pool(
     x: f32[n, h, w, c].
     row: its window, its stride, and its kind.
     points: what stochastic pooling draws; None in evaluation.
-    form: of max pooling, see `forms.Forms.pool`.
+    form: of max pooling, see `implementations.Forms.pool`.
 
   Returns:
     f32[n, (h - window) // stride + 1, (w - window) // stride + 1, c].
@@ -170,7 +170,7 @@ def pool(
   if row.kind == "stochastic":
     return stochastic_pool(x, points, size=row.window, stride=row.stride)
   if row.kind == "max" and form == "slices":
-    return slices.max_pool(x, row.window, row.stride)
+    return pooling.max_pool(x, row.window, row.stride)
   pools = {"max": max_pool, "average": average_pool}
   return pools[row.kind](x, size=row.window, stride=row.stride)
 
@@ -280,7 +280,7 @@ def shift(x: jax.Array, bias: jax.Array, *, form: str = "sum") -> jax.Array:
   Args:
     x: [n, ..., c], of any type.
     bias: f32[c].
-    form: of the gradient, see `forms.Forms.bias`.
+    form: of the gradient, see `implementations.Forms.bias`.
 
   Returns:
     [n, ..., c], in the type of x.

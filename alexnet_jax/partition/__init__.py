@@ -1,1 +1,1 @@
-"""Where it is computed: layouts, what they send, and the proof of it."""
+"""WHERE it is computed: layouts, their communication, and its audit."""

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax.network import exchange as exchange_lib
-from alexnet_jax.partition import moves as moves_lib
-from alexnet_jax.partition import own_first
+from alexnet_jax.partition import own_first, resharding
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import route as route_lib
 from alexnet_jax.partition import specs as specs_lib
@@ -244,7 +243,7 @@ class MeshExchange:
       total = self._sum(partial, route.sums)
     return total.astype(x.dtype)
 
-  def _move(self, moves: Iterable[moves_lib.Move], x: jax.Array) -> jax.Array:
+  def _move(self, moves: Iterable[resharding.Move], x: jax.Array) -> jax.Array:
     """Makes moves of an activation, in order."""
     for move in moves:
       if move.sends:
@@ -253,14 +252,14 @@ class MeshExchange:
         x = self._stay(move, x)
     return x
 
-  def _send(self, move: moves_lib.Move, x: jax.Array) -> jax.Array:
+  def _send(self, move: resharding.Move, x: jax.Array) -> jax.Array:
     """Moves an activation between devices."""
     source = move.source % x.ndim
     if move.kind == "all_gather":
       return self._gather(x, move.axes, source)
     return self._swap(x, move.axes, move.target % x.ndim, source)
 
-  def _stay(self, move: moves_lib.Move, x: jax.Array) -> jax.Array:
+  def _stay(self, move: resharding.Move, x: jax.Array) -> jax.Array:
     """Takes this device's share of an activation, or marks it as shared."""
     if not move.copied:
       # The gradients are added here, in float32 whatever they are computed in.

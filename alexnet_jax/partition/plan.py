@@ -119,7 +119,7 @@ def make_plan(
 
   Args:
     network: the network.
-    layout: a layout that `fit.check` has accepted for it.
+    layout: a layout that `check.check` has accepted for it.
     batch_size: images in a step, over all devices.
     loss_values: numbers that are summed over the images: the loss, the errors.
     precision: of activations and their gradients while they cross devices, a

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
-from alexnet_jax.partition import moves as moves_lib
+from alexnet_jax.partition import resharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class Route:
     reads_images: whether the layer reads the image, which needs no gradient.
   """
 
-  moves: tuple[moves_lib.Move, ...]
-  arrived: moves_lib.Lie
-  leaves: moves_lib.Lie
+  moves: tuple[resharding.Move, ...]
+  arrived: resharding.Lie
+  leaves: resharding.Lie
   arrive: str = "gather"
   own_first: bool = False
   sums: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ def find_routes(
 
   Args:
     network: the network.
-    layout: a layout that `fit.check` has accepted for it.
+    layout: a layout that `check.check` has accepted for it.
     batch_size: images in a step, over all devices.
 
   Returns:
@@ -64,7 +64,7 @@ def find_routes(
   routes = {}
   sizes = network.sizes()
   names = list(sizes)
-  lie = moves_lib.Lie(batch=layout.placement(names[0]).batch)
+  lie = resharding.Lie(batch=layout.placement(names[0]).batch)
   for name, following in zip(names, [*names[1:], None], strict=True):
     layer, placement = network.layer(name), layout.placement(name)
     size = sizes[name]
@@ -88,7 +88,7 @@ def find_routes(
       network, layout, name, following, sums
     )
     features = placement.features if scatters or not sums else ()
-    leaves = moves_lib.Lie(
+    leaves = resharding.Lie(
       batch=placement.batch,
       features=features,
       copies=tuple(
@@ -112,10 +112,10 @@ def find_routes(
       leaves=leaves,
     )
     lie = leaves
-  moves, arrived = moves_lib.find_moves(
+  moves, arrived = resharding.find_moves(
     "loss",
     lie,
-    moves_lib.Lie(batch=lie.batch),
+    resharding.Lie(batch=lie.batch),
     layout,
     elements=batch_size * network.layers[-1].features,
     images=batch_size,
@@ -126,11 +126,11 @@ def find_routes(
 
 
 def _gathers_features(
-  moves: Sequence[moves_lib.Move], layout: layout_lib.Layout
+  moves: Sequence[resharding.Move], layout: layout_lib.Layout
 ) -> bool:
   """Whether the last move joins the features of several devices."""
   return bool(moves) and (
-    (moves[-1].kind, moves[-1].source) == ("all_gather", moves_lib.CHANNELS)
+    (moves[-1].kind, moves[-1].source) == ("all_gather", resharding.CHANNELS)
     and layout.size(moves[-1].axes) > 1
   )
 
@@ -141,7 +141,7 @@ def _find_ways(
   placement: layout_lib.Placement,
   layout: layout_lib.Layout,
 ) -> tuple[str, ...]:
-  """How an input may arrive under a placement that `fit.check` has accepted."""
+  """How an input may arrive under a placement accepted by `check.check`."""
   if placement.arrive != "fewest":
     return (placement.arrive,)
   devices = layout.size(placement.features)
@@ -155,19 +155,19 @@ def _find_ways(
 def _bring(
   layer: wiring.Layer,
   size: wiring.Sizes,
-  lie: moves_lib.Lie,
+  lie: resharding.Lie,
   placement: layout_lib.Placement,
   layout: layout_lib.Layout,
   batch_size: int,
   arrive: str,
-) -> tuple[tuple[moves_lib.Move, ...], moves_lib.Lie]:
+) -> tuple[tuple[resharding.Move, ...], resharding.Lie]:
   """The moves of the input, and how it then lies."""
   reads_share = layer.reads == "own" or arrive == "sum"
   features = placement.features
-  return moves_lib.find_moves(
+  return resharding.find_moves(
     layer.name,
     lie,
-    moves_lib.Lie(
+    resharding.Lie(
       batch=placement.batch, features=features if reads_share else ()
     ),
     layout,
@@ -178,7 +178,7 @@ def _bring(
 
 
 def _find_fewest(
-  ways: Mapping[str, tuple[Sequence[moves_lib.Move], moves_lib.Lie]],
+  ways: Mapping[str, tuple[Sequence[resharding.Move], resharding.Lie]],
   layout: layout_lib.Layout,
   *,
   devices: int,

@@ -1,0 +1,1 @@
+"""Measures how fast the parts of a run are on the machine at hand."""

@@ -1,0 +1,201 @@
+"""How long each operation takes in each of its forms, at this network's sizes.
+
+What `--forms` can be told is measured here, forward with backward: an operation
+alone, since within a layer its convolution would hide it. The form of a network
+is one for all layers, so it is the sum over these that counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from alexnet_jax.bench import maker as maker_lib
+from alexnet_jax.bench import pieces as pieces_lib
+from alexnet_jax.bench import turns
+from alexnet_jax.network import exchange as exchange_lib
+from alexnet_jax.network import implementations, normalisation, ops, winograd
+from alexnet_jax.program import program as program_lib
+
+# A form that takes this much less time than the rule's is worth a line.
+WORTH = 0.1
+
+# operation -> layer -> form
+Seconds = Mapping[str, Mapping[str, Mapping[str, list[float]]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speed:
+  """Seconds of operations, round by round.
+
+  Attributes:
+    seconds: {operation: {layer: {form: seconds}}}, forward and backward; an
+      operation that the network does not have is left out.
+    batch_size: images in a step, over all devices.
+    devices: that compute at once.
+    platform: gpu, tpu or cpu.
+    taken: the forms of the program.
+    rule: those that it would have by itself.
+  """
+
+  seconds: Seconds
+  batch_size: int
+  devices: int
+  platform: str
+  taken: implementations.Forms
+  rule: implementations.Forms
+
+  def total(self, operation: str, form: str) -> float:
+    """Seconds of an operation in all layers: sum of the medians."""
+    return sum(
+      statistics.median(of_layer[form])
+      for of_layer in self.seconds[operation].values()
+    )
+
+  def fastest(self, operation: str) -> str:
+    """The form that takes least time in all layers."""
+    return min(
+      implementations.CHOICES[operation],
+      key=lambda form: self.total(operation, form),
+    )
+
+  def better(self) -> dict[str, str]:
+    """Forms that are faster than the taken ones by `WORTH`, by operation."""
+    found = {}
+    for operation in self.seconds:
+      form = self.fastest(operation)
+      taken = self.total(operation, getattr(self.taken, operation))
+      if self.total(operation, form) < (1 - WORTH) * taken:
+        found[operation] = form
+    return found
+
+
+def measure(
+  program: program_lib.Program, options: Mapping, *, rounds: int
+) -> Speed:
+  """Measures every operation that the network has.
+
+  Args:
+    program: of the step.
+    options: for the compiler, as the step has them.
+    rounds: how often each is measured.
+  """
+  maker = maker_lib.Maker(program, options)
+  calls = {
+    name: maker.call(function, *blocks)
+    for name, (function, blocks) in find_cases(program).items()
+  }
+  platform = program.mesh.devices.flat[0].platform
+  found = turns.take_turns(calls, rounds=rounds, in_order=platform != "cpu")
+  seconds = {}
+  for (operation, layer, form), of_form in found.items():
+    of_layer = seconds.setdefault(operation, {}).setdefault(layer, {})
+    of_layer[form] = of_form
+  return Speed(
+    seconds=seconds,
+    batch_size=program.batch_size,
+    devices=program.mesh.size,
+    platform=platform,
+    taken=program.forms,
+    rule=implementations.choose(
+      platform, program.network, precision=program.compute_precision
+    ),
+  )
+
+
+def find_cases(
+  program: program_lib.Program,
+) -> dict[tuple[str, str, str], tuple[Callable, tuple]]:
+  """What is to be measured: (operation, layer, form) -> (function, blocks)."""
+  return {
+    (operation, piece.layer.name, form): _make(
+      operation, _in_form(piece, operation, form)
+    )
+    for operation, known in implementations.CHOICES.items()
+    for piece in pieces_lib.cut(program)
+    if _has(operation, piece)
+    for form in known
+  }
+
+
+def _in_form(
+  piece: pieces_lib.Piece, operation: str, form: str
+) -> pieces_lib.Piece:
+  forms = dataclasses.replace(piece.forms, **{operation: form})
+  return dataclasses.replace(piece, forms=forms)
+
+
+def _has(operation: str, piece: pieces_lib.Piece) -> bool:
+  """Whether a layer has an operation that comes in several forms."""
+  layer = piece.layer
+  return {
+    "pool": layer.pool is not None and layer.pool.kind == "max",
+    "norm": layer.normalise in ("column", "across"),
+    "bias": layer.normalise != "batch",
+    "conv1": layer.window > 0 and layer.stride > 1,
+    "conv3x3": layer.window == winograd.WINDOW
+    and layer.stride == 1
+    and piece.x.dtype == jnp.float32,
+    "columns": layer.window > 0 and piece.columns > 1,
+  }[operation]
+
+
+def _make(
+  operation: str, piece: pieces_lib.Piece
+) -> tuple[Callable, tuple[pieces_lib.Block, ...]]:
+  """An operation of a layer forward and backward, and the blocks it takes."""
+  layer, forms = piece.layer, piece.forms
+  outputs = piece.parameters["bias"].shape[0]
+  before = pieces_lib.Block((*piece.product.shape[:-1], outputs), piece.x.dtype)
+  match operation:
+    case "pool":
+      return _both(
+        lambda x: ops.pool(x, layer.pool, form=forms.pool), (before,)
+      )
+    case "norm":
+      return _both(
+        lambda x: normalisation.by_neighbours(
+          piece.network,
+          layer,
+          x,
+          exchange_lib.NoExchange(),
+          form=forms.norm,
+        ),
+        (before,),
+      )
+    case "bias":  # the gradient of its input is the one that comes
+      return _both(
+        lambda bias, x: ops.shift(x, bias, form=forms.bias),
+        (piece.parameters["bias"], before),
+        by=1,
+      )
+    case "conv1" | "conv3x3" | "columns":
+      by = 1 if layer.reads == "image" else 2
+      return _both(
+        lambda kernel, x: piece.multiply(x, kernel),
+        (piece.parameters["kernel"], piece.x),
+        by=by,
+      )
+
+
+def _both(
+  function: Callable, blocks: tuple[pieces_lib.Block, ...], *, by: int = 1
+) -> tuple[Callable, tuple[pieces_lib.Block, ...]]:
+  """A function forward and backward, and its blocks with that of its gradient.
+
+  Args:
+    function: of the blocks.
+    blocks: of one device.
+    by: how many of them, the first, have gradients.
+  """
+
+  def run(gradient, *arrays):
+    rest = arrays[by:]
+    y, pull = jax.vjp(lambda *first: function(*first, *rest), *arrays[:by])
+    return y, pull(gradient)
+
+  return run, (jax.eval_shape(function, *blocks), *blocks)

@@ -1,0 +1,236 @@
+"""How long one device takes for each layer of a step, and for the rest of it.
+
+Every layer is compiled by itself, forward and forward with backward, and so is
+each of its products; all take turns with the whole step. What is fused over the
+border of two layers, and what the exchanges take, is in the step alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from alexnet_jax.bench import maker as maker_lib
+from alexnet_jax.bench import pieces as pieces_lib
+from alexnet_jax.bench import steps, turns
+from alexnet_jax.network import implementations
+from alexnet_jax.partition import draws as draws_lib
+from alexnet_jax.program import compiled_step, compiler_options, metrics
+from alexnet_jax.program import program as program_lib
+from alexnet_jax.program import step as step_lib
+
+FORWARD, BOTH = "forward", "forward and backward"
+# Beside the layers.
+RESTS = ("augmentation", "loss", "update")
+STEP, PEAK = "step", "peak"
+# Sides of the product that the peak is measured with: large for the platform.
+PEAK_SIDES = {"cpu": 2048}
+PEAK_SIDE = 8192
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speed:
+  """Seconds of one device, round by round.
+
+  Attributes:
+    layers: {layer: {`FORWARD`, `BOTH`: seconds}}.
+    products: {layer: {"forward", "by input", "by kernel": seconds}}, of the
+      convolution or product alone.
+    rests: {one of `RESTS`: seconds}.
+    step: of the whole step.
+    flops: {layer: of each of its products}; 2 for each multiplication.
+    peak_flops: of a large product, in a second, at its best.
+    images: {layer: on one device}.
+    batch_size: images in a step, over all devices.
+    devices: that compute at once.
+    platform: gpu, tpu or cpu.
+    forms: how operations are computed.
+    options: for the compiler.
+  """
+
+  layers: Mapping[str, Mapping[str, list[float]]]
+  products: Mapping[str, Mapping[str, list[float]]]
+  rests: Mapping[str, list[float]]
+  step: list[float]
+  flops: Mapping[str, int]
+  peak_flops: float
+  images: Mapping[str, int]
+  batch_size: int
+  devices: int
+  platform: str
+  forms: implementations.Forms
+  options: Mapping[str, compiler_options.Value]
+
+  def backward(self, layer: str) -> float:
+    """Seconds that the backward pass adds to the forward one: median."""
+    of_layer = self.layers[layer]
+    pairs = zip(of_layer[FORWARD], of_layer[BOTH], strict=True)
+    return statistics.median(both - forward for forward, both in pairs)
+
+  def of_products(self, layer: str) -> float:
+    """Seconds of a layer's products: sum of the medians."""
+    return sum(map(statistics.median, self.products[layer].values()))
+
+  def flops_per_second(self, layer: str) -> float:
+    """Of a layer's products, forward and backward."""
+    return (
+      self.flops[layer] * len(self.products[layer]) / self.of_products(layer)
+    )
+
+  def parts(self) -> float:
+    """Seconds of all layers and of the rests: sum of the medians."""
+    both = [of_layer[BOTH] for of_layer in self.layers.values()]
+    return sum(map(statistics.median, (*both, *self.rests.values())))
+
+
+def measure(
+  program: program_lib.Program,
+  options: Mapping[str, compiler_options.Value],
+  *,
+  rounds: int,
+  peak_side: int | None = None,
+) -> Speed:
+  """Measures the layers of a step, what is beside them, and the step.
+
+  Args:
+    program: of the step.
+    options: for the compiler, as the step has them.
+    rounds: how often each is measured.
+    peak_side: of the square matrices whose product is the peak; None: by the
+      platform.
+  """
+  platform = program.mesh.devices.flat[0].platform
+  side = peak_side or PEAK_SIDES.get(platform, PEAK_SIDE)
+  maker = maker_lib.Maker(program, options)
+  compiled, _ = compiled_step.compile_step(program, options=options)
+  calls = {STEP: steps.Steps(program, compiled).start}
+  matrix = pieces_lib.Block((side, side), program.compute_precision)
+  calls[PEAK] = maker.call(jnp.matmul, matrix, matrix)
+  pieces = pieces_lib.cut(program)
+  for piece in pieces:
+    name = piece.layer.name
+    blocks = piece.parameters, piece.statistics, piece.x, piece.drawn
+    calls[name, FORWARD] = maker.call(piece.run, *blocks)
+    calls[name, BOTH] = maker.call(piece.run_both, *blocks, piece.y)
+    for what, (product, of_product) in piece.products().items():
+      calls[name, "product", what] = maker.call(product, *of_product)
+  calls |= dict(
+    zip(
+      RESTS,
+      (_augmentation(program, maker), _loss(program, maker), _Update(maker)),
+      strict=True,
+    )
+  )
+  seconds = turns.take_turns(calls, rounds=rounds, in_order=platform != "cpu")
+  names = [piece.layer.name for piece in pieces]
+  products = {
+    name: {
+      key[2]: seconds[key] for key in calls if key[:2] == (name, "product")
+    }
+    for name in names
+  }
+  return Speed(
+    layers={
+      name: {what: seconds[name, what] for what in (FORWARD, BOTH)}
+      for name in names
+    },
+    products=products,
+    rests={name: seconds[name] for name in RESTS},
+    step=seconds[STEP],
+    flops={
+      name: program.shares[name].flops // len(products[name]) for name in names
+    },
+    peak_flops=2 * side**3 / min(seconds[PEAK]),
+    images={name: program.shares[name].images for name in names},
+    batch_size=program.batch_size,
+    devices=program.mesh.size,
+    platform=platform,
+    forms=program.forms,
+    options=dict(options),
+  )
+
+
+def _augmentation(
+  program: program_lib.Program, maker: maker_lib.Maker
+) -> Callable[[], object]:
+  """All draws of a step, and the images for the network."""
+  specs, augmentation = program.specs, program.augmentation
+
+  def augment(key, step, images):
+    draws, of_layers = draws_lib.draw_all(
+      program.network, specs, augmentation, key, step, program.batch_size
+    )
+    x = jax.shard_map(
+      lambda images, draws: augmentation.apply(images, draws).astype(
+        program.compute_precision
+      ),
+      in_specs=(specs.images, specs.images),
+      out_specs=specs.images,
+    )(images, draws)
+    return x, of_layers
+
+  side = augmentation.stored_size
+  images = jax.device_put(
+    jnp.zeros((program.batch_size, side, side, 3), jnp.uint8),
+    program.batch_shardings[0],
+  )
+  arguments = jax.random.key(1), jnp.zeros((), jnp.int32), images
+  compiled = maker.compile(program.trace_part(augment, *arguments))
+  return lambda: compiled(*arguments)
+
+
+def _loss(
+  program: program_lib.Program, maker: maker_lib.Maker
+) -> Callable[[], object]:
+  """The totals of a step, and the gradient of the loss by the logits."""
+  labels = program.batch_shardings[1].shard_shape((program.batch_size,))
+  classes = program.network.layers[-1].features
+
+  def loss(logits, labels):
+    def add_up(logits):
+      totals = metrics.totals(
+        logits.astype(jnp.float32), labels, smoothing=program.label_smoothing
+      )
+      return totals[0] / program.batch_size, totals
+
+    return jax.grad(add_up, has_aux=True)(logits)
+
+  return maker.call(
+    loss,
+    pieces_lib.Block((*labels, classes), program.compute_precision),
+    pieces_lib.Block(labels, jnp.int32),
+  )
+
+
+class _Update:
+  """The update of a step; it takes up the state, as the step does."""
+
+  def __init__(self, maker: maker_lib.Maker):
+    program = maker.program
+    self._state = program.init(jax.random.key(0))
+    self._gradients = program.init(jax.random.key(1)).parameters
+    self._loss = jnp.ones(())
+
+    def update(state, gradients, loss):
+      return step_lib.update(
+        program.optimizer,
+        program.exchange,
+        state,
+        gradients,
+        state.statistics,
+        loss,
+      )
+
+    self._compiled = maker.compile(
+      program.trace_part(
+        update, self._state, self._gradients, self._loss, donated=(0,)
+      )
+    )
+
+  def __call__(self) -> step_lib.TrainState:
+    self._state = self._compiled(self._state, self._gradients, self._loss)
+    return self._state

@@ -1,1 +1,0 @@
-"""What `doctor` looks at: each process finds, all together conclude."""

@@ -1,0 +1,1 @@
+"""What all commands share: flags, a console, errors in one line."""

@@ -1,0 +1,1 @@
+"""Compares layouts and meshes: bytes sent, memory, computation."""

@@ -1,0 +1,267 @@
+"""Compares layouts, meshes and batches before any run.
+
+    python -m alexnet_jax.compare --config=configs/one_device.py:imagenet \
+      --layouts=data_parallel,two_column,one_weird_trick \
+      --devices=2,8 --batch_sizes=128,1024
+
+In one table: what one device sends, planned and in the compiled step, what it
+computes and holds, and which part of the work is repeated; then the batches at
+which one layout overtakes another. Every layout stands on every mesh of its
+axes that it allows. Ends with 1 where a step does not communicate as planned.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+
+import jax
+import ml_collections
+import rich.table
+from absl import app, flags
+
+from alexnet_jax.cli import command, picture_files
+from alexnet_jax.compare import chart, comparison
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.program import compiled_step
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
+
+_CONFIG = command.define_config()
+_SIMULATE_DEVICES = command.define_simulate_devices()
+_TOPOLOGY = command.define_topology()
+_LAYOUTS = flags.DEFINE_list(
+  "layouts", [], "Names of layouts. Default: the catalogue and the config's."
+)
+_DEVICES = flags.DEFINE_list("devices", ["2", "4", "8"], "Device counts.")
+_BATCH_SIZES = flags.DEFINE_list(
+  "batch_sizes", [], "Images in a step. Default: the config's."
+)
+_COMPILE = flags.DEFINE_bool(
+  "compile", True, "Compile every step, for its memory and its audit."
+)
+_CHART = flags.DEFINE_string(
+  "chart", None, "Draw what is sent over the batch to this file, .svg or .png."
+)
+_FORMAT = flags.DEFINE_enum(
+  "format", "table", ["table", "json"], "A table for people, or data."
+)
+
+# The rows of each number of devices and batch; the lines of each number.
+Groups = Sequence[Sequence[comparison.Row]]
+Traffic = Mapping[int, Sequence[comparison.Traffic]]
+
+
+def main(argv: list[str]) -> None:
+  command.check_no_arguments(argv)
+  with command.in_one_line(ValueError, TypeError, OSError, ImportError):
+    config = _CONFIG.value
+    network, own = settings.check(config)
+    settings.check_single(config, command="compare")
+    layouts = settings.choose_layouts(own, _LAYOUTS.value)
+    counts = command.to_numbers("devices", _DEVICES.value)
+    sizes = command.to_numbers(
+      "batch_sizes", _BATCH_SIZES.value or [config.batch_size]
+    )
+    if _CHART.value:
+      picture_files.check_path(_CHART.value, flag="chart")
+    cases = {
+      (count, size): _find_layouts(config, network, layouts, count, size)
+      for count, size in itertools.product(counts, sizes)
+    }
+    devices = None
+    if _COMPILE.value:
+      devices = command.choose_devices(
+        max(counts),
+        simulated=_SIMULATE_DEVICES.value,
+        topology_name=_TOPOLOGY.value,
+      )
+    groups = [
+      _make_group(config, network, found, size, devices)
+      for (_, size), found in cases.items()
+    ]
+    traffic = {
+      count: comparison.find_traffic(
+        network,
+        cases[count, sizes[0]],
+        precision=config.exchange_precision,
+        norms=config.optimizer.trust_coefficient is not None,
+      )
+      for count in counts
+    }
+    if _CHART.value:
+      chart.draw(
+        traffic,
+        batch_sizes=sizes,
+        network=network.name,
+        precision=config.exchange_precision,
+        path=_CHART.value,
+      )
+  if _FORMAT.value == "json":
+    print(json.dumps(_to_json(network, groups, traffic), indent=2))
+  else:
+    _print_tables(network, groups, traffic)
+  agrees = all(row.agrees is not False for rows in groups for row in rows)
+  sys.exit(0 if agrees else 1)
+
+
+def _find_layouts(
+  config: ml_collections.ConfigDict,
+  network: wiring.Network,
+  layouts: Sequence[layout_lib.Layout],
+  count: int,
+  size: int,
+) -> list[layout_lib.Layout]:
+  """The layouts on meshes of one number of devices that a batch fits.
+
+  Raises:
+    ValueError: there is none.
+  """
+  found = list(
+    comparison.find_layouts(
+      network,
+      layouts,
+      count,
+      batch_size=size,
+      precision=config.exchange_precision,
+      norms=config.optimizer.trust_coefficient is not None,
+    )
+  )
+  if not found:
+    raise ValueError(
+      f"none of the layouts {', '.join(layout.name for layout in layouts)} "
+      f"splits {network.name} over {count} devices with a batch of {size}. "
+      "Set --layouts, --devices or --batch_sizes."
+    )
+  return found
+
+
+def _make_group(
+  config: ml_collections.ConfigDict,
+  network: wiring.Network,
+  layouts: Sequence[layout_lib.Layout],
+  batch_size: int,
+  devices: Sequence[jax.Device] | None,
+) -> list[comparison.Row]:
+  """The rows of one number of devices and one batch, least bytes first."""
+  rows = []
+  config = copy.deepcopy(config)
+  config.batch_size = batch_size
+  for layout in layouts:
+    row = comparison.make_row(
+      network,
+      layout,
+      batch_size=batch_size,
+      precision=config.exchange_precision,
+      norms=config.optimizer.trust_coefficient is not None,
+    )
+    if _COMPILE.value:
+      compiled, audit = compiled_step.compile_step(
+        run_lib.make_program(config, network, layout, devices=devices)
+      )
+      row = dataclasses.replace(
+        row,
+        compiled_bytes=sum(found.sent_bytes for found in audit.compiled),
+        memory_bytes=compiled_step.find_memory(compiled).get("peak"),
+        agrees=audit.agrees,
+      )
+    rows.append(row)
+  return sorted(rows, key=lambda row: row.planned_bytes)
+
+
+def _print_tables(
+  network: wiring.Network, groups: Groups, traffic: Traffic
+) -> None:
+  console = command.make_console()
+  table = rich.table.Table(
+    title=f"network {network.name}: one device in one step, in MB of 10^6 "
+    "bytes",
+    title_justify="left",
+    box=None,
+    padding=(0, 1, 0, 0),
+  )
+  for header in ("layout", "mesh"):
+    table.add_column(header, no_wrap=True)
+  for header in (
+    *("batch", "activations", "parameters", "sent", "compiled", "x least"),
+    *("memory", "GFLOP", "repeated"),
+  ):
+    table.add_column(header, justify="right", no_wrap=True)
+  for rows in groups:
+    sent = [row.planned_bytes for row in rows if row.planned_bytes]
+    for row in rows:
+      compiled = _to_mb(row.compiled_bytes)
+      table.add_row(
+        row.layout.name,
+        layout_lib.listed(row.layout.mesh),
+        f"{row.batch_size:,}",
+        *map(_to_mb, (row.activation_bytes, row.parameter_bytes)),
+        _to_mb(row.planned_bytes),
+        f"{compiled}, UNPLANNED" if row.agrees is False else compiled,
+        f"{row.planned_bytes / min(sent):.2f}" if sent else "-",
+        _to_mb(row.memory_bytes),
+        f"{row.flops / 1e9:,.1f}",
+        f"{row.repeated:.1%}",
+      )
+    table.add_section()
+  command.print_whole(console, table)
+  for count, lines in traffic.items():
+    console.print(f"\n{count} devices: the batch at which two send the same")
+    for overtaking in comparison.find_overtakings(lines):
+      console.print(
+        f"  {overtaking.batch_size:>9,.0f}: below it less by "
+        f"{comparison.describe(overtaking.below)}, above it by "
+        f"{comparison.describe(overtaking.above)}",
+        soft_wrap=True,
+        highlight=False,
+      )
+  if _CHART.value:
+    console.print(f"\nthe chart is in {_CHART.value}", highlight=False)
+
+
+def _to_json(network: wiring.Network, groups: Groups, traffic: Traffic) -> dict:
+  """What the tables show, as data."""
+  return {
+    "network": network.name,
+    "rows": [
+      {
+        "layout": row.layout.name,
+        "mesh": dict(row.layout.mesh),
+        "devices": row.layout.devices,
+        "batch": row.batch_size,
+        "activation_bytes": row.activation_bytes,
+        "parameter_bytes": row.parameter_bytes,
+        "planned_bytes": row.planned_bytes,
+        "compiled_bytes": row.compiled_bytes,
+        "memory_bytes": row.memory_bytes,
+        "flops": row.flops,
+        "repeated": row.repeated,
+        "agrees": row.agrees,
+      }
+      for rows in groups
+      for row in rows
+    ],
+    "overtakings": [
+      {
+        "devices": count,
+        "below": comparison.describe(overtaking.below),
+        "above": comparison.describe(overtaking.above),
+        "batch": overtaking.batch_size,
+      }
+      for count, lines in traffic.items()
+      for overtaking in comparison.find_overtakings(lines)
+    ],
+  }
+
+
+def _to_mb(number: int | None) -> str:
+  return "-" if number is None else f"{number / 1e6:,.2f}"
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=command.parse_flags)

@@ -1,0 +1,1 @@
+"""Counts parameters and multiplications, layer by layer."""

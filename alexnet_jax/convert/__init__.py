@@ -1,0 +1,1 @@
+"""Converts a run into an equivalent network of one column, or back."""

@@ -1,0 +1,45 @@
+"""Takes a run over into an equivalent network with other columns.
+
+    python -m alexnet_jax.convert --workdir=runs/demo --new_workdir=runs/new \\
+      --config=configs/two_device.py --config.network.wiring=block_diagonal
+
+Layers that read their own column become layers that read all of them, with
+zeros where the columns do not meet, or the reverse where these are zeros: see
+`convert/block_diagonal.py`. The new run goes on from the same step, with the
+same optimizer; the old one stays as it is.
+"""
+
+from absl import app, flags
+
+from alexnet_jax.cli import command
+from alexnet_jax.convert import conversion
+from alexnet_jax.partition import mesh as mesh_lib
+
+_CONFIG = command.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
+_NEW_WORKDIR = flags.DEFINE_string(
+  "new_workdir",
+  None,
+  "Where the new one goes; there is none yet.",
+  required=True,
+)
+_STEP = flags.DEFINE_integer(
+  "checkpoint_step", None, "Of the checkpoint. Default: the newest."
+)
+
+
+def main(argv: list[str]) -> None:
+  command.check_no_arguments(argv)
+  with command.in_one_line(ValueError, TypeError, OSError, FloatingPointError):
+    mesh_lib.simulate_devices(1, only_cpu=True)
+    for line in conversion.convert(
+      _CONFIG.value,
+      workdir=_WORKDIR.value,
+      new_workdir=_NEW_WORKDIR.value,
+      step=_STEP.value,
+    ):
+      print(line)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=command.parse_flags)

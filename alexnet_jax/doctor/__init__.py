@@ -1,0 +1,1 @@
+"""Checks whether a run would start here, and what links the devices."""

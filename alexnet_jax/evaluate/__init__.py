@@ -1,0 +1,1 @@
+"""Evaluates trained runs: errors, intervals, predictions."""

@@ -1,0 +1,1 @@
+"""Shows what a layout does: tables, plan, and a picture."""

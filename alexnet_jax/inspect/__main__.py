@@ -1,0 +1,186 @@
+"""Shows what a layout does, before any run.
+
+    python -m alexnet_jax.inspect --config=configs/two_device.py:imagenet
+
+What every device holds, computes and sends; what of that is in the traced and
+in the compiled step; the compiler's memory analysis. Needs no data. Compiles
+for the devices here, for simulated ones, or for a TPU slice that is not there
+(--topology=v5e:2x4). Ends with 1 where the step does not communicate as
+planned.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags
+
+from alexnet_jax.cli import command, picture_files
+from alexnet_jax.inspect import draw
+from alexnet_jax.partition import audit as audit_lib
+from alexnet_jax.partition import links as links_lib
+from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.program import (
+  compilation_cache,
+  compiled_step,
+  compiler_options,
+  summary,
+)
+from alexnet_jax.program import program as program_lib
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
+
+_CONFIG = command.define_config()
+_SIMULATE_DEVICES = command.define_simulate_devices()
+_FORMAT = flags.DEFINE_enum(
+  "format", "table", ["table", "json"], "A table for people, or data."
+)
+_PICTURE = flags.DEFINE_string(
+  "picture", None, "Draw the layout to this file, .svg or .png."
+)
+_TOPOLOGY = command.define_topology()
+_XLA_OPTIONS = command.define_xla_options()
+_COMPILATION_CACHE = command.define_compilation_cache()
+
+
+def main(argv: list[str]) -> None:
+  command.check_no_arguments(argv)
+  with command.in_one_line(ValueError, TypeError, OSError, ImportError):
+    if _PICTURE.value:
+      picture_files.check_path(_PICTURE.value, flag="picture")
+    program = _make_program()
+    cache = compilation_cache.open_cache(
+      _COMPILATION_CACHE.value, attached=not _TOPOLOGY.value
+    )
+    options = compiler_options.choose(
+      program.mesh.devices.flat, mode=_XLA_OPTIONS.value
+    )
+    if _PICTURE.value:
+      draw.draw(
+        program.network,
+        program.layout,
+        program.plan,
+        batch_size=program.batch_size,
+        path=_PICTURE.value,
+      )
+  with cache.watch("the step") as compilation:
+    compiled, audit = compiled_step.compile_step(program, options=options.used)
+  if _FORMAT.value == "json":
+    print(json.dumps(to_json(program, compiled, audit, options), indent=2))
+  else:
+    said = (*options.lines(), *compilation.lines())
+    _print_tables(program, compiled, audit, said)
+  sys.exit(0 if audit.agrees else 1)
+
+
+def _make_program() -> program_lib.Program:
+  config = _CONFIG.value
+  network, layout = settings.check(config)
+  devices = command.choose_devices(
+    config.ensemble * layout.devices,
+    simulated=_SIMULATE_DEVICES.value,
+    topology_name=_TOPOLOGY.value,
+  )
+  return run_lib.make_program(config, network, layout, devices=devices)
+
+
+def to_json(
+  program: program_lib.Program,
+  compiled: jax.stages.Compiled,
+  audit: audit_lib.Audit,
+  options: compiler_options.Options,
+) -> dict:
+  """What the tables show, as data; bytes are of one device in one step."""
+  layout = program.layout
+  sent = plan_lib.sent_along(program.plan)
+  return {
+    "layout": layout.name,
+    "network": program.network.name,
+    "members": program.ensemble.members,
+    "mesh": dict(program.mesh.shape),
+    "devices": program.mesh.size,
+    "device_kind": program.mesh.devices.flat[0].device_kind,
+    "batch": program.batch_size,
+    "xla_options": dict(options.used),
+    "axes": [
+      {
+        "axis": axis,
+        "devices": program.mesh.shape[axis],
+        "sent_bytes": sent.get(axis, 0),
+        "links": links,
+      }
+      for axis, links in links_lib.find_links(program.mesh).items()
+    ],
+    "nested_axes": program.nested_axes,
+    "layers": [
+      {
+        "layer": name,
+        "reads": program.network.layer(name).reads,
+        "batch_axes": layout.placement(name).batch,
+        "features_axes": layout.placement(name).features,
+        "arrive": share.arrive,
+        "stored_axes": layout.placement(name).stored,
+        "parameter_bytes": share.parameter_bytes,
+        "optimizer_bytes": program.optimizer_bytes[name],
+        "activation_bytes": share.activation_bytes,
+        "flops": share.flops,
+        "times_computed": share.times,
+      }
+      for name, share in program.shares.items()
+    ],
+    "exchanges": [
+      {
+        "layer": line.planned.layer,
+        "direction": line.planned.direction,
+        "tensor": line.planned.tensor,
+        "kind": line.planned.kind,
+        "axes": line.planned.axes,
+        "elements_per_image": line.planned.elements_per_image,
+        "planned_bytes": line.planned.sent_bytes,
+        "traced_bytes": line.traced_bytes,
+        "compiled_bytes": line.compiled_bytes,
+      }
+      for line in audit.lines
+    ],
+    "memory": compiled_step.find_memory(compiled),
+    "audit": {
+      "agrees": audit.agrees,
+      "unplanned": audit.unplanned,
+      "missing": audit.missing,
+      "notes": audit.notes,
+    },
+  }
+
+
+def _print_tables(
+  program: program_lib.Program,
+  compiled: jax.stages.Compiled,
+  audit: audit_lib.Audit,
+  said: Sequence[str],
+) -> None:
+  console = command.make_console()
+  command.print_whole(console, summary.layout(program))
+  command.print_whole(
+    console,
+    summary.plan(
+      program.plan, batch_size=program.batch_size, lines=audit.lines
+    ),
+  )
+  console.print()
+  for line in (
+    *summary.axes(program),
+    *summary.repeated(program.network, program.layout),
+    *summary.members(program, _CONFIG.value.seed),
+    *said,
+    *summary.memory(compiled, program.forms),
+    *summary.verdict(audit),
+    *([f"the picture is in {_PICTURE.value}"] if _PICTURE.value else []),
+  ):
+    console.print(line, soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=command.parse_flags)

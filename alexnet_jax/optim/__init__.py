@@ -1,0 +1,1 @@
+"""The update: SGD and LARS, learning-rate schedules, averaged parameters."""

@@ -1,1 +1,0 @@
-"""What a layout looks like: the network over its devices, and charts."""

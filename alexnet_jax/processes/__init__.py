@@ -1,1 +1,0 @@
-"""The processes of a run: which there are, how they start, that all live."""

@@ -1,0 +1,1 @@
+"""Compiles a network on a layout into an audited training step."""

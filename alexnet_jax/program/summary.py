@@ -1,0 +1,261 @@
+"""What a person reads before the first step: devices, layout, plan, audit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+import rich.table
+
+from alexnet_jax.network import implementations, wiring
+from alexnet_jax.partition import audit as audit_lib
+from alexnet_jax.partition import ensemble as ensemble_lib
+from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.partition import links as links_lib
+from alexnet_jax.partition import mesh as mesh_lib
+from alexnet_jax.partition import per_device
+from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.program import compiled_step
+from alexnet_jax.program import program as program_lib
+
+
+def devices(
+  mesh: jax.sharding.Mesh, memory: Mapping[int, str] | None = None
+) -> rich.table.Table:
+  """A row per device: its place in the mesh, its kind, its process.
+
+  Args:
+    mesh: the mesh.
+    memory: device -> what to say of its memory; None or {}: nothing.
+  """
+  more = ["> memory"] if memory else []
+  table = make_table(
+    "devices", "device", *mesh.axis_names, "kind", "process", *more
+  )
+  for place, device in np.ndenumerate(mesh.devices):
+    kind, process = device.device_kind, device.process_index
+    more = [memory.get(device.id, "-")] if memory else []
+    table.add_row(str(device.id), *map(str, place), kind, str(process), *more)
+  return table
+
+
+def layout(program: program_lib.Program) -> rich.table.Table:
+  """A row per layer: who computes what, and one device's share of it."""
+  network, layout = program.network, program.layout
+  mesh = layout_lib.listed(program.mesh.shape)
+  stored = any(layout.placement(name).stored for name in program.shares)
+  table = make_table(
+    f"layout {layout.name}, mesh {mesh}, network {network.name}: one device's "
+    "share in bytes",
+    *("layer", "reads", "batch", "features", "arrive"),
+    *(["stored"] if stored else []),
+    *("kernel", "> parameters", "> optimizer", "> activations", "> MFLOP"),
+  )
+  sums = [0.0] * 4
+  for name, share in program.shares.items():
+    placement = layout.placement(name)
+    numbers = (
+      share.parameter_bytes,
+      program.optimizer_bytes[name],
+      share.activation_bytes,
+      share.flops / 1e6,
+    )
+    sums = [total + number for total, number in zip(sums, numbers, strict=True)]
+    table.add_row(
+      *(name, network.layer(name).reads),
+      *(_listed(placement.batch), _listed(placement.features)),
+      share.arrive if placement.features else "-",
+      *([_listed(placement.stored)] if stored else []),
+      _shape(share.kernel),
+      *(f"{number:,.0f}" for number in numbers),
+    )
+  table.add_section()
+  blanks = [""] * (6 if stored else 5)
+  table.add_row("sum", *blanks, *(f"{number:,.0f}" for number in sums))
+  whole = sum(sizes.parameters for sizes in network.sizes().values())
+  table.caption = (
+    f"one device holds {sums[0]:,.0f} of "
+    f"{per_device.FLOAT32 * whole:,} bytes of parameters"
+  )
+  table.caption_justify = "left"
+  return table
+
+
+def plan(
+  exchanges: Sequence[plan_lib.Exchange],
+  *,
+  batch_size: int,
+  lines: Sequence[audit_lib.Line] | None = None,
+) -> rich.table.Table:
+  """A row per exchange; what one layer's parameters send in one row.
+
+  Args:
+    exchanges: the plan.
+    batch_size: images in a step.
+    lines: of the audit, for what became of each; None before there is one.
+  """
+  headers = ["bytes"] if lines is None else ["planned", "traced", "compiled"]
+  table = make_table(
+    f"plan, a step of {batch_size} images: bytes that one device sends",
+    *("layer", "direction", "tensor", "kind", "axes", "> elements per image"),
+    *(f"> {header}" for header in headers),
+  )
+  rows = {}
+  for index, exchange in enumerate(exchanges):
+    tensor = exchange.tensor
+    if tensor in plan_lib.PARAMETERS:
+      tensor = "weights" if exchange.direction == "forward" else "gradients"
+    per_image = f"{exchange.elements_per_image:,}" if exchange.images else "-"
+    axes = _listed(exchange.axes)
+    key = (exchange.layer, exchange.direction, tensor, axes, per_image)
+    sent = [exchange.sent_bytes]
+    if lines is not None:
+      sent += [lines[index].traced_bytes, lines[index].compiled_bytes]
+    kinds, sums = rows.get(key, ([], [0] * len(sent)))
+    if exchange.kind not in kinds:
+      kinds.append(exchange.kind)
+    rows[key] = kinds, [a + b for a, b in zip(sums, sent, strict=True)]
+  for (layer, direction, tensor, axes, per_image), (
+    kinds,
+    sent,
+  ) in rows.items():
+    kind = ", ".join(kinds).replace("_", "-")
+    table.add_row(
+      *(layer, direction, tensor, kind, axes, per_image),
+      *(f"{number:,}" for number in sent),
+    )
+  table.add_section()
+  totals = [
+    sum(sent[i] for _, sent in rows.values()) for i in range(len(headers))
+  ]
+  table.add_row("sum", *[""] * 5, *(f"{number:,}" for number in totals))
+  return table
+
+
+def axes(
+  program: program_lib.Program, hosts: Mapping[int, str] | None = None
+) -> list[str]:
+  """A line for each axis of the mesh, its bytes and links, and their nesting.
+
+  Args:
+    program: the program.
+    hosts: process index -> name of its host; None: not known.
+  """
+  sent = plan_lib.sent_along(program.plan)
+  links = links_lib.find_links(program.mesh, hosts)
+  lines = []
+  for axis, size in program.mesh.shape.items():
+    line = f"axis {axis}: {size} device{'s' if size > 1 else ''}"
+    if size > 1:
+      line += f", {sent.get(axis, 0):,} bytes sent along it in a step"
+      line += f", {links[axis]}"
+    lines.append(line)
+  nested, by_bytes = (
+    [axis for axis in order if program.mesh.shape[axis] > 1]
+    for order in (
+      program.nested_axes,
+      mesh_lib.nest_axes(program.ensemble.widen(program.layout), sent),
+    )
+  )
+  if len(nested) > 1 and nested == by_bytes:
+    lines.append(f"nested by these bytes, slowest first: {', '.join(nested)}")
+  elif len(nested) > 1:
+    lines.append(
+      "nested as config.layout.axes has it, slowest first: "
+      f"{', '.join(nested)}; by these bytes: {', '.join(by_bytes)}"
+    )
+  is_tpu = program.mesh.devices.flat[0].platform == "tpu"
+  if is_tpu and {*links.values()} & {*links_lib.OF_PROCESSES}:
+    lines.append(
+      "inside a slice, a TPU's chips are joined directly, whichever process "
+      "or host they belong to"
+    )
+  return lines
+
+
+def repeated(network: wiring.Network, layout: layout_lib.Layout) -> list[str]:
+  """A line for each axis along which layers are computed several times."""
+  lines = []
+  for axis, size in layout.mesh.items():
+    layers = [
+      layer.name
+      for layer in network.layers
+      if axis not in layout.placement(layer.name).batch
+      and axis not in layout.placement(layer.name).features
+    ]
+    if layers and size > 1:
+      lines.append(
+        f"computed {size} times over, once on each device of axis {axis!r}: "
+        f"{', '.join(layers)}"
+      )
+  return lines
+
+
+def members(program: program_lib.Program, seed: int) -> list[str]:
+  """A line on the members of an ensemble; none for a single run.
+
+  Args:
+    program: the program.
+    seed: of the first member.
+  """
+  count, devices = program.ensemble.members, program.layout.devices
+  if count == 1:
+    return []
+  return [
+    f"{count} members of an ensemble at once, with seeds {seed} to "
+    f"{seed + count - 1}: each on {devices} "
+    f"device{'s' if devices > 1 else ''} of its own along axis "
+    f"{ensemble_lib.AXIS!r}, on which nothing is sent; all read one batch"
+  ]
+
+
+def memory(
+  compiled: jax.stages.Compiled, forms: implementations.Forms
+) -> list[str]:
+  """What the compiler says of the memory and the work of one device."""
+  found = compiled_step.find_memory(compiled)
+  if not found:
+    return ["the compiler says nothing about memory on this platform"]
+  flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
+  is_fewer = forms.conv3x3 == "winograd"
+  fewer = ", about half as many in convolutions of 3 x 3" if is_fewer else ""
+  return [
+    f"the compiler: {found['peak']:,} bytes of memory at the peak of a step, "
+    f"of these {found['arguments']:,} state and batch, "
+    f"{found['temporaries']:,} temporary; {flops / 1e6:,.0f} MFLOP, without "
+    f"multiplications by padding{fewer}"
+  ]
+
+
+def verdict(audit: audit_lib.Audit) -> list[str]:
+  """The outcome of an audit, in words."""
+  if not audit.agrees:
+    return [
+      "audit: the step does NOT communicate as planned",
+      *(f"  not planned: {line}" for line in audit.unplanned),
+      *(f"  planned, but absent: {line}" for line in audit.missing),
+    ]
+  sent = sum(exchange.sent_bytes for exchange in audit.compiled)
+  return [
+    f"audit: the traced step has the {len(audit.plan)} exchanges of the plan "
+    f"and no others; the compiled one sends {sent:,} bytes from each device",
+    *(f"  {line}" for line in audit.notes),
+  ]
+
+
+def make_table(title: str, *headers: str) -> rich.table.Table:
+  """An empty table; a header that begins with > is of numbers."""
+  table = rich.table.Table(title=f"\n{title}", title_justify="left", box=None)
+  for header in headers:
+    justify = "right" if header.startswith("> ") else "left"
+    table.add_column(header.removeprefix("> "), justify=justify)
+  return table
+
+
+def _listed(axes: tuple[str, ...]) -> str:
+  return " x ".join(axes) or "-"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+  return "x".join(map(str, shape))

@@ -1,0 +1,1 @@
+"""Checks a config and builds the objects of a run from it."""

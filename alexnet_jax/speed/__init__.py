@@ -1,1 +1,0 @@
-"""How fast the parts of a run are, on the machine at hand."""

@@ -1,0 +1,1 @@
+"""Trains a run: from a checked config to the last checkpoint."""
