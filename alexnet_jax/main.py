@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before the imports that take seconds
 from absl import app, flags
 
 from alexnet_jax.cli import command
-from alexnet_jax.cli import console as console_lib
 from alexnet_jax.data import source
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import audit
@@ -85,7 +84,7 @@ def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
         cache_dir=_COMPILATION_CACHE.value,
         accept_changes=_ACCEPT_CHANGES.value,
       )
-    console = command.make_console(group, console_lib.Lasting)
+    console = command.make_console(group, command.Lasting)
     try:
       with (
         command.mute_gloo(run.group, run.program.mesh),

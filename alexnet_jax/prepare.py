@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 
 from alexnet_jax.cli import command
-from alexnet_jax.data import completion, host_batches, preparation, sets, shards
+from alexnet_jax.data import host_batches, preparation, sets, shards
 
 _DATASET = flags.DEFINE_string(
   "dataset", "imagenet256", "imagenet256, imagenet256/jpeg or imagenet256/raw."
@@ -69,7 +69,7 @@ def _prepare(console: rich.console.Console) -> None:
   builder = sets.find_to_prepare(_DATASET.value, data_dir=_DATA_DIR.value)
   if builder.info.splits:
     if not _CHECK_ONLY.value:
-      completion.clear_leftovers(builder)
+      preparation.clear_leftovers(builder)
     console.print(
       f"{builder.info.full_name} is complete already, in {builder.data_dir}; "
       "delete that folder to prepare it anew",
@@ -88,7 +88,7 @@ def _prepare(console: rich.console.Console) -> None:
   _introduce(plan, jobs, console)
   if not _CHECK_ONLY.value:
     with _Progress(plan, console) as progress:
-      notes = completion.carry_out(plan, jobs=jobs, report=progress.advance)
+      notes = preparation.carry_out(plan, jobs=jobs, report=progress.advance)
     _conclude(builder, notes, console)
 
 
@@ -132,7 +132,7 @@ def _conclude(
   console: rich.console.Console,
 ) -> None:
   """Says what was written, and what was done with odd files."""
-  for kind, (count, names) in completion.count_odd(notes).items():
+  for kind, (count, names) in preparation.count_odd(notes).items():
     shown = ", ".join(names[:3]) + (", ..." if count > 3 else "")
     files = "file" if count == 1 else "files"
     console.print(

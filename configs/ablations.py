@@ -11,7 +11,7 @@ the paper, [S] in the notebook of the released code, as the run that it names.
 
 tanh, sigmoid         in the place of ReLU. [P] tanh takes six times the epochs
                       to 25 % training error, with another network, on CIFAR-10
-                      (benchmarks/activations.py)
+                      (benchmarks/results/activations.py)
 lrn_off               no response normalisation. +1.4 / +1.2 [P, S 148]
 lrn2_off              none in block 2: no difference [S 167]
 lrn_across            over the maps of both columns: not reported

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax.data import order, sets
+from alexnet_jax.data import host_batches, sets
 from tests import processes, small_sets
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -156,7 +156,7 @@ def test_record_that_is_lost_stops_the_run_in_one_line_or_is_replaced(
   (split,) = sets.open_splits(builder, ("train",), stored_size=8)
   stored = [split.source[index] for index in range(len(split))]
   # In the ninth of ten batches of the only epoch, seed 0.
-  (lost,) = order.Order(160, 0).find(np.array([16 * 8 + 3]))
+  (lost,) = host_batches.Order(160, 0).find(np.array([16 * 8 + 3]))
   example = tf_example_pb2.Example.FromString(stored[lost])
   image = example.features.feature["image"].bytes_list
   image.value[0] = image.value[0][:-30]

@@ -26,7 +26,6 @@ from alexnet_jax.data import (
   sets,
   shards,
   statistics,
-  workers,
 )
 from tests import processes, small_ilsvrc, test_main
 
@@ -230,7 +229,7 @@ def test_interrupt_while_processes_start_is_not_lost():
       return super().__iter__()
 
   with pytest.raises(KeyboardInterrupt):
-    workers.write(Interrupted(), jobs=2, report=print)
+    shards.write_all(Interrupted(), jobs=2, report=print)
   assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 

@@ -42,20 +42,7 @@ if __name__ == "__main__":  # as main does, before the imports that take seconds
 
 from absl import app, flags
 
-from alexnet_jax.bench import augmentation as augmentation_lib
-from alexnet_jax.bench import (
-  exchanges,
-  implementations,
-  layers,
-  shown,
-  shown_exchanges,
-  shown_forms,
-  shown_layers,
-  shown_parts,
-  shown_run,
-  shown_step,
-  startup,
-)
+from alexnet_jax.bench import exchanges, implementations, layers, startup, turns
 from alexnet_jax.bench import input as input_speed
 from alexnet_jax.bench import run as run_speed
 from alexnet_jax.bench import step as step_lib
@@ -124,34 +111,34 @@ def main(argv: list[str]) -> None:
     console.print(line, soft_wrap=True, highlight=False)
 
 
-def _measure() -> shown.Shown:
+def _measure() -> turns.Shown:
   settings.check(_CONFIG.value)
   settings.check_single(_CONFIG.value, command="bench")
   rounds = _ROUNDS.value or (3 if _WHAT.value == "startup" else 5)
   match _WHAT.value:
     case "step":
       found = step_lib.measure(*_make_program(), rounds=rounds)
-      return shown_step.show(found)
+      return step_lib.show(found)
     case "layers":
       found = layers.measure(*_make_program(), rounds=rounds)
-      return shown_layers.show(found)
+      return layers.show(found)
     case "forms":
       found = implementations.measure(*_make_program(), rounds=rounds)
-      return shown_forms.show(found)
+      return implementations.show(found)
     case "exchange":
       found = exchanges.measure(*_make_program(), rounds=rounds)
-      return shown_exchanges.show(found)
+      return exchanges.show(found)
     case "run":
-      return shown_run.show_run(_measure_run())
+      return run_speed.show_run(_measure_run())
     case "startup":
       _open_builder()  # which makes `digits`, where it is not there
       found = startup.measure(sys.argv[1:], rounds=rounds)
-      return shown_run.show_startup(found)
+      return run_speed.show_startup(found)
     case "input":
-      return shown_parts.show_input(_measure_input(rounds))
+      return input_speed.show_input(_measure_input(rounds))
     case "augmentation":
-      found = augmentation_lib.measure(*_make_program(), rounds=rounds)
-      return shown_parts.show_augmentation(found)
+      found = input_speed.measure_augmentation(*_make_program(), rounds=rounds)
+      return input_speed.show_augmentation(found)
 
 
 def _make_program() -> tuple[

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import rich.table
 
-from alexnet_jax.bench import maker as maker_lib
 from alexnet_jax.bench import pieces as pieces_lib
 from alexnet_jax.bench import turns
 from alexnet_jax.network import exchange as exchange_lib
-from alexnet_jax.network import implementations, normalisation, ops, winograd
+from alexnet_jax.network import implementations, ops, winograd
 from alexnet_jax.program import program as program_lib
 
 # A form that takes this much less time than the rule's is worth a line.
@@ -84,7 +84,7 @@ def measure(
     options: for the compiler, as the step has them.
     rounds: how often each is measured.
   """
-  maker = maker_lib.Maker(program, options)
+  maker = pieces_lib.Maker(program, options)
   calls = {
     name: maker.call(function, *blocks)
     for name, (function, blocks) in find_cases(program).items()
@@ -158,7 +158,7 @@ def _make(
       )
     case "norm":
       return _both(
-        lambda x: normalisation.by_neighbours(
+        lambda x: ops.by_neighbours(
           piece.network,
           layer,
           x,
@@ -199,3 +199,100 @@ def _both(
     return y, pull(gradient)
 
   return run, (jax.eval_shape(function, *blocks), *blocks)
+
+
+def show(found: Speed) -> turns.Shown:
+  """What is measured, as data, as tables, and what these mean."""
+  tables = [_table(found)]
+  return turns.Shown(_to_data(found), tables, _to_lines(found))
+
+
+def _to_data(found: Speed) -> dict:
+  """What the table shows, as data, and the seconds of every round."""
+  return {
+    "platform": found.platform,
+    "devices": found.devices,
+    "batch_size": found.batch_size,
+    "taken": str(found.taken),
+    "rule": str(found.rule),
+    "better": found.better(),
+    "operations": {
+      operation: {
+        "seconds": {
+          form: found.total(operation, form)
+          for form in implementations.CHOICES[operation]
+        },
+        "seconds_of_rounds": of_layers,
+      }
+      for operation, of_layers in found.seconds.items()
+    },
+  }
+
+
+def _table(found: Speed) -> rich.table.Table:
+  """A row for each operation of each layer in each form, and for the sums."""
+  table = rich.table.Table(
+    title=f"\noperations of a step of {found.batch_size} images on one device, "
+    "forward and backward, in ms",
+    title_justify="left",
+    box=None,
+  )
+  for header in ("operation", "layer", "form"):
+    table.add_column(header)
+  for header in ("median", "lowest", "highest", "of the plain one"):
+    table.add_column(header, justify="right")
+  table.add_column("")
+  rule = found.rule
+  for operation, of_layers in found.seconds.items():
+    known = implementations.CHOICES[operation]
+    for layer, of_forms in of_layers.items():
+      plain = statistics.median(of_forms[known[0]])
+      for form in known:
+        seconds = of_forms[form]
+        middle = statistics.median(seconds)
+        times = (middle, min(seconds), max(seconds))
+        table.add_row(
+          *(operation, layer, form, *map(_ms, times), f"{middle / plain:.2f}"),
+        )
+    plain = found.total(operation, known[0])
+    for form in known:
+      total = found.total(operation, form)
+      words = [
+        *(["the rule's"] if form == getattr(rule, operation) else []),
+        *(["taken"] if form == getattr(found.taken, operation) else []),
+        *(["faster"] if found.better().get(operation) == form else []),
+      ]
+      table.add_row(
+        *(operation, "all", form, _ms(total), "", "", f"{total / plain:.2f}"),
+        ", ".join(words),
+      )
+    table.add_section()
+  return table
+
+
+def _to_lines(found: Speed) -> list[str]:
+  """What the table means."""
+  better = found.better()
+  lines = [
+    f"on each of {found.devices} devices, all at once ({found.platform}); the "
+    "rule's forms are those of --forms=auto"
+    if found.devices > 1
+    else f"on one device ({found.platform}); the rule's forms are those of "
+    "--forms=auto"
+  ]
+  if better:
+    named = ",".join(f"{name}={form}" for name, form in better.items())
+    lines.append(
+      "faster than what is taken by more than "
+      f"{WORTH:.0%}: "
+      f"--forms={named}; alone, which --what=step holds to the whole step"
+    )
+  else:
+    lines.append(
+      f"no form is faster than what is taken by more than {WORTH:.0%}"
+    )
+  return lines
+
+
+def _ms(seconds: float) -> str:
+  return f"{1e3 * seconds:,.2f}"

@@ -19,15 +19,18 @@ import itertools
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from alexnet_jax.bench import step as step_lib
+from alexnet_jax.bench import turns
 from alexnet_jax.data import host_batches, pipeline
-from alexnet_jax.data import order as order_lib
 from alexnet_jax.data import records as records_lib
+from alexnet_jax.program import compiled_step, compiler_options, summary
+from alexnet_jax.program import program as program_lib
 
 ALONE = ("read", "decode", "batch", "transfer")
 STAGES = (*ALONE, "host", "all")
@@ -115,7 +118,7 @@ def measure(
   threads = threads or host_batches.find_threads()
   rows = pipeline.find_rows(shardings, batch_size)
   size, side = len(rows), records.stored_size
-  order = order_lib.Order(len(records), seed)
+  order = host_batches.Order(len(records), seed)
   indices = order.find(np.arange(_INDICES)).tolist()
   sample = [
     records.find(index)[0] for index in indices[: min(_SAMPLE, len(records))]
@@ -230,3 +233,157 @@ def _in_turn(batches: Iterator[Any], seconds: float) -> tuple[float, int]:
       jax.block_until_ready(next(batches))
       taken += 1
     return taken / (time.perf_counter() - begin), _WARM + taken
+
+
+_NO_TRANSFER = (
+  "devices of the platform cpu take over the memory of a batch as it is: "
+  "nothing is transferred",
+)
+
+
+def show_input(found: Speed) -> turns.Shown:
+  """A row for each stage."""
+  table = summary.make_table(
+    "input of this process",
+    *("stage", "> images/s", "> per core", "> MB/s", "> lowest", "> highest"),
+  )
+  for stage in STAGES:
+    rate, lowest, highest = turns.spread(found.rates[stage])
+    megabytes = rate * found.bytes_per_image(stage) / 1e6
+    numbers = (rate, rate / found.cores, megabytes, lowest, highest)
+    table.add_row(stage, *(f"{number:,.0f}" for number in numbers))
+  data = {
+    "threads": found.threads,
+    "cores": found.cores,
+    "rows": found.rows,
+    "platform": found.platform,
+    "stored_bytes_per_image": found.stored_bytes,
+    "pixel_bytes_per_image": found.pixel_bytes,
+    "images_per_second": {stage: found.median(stage) for stage in STAGES},
+    "images_per_second_of_rounds": found.rates,
+    "slowest": found.slowest(),
+    "host_of_decoder": found.of_decoder(),
+  }
+  return turns.Shown(data, [table], _input_lines(found))
+
+
+def _input_lines(found: Speed) -> list[str]:
+  times = found.pixel_bytes / found.stored_bytes
+  return [
+    f"{found.threads} threads on {found.cores} cores, {found.rows} images of "
+    f"each batch; medians of {len(found.rates['all'])} rounds",
+    f"an image is {found.stored_bytes:,.0f} bytes as it is stored and "
+    f"{found.pixel_bytes:,} as pixels, {times:.1f} times as many",
+    f"of the stages alone, the slowest is {found.slowest()}",
+    *(
+      [
+        f"the host makes batches at {found.of_decoder():.2f} of the speed of "
+        "the decoder on images in memory, in the same threads"
+      ]
+      if found.median("decode") < found.median("read")
+      else []  # there is hardly anything to decode
+    ),
+    *(_NO_TRANSFER if found.platform == "cpu" else ()),
+  ]
+
+
+def show_augmentation(found: AugmentationSpeed) -> turns.Shown:
+  """A row for each step."""
+  table = summary.make_table(
+    f"a step of {found.batch_size} images, in ms",
+    *("augmentation", "> median", "> lowest", "> highest"),
+  )
+  table.add_row("with", *turns.milliseconds(found.with_augmentation))
+  table.add_row("without", *turns.milliseconds(found.without))
+  data = {
+    "batch_size": found.batch_size,
+    "seconds_with": found.with_augmentation,
+    "seconds_without": found.without,
+    "added": found.added(),
+  }
+  line = (
+    f"the augmentation adds {found.added():.1%} to a step: median of "
+    f"{len(found.without)} pairs of steps, each with and without"
+  )
+  return turns.Shown(data, [table], [line])
+
+
+# How fast the training step is, with its augmentation and without.
+#
+# Both steps are compiled first and then take turns, so that a machine that
+# slows down slows both down.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoAugmentation:
+  """Crops that arrive as the network takes them, but for their type.
+
+  Attributes:
+    stored_size: side of the crops, in pixels.
+  """
+
+  stored_size: int
+
+  def draw(
+    self, key: jax.Array, n: int, *, spec, step: jax.Array
+  ) -> dict[str, jax.Array]:
+    """Draws nothing."""
+    return {}
+
+  def apply(self, images: jax.Array, draws) -> jax.Array:
+    """u8[n, side, side, 3] -> f32[n, side, side, 3]."""
+    return images.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentationSpeed:
+  """Seconds of single steps, round by round.
+
+  Attributes:
+    with_augmentation: from stored images.
+    without: from crops.
+    batch_size: images in a step.
+  """
+
+  with_augmentation: list[float]
+  without: list[float]
+  batch_size: int
+
+  def added(self) -> float:
+    """What the augmentation adds to a step, as a share of it: median."""
+    pairs = zip(self.with_augmentation, self.without, strict=True)
+    return statistics.median(augmented / bare - 1 for augmented, bare in pairs)
+
+
+def measure_augmentation(
+  program: program_lib.Program,
+  options: Mapping[str, compiler_options.Value],
+  *,
+  rounds: int,
+) -> AugmentationSpeed:
+  """Measures both steps.
+
+  Args:
+    program: with its augmentation.
+    options: for the compiler.
+    rounds: steps of each.
+  """
+  bare = dataclasses.replace(
+    program,
+    augmentation=NoAugmentation(stored_size=program.network.image_size),
+  )
+  steps = []
+  for each in (program, bare):
+    compiled, _ = compiled_step.compile_step(each, options=options)
+    steps.append(step_lib.Steps(each, compiled))
+    steps[-1].take()  # the first is slower
+  seconds = [[], []]
+  for number in range(rounds):
+    # Either goes first as often as the other.
+    for which in (0, 1) if number % 2 else (1, 0):
+      seconds[which].append(steps[which].take())
+  return AugmentationSpeed(
+    with_augmentation=seconds[0],
+    without=seconds[1],
+    batch_size=program.batch_size,
+  )

@@ -15,7 +15,8 @@ from flax import nnx
 
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.network import implementations, model, wiring
-from alexnet_jax.partition import route as route_lib
+from alexnet_jax.partition import resharding, timing
+from alexnet_jax.program import compiler_options
 from alexnet_jax.program import program as program_lib
 
 Block = jax.ShapeDtypeStruct
@@ -128,7 +129,7 @@ class _Alone(exchange_lib.NoExchange):
 def cut(program: program_lib.Program) -> tuple[Piece, ...]:
   """Cuts the step of a program into its layers, first to last."""
   network, forms = program.network, program.forms
-  routes = route_lib.find_routes(
+  routes = resharding.find_routes(
     network, program.layout, batch_size=program.batch_size
   )
   state = program.abstract_state
@@ -180,3 +181,30 @@ def _hold(leaves: Mapping[str, Block]) -> dict[str, Block]:
     name: Block(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
     for name, leaf in leaves.items()
   }
+
+
+class Maker:
+  """Makes what is measured callable.
+
+  Args:
+    program: of the step.
+    options: for the compiler.
+  """
+
+  def __init__(
+    self,
+    program: program_lib.Program,
+    options: Mapping[str, compiler_options.Value],
+  ):
+    self.program, self._options = program, dict(options)
+
+  def call(self, function: Callable, *blocks) -> Callable[[], object]:
+    """One device's work, on all devices at once; see `timing.on_each`."""
+    mesh = self.program.mesh
+    arrays = timing.fill(mesh, blocks)
+    traced = jax.jit(timing.on_each(mesh, function)).trace(*arrays)
+    compiled = self.compile(traced)
+    return lambda: compiled(*arrays)
+
+  def compile(self, traced: jax.stages.Traced) -> jax.stages.Compiled:
+    return traced.lower().compile(compiler_options=self._options)

@@ -12,15 +12,17 @@ import math
 import resource
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 
-from alexnet_jax.bench import peak
-from alexnet_jax.bench import steps as steps_lib
+from alexnet_jax.bench import peak, turns
 from alexnet_jax.partition import per_device
-from alexnet_jax.program import compiled_step, compiler_options
+from alexnet_jax.program import compiled_step, compiler_options, summary
 from alexnet_jax.program import program as program_lib
+from alexnet_jax.program import step as step_lib
 from alexnet_jax.training import loop
 
 # Steps before the clock counts.
@@ -121,7 +123,7 @@ def measure(
     rounds: of a stretch of steps, one step, and each peak.
   """
   compiled, _ = compiled_step.compile_step(program, options=options)
-  steps = steps_lib.Steps(program, compiled)
+  steps = Steps(program, compiled)
   for _ in range(_WARM):
     seconds = steps.take()
   stretch = find_stretch(seconds)
@@ -187,3 +189,171 @@ def _find_peak_memory(
   # Kilobytes, but on macOS.
   unit = 1 if sys.platform == "darwin" else 1024
   return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "process"
+
+
+# Training steps of a program, taken by themselves on a batch of noise.
+#
+# What images show does not matter for the time of a step. Whoever measures
+# compiles first, and takes a few steps before the clock counts.
+
+
+class Steps:
+  """A compiled step with the state and the batch that it takes.
+
+  Args:
+    program: of the step.
+    compiled: the step, from `compiled_step.compile_step`.
+  """
+
+  def __init__(
+    self, program: program_lib.Program, compiled: jax.stages.Compiled
+  ):
+    self._compiled = compiled
+    init_key, self._key = program.make_keys(0)
+    self._state = program.init(init_key)
+    rng = np.random.default_rng(0)
+    n, side = program.batch_size, program.augmentation.stored_size
+    classes = program.network.layer("fc8").features
+    self._batch = jax.device_put(
+      (
+        rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8),
+        rng.integers(0, classes, n, dtype=np.int32),
+      ),
+      program.batch_shardings,
+    )
+
+  def start(self) -> tuple[step_lib.TrainState, jax.Array]:
+    """Starts a step; the state after it, and the totals."""
+    self._state, totals = self._compiled(self._state, self._key, *self._batch)
+    return self._state, totals
+
+  def take(self) -> float:
+    """Takes one step and waits for it; its seconds."""
+    return self.take_ahead(1)
+
+  def take_ahead(self, count: int) -> float:
+    """Starts steps as the loop does, and waits for the last; seconds of all."""
+    jax.block_until_ready((self._state, self._batch))
+    totals: list[jax.Array] = []
+    begin = time.perf_counter()
+    for _ in range(count):
+      totals.append(self.start()[1])
+      ahead = loop.STEPS_AHEAD
+      jax.block_until_ready(totals[-ahead - 1 : -ahead])
+    jax.block_until_ready((self._state, totals))
+    return time.perf_counter() - begin
+
+
+def show(found: Speed) -> turns.Shown:
+  """Tables of the steps and of the peaks."""
+  return turns.Shown(
+    _to_data(found), [_steps(found), _peaks(found)], _say(found)
+  )
+
+
+def _steps(found: Speed):
+  table = summary.make_table(
+    f"a step of {found.batch_size} images on {found.devices} x {found.kind}",
+    *("steps", "> median ms", "> lowest", "> highest", "> images/s"),
+    "> GFLOP/s",
+  )
+  for name, seconds in (
+    ("each waited for", found.single),
+    (f"{found.stretch} in a row, started ahead", found.ahead),
+  ):
+    rate = found.images_per_second(seconds)
+    table.add_row(
+      name,
+      *turns.milliseconds(seconds),
+      f"{rate:,.1f}",
+      f"{found.flops / found.batch_size * rate / 1e9:,.1f}",
+    )
+  return table
+
+
+def _peaks(found: Speed):
+  table = summary.make_table(
+    "the devices at most, all together, between the steps",
+    *("peak", "> median", "> lowest", "> highest", "unit"),
+  )
+  for dtype, rates in found.products.items():
+    table.add_row(f"large product, {dtype}", *_giga(rates), "GFLOP/s")
+  table.add_row("read and write memory in place", *_giga(found.copies), "GB/s")
+  return table
+
+
+def _giga(rates) -> list[str]:
+  return [f"{rate / 1e9:,.1f}" for rate in turns.spread(rates)]
+
+
+def _say(found: Speed) -> list[str]:
+  lines = [
+    f"{found.flops / 1e9:,.2f} GFLOP a step: convolutions and products of all "
+    "devices, forward and backward, multiplications by padding among them; no "
+    "normalisation, pooling, augmentation or update",
+    *(
+      [
+        f"{found.repeated:.1%} of what the devices do is repeated work, which "
+        "is not counted"
+      ]
+      if found.repeated
+      else []
+    ),
+    f"computed in {peak.describe_precision(found.platform, found.compute)}",
+    f"the steps started ahead reach {found.share_of_peak():.1%} of the peak of "
+    "a large product",
+  ]
+  of_memory = found.share_of_memory()
+  if of_memory is not None:
+    lines.append(
+      f"the {found.touched_bytes / 1e9:,.2f} GB that its operations read and "
+      f"write by the compiler's count take {of_memory:.0%} of a step at the "
+      "pace of the copy; less where caches keep them"
+    )
+  gap = found.host_gap()
+  lines.append(
+    f"a step takes {abs(gap) * 1e3:,.1f} ms {'less' if gap >= 0 else 'more'} "
+    f"started ahead than waited for; medians of {len(found.single)} rounds"
+  )
+  if found.memory:
+    lines.append(
+      f"memory of one device by the compiler: {found.memory['peak']:,} bytes "
+      "at the peak of a step, of these "
+      f"{found.memory['arguments']:,} state and batch, "
+      f"{found.memory['temporaries']:,} temporary"
+    )
+  whose = "the fullest device" if found.peak_of == "device" else "this process"
+  lines.append(
+    f"in use at most, from the start on and with compiling: "
+    f"{found.peak_bytes:,} bytes of {whose}"
+  )
+  return lines
+
+
+def _to_data(found: Speed) -> dict:
+  return {
+    "batch_size": found.batch_size,
+    "devices": found.devices,
+    "device_kind": found.kind,
+    "platform": found.platform,
+    "precision": peak.describe_precision(found.platform, found.compute),
+    "steps_in_a_stretch": found.stretch,
+    "seconds_single": turns.of_rounds(found.single),
+    "seconds_ahead": turns.of_rounds(found.ahead),
+    "images_per_second_single": found.images_per_second(found.single),
+    "images_per_second_ahead": found.images_per_second(found.ahead),
+    "host_gap_seconds": found.host_gap(),
+    "flops": found.flops,
+    "repeated_share": found.repeated,
+    "flops_per_second": found.reached(),
+    "share_of_peak": found.share_of_peak(),
+    "touched_bytes": found.touched_bytes,
+    "share_of_memory": found.share_of_memory(),
+    "peak_flops_per_second": {
+      dtype: turns.of_rounds(rates) for dtype, rates in found.products.items()
+    },
+    "peak_bytes_per_second": turns.of_rounds(found.copies),
+    "memory": found.memory,
+    "peak_memory_bytes": found.peak_bytes,
+    "peak_memory_of": found.peak_of,
+  }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import rich.table
 
 # What is shorter is repeated, so that a clock and a start do not count.
 SHORTEST_SECONDS = 0.005
@@ -50,3 +53,38 @@ def _time(call: Callable[[], object], repeats: int, in_order: bool) -> float:
       jax.block_until_ready(result)
   jax.block_until_ready(result)
   return (time.perf_counter() - begin) / repeats
+
+
+class Shown(NamedTuple):
+  """One measurement, for programs and for people.
+
+  Attributes:
+    data: as JSON has it; all that the tables show, and every round.
+    tables: for people.
+    lines: what the tables mean.
+  """
+
+  data: dict[str, Any]
+  tables: list[rich.table.Table]
+  lines: list[str]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+  """Median, lowest and highest."""
+  return statistics.median(values), min(values), max(values)
+
+
+def milliseconds(seconds: Sequence[float]) -> list[str]:
+  """Median, lowest and highest, as three cells."""
+  return [f"{1e3 * value:,.1f}" for value in spread(seconds)]
+
+
+def of_rounds(values: Sequence[float]) -> dict[str, Any]:
+  """Median, lowest and highest, and what they are of, as data."""
+  median, lowest, highest = spread(values)
+  return {
+    "median": median,
+    "lowest": lowest,
+    "highest": highest,
+    "rounds": list(values),
+  }

@@ -16,15 +16,7 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax.checkpoints import (
-  checksum,
-  kept,
-  metadata,
-  reader,
-  resume,
-  version,
-  writer,
-)
+from alexnet_jax.checkpoints import checksum, metadata, reader, writer
 from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.program import step as step_lib
@@ -60,9 +52,9 @@ class Checkpoints:
     # Once: a save hours later is of this run and of this code, whatever has
     # been edited or checked out by then.
     self._fields = workdir_lib.read(workdir) or {}
-    self._code = version.find()
+    self._code = metadata.find()
     self._group = group or group_lib.alone()
-    self._kept = kept.Policy(newest=max(keep, 2), best=best, every=every)
+    self._kept = writer.Policy(newest=max(keep, 2), best=best, every=every)
     self._saving: writer.Saving | None = None
     self._saved: list[writer.Saved] = []
     self._failed = False
@@ -220,7 +212,7 @@ class Checkpoints:
       CheckpointError: there are checkpoints, but none is sound, or one cannot
         be read now: it may be.
     """
-    found = resume.find_sound(
+    found = reader.find_sound(
       reader.find_folder(self._workdir),
       self.steps(),
       lambda step: self._restore_together(like, step),
@@ -283,11 +275,11 @@ class Checkpoints:
 
     Args:
       step: of the checkpoint.
-      why: see `resume.move_aside`.
+      why: see `reader.move_aside`.
     """
     return self._group.first(
       f"checkpoints/{step}/aside",
-      lambda: resume.move_aside(self._folder(step), why=why),
+      lambda: reader.move_aside(self._folder(step), why=why),
     )
 
   def _folder(self, step: int) -> str:

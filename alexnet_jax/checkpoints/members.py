@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from alexnet_jax.checkpoints import checkpoint, metadata, reader, resume, writer
+from alexnet_jax.checkpoints import checkpoint, metadata, reader, writer
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.program import program as program_lib
@@ -158,7 +158,7 @@ class MemberCheckpoints:
       steps: of the checkpoints of each.
     """
     return len(set.union(*steps)) == 1 and not any(
-      resume.has_damaged(reader.find_folder(folder))
+      reader.has_damaged(reader.find_folder(folder))
       for folder, found in zip(self._folders, steps, strict=True)
       if not found
     )
@@ -238,7 +238,7 @@ class MemberCheckpoints:
 
     self.latest_step()  # refuses members of no common step
     steps = sorted(find_common_steps(self._folders))
-    found = resume.find_sound(self._workdir, steps, read, move_aside, say)
+    found = reader.find_sound(self._workdir, steps, read, move_aside, say)
     first_step = 0 if found is None else found[0]
     for folder, of_member in zip(self._folders, self._checkpoints, strict=True):
       for step in of_member.steps():

@@ -6,15 +6,20 @@ gets its name: a checkpoint that is there has its record.
 
 from __future__ import annotations
 
+import errno
+import importlib.metadata
 import json
 import os
+import pathlib
+import re
+import tomllib
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from alexnet_jax.checkpoints import causes, checksum
+from alexnet_jax.checkpoints import checksum
 
 # Of Orbax, in the folder of each checkpoint.
 _FILE = "_CHECKPOINT_METADATA"
@@ -41,7 +46,7 @@ def make(
     fields: what the directory keeps of its run; see `workdir.to_fields`.
     facts: what else there is to say of this state.
     arrays: of the state.
-    code: that made it; see `version.find`.
+    code: that made it; see `metadata.find`.
   """
   record = {
     "fields": dict(fields),
@@ -181,7 +186,7 @@ def unread(folder: str, error: Exception, what: str) -> CheckpointError:
     A `DamagedError` only if it is not: any other one says nothing of what is
     there, so the checkpoint has to stay where it is.
   """
-  refusal = causes.find_refusal(error)
+  refusal = find_refusal(error)
   if refusal is None:
     return damaged(folder, what)
   return CheckpointError(
@@ -197,3 +202,107 @@ def _shown(dtype: str, shape) -> str:
 def _sum(record: Mapping[str, Any]) -> str:
   """Of the text of a record, whatever the order of its fields."""
   return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def find() -> dict[str, str | None]:
+  """Versions of this package and of JAX; starts no program.
+
+  Returns:
+    {"alexnet_jax", "revision", "jax"}; the revision is the commit that the
+    files were checked out at, None where they are in no checkout.
+
+  Raises:
+    ValueError: the project file does not say it.
+  """
+  return {
+    "alexnet_jax": _find_version(),
+    "revision": find_revision(_ROOT),
+    "jax": jax.__version__,
+  }
+
+
+def _find_version() -> str | None:
+  project = _ROOT / "pyproject.toml"
+  if project.exists():  # before any older one that is installed too
+    try:
+      return tomllib.loads(project.read_text())["project"]["version"]
+    except (ValueError, KeyError) as error:
+      raise ValueError(
+        f"{str(project)!r} says no version: {error}. Restore it."
+      ) from error
+  try:
+    return importlib.metadata.version("alexnet_jax")
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def find_revision(root: pathlib.Path) -> str | None:
+  """The commit that a checkout is at; None where there is none."""
+  folder = root / ".git"
+  try:
+    if folder.is_file():  # of a worktree: "gitdir: PATH"
+      folder = pathlib.Path(folder.read_text().split(":", 1)[1].strip())
+    head = (folder / "HEAD").read_text().strip()
+    if not head.startswith("ref:"):
+      return head
+    name = head.split(":", 1)[1].strip()
+    common = folder / "commondir"
+    if common.exists():
+      folder = folder / common.read_text().strip()
+    if (folder / name).exists():
+      return (folder / name).read_text().strip()
+    for line in (folder / "packed-refs").read_text().splitlines():
+      if line.endswith(f" {name}"):
+        return line.split()[0]
+  except (OSError, ValueError, IndexError):
+    pass  # no checkout, or one of a kind that git alone can read
+  return None
+
+
+# Of TensorStore: "... [os_error_code='28']", and the status it begins with.
+_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'")
+_STATUS = re.compile(
+  r"\b(?:RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED)\b"
+)
+# What is asked for is not there, or of another kind: true tomorrow as well.
+_ABSENT = {
+  errno.ENOENT,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.ELOOP,
+  errno.EINVAL,
+  errno.ENAMETOOLONG,
+}
+
+
+def find_refusal(error: BaseException) -> str | None:
+  """Why the system did not let a file be read, in its own words.
+
+  Too many open files, no right, a disk or server that does not answer: nothing
+  is known then of what is in the file.
+
+  Args:
+    error: of reading; its causes are asked too.
+
+  Returns:
+    As "Too many open files"; None: the file was read or is not there.
+  """
+  seen: list[BaseException] = []
+  while error is not None and error not in seen:
+    seen.append(error)
+    if isinstance(error, MemoryError):
+      return os.strerror(errno.ENOMEM)
+    text = str(error)
+    numbers = [int(number) for number in _OS_ERROR.findall(text)]
+    if isinstance(error, OSError) and error.errno is not None:
+      numbers.append(error.errno)
+    for number in numbers:
+      if number not in _ABSENT:
+        return os.strerror(number)
+    if not numbers and (status := _STATUS.search(text)):
+      return status[0]
+    error = error.__cause__ or error.__context__
+  return None

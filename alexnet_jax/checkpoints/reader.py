@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -197,3 +198,74 @@ def _is_late_answer(found: Any) -> bool:
     and trace is not None
     and trace.tb_frame.f_code.co_name.endswith("call_soon_threadsafe")
   )
+
+
+State = TypeVar("State")
+
+
+def find_sound(
+  place: str,
+  steps: Sequence[int],
+  read: Callable[[int], State],
+  move_aside: Callable[[int], str],
+  say: Callable[[str], None],
+) -> tuple[int, State] | None:
+  """Reads checkpoints, the newest first, until one is sound.
+
+  Args:
+    place: where they are.
+    steps: of all.
+    read: reads that of a step.
+    move_aside: takes away that of a step; returns where it is now.
+    say: prints a line.
+
+  Returns:
+    The step and what was read; None if there are no steps.
+
+  Raises:
+    CheckpointError: none of them is sound; names them all. None is moved.
+  """
+  problems: dict[int, str] = {}
+  for step in sorted(steps, reverse=True):
+    try:
+      state = read(step)
+    except metadata.DamagedError as error:
+      problems[step] = str(error)
+      continue
+    for damaged, problem in problems.items():
+      say(f"{problem} It is now {move_aside(damaged)!r}.")
+    return step, state
+  if problems:
+    raise metadata.CheckpointError(
+      f"none of the checkpoints in {place!r} is sound: "
+      f"{' '.join(problems.values())} Restore one of them, or set --workdir to "
+      "start another run."
+    )
+  return None
+
+
+def move_aside(folder: str, *, why: str = "broken") -> str:
+  """Gives a checkpoint a name that none has; returns its path.
+
+  Orbax reads no folder of such a name.
+
+  Args:
+    folder: of the checkpoint.
+    why: begins the name, `WHY-STEP`: "broken", or "later" of a sound one that
+      nothing could be saved below.
+  """
+  above, name = os.path.split(folder)
+  number = 1
+  while True:
+    suffix = "" if number == 1 else f"-{number}"
+    path = os.path.join(above, f"{why}-{name}{suffix}")
+    if not os.path.lexists(path):
+      os.rename(folder, path)
+      return path
+    number += 1
+
+
+def has_damaged(place: str) -> bool:
+  """Whether a folder of checkpoints has one that was moved aside as damaged."""
+  found = os.listdir(place) if os.path.isdir(place) else []
+  return any(name.startswith("broken-") for name in found)

@@ -20,7 +20,7 @@ from alexnet_jax.cli import flag_parsing
 from alexnet_jax.distributed import cluster, preemption
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.network import implementations
-from alexnet_jax.partition import mesh, topology
+from alexnet_jax.partition import mesh
 from alexnet_jax.program import compiler_options
 
 # Of text that goes to a file or a pipe.
@@ -185,7 +185,7 @@ def choose_devices(
   """
   if topology_name:
     mesh.simulate_devices(1, only_cpu=True)
-    devices = topology.find_devices(topology_name)
+    devices = mesh.find_devices(topology_name)
   else:
     mesh.simulate_devices(simulated or count, only_cpu=simulated is not None)
     devices = jax.devices()
@@ -324,3 +324,64 @@ def fail(error: Exception, group: group_lib.Group | None = None) -> None:
   if len(line) > _LONGEST_LINE + _LONGEST_END:
     line = f"{line[:_LONGEST_LINE]} ... {line[-_LONGEST_END:]}"
   sys.exit(f"error: {where}{line}")
+
+
+_NO_READER = (
+  b"nobody reads standard output any longer: the run goes on, and what it "
+  b"reports is in metrics.jsonl\n"
+)
+
+
+class Lasting(rich.console.Console):
+  """A console whose reader may go away, as `| tee` does with Ctrl-C."""
+
+  def on_broken_pipe(self) -> None:
+    """Goes on without a reader, where rich's own ends the process."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    try:
+      os.write(sys.stderr.fileno(), _NO_READER)
+    except OSError:  # `2>&1 | tee`: it was the same pipe
+      os.dup2(nowhere, sys.stderr.fileno())
+    os.close(nowhere)
+
+
+def check_path(path: str, *, flag: str, endings: Sequence[str]) -> None:
+  """Refuses a file that cannot be written, before anything is computed.
+
+  Raises:
+    ValueError: it has another ending, or cannot be written.
+  """
+  if not path.endswith(tuple(endings)):
+    raise ValueError(
+      f"the file {path!r} does not end in {' or '.join(endings)}. Set --{flag}."
+    )
+  folder = os.path.dirname(path) or "."
+  if not os.access(folder, os.W_OK) or os.path.isdir(path):
+    raise ValueError(
+      f"the file {path!r} cannot be written: {folder!r} is no folder, or not "
+      f"yours. Set --{flag}."
+    )
+
+
+def check_picture_path(path: str, *, flag: str) -> None:
+  """Refuses a file that cannot be drawn to, before anything is computed.
+
+  Args:
+    path: of the file.
+    flag: that it was given by, for the error.
+
+  Raises:
+    ValueError: it is neither SVG nor PNG, or its folder is not there.
+  """
+  if not path.endswith((".svg", ".png")):
+    raise ValueError(
+      f"the picture {path!r} is neither .svg nor .png. "
+      f"Set --{flag} to a name that ends in one of these."
+    )
+  folder = os.path.dirname(path) or "."
+  if not os.access(folder, os.W_OK):
+    raise ValueError(
+      f"the picture {path!r} cannot be written: {folder!r} is no folder, or "
+      f"not yours. Set --{flag}."
+    )

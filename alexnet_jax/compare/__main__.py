@@ -24,7 +24,7 @@ import ml_collections
 import rich.table
 from absl import app, flags
 
-from alexnet_jax.cli import command, picture_files
+from alexnet_jax.cli import command
 from alexnet_jax.compare import chart, comparison
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
       "batch_sizes", _BATCH_SIZES.value or [config.batch_size]
     )
     if _CHART.value:
-      picture_files.check_path(_CHART.value, flag="chart")
+      command.check_picture_path(_CHART.value, flag="chart")
     cases = {
       (count, size): _find_layouts(config, network, layouts, count, size)
       for count, size in itertools.product(counts, sizes)

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib import figure, ticker
 
-from alexnet_jax.cli import picture_files
+from alexnet_jax.cli import command
 from alexnet_jax.compare import comparison
 
 _STYLES = ("-", "--", "-.", ":")
@@ -39,7 +39,7 @@ def draw(
   Raises:
     ValueError: the file cannot be drawn to.
   """
-  picture_files.check_path(path, flag="chart")
+  command.check_picture_path(path, flag="chart")
   names = sorted(
     {line.layouts[0].name for lines in traffic.values() for line in lines}
   )

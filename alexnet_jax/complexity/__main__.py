@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 import rich.console
 from absl import app, flags
 
-from alexnet_jax.cli import command, files
-from alexnet_jax.complexity import claim, counts, tables
+from alexnet_jax.cli import command
+from alexnet_jax.complexity import counts, tables
 from alexnet_jax.network import catalog, wiring
 from alexnet_jax.settings import settings
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
   with command.in_one_line(ValueError, TypeError, OSError):
     command.choose_devices(1, simulated=1, topology_name=None)
     if _JSON.value is not None:
-      files.check_path(_JSON.value, flag="json", endings=(".json",))
+      command.check_path(_JSON.value, flag="json", endings=(".json",))
     networks = _make_networks()
     counted = {name: counts.count(made) for name, made in networks.items()}
     if _JSON.value is not None:
@@ -121,7 +121,7 @@ def show(counted: _NetworkCounts, console: rich.console.Console) -> None:
     console.print()
     networks = [counted[name].network for name in names]
     slides = make_published(catalog.ALEXNET_D2L)
-    _print_lines(console, claim.explain(*networks, slides))
+    _print_lines(console, tables.explain(*networks, slides))
 
 
 def _print_lines(console: rich.console.Console, lines: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import os
 
 import jax
 
-from alexnet_jax.checkpoints import checkpoint, ownership, reader
+from alexnet_jax.checkpoints import checkpoint, reader
 from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.convert import block_diagonal
 from alexnet_jax.network import wiring
@@ -56,7 +56,7 @@ def convert(
   like = _find_like(config, run, target)
   state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, like))
   # A run without its checkpoint would start from the beginning.
-  claim = ownership.claim(unfinished, config.to_dict(), run.found)
+  claim = workdir_lib.claim(unfinished, config.to_dict(), run.found)
   checkpoints = checkpoint.Checkpoints(unfinished, keep=config.keep_checkpoints)
   # Its error decides how long it is kept; a validation may be owed.
   checkpoints.save(run.step, state, reader.read_facts(workdir, run.step))

@@ -12,19 +12,17 @@ import PIL
 import simplejpeg
 from PIL import Image
 
-from alexnet_jax.data import square
-
 _JPEG = b"\xff\xd8"
 # Colours that simplejpeg turns into the RGB that Pillow makes of them.
 _COLOURS = ("YCbCr", "Gray")
 
 
 def decode(encoded: bytes, out: np.ndarray) -> None:
-  """Decodes a file in any format of `square.FORMATS`.
+  """Decodes a file in any format of `decode.FORMATS`.
 
   A JPEG that is such a square already is decoded by simplejpeg, which is half
   as fast again as Pillow and gives the same pixels. All else is brought to the
-  square by `square.cut`; there simplejpeg gains nothing.
+  square by `decode.cut`; there simplejpeg gains nothing.
 
   Args:
     encoded: the file.
@@ -36,14 +34,14 @@ def decode(encoded: bytes, out: np.ndarray) -> None:
   if encoded.startswith(_JPEG) and _decode_square(encoded, out):
     return
   try:
-    picture = Image.open(io.BytesIO(encoded), formats=square.FORMATS)
-    out[:] = square.cut(picture, out.shape[0])
+    picture = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    out[:] = cut(picture, out.shape[0])
   except PIL.UnidentifiedImageError as error:
-    raise ValueError(f"it is none of {', '.join(square.FORMATS)}") from error
+    raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
   except MemoryError:
     raise
   except Exception as error:  # Pillow's plugins raise what they like
-    raise ValueError(square.describe(error)) from error
+    raise ValueError(describe(error)) from error
 
 
 def copy(pixels: bytes, shape: tuple[int, int, int], out: np.ndarray) -> None:
@@ -66,7 +64,7 @@ def copy(pixels: bytes, shape: tuple[int, int, int], out: np.ndarray) -> None:
   image = np.frombuffer(pixels, np.uint8).reshape(shape)
   if (height, width) != out.shape[:2]:
     rgb = np.broadcast_to(image, (height, width, 3))
-    image = np.asarray(square.cut(Image.fromarray(rgb), out.shape[0]))
+    image = np.asarray(cut(Image.fromarray(rgb), out.shape[0]))
   out[:] = image
 
 
@@ -82,3 +80,41 @@ def _decode_square(encoded: bytes, out: np.ndarray) -> bool:
     # and says what is wrong with large ones.
     return False
   return True
+
+
+# That Pillow reads itself. For others it starts programs: Ghostscript for EPS,
+# which runs what the file says.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def cut(picture: Image.Image, side: int) -> Image.Image:
+  """Brings a picture of any size and mode to an RGB square.
+
+  Scaling down averages over the area that a pixel stands for, scaling up
+  interpolates; cubic in both cases, where the released code has area averages
+  down and cubic up (cuda-convnet2, make-data, pyext.cpp). A rotation noted in
+  the file is not applied there, nor here.
+
+  Args:
+    picture: opened by Pillow.
+    side: of the square, pixels.
+
+  Returns:
+    `picture` itself where it is such a square already.
+  """
+  if picture.mode != "RGB":
+    picture = picture.convert("RGB")
+  width, height = picture.size
+  if min(width, height) != side:
+    scale = side / min(width, height)
+    width, height = round(width * scale), round(height * scale)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+  if (width, height) != (side, side):
+    left, top = (width - side) // 2, (height - side) // 2
+    picture = picture.crop((left, top, left + side, top + side))
+  return picture
+
+
+def describe(error: Exception) -> str:
+  """Why Pillow could not decode, in one line."""
+  return " ".join(str(error).split()) or type(error).__name__

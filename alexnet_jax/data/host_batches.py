@@ -11,16 +11,18 @@ the one that is asked for and three that are being read or wait.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
+import math
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 
-from alexnet_jax.data import buffers
-from alexnet_jax.data import order as order_lib
 from alexnet_jax.data import records as records_lib
 
 # The label of a row that is no image: it fills up a last batch.
@@ -53,7 +55,7 @@ def train_blocks(
   Raises:
     source.RecordError: see `Records.fill`.
   """
-  order = order_lib.Order(len(records), seed)
+  order = Order(len(records), seed)
 
   def find(step: int) -> np.ndarray:
     return order.find(step * batch_size + np.asarray(rows))
@@ -120,7 +122,7 @@ def _read(
   """
   threads = threads or find_threads()
   side = records.stored_size
-  memory = buffers.Buffers((rows, side, side, 3))
+  memory = Buffers((rows, side, side, 3))
   ends = [rows * part // threads for part in range(threads + 1)]
   begun, lock = {}, threading.Lock()
 
@@ -150,3 +152,81 @@ def _read(
     for step in steps:
       replaced = [row for _ in range(threads) for row in next(filled)]
       yield records_lib.Block(*begun.pop(step)[:2], replaced)
+
+
+# Memory for batches, used again as soon as nobody holds an array of it.
+#
+# A fresh array of a batch costs a page fault for every page that is written,
+# and the kernel clears each one first: 5 % of the time of decoding JPEGs into
+# it. An array may not simply be overwritten when its batch is on the devices,
+# though: on CPU a `jax.Array` can be the very same memory.
+
+# JAX takes over arrays from here on as they are, on CPU.
+_ALIGNMENT = 64
+
+
+class Buffers:
+  """Arrays of one shape, as many as are held at the same time.
+
+  Args:
+    shape: of the arrays, u8.
+  """
+
+  def __init__(self, shape: tuple[int, ...]):
+    self._shape = shape
+    self._free: collections.deque[np.ndarray] = collections.deque()
+
+  def take(self) -> np.ndarray:
+    """An array with any content; threads may not call it at once."""
+    size = math.prod(self._shape)
+    if self._free:
+      memory = self._free.pop()
+    else:
+      memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    # Not of `memory` itself: that would be the base, and live on in the list.
+    array = np.frombuffer(memoryview(memory), np.uint8, size, start)
+    # All views of the array, and what JAX makes of them, hold its base.
+    weakref.finalize(array.base, self._free.append, memory).atexit = False
+    return array.reshape(self._shape)
+
+
+# Which record stands where in an endless stream of epochs.
+#
+# Every epoch is a permutation of the records, a function of (seed, epoch)
+# alone, so any place of the stream can be looked up without those before it.
+
+
+class Order:
+  """The stream of one seed.
+
+  Args:
+    count: records in an epoch.
+    seed: 0 to 2^32 - 1.
+  """
+
+  def __init__(self, count: int, seed: int):
+    self._count = count
+    self._seed = seed
+    # A batch that runs across the end of an epoch takes from two of them.
+    self._permute = functools.lru_cache(maxsize=2)(self._make_permutation)
+
+  def find(self, places: np.ndarray) -> np.ndarray:
+    """The records at some places of the stream.
+
+    Args:
+      places: i64[n], 0 or more.
+
+    Returns:
+      i64[n], 0..count-1.
+    """
+    epochs, within = np.divmod(places, self._count)
+    records = np.empty_like(within)
+    for epoch in np.unique(epochs):
+      rows = epochs == epoch
+      records[rows] = self._permute(int(epoch))[within[rows]]
+    return records
+
+  def _make_permutation(self, epoch: int) -> np.ndarray:
+    # NumPy promises that the numbers of a RandomState never change.
+    return np.random.RandomState((self._seed, epoch)).permutation(self._count)

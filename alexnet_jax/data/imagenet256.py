@@ -15,7 +15,7 @@ import os
 
 import tensorflow_datasets as tfds
 
-from alexnet_jax.data import completion, preparation, shards
+from alexnet_jax.data import preparation, shards
 
 
 class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
@@ -74,7 +74,7 @@ class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
       shard_images=preparation.SHARD_IMAGES,
       say=lambda text: None,
     )
-    completion.carry_out(plan, jobs=1, report=lambda count: None)
+    preparation.carry_out(plan, jobs=1, report=lambda count: None)
 
   def _download_and_prepare(self, dl_manager, download_config=None):
     raise NotImplementedError("download_and_prepare does it all")

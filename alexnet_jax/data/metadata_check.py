@@ -3,7 +3,7 @@
 TFDS imports the Python module that the metadata of a set name for a feature,
 and fetches and runs the builder of a name with a namespace. Both are refused
 before TFDS sees them. All else that is read of a set is JSON, protocol buffers
-and pictures, these of formats that start no program (`square.FORMATS`).
+and pictures, these of formats that start no program (`decode.FORMATS`).
 """
 
 from __future__ import annotations

@@ -7,12 +7,15 @@ written in any order, in any process, and never twice.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import io
 import json
+import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
@@ -22,7 +25,7 @@ from array_record.python import array_record_module
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax.data import ilsvrc, square, statistics
+from alexnet_jax.data import decode, ilsvrc, statistics
 
 # Side of the stored squares, pixels. Source: Krizhevsky et al. 2012, section 2.
 SIDE = 256
@@ -121,7 +124,7 @@ def read_square(encoded: bytes) -> tuple[np.ndarray, list[str]]:
     ValueError: the file cannot be decoded whole.
   """
   try:
-    picture = Image.open(io.BytesIO(encoded), formats=square.FORMATS)
+    picture = Image.open(io.BytesIO(encoded), formats=decode.FORMATS)
     picture.load()
     odd = {
       "cmyk": picture.mode == "CMYK",
@@ -129,11 +132,11 @@ def read_square(encoded: bytes) -> tuple[np.ndarray, list[str]]:
       "grey": picture.mode == "L",
       "enlarged": min(picture.size) < SIDE,
     }
-    pixels = np.asarray(square.cut(picture, SIDE))
+    pixels = np.asarray(decode.cut(picture, SIDE))
   except MemoryError:
     raise
   except Exception as error:  # Pillow's plugins raise what they like
-    raise ValueError(square.describe(error)) from error
+    raise ValueError(decode.describe(error)) from error
   return pixels, [kind for kind, applies in odd.items() if applies]
 
 
@@ -264,3 +267,96 @@ def _cannot_write(path: str, reason: str) -> OSError:
     f"{path} cannot be written ({reason}). Finished shards are kept: make "
     "room, and give the same command again."
   )
+
+
+def write_all(
+  waiting: list[Shard], *, jobs: int, report: Callable[[int], None]
+) -> None:
+  """Writes shards, each in one process.
+
+  After an error or Ctrl-C no further shard is begun. After an error those that
+  were begun are finished; after Ctrl-C they are dropped.
+
+  Args:
+    waiting: the shards.
+    jobs: processes; 1: this one.
+    report: called every second with the files done so far.
+
+  Raises:
+    ValueError, OSError: as `shards.write`, or a process was killed.
+  """
+  if jobs == 1:
+    done = 0
+    for shard in waiting:
+      write(shard)
+      done += len(shard.members)
+      report(done)
+    return
+  context = multiprocessing.get_context("spawn")  # JAX may have threads by now
+  stop, done = context.Event(), context.Value("q", 0)
+  with concurrent.futures.ProcessPoolExecutor(
+    max(1, min(jobs, len(waiting))),
+    mp_context=context,
+    initializer=_start_process,
+    initargs=(stop, done),
+  ) as pool:
+    try:
+      with _without_interrupts():
+        futures = {pool.submit(_write_one, shard) for shard in waiting}
+      while futures:
+        finished, futures = concurrent.futures.wait(
+          futures, timeout=1, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for future in finished:
+          future.result()
+        report(done.value)
+    except concurrent.futures.process.BrokenProcessPool:
+      raise OSError(
+        "a process that wrote shards was killed, maybe for want of memory; "
+        f"expected {jobs} to go on. Set --jobs lower; finished shards are kept."
+      ) from None
+    except KeyboardInterrupt:
+      stop.set()
+      raise
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+  """Processes started meanwhile leave Ctrl-C to this one, for good.
+
+  They inherit that it is blocked. Here one that comes meanwhile is not lost.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# In a process that writes shards: the signal to stop, and the files done. Such
+# objects can be handed over only when a process starts.
+_shared: tuple = ()
+
+
+def _start_process(*shared: object) -> None:
+  """Has the process end with its parent, however that one ends."""
+  global _shared
+  _shared = shared
+
+  def end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _write_one(shard: Shard) -> None:
+  stop, done = _shared
+
+  def count():
+    with done.get_lock():
+      done.value += 1
+
+  write(shard, stop, count)

@@ -12,7 +12,7 @@ from typing import Any
 
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.distributed import machine
-from alexnet_jax.partition import links
+from alexnet_jax.partition import mesh
 
 Facts = Sequence[Mapping[str, Any]]
 
@@ -181,13 +181,13 @@ def find_silent_links(
   Args:
     group: the processes.
     axis: of the mesh.
-    over: of `links.LINKS`.
+    over: of `mesh.LINKS`.
     said: by each process, as `a sum of 4 bytes did not end within 30 s`.
   """
   remedy = (
     "Let the hosts reach each other on all ports; GPUs use the interface that "
     "NCCL_SOCKET_IFNAME names, CPUs that of the host's name"
-    if over in (links.BETWEEN_HOSTS, links.BETWEEN_SLICES)
+    if over in (mesh.BETWEEN_HOSTS, mesh.BETWEEN_SLICES)
     else "On GPUs, NCCL_DEBUG=INFO says more and NCCL_P2P_DISABLE=1 avoids "
     "direct links"
   )

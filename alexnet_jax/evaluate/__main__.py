@@ -18,10 +18,10 @@ import rich.console
 from absl import app, flags
 from ml_collections import config_flags
 
-from alexnet_jax.cli import command, files
+from alexnet_jax.cli import command
 from alexnet_jax.data import augment, host_batches, records, sets
 from alexnet_jax.distributed import group as group_lib
-from alexnet_jax.evaluate import predict, prediction_files, tables
+from alexnet_jax.evaluate import predict, tables
 from alexnet_jax.evaluate import predictions as predictions_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.program import compilation_cache
@@ -94,11 +94,11 @@ def main(argv: list[str]) -> None:
     _check_no_config()
     views = _find_views()
     for flag, endings in (
-      (_PREDICTIONS, prediction_files.ENDINGS),
+      (_PREDICTIONS, predictions_lib.ENDINGS),
       (_JSON, (".json",)),
     ):
       if flag.value is not None:
-        files.check_path(flag.value, flag=flag.name, endings=endings)
+        command.check_path(flag.value, flag=flag.name, endings=endings)
     runs = _find_runs()
     same = {f"--{flag.name}": str(flag.value) for flag in (_VIEWS, _SPLIT)}
     for run in runs:
@@ -284,7 +284,7 @@ def _say(
   command.print_whole(console, tables.class_table(chosen, shown, class_names))
   console.print()
   if _PREDICTIONS.value is not None:
-    prediction_files.write(
+    predictions_lib.write(
       _PREDICTIONS.value,
       [line.predictions for line in lines if line.predictions is not None],
       class_names,

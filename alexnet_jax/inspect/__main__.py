@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags
 
-from alexnet_jax.cli import command, picture_files
+from alexnet_jax.cli import command
 from alexnet_jax.inspect import draw
 from alexnet_jax.partition import audit as audit_lib
-from alexnet_jax.partition import links as links_lib
+from alexnet_jax.partition import mesh
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.program import (
   compilation_cache,
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   with command.in_one_line(ValueError, TypeError, OSError, ImportError):
     if _PICTURE.value:
-      picture_files.check_path(_PICTURE.value, flag="picture")
+      command.check_picture_path(_PICTURE.value, flag="picture")
     program = _make_program()
     cache = compilation_cache.open_cache(
       _COMPILATION_CACHE.value, attached=not _TOPOLOGY.value
@@ -112,7 +112,7 @@ def to_json(
         "sent_bytes": sent.get(axis, 0),
         "links": links,
       }
-      for axis, links in links_lib.find_links(program.mesh).items()
+      for axis, links in mesh.find_links(program.mesh).items()
     ],
     "nested_axes": program.nested_axes,
     "layers": [

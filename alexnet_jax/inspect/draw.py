@@ -12,7 +12,7 @@ import matplotlib
 import matplotlib.style
 from matplotlib import figure, lines, patches
 
-from alexnet_jax.cli import picture_files
+from alexnet_jax.cli import command
 from alexnet_jax.inspect import grid
 from alexnet_jax.inspect import scene as scene_lib
 from alexnet_jax.network import wiring
@@ -75,7 +75,7 @@ def draw(
   Raises:
     ValueError: the file cannot be drawn to.
   """
-  picture_files.check_path(path, flag="picture")
+  command.check_picture_path(path, flag="picture")
   scene = scene_lib.make_scene(network, layout, plan, batch_size=batch_size)
   metadata = {"Date": None} if path.endswith(".svg") else None
   with matplotlib.style.context(["default", STYLE]):

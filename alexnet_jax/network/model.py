@@ -24,14 +24,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from alexnet_jax.network import (
-  blocks,
-  implementations,
-  normalisation,
-  ops,
-  winograd,
-  wiring,
-)
+from alexnet_jax.network import blocks, implementations, ops, winograd, wiring
 from alexnet_jax.network import exchange as exchange_lib
 
 
@@ -160,13 +153,13 @@ def run_layer(
   x = exchange.multiply(layer.name, product, x, weights.kernel[...])
   if layer.normalise == "batch":
     trains, momentum = masks is not None, network.batch_norm_momentum
-    x = normalisation.by_batch(
+    x = ops.by_batch(
       layer, weights, x, exchange, trains=trains, momentum=momentum
     )
   else:
     x = ops.shift(x, weights.bias[...], form=forms.bias)
   x = ops.activate(x, layer.activation)
-  x = normalisation.by_neighbours(network, layer, x, exchange, form=forms.norm)
+  x = ops.by_neighbours(network, layer, x, exchange, form=forms.norm)
   if layer.pool:
     drawn = None if points is None else points.get(layer.name)
     x = ops.pool(x, layer.pool, drawn, form=forms.pool)  # f32[n, h', w', maps]

@@ -8,15 +8,15 @@ in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from alexnet_jax.optim import ema, lars
-from alexnet_jax.optim import plateau as plateau_lib
+from alexnet_jax.optim import ema
+from alexnet_jax.optim import schedules as schedules_lib
 
 KERNEL, BIAS = "kernel", "bias"
 # The layer whose rates may differ from those of the others.
@@ -30,7 +30,7 @@ def make_optimizer(
   momentum: float,
   weight_decay: float,
   conv1_schedules: tuple[optax.Schedule, optax.Schedule] | None = None,
-  plateau: plateau_lib.Plateau | None = None,
+  plateau: schedules_lib.Plateau | None = None,
   trust_coefficient: float | None = None,
   average_decay: float | None = None,
   accumulate: int = 1,
@@ -84,7 +84,7 @@ def make_optimizer(
     optax.add_decayed_weights(weight_decay, mask=_is_kernel),
   ]
   if trust_coefficient is not None:
-    chain.append(lars.scale_kernels_by_trust(trust_coefficient))
+    chain.append(scale_kernels_by_trust(trust_coefficient))
   chain.append(
     optax.partition(
       {
@@ -179,3 +179,52 @@ def _accumulate(
       return several.update(updates, state, parameters, **extra)
 
   return optax.GradientTransformationExtraArgs(several.init, update)
+
+
+# Layer-wise adaptive rates, for large batches (You et al. 2017).
+#
+# Each kernel's step is measured in its own size: the decayed gradient is
+# multiplied by `coefficient * |kernel| / |decayed gradient|`. A kernel that is
+# split over devices has no norm on any of them, so the step hands the norms in:
+# see `partition/exchange.py`.
+
+Tree = Mapping[str, Mapping[str, jax.Array]]
+# (parameters, updates) -> {layer: f32[]} of each, the sums of the squares of
+# its whole kernel.
+SquaredNorms = Callable[
+  [Tree, Tree], tuple[Mapping[str, jax.Array], Mapping[str, jax.Array]]
+]
+
+
+def scale_kernels_by_trust(
+  coefficient: float,
+) -> optax.GradientTransformationExtraArgs:
+  """Multiplies the update of each kernel by its trust ratio.
+
+  Biases, and the scales of a normalisation, stay as they are. `update` takes
+  `squared_norms`, a `SquaredNorms`, beside the usual arguments.
+
+  Args:
+    coefficient: of the ratio, above 0; 0.001 in the source.
+
+  Source: You, Gitman and Ginsburg 2017, "Large batch training of convolutional
+  networks", algorithm 1; the same order as `optax.lars`, which also takes a
+  ratio of 1 where a norm is 0.
+  """
+
+  def update(updates, state, parameters=None, *, squared_norms, **extra):
+    del extra
+    of_kernels, of_updates = squared_norms(parameters, updates)
+
+    def scale(path, x):
+      if path[-1].key != "kernel":
+        return x
+      layer = path[0].key
+      kernel, step = jnp.sqrt(of_kernels[layer]), jnp.sqrt(of_updates[layer])
+      is_zero = (kernel == 0) | (step == 0)
+      ratio = coefficient * kernel / jnp.where(is_zero, 1.0, step)
+      return x * jnp.where(is_zero, 1.0, ratio)
+
+    return jax.tree.map_with_path(scale, updates), state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -6,13 +6,14 @@ and with each other. The layer is found by the `jax.named_scope` it runs in.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 from jax.extend import core as jex_core
 
-from alexnet_jax.partition import groups as groups_lib
 from alexnet_jax.partition import plan as plan_lib
 
 Exchange = plan_lib.Exchange
@@ -82,7 +83,7 @@ def find_compiled(
   for match in filter(None, map(_HLO_PIECE.search, lines)):
     name = started.get(match["name"], match["name"])
     scopes[name, int(match["index"])] = match["scope"]
-  groups = groups_lib.groups_by_axes(
+  groups = groups_by_axes(
     {axis: size for axis, size in mesh.items() if size > 1}
   )
   chains = set()
@@ -100,7 +101,7 @@ def find_compiled(
         continue
       chains.add(piece)
     kind = _KINDS.get(match["kind"], match["kind"])
-    axes, devices = groups_lib.axes_of(match["rest"], groups)
+    axes, devices = axes_of(match["rest"], groups)
     if devices == 1:
       continue
     pieces = list(shapes)
@@ -200,3 +201,90 @@ def _size(match: re.Match[str]) -> tuple[int, int]:
   """Elements, and bytes of each; `pred` and other types without bits have 1."""
   elements = math.prod(int(n) for n in match["shape"].split(",") if n)
   return elements, max(1, int(match["bits"] or 8) // 8)
+
+
+def groups_by_axes(
+  mesh: Mapping[str, int],
+) -> dict[frozenset[frozenset[int]], tuple[str, ...]]:
+  """The groups of device numbers along every set of axes."""
+  names = list(mesh)
+  numbers = np.arange(math.prod(mesh.values())).reshape([*mesh.values()])
+  found = {}
+  for count in range(len(names) + 1):
+    for axes in itertools.combinations(names, count):
+      moved = np.moveaxis(
+        numbers, [names.index(axis) for axis in axes], range(-count, 0)
+      )
+      devices = math.prod(mesh[axis] for axis in axes)
+      groups = moved.reshape(-1, devices)
+      key = frozenset(frozenset(map(int, group)) for group in groups)
+      found.setdefault(key, axes)
+  return found
+
+
+def axes_of(
+  attributes: str, groups: Mapping[frozenset, tuple[str, ...]]
+) -> tuple[tuple[str, ...], int]:
+  """The axes of a compiled collective, and the devices in a group."""
+  everything = max(groups, key=lambda key: max(map(len, key)))
+  rows = _replica_groups(attributes) or [list(*everything)]
+  key = frozenset(map(frozenset, rows))
+  names = groups.get(key, (f"device groups {rows}",))
+  return names, max(map(len, rows))
+
+
+def _replica_groups(attributes: str) -> list[list[int]]:
+  """Reads who takes part, in any of the ways in which HLO writes it.
+
+  {{0,1},{2,3}}; [2,2]<=[4] and [2,2]<=[2,2]T(1,0), an iota; since jax 0.12
+  mesh['data'=2,'column'=2] {'column'}; of a permutation the pairs. Nothing
+  stands for all devices.
+  """
+  if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
+    return [_numbers(row) for row in re.findall(r"\{([\d,]+)\}", listed[1])]
+  if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
+    return _joined(map(_numbers, re.findall(r"\{([\d,]+)\}", pairs[1])))
+  if named := re.search(
+    r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}",
+    attributes,
+  ):
+    mesh = dict(re.findall(r"'([^']*)'=(\d+)", named[1]))
+    sizes = [int(size) for size in mesh.values()]
+    numbers = _iota(named[2] or f"[{math.prod(sizes)}]<=[{math.prod(sizes)}]")
+    axes = [list(mesh).index(axis) for axis in re.findall(r"\w+", named[3])]
+    moved = np.moveaxis(numbers.reshape(sizes), axes, range(-len(axes), 0))
+    return moved.reshape(-1, math.prod(sizes[axis] for axis in axes)).tolist()
+  if iota := re.search(r"replica_groups=(\[\S+)", attributes):
+    return _iota(iota[1]).tolist()
+  return []
+
+
+def _iota(text: str) -> np.ndarray:
+  """[2,2]<=[2,2]T(1,0): shape, then the sizes and order of the count.
+
+  [2,2]T(1,0) stands for the same. A plain list of numbers is taken as it is.
+  """
+  text = re.sub(r"^(\[[\d,]+\])T", r"\1<=\1T", text)
+  if "<=" not in text:
+    return np.array(_numbers(text))
+  shape, sizes, order = re.match(
+    r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
+  ).groups()
+  counted = np.arange(math.prod(_numbers(sizes))).reshape(_numbers(sizes))
+  if order:
+    counted = counted.transpose(_numbers(order))
+  return counted.reshape(_numbers(shape))
+
+
+def _joined(pairs: Iterable[list[int]]) -> list[list[int]]:
+  """The groups of devices that pairs connect."""
+  groups: list[set[int]] = []
+  for pair in pairs:
+    touched = [group for group in groups if group & {*pair}]
+    groups = [group for group in groups if group not in touched]
+    groups.append(set(pair).union(*touched))
+  return [sorted(group) for group in groups]
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(number) for number in text.split(",")]

@@ -6,16 +6,17 @@ what never changes a number.
 """
 
 import collections
+import importlib.util
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, topologies
 
 from alexnet_jax.partition import layout as layout_lib
-from alexnet_jax.partition import links
 
 # More than this many simulated devices is a slip of the hand, not an
 # experiment: each holds a copy of whatever is not split.
@@ -148,14 +149,14 @@ def _place(
     ValueError: TPU slices do not hold as many devices each.
   """
   sizes = [layout.mesh[axis] for axis in nested]
-  slices = collections.Counter(links.slice_index(device) for device in devices)
+  slices = collections.Counter(slice_index(device) for device in devices)
   if len(slices) == 1:
     return mesh_utils.create_device_mesh(
       sizes, devices, allow_split_physical_axes=True
     )
   if len({*slices.values()}) > 1 and devices[0].platform != "tpu":
     # Hosts of unequal size: one after the other.
-    placed = sorted(devices, key=links.slice_index)
+    placed = sorted(devices, key=slice_index)
     return np.array(placed).reshape(sizes)
   if len({*slices.values()}) > 1:
     held = ", ".join(str(slices[index]) for index in sorted(slices))
@@ -180,3 +181,132 @@ def _place(
 def is_simulated(mesh: jax.sharding.Mesh) -> bool:
   """Whether the mesh has several devices that are all one CPU."""
   return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+
+
+# Over which links of the machine each axis of a mesh runs.
+#
+# By what JAX says of a device: its process and its slice. Which host a process
+# runs on JAX does not say; who starts the processes knows.
+
+NONE = "-"
+IN_PROCESS = "inside a process"
+IN_HOST = "inside a host"
+BETWEEN_PROCESSES = "between processes"
+BETWEEN_HOSTS = "between hosts"
+BETWEEN_SLICES = "between slices"
+
+# Between processes of one slice; the second where their hosts are not known.
+OF_PROCESSES = (IN_HOST, BETWEEN_PROCESSES, BETWEEN_HOSTS)
+# Slowest last.
+LINKS = (NONE, IN_PROCESS, *OF_PROCESSES, BETWEEN_SLICES)
+
+
+def slice_index(device: jax.Device) -> int:
+  """The slice of a device; 0 where JAX has none.
+
+  Devices of one slice are joined by faster links than those of several. On
+  CPUs and GPUs a slice is a host, or hosts that NVLink joins.
+  """
+  return getattr(device, "slice_index", 0)
+
+
+def find_links(
+  mesh: jax.sharding.Mesh, hosts: Mapping[int, str] | None = None
+) -> dict[str, str]:
+  """The slowest links that each axis of a mesh runs over.
+
+  Args:
+    mesh: of devices that need not be there.
+    hosts: process index -> name of its host, of every process that has devices
+      in the mesh; None: not known, and then only other slices are other hosts.
+
+  Returns:
+    Axis -> one of `LINKS`. `IN_HOST` is between the processes of one host.
+    An axis of one device has `NONE`.
+  """
+  found = {}
+  for index, axis in enumerate(mesh.axis_names):
+    lines = np.moveaxis(mesh.devices, index, -1)
+    lines = lines.reshape(-1, mesh.shape[axis])
+    found[axis] = max(
+      (_find_slowest(line, hosts) for line in lines), key=LINKS.index
+    )
+  return found
+
+
+def _find_slowest(
+  devices: Sequence[jax.Device], hosts: Mapping[int, str] | None
+) -> str:
+  """The slowest links among the devices of one line of an axis."""
+  processes = {device.process_index for device in devices}
+  if len(devices) == 1:
+    return NONE
+  crosses_slices = len({slice_index(device) for device in devices}) > 1
+  if crosses_slices and devices[0].platform == "tpu":
+    return BETWEEN_SLICES
+  if len(processes) == 1:
+    return IN_PROCESS
+  if hosts is None:
+    return BETWEEN_HOSTS if crosses_slices else BETWEEN_PROCESSES
+  names = {hosts[process] for process in processes}
+  return IN_HOST if len(names) == 1 else BETWEEN_HOSTS
+
+
+# The devices of a TPU slice that is not there, to compile for.
+#
+# Programs can be compiled for them, not run. Needs the libtpu wheel that fits
+# the installed jaxlib (requirements-tpu.txt), and no TPU.
+
+GENERATIONS = ("v4", "v5e", "v5p", "v6e")
+
+# libtpu asks the machine that it runs on which slice it belongs to; here it
+# belongs to none.
+_NOT_ON_A_TPU = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  # Several commands at once: nothing is opened that they would share.
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def find_devices(name: str) -> Sequence[jax.Device]:
+  """The devices of a slice.
+
+  Args:
+    name: generation and chips along each dimension, as `v5e:2x4` or
+      `v5p:4x4x4`.
+
+  Returns:
+    The devices; they compile and do not run.
+
+  Raises:
+    ValueError: there is no such slice.
+    ImportError: libtpu is not installed.
+  """
+  generation, _, chips = name.partition(":")
+  dimensions = 3 if generation in ("v4", "v5p") else 2
+  shape = r"x".join([r"[1-9]\d*"] * dimensions)
+  if generation not in GENERATIONS or not re.fullmatch(shape, chips):
+    raise ValueError(
+      f"unknown topology {name!r}, expected a generation of "
+      f"{', '.join(GENERATIONS)} and its chips, as v5e:2x4 or v5p:2x2x2. "
+      "Set --topology."
+    )
+  if importlib.util.find_spec("libtpu") is None:
+    raise ImportError(
+      f"compiling for {name} needs the libtpu wheel, which is not installed. "
+      "Run: python -m pip install -r requirements-tpu.txt"
+    )
+  for variable, value in _NOT_ON_A_TPU.items():
+    os.environ.setdefault(variable, value)
+  # A chip of v4 is two cores, which JAX uses as one device.
+  options = {"chip_config_name": "megacore"} if generation == "v4" else {}
+  try:
+    return topologies.get_topology_desc(
+      platform="tpu", topology_name=name, **options
+    ).devices
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(
+      f"libtpu knows no slice {name!r}: {error}. Set --topology."
+    ) from error

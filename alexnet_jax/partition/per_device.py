@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
-from alexnet_jax.partition import route as route_lib
+from alexnet_jax.partition import resharding
 from alexnet_jax.partition import specs as specs_lib
 
 FLOAT32 = plan_lib.PRECISIONS["float32"]
@@ -60,7 +60,7 @@ def find_shares(
   Returns:
     {layer: Share}, first to last.
   """
-  routes = route_lib.find_routes(network, layout, batch_size=batch_size)
+  routes = resharding.find_routes(network, layout, batch_size=batch_size)
   specs = specs_lib.make_specs(network, layout, routes)
   shares = {}
   for name, sizes in network.sizes().items():
@@ -88,7 +88,7 @@ def find_shares(
   return shares
 
 
-def _arrives(route: route_lib.Route) -> str:
+def _arrives(route: resharding.Route) -> str:
   return f"{route.arrive}, own first" if route.own_first else route.arrive
 
 

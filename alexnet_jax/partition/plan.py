@@ -15,7 +15,7 @@ import jax
 
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
-from alexnet_jax.partition import route as route_lib
+from alexnet_jax.partition import resharding
 from alexnet_jax.partition import specs as specs_lib
 
 FORWARD, BACKWARD = "forward", "backward"
@@ -130,7 +130,7 @@ def make_plan(
   Returns:
     The exchanges. Axes of one device send nothing and are left out.
   """
-  routes = route_lib.find_routes(network, layout, batch_size=batch_size)
+  routes = resharding.find_routes(network, layout, batch_size=batch_size)
   specs = specs_lib.make_specs(network, layout, routes)
   sizes = network.sizes()
   exchanges = []
@@ -186,7 +186,7 @@ def make_plan(
 def _add_activations(
   add: Callable[..., None],
   name: str,
-  route: route_lib.Route,
+  route: resharding.Route,
   layout: layout_lib.Layout,
   *,
   size: int,

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax.network import implementations, wiring
-from alexnet_jax.partition import draws as draws_lib
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import recording
 from alexnet_jax.partition import specs as specs_lib
@@ -62,7 +61,7 @@ def make_examine_step(
 
   def examine_step(state, key, images, labels):
     step = jnp.where(state.step < 0, ~state.step, state.step)
-    draws = draws_lib.draw_all(
+    draws = specs_lib.draw_all(
       network, specs, augmentation, key, step, labels.shape[0]
     )
     totals, outputs = mapped(

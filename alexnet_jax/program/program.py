@@ -21,7 +21,7 @@ from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
-from alexnet_jax.partition import per_device, route, specs
+from alexnet_jax.partition import per_device, resharding, specs
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.program import eval_step, metrics, nonfinite_step
 from alexnet_jax.program import step as step_lib
@@ -304,7 +304,7 @@ def make_program(
     ValueError: two layers name their axes in orders that do not fit together,
       or the layout does not fit the devices.
   """
-  routes = route.find_routes(network, layout, batch_size=batch_size)
+  routes = resharding.find_routes(network, layout, batch_size=batch_size)
   array_specs = specs.make_specs(network, layout, routes)
   plan = plan_lib.make_plan(
     network,

@@ -16,7 +16,6 @@ import optax
 from flax import nnx
 
 from alexnet_jax.network import implementations, model, wiring
-from alexnet_jax.partition import draws as draws_lib
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import specs as specs_lib
 from alexnet_jax.program import metrics
@@ -136,7 +135,7 @@ def make_train_step(
 
   def train_step(state, key, images, labels):
     n = labels.shape[0]
-    draws = draws_lib.draw_all(network, specs, augmentation, key, state.step, n)
+    draws = specs_lib.draw_all(network, specs, augmentation, key, state.step, n)
 
     def mean_loss(parameters):
       totals, statistics = mapped(
@@ -259,7 +258,7 @@ def to_in_specs(specs: specs_lib.Specs) -> tuple:
     specs.images,
     specs.labels,
     specs.images,
-    draws_lib.to_specs(specs),
+    specs_lib.to_specs(specs),
   )
 
 

@@ -12,7 +12,6 @@ from alexnet_jax.network import implementations, wiring
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
-from alexnet_jax.partition import links as links_lib
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.partition import per_device
 from alexnet_jax.partition import plan as plan_lib
@@ -143,7 +142,7 @@ def axes(
     hosts: process index -> name of its host; None: not known.
   """
   sent = plan_lib.sent_along(program.plan)
-  links = links_lib.find_links(program.mesh, hosts)
+  links = mesh_lib.find_links(program.mesh, hosts)
   lines = []
   for axis, size in program.mesh.shape.items():
     line = f"axis {axis}: {size} device{'s' if size > 1 else ''}"
@@ -166,7 +165,7 @@ def axes(
       f"{', '.join(nested)}; by these bytes: {', '.join(by_bytes)}"
     )
   is_tpu = program.mesh.devices.flat[0].platform == "tpu"
-  if is_tpu and {*links.values()} & {*links_lib.OF_PROCESSES}:
+  if is_tpu and {*links.values()} & {*mesh_lib.OF_PROCESSES}:
     lines.append(
       "inside a slice, a TPU's chips are joined directly, whichever process "
       "or host they belong to"

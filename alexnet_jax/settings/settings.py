@@ -9,11 +9,11 @@ from flax import traverse_util
 
 from alexnet_jax.network import catalog as network_catalog
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog, route
+from alexnet_jax.partition import catalog, resharding
 from alexnet_jax.partition import check as check_lib
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
-from alexnet_jax.settings import fields, recipe, update_rule
+from alexnet_jax.settings import build, fields
 
 
 def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
@@ -100,7 +100,7 @@ def check(
   fields.check(traverse_util.flatten_dict(config.to_dict(), sep="."))
   _check_kept(config)
   _check_ensemble(config)
-  update_rule.check(config)
+  build.check(config)
   layout = make_layout(config)
   if ensemble_lib.AXIS in layout.mesh:
     raise ValueError(
@@ -110,8 +110,8 @@ def check(
     )
   network = make_network(config)
   check_lib.check(layout, network, batch_size=config.batch_size)
-  route.find_routes(network, layout, batch_size=config.batch_size)
-  recipe.make_augmentation(config, network, None, config.batch_size)
+  resharding.find_routes(network, layout, batch_size=config.batch_size)
+  build.make_augmentation(config, network, None, config.batch_size)
   return network, layout
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 import rich.console
 
 from alexnet_jax.checkpoints import checkpoint, members
 from alexnet_jax.data import host_batches, pipeline
-from alexnet_jax.optim import plateau
-from alexnet_jax.program import metrics
+from alexnet_jax.optim import schedules
+from alexnet_jax.program import eval_step, metrics
 from alexnet_jax.program import step as step_lib
-from alexnet_jax.settings import recipe
-from alexnet_jax.training import report, validation
+from alexnet_jax.settings import build
+from alexnet_jax.training import report
 from alexnet_jax.training import run as run_lib
 
 # How far the host runs ahead of the devices: enough that they never wait for
@@ -60,7 +62,7 @@ class Loop:
     # Since the last report: of each step, and of all of them.
     self._totals: list[jax.Array] = []
     self._replaced = 0
-    self._rate_scale = plateau.find_scale(state.optimizer)
+    self._rate_scale = schedules.find_scale(state.optimizer)
     self._has_validated = False
     self._facts: dict[str, Any] = {}  # of the state, for its checkpoint
 
@@ -82,7 +84,7 @@ class Loop:
       self._reporter.resume_clock()
     batches = pipeline.train_batches(
       run.train_records,
-      seed=recipe.find_order_seed(run.config),
+      seed=build.find_order_seed(run.config),
       first_step=first_step,
       num_steps=run.num_steps,
       **self._batch_options(),
@@ -148,9 +150,7 @@ class Loop:
     batches = pipeline.validation_batches(
       run.validation_records, **self._batch_options()
     )
-    found = validation.validate(
-      run, self.state, batches, compiles=not self._has_validated
-    )
+    found = validate(run, self.state, batches, compiles=not self._has_validated)
     if found is None:
       self._stop(number, owes_validation=True)
     self._has_validated = True
@@ -159,8 +159,8 @@ class Loop:
     self._reporter.validation(number, totals, replaced)
     # Not of the one at the end, which a longer run would not have.
     if run.plateau and number % run.config.validate_every_steps == 0:
-      self.state = validation.heed(run, self.state, totals)
-      self._rate_scale = plateau.find_scale(self.state.optimizer)
+      self.state = heed(run, self.state, totals)
+      self._rate_scale = schedules.find_scale(self.state.optimizer)
     self._facts = {"validation_error": metrics.to_errors(totals)}
 
   def _stop(self, number: int, *, owes_validation: bool = False) -> NoReturn:
@@ -189,3 +189,52 @@ class Loop:
       or host_batches.find_threads(sharing=run.group.num_on_host),
       "batches_ahead": run.config.data.batches_ahead,
     }
+
+
+# As the steps in `loop.py`.
+_BATCHES_AHEAD = 2
+
+
+def validate(
+  run: run_lib.Run,
+  state: step_lib.TrainState,
+  batches: Iterator[pipeline.Batch],
+  *,
+  compiles: bool,
+) -> tuple[np.ndarray, int] | None:
+  """Goes through the whole split, with averaged parameters if there are any.
+
+  Args:
+    run: from `run.prepare`.
+    state: after some step.
+    batches: of the split; closed at the end.
+    compiles: whether the first batch takes the time of a compilation.
+
+  Returns:
+    `metrics.NAMES` summed over it, f32[4], or f32[members, 4] of several
+    members of an ensemble, and the images of this process whose own record
+    could not be read. None where a signal has ended it before its end.
+
+  Raises:
+    source.RecordError: a record cannot be read.
+  """
+  totals, replaced = [], 0
+  variables = eval_step.find_variables(state)
+  with contextlib.closing(batches):
+    for images, labels, lost in batches:
+      if run.group.is_stopping():
+        return None
+      if compiles and not totals:
+        run.group.rest_clock()
+      totals.append(run.program.evaluate(variables, images, labels))
+      jax.block_until_ready(totals[-_BATCHES_AHEAD - 1 : -_BATCHES_AHEAD])
+      replaced += lost
+  return np.sum(jax.device_get(totals), axis=0), replaced
+
+
+def heed(
+  run: run_lib.Run, state: step_lib.TrainState, totals: np.ndarray
+) -> step_lib.TrainState:
+  """Tells the plateau rule the error of a validation."""
+  error = metrics.to_means(totals)["top1_error"]
+  return state._replace(optimizer=run.plateau.advance(state.optimizer, error))

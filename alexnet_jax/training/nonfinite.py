@@ -16,7 +16,7 @@ import numpy as np
 from alexnet_jax.data import pipeline
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.program import step as step_lib
-from alexnet_jax.settings import recipe
+from alexnet_jax.settings import build
 from alexnet_jax.training import report
 from alexnet_jax.training import run as run_lib
 
@@ -63,7 +63,7 @@ def _examine(
   _, key = program.make_keys(run.config.seed + member)
   batches = pipeline.train_batches(
     run.train_records,
-    seed=recipe.find_order_seed(run.config),
+    seed=build.find_order_seed(run.config),
     first_step=error.step - 1,
     num_steps=error.step,
     batch_size=program.batch_size,

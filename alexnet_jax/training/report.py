@@ -13,10 +13,12 @@ import jax
 import numpy as np
 import rich.console
 import rich.progress
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 
 from alexnet_jax.checkpoints import writer
 from alexnet_jax.program import metrics
-from alexnet_jax.training import events, lines, loss_monitor
+from alexnet_jax.training import loss_monitor
 
 
 class LossNotFinite(FloatingPointError):
@@ -71,7 +73,7 @@ class Reporter:
     if workdir is not None:
       with self._writing():
         self._open(os.path.join(workdir, "metrics.jsonl"))
-        self._events = events.Events(workdir)
+        self._events = Events(workdir)
     self._due: tuple | None = None  # the arguments of `training`, and seconds
     self._began = self._since = time.monotonic()
     self._saved: list[writer.Saved] = []
@@ -91,7 +93,7 @@ class Reporter:
     self._progress.start()
 
   def _open(self, path: str) -> None:
-    if cut := lines.repair(path):
+    if cut := repair(path):
       self._console.print(
         f"the last line of {path} was cut off; its {cut:,} bytes are removed",
         highlight=False,
@@ -329,3 +331,66 @@ def _errors(means: Mapping[str, float]) -> str:
 
 def _replaced(images: int) -> str:
   return f", {images:,} replaced" if images else ""
+
+
+# Scalars for TensorBoard, written by the thread that reports them.
+#
+# tensorboardX's own writer has a thread for that. Where the disk is full it
+# ends with a traceback, and the run then waits for it for ever.
+
+# Between two times that all is synced to disk.
+_FLUSH_SECONDS = 10.0
+
+
+class Events:
+  """An event file of its own.
+
+  Args:
+    folder: in which it lies.
+
+  Raises:
+    OSError: it cannot be written; as every method.
+  """
+
+  def __init__(self, folder: str):
+    # Without the process, two starts within a second would share a name.
+    self._writer = event_file_writer.EventsWriter(
+      os.path.join(folder, "events"), f".{os.getpid()}"
+    )
+    self._flushed = time.monotonic()
+
+  def add(self, name: str, value: float, step: int) -> None:
+    """Adds one value of a curve."""
+    self._writer.write_event(
+      event_pb2.Event(
+        wall_time=time.time(), step=step, summary=summary.scalar(name, value)
+      )
+    )
+    if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+      self._writer.flush()
+      self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    """Writes what is left."""
+    self._writer.close()
+
+
+# A file of one JSON value per line, to which a run appends.
+#
+# A process that is killed, or a disk that is full, can leave the last line cut.
+
+
+def repair(path: str) -> int:
+  """Takes a last line that is cut off a file, so that another can follow.
+
+  Returns:
+    The bytes that were taken off; 0 where the file is whole or not there.
+  """
+  if not os.path.isfile(path):
+    return 0
+  with open(path, "rb+") as file:
+    content = file.read()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+      file.truncate(whole)
+  return len(content) - whole

@@ -15,21 +15,20 @@ import jax
 import ml_collections
 import optax
 
-from alexnet_jax.checkpoints import lock, ownership
 from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.data import records, sets
 from alexnet_jax.data import statistics as statistics_lib
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.distributed import shared_filesystem
 from alexnet_jax.network import implementations, wiring
-from alexnet_jax.optim import plateau as plateau_lib
+from alexnet_jax.optim import schedules
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.program import compilation_cache, compiler_options
 from alexnet_jax.program import devices as devices_lib
 from alexnet_jax.program import program as program_lib
-from alexnet_jax.settings import recipe, settings, update_rule
+from alexnet_jax.settings import build, settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +51,10 @@ class Run:
   validation_records: records.Records
   num_steps: int
   schedule: optax.Schedule
-  plateau: plateau_lib.Plateau | None
+  plateau: schedules.Plateau | None
   xla_options: compiler_options.Options
   cache: compilation_cache.Cache
-  locks: tuple[lock.Lock, ...]
+  locks: tuple[workdir_lib.Lock, ...]
   changes: tuple[str, ...]
 
 
@@ -91,12 +90,10 @@ def make_program(
     network,
     layout,
     batch_size=config.batch_size,
-    augmentation=recipe.make_augmentation(
+    augmentation=build.make_augmentation(
       config, network, statistics, num_images or config.batch_size
     ),
-    optimizer=update_rule.make_optimizer(
-      config, num_images or config.batch_size
-    ),
+    optimizer=build.make_optimizer(config, num_images or config.batch_size),
     norms=config.optimizer.trust_coefficient is not None,
     label_smoothing=config.label_smoothing,
     precision=config.exchange_precision,
@@ -170,7 +167,7 @@ def prepare(
   fields = config.to_dict()
   accept_for = program if accept_changes else None
   claim = (
-    ownership.claim(workdir, fields, found, accept_for=accept_for)
+    workdir_lib.claim(workdir, fields, found, accept_for=accept_for)
     if group.is_first
     else None
   )
@@ -188,8 +185,8 @@ def prepare(
     train_records=train_records,
     validation_records=validation_records,
     num_steps=num_steps,
-    schedule=update_rule.make_reported_schedule(config, num_images),
-    plateau=update_rule.make_plateau(config),
+    schedule=build.make_reported_schedule(config, num_images),
+    plateau=build.make_plateau(config),
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
     cache=cache,
     locks=claim.locks if claim else (),
@@ -203,11 +200,11 @@ def find_num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
   Raises:
     ValueError: more than devices can count, in int32.
   """
-  num_steps = recipe.to_steps(config, config.num_epochs, num_images)
-  if num_steps > recipe.LAST_STEP:
+  num_steps = build.to_steps(config, config.num_epochs, num_images)
+  if num_steps > build.LAST_STEP:
     raise ValueError(
       f"num_epochs is {config.num_epochs:g}, which are {num_steps:,} steps, "
-      f"expected at most {recipe.LAST_STEP:,}. Set config.num_epochs."
+      f"expected at most {build.LAST_STEP:,}. Set config.num_epochs."
     )
   return num_steps
 
@@ -262,8 +259,8 @@ def open_data(
   """
   builder = sets.open_builder(config.data.name, data_dir=data_dir)
   sets.check_classes(builder, config.network.num_classes)
-  statistics = recipe.find_statistics(config, builder)
-  recipe.make_augmentation(config, network, statistics, config.batch_size)
+  statistics = build.find_statistics(config, builder)
+  build.make_augmentation(config, network, statistics, config.batch_size)
   return builder, statistics
 
 

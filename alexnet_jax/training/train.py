@@ -14,7 +14,7 @@ from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import audit
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.program import compiled_step, step, summary
-from alexnet_jax.settings import recipe
+from alexnet_jax.settings import build
 from alexnet_jax.training import loop as loop_lib
 from alexnet_jax.training import loss_monitor, nonfinite, report
 from alexnet_jax.training import run as run_lib
@@ -188,7 +188,7 @@ def make_loss_watch(
     first_step: where this start of the run begins.
   """
   epoch, warmup = (
-    recipe.to_steps(config, epochs, num_images)
+    build.to_steps(config, epochs, num_images)
     for epochs in (1.0, config.optimizer.warmup_epochs)
   )
   return loss_monitor.Watch(

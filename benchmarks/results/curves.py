@@ -1,0 +1,134 @@
+"""Training runs in this process, and their curves: for the experiments here."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import ml_collections
+import rich.console
+from matplotlib import figure
+
+from alexnet_jax.cli import command
+from alexnet_jax.distributed import group as group_lib
+from alexnet_jax.program import step
+from alexnet_jax.settings import settings
+from alexnet_jax.training import run as run_lib
+from alexnet_jax.training import train
+
+_SETTINGS = {
+  "svg.hashsalt": "alexnet_jax",
+  "font.family": "DejaVu Sans",
+  "font.size": 9,
+}
+_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+
+
+def train_to_end(
+  config: ml_collections.ConfigDict,
+  *,
+  data_dir: str | None,
+  simulate_devices: int | None = None,
+) -> tuple[step.TrainState, list[dict[str, float]]]:
+  """Trains a config from its start; nothing is kept but what is returned.
+
+  Args:
+    config: the config.
+    data_dir: where TFDS keeps its sets.
+    simulate_devices: None: as many as the layout needs; of several runs in one
+      process, the first one settles it.
+
+  Returns:
+    The final state, and the lines of `metrics.jsonl`.
+
+  Raises:
+    FloatingPointError: a loss is not finite; the lines until then are its
+      `lines`.
+    ValueError, TypeError, OSError: with one line on what to change.
+  """
+  settings.check(config)
+  with tempfile.TemporaryDirectory() as workdir:
+    run = run_lib.prepare(
+      config,
+      group=group_lib.alone(),
+      workdir=workdir,
+      data_dir=data_dir,
+      simulate_devices=simulate_devices,
+    )
+    try:
+      state = train.train(run, rich.console.Console(quiet=True))
+    except FloatingPointError as error:
+      error.lines = _read(workdir)
+      raise
+    return state, _read(workdir)
+
+
+def train_while_finite(
+  config: ml_collections.ConfigDict, *, data_dir: str | None
+) -> list[dict[str, float]]:
+  """The lines of `metrics.jsonl`, as far as losses are finite."""
+  try:
+    _, lines = train_to_end(config, data_dir=data_dir)
+  except FloatingPointError as error:
+    lines = error.lines  # the curve ends there, which its reader sees
+  return lines
+
+
+def _read(workdir: str) -> list[dict[str, float]]:
+  lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  return [line for line in found if "checkpoint_seconds" not in line]
+
+
+def draw(
+  curves: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
+  *,
+  title: str,
+  x: str,
+  y: str,
+  path: str,
+  mark: float | None = None,
+  top: float | None = None,
+) -> None:
+  """Draws curves, those of one name in one colour and style.
+
+  Args:
+    curves: name -> for each seed, places and values.
+    title: above.
+    x: what the places are.
+    y: what the values are.
+    path: .svg or .png.
+    mark: a value with a line of its own.
+    top: of the values that are shown; None: all.
+
+  Raises:
+    ValueError: the file cannot be drawn to.
+  """
+  command.check_picture_path(path, flag="picture")
+  styles = ("-", "--", "-.", ":")
+  with matplotlib.rc_context(_SETTINGS):
+    drawn = figure.Figure(figsize=(6.4, 4.2), layout="constrained")
+    panel = drawn.subplots()
+    for number, (name, seeds) in enumerate(curves.items()):
+      for seed, (places, values) in enumerate(seeds):
+        panel.plot(
+          places,
+          values,
+          styles[number % len(styles)],
+          color=_COLOURS[number % len(_COLOURS)],
+          linewidth=1.2,
+          label=None if seed else name,
+        )
+    if mark is not None:
+      panel.axhline(mark, color="0.7", linewidth=0.8, zorder=0)
+    panel.set(xlabel=x, ylabel=y, title=title)
+    panel.set_ylim(bottom=0, top=top)
+    panel.set_xlim(left=0)
+    panel.legend(frameon=False)
+    panel.spines[["top", "right"]].set_visible(False)
+    drawn.savefig(
+      path, dpi=200, metadata={"Date": None} if path.endswith("svg") else {}
+    )

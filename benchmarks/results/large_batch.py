@@ -1,0 +1,154 @@
+"""A batch of 1,024 on the embedded digits: SGD, scaled linearly, against LARS.
+
+    python -m benchmarks.results.large_batch
+
+The default network of `digits` for 24 epochs, which at a batch of 64 are 562
+updates and at 1,024 are 36. Rates: that of the batch of 64, times 16; with and
+without a warm-up of 5 epochs; and LARS with the same warm-up and schedule, a
+polynomial of power 2. SGD is run under that schedule too, so that only the rule
+differs.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import ml_collections
+import rich.console
+import rich.table
+from absl import app, flags
+
+from alexnet_jax.cli import command
+from benchmarks.results import curves
+from configs import default
+
+SEEDS = (0, 1, 2)
+SMALL, LARGE = 64, 1024
+RATE = 0.01
+# name -> batch, fields of config.optimizer.
+SCALED = RATE * LARGE / SMALL
+FALLS = {"schedule": "polynomial", "drop_epochs": ()}
+RUNS = {
+  f"SGD, batch {SMALL}": (SMALL, {"learning_rate": RATE}),
+  f"SGD, batch {LARGE}, rate {SCALED:g}": (
+    LARGE,
+    {"learning_rate": SCALED, **FALLS},
+  ),
+  f"SGD, batch {LARGE}, rate {SCALED:g}, warm-up": (
+    LARGE,
+    {"learning_rate": SCALED, "warmup_epochs": 5.0, **FALLS},
+  ),
+  **{
+    f"LARS, batch {LARGE}, rate {rate:g}, warm-up": (
+      LARGE,
+      {
+        "learning_rate": rate,
+        "warmup_epochs": 5.0,
+        "trust_coefficient": 0.001,
+        # Biases are not adapted: theirs is the rate of SGD.
+        "bias_rate": SCALED / rate,
+        **FALLS,
+      },
+    )
+    for rate in (2.5, 5.0, 10.0)
+  },
+}
+
+
+def define_flags() -> None:
+  flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
+  )
+  flags.DEFINE_string(
+    "picture",
+    "docs/large_batch.svg",
+    "Where the curves are drawn, .svg or .png.",
+  )
+
+
+def main(argv: list[str]) -> None:
+  command.check_no_arguments(argv)
+  console = rich.console.Console()
+  lines = {}
+  for name, (batch, fields) in RUNS.items():
+    lines[name] = [
+      curves.train_while_finite(
+        make_config(batch, fields, seed), data_dir=flags.FLAGS.data_dir
+      )
+      for seed in SEEDS
+    ]
+    console.print(_say(name, lines[name]), soft_wrap=True, highlight=False)
+  best = min(
+    (name for name in RUNS if name.startswith("LARS")),
+    key=lambda name: statistics.fmean(_final(run) for run in lines[name]),
+  )
+  shown = [name for name in RUNS if not name.startswith("LARS")] + [best]
+  curves.draw(
+    {
+      name: [_curve(run, RUNS[name][0]) for run in lines[name]]
+      for name in shown
+    },
+    title="Training loss on digits, 24 epochs, three seeds each",
+    x="epochs",
+    y="training loss, nats",
+    path=flags.FLAGS.picture,
+    top=3.0,
+  )
+
+
+def make_config(
+  batch: int, fields: dict[str, object], seed: int
+) -> ml_collections.ConfigDict:
+  config = default.get_config("digits")
+  config.seed = seed
+  config.batch_size = batch
+  config.optimizer.update(fields)
+  config.report_every_steps = 1
+  config.validate_every_steps = 10**6
+  config.checkpoint_every_steps = 10**6
+  return config
+
+
+def _curve(
+  run: list[dict[str, float]], batch: int
+) -> tuple[list[float], list[float]]:
+  """Epochs, and the loss averaged over the last 1,024 images."""
+  losses = [line["training_loss"] for line in run if "training_loss" in line]
+  window = LARGE // batch
+  means = [
+    statistics.fmean(losses[end - window : end])
+    for end in range(window, len(losses) + 1)
+  ]
+  return [(window + index) * batch / 1498 for index in range(len(means))], means
+
+
+def _final(run: list[dict[str, float]]) -> float:
+  """Validation error at the end; 1 where the loss was not finite."""
+  found = [
+    line["validation_top1_error"]
+    for line in run
+    if "validation_top1_error" in line
+  ]
+  return found[-1] if found else 1.0
+
+
+def _say(name: str, runs: list[list[dict[str, float]]]) -> str:
+  ends = [
+    f"{_final(run):.1%}"
+    if "validation_top1_error" in run[-1]
+    else f"not finite after step {run[-1]['step'] if run else 0}"
+    for run in runs
+  ]
+  losses = [
+    f"{_curve(run, RUNS[name][0])[1][-1]:.3f}" if len(run) > 16 else "none"
+    for run in runs
+  ]
+  return (
+    f"{name}: validation top-1 error {', '.join(ends)}; training loss at the "
+    f"end {', '.join(losses)}"
+  )
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(main, flags_parser=command.parse_flags)

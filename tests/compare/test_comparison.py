@@ -1,0 +1,122 @@
+import dataclasses
+
+import pytest
+
+from alexnet_jax.cli import command
+from alexnet_jax.compare import chart, comparison
+from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import catalog
+
+NETWORK = wiring.make_network(wirings.ALEXNET_2012)
+PARAMETERS = 60_965_224
+
+
+def row(layout, batch_size, **mesh):
+  layout = dataclasses.replace(layout, mesh=mesh or layout.mesh)
+  return comparison.make_row(NETWORK, layout, batch_size=batch_size)
+
+
+def test_two_columns_send_an_eighth_of_data_parallelism_at_batch_128():
+  two_column = row(catalog.TWO_COLUMN, 128)
+  data_parallel = row(catalog.DATA_PARALLEL, 128)
+  # Reference, section 6, minimum: both directions of conv3, fc6, fc7, and the
+  # sum of 1,000 logits, which a ring sends twice; each device sends half.
+  elements = 128 * (2 * (43_264 + 4_096 + 4_096) // 2 + 1_000)
+  assert two_column.planned_bytes == 4 * elements
+  # The loss, the errors and the count: four numbers, of which half go twice.
+  assert data_parallel.planned_bytes == 4 * (PARAMETERS + 4)
+  ratio = data_parallel.planned_bytes / two_column.planned_bytes
+  assert ratio == pytest.approx(9.08, abs=0.01)
+
+
+def test_two_columns_and_data_parallelism_are_equal_at_a_batch_of_1162():
+  lines = comparison.find_traffic(
+    NETWORK, [catalog.TWO_COLUMN, catalog.DATA_PARALLEL]
+  )
+  (equal,) = comparison.find_overtakings(lines)
+  assert equal.below.layouts == (catalog.TWO_COLUMN,)
+  assert equal.above.layouts == (catalog.DATA_PARALLEL,)
+  expected = PARAMETERS / (43_264 + 4_096 + 4_096 + 1_000)
+  assert equal.batch_size == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_weird_trick_on_eight_devices_at_batch_1024():
+  one_weird_trick = row(catalog.ONE_WEIRD_TRICK, 1024, data=1, model=8)
+  data_parallel = row(catalog.DATA_PARALLEL, 1024, data=8)
+  convolutions = PARAMETERS - 37_752_832 - 16_781_312 - 4_097_000
+  # Seven of eight parts: of conv5's outputs, those of one's own images, an
+  # eighth; sums of fc6, and features of fc6, there and back; twice the logits,
+  # twice the gradients of the convolutions; and four numbers.
+  per_image = 2 * (9_216 / 8 + 4_096 + 4_096) + 2 * 1_000
+  elements = (1024 * per_image + 2 * convolutions) * 7 / 8
+  assert one_weird_trick.planned_bytes == pytest.approx(4 * elements, rel=1e-6)
+  assert data_parallel.planned_bytes == pytest.approx(
+    4 * 2 * PARAMETERS * 7 / 8, rel=1e-6
+  )
+  ratio = data_parallel.planned_bytes / one_weird_trick.planned_bytes
+  assert ratio == pytest.approx(4.72, abs=0.01)
+
+
+def test_layouts_that_send_the_same_share_a_line():
+  lines = comparison.find_traffic(
+    NETWORK, [catalog.DATA_PARALLEL, catalog.FULLY_SHARDED]
+  )
+  (line,) = lines
+  assert line.layouts == (catalog.DATA_PARALLEL, catalog.FULLY_SHARDED)
+  assert comparison.find_overtakings(lines) == []
+
+
+def test_meshes_that_come_to_the_same_are_listed_once_by_the_plainest_name():
+  def names(*layouts):
+    found = comparison.find_layouts(NETWORK, layouts, 4, batch_size=8)
+    return [(layout.name, *layout.mesh.values()) for layout in found]
+
+  one_weird_trick = [("one_weird_trick", 1, 4), ("one_weird_trick", 2, 2)]
+  assert names(
+    catalog.ONE_DEVICE, catalog.DATA_PARALLEL, catalog.ONE_WEIRD_TRICK
+  ) == [("data_parallel", 4), *one_weird_trick]
+  assert names(catalog.ONE_WEIRD_TRICK, catalog.DATA_PARALLEL) == [
+    *one_weird_trick,
+    ("data_parallel", 4),
+  ]
+  assert ("one_weird_trick", 4, 1) in names(catalog.ONE_WEIRD_TRICK)
+  # Although its fc7 would arrive as a sum, were there something to add.
+  assert names(catalog.DATA_PARALLEL, catalog.TENSOR_PARALLEL) == [
+    ("data_parallel", 4),
+    ("tensor_parallel", 2, 2),
+  ]
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_chart_is_drawn(tmp_path, suffix):
+  path = tmp_path / f"chart.{suffix}"
+  traffic = {
+    2: comparison.find_traffic(
+      NETWORK, [catalog.TWO_COLUMN, catalog.DATA_PARALLEL]
+    )
+  }
+  chart.draw(
+    traffic, batch_sizes=[128], network="x", precision="float32", path=str(path)
+  )
+  assert path.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+  ("path", "message"),
+  [
+    ("a.pdf", "'a.pdf' is neither .svg nor .png. Set --chart"),
+    ("nosuch/a.svg", "'nosuch' is no folder, or not yours. Set --chart"),
+  ],
+)
+def test_file_that_cannot_be_drawn_to_is_refused(path, message):
+  with pytest.raises(ValueError, match=message):
+    command.check_picture_path(path, flag="chart")
+
+
+def test_plan_is_that_of_the_precision_of_the_exchange():
+  whole = row(catalog.TWO_COLUMN, 128)
+  halved = comparison.make_row(
+    NETWORK, catalog.TWO_COLUMN, batch_size=128, precision="bfloat16"
+  )
+  assert whole.planned_bytes == 2 * halved.planned_bytes

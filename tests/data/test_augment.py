@@ -1,0 +1,325 @@
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from alexnet_jax.data import augment, host_batches, statistics
+from alexnet_jax.network import model
+from alexnet_jax.partition import catalog, mesh, resharding, specs
+from alexnet_jax.program import compiled_step
+from tests import build
+
+# Of ImageNet, ordered by the standard deviation along each direction.
+DIRECTIONS = np.array(
+  [
+    [-0.56351, -0.57618, -0.59200],
+    [-0.71258, -0.02354, 0.70120],
+    [0.41796, -0.81698, 0.39731],
+  ]
+)
+STDS = np.array([121.780, 37.094, 19.721])
+MEAN_IMAGE = np.random.default_rng(1).uniform(0, 255, (72, 72, 3))
+# float32; pixels of about 1 after the division by 64.
+ATOL = 2e-6
+
+
+QUICK = (catalog.ONE_DEVICE, catalog.TWO_COLUMN_DATA)
+on_every_layout = pytest.mark.parametrize(
+  "layout",
+  [
+    pytest.param(
+      layout, marks=[] if layout in QUICK else pytest.mark.slow, id=layout.name
+    )
+    for layout in catalog.LAYOUTS
+  ],
+)
+
+
+@pytest.fixture(params=augment.MEANS)
+def augmentation(request, tiny_augmentation):
+  """Crops of 67 from 72, divided by 64, with each of the means."""
+  return dataclasses.replace(
+    tiny_augmentation,
+    statistics=dataclasses.replace(
+      tiny_augmentation.statistics, mean_image=MEAN_IMAGE.astype(np.float32)
+    ),
+    mean_from=request.param,
+  )
+
+
+@pytest.fixture(scope="module")
+def full_size():
+  return augment.Augment(
+    stored_size=256,
+    image_size=224,
+    flip=True,
+    colour_noise=0.1,
+    statistics=statistics.PUBLISHED,
+  )
+
+
+def crop_in_numpy(image, top, left, mirrored, mean_from):
+  """f64[67, 67, 3] of u8[72, 72, 3], the mean removed as the sources say."""
+  image = image.astype(np.float64)
+  if mean_from == "image":  # first of all, as in the paper
+    image = image - MEAN_IMAGE
+  if mean_from == "channel":
+    image = image - [127.0, 120.0, 105.0]
+  crop = image[top : top + 67, left : left + 67]
+  if mirrored:
+    crop = np.flip(crop, axis=1)
+  if mean_from == "image_center":  # last, as in convdata.py
+    crop = crop - MEAN_IMAGE[2:69, 2:69]
+  return crop
+
+
+@pytest.mark.parametrize("divisor", [1.0, 1.1])
+def test_augmentation_matches_numpy(augmentation, divisor, tiny_batch, key):
+  images, _ = tiny_batch
+  augmentation = dataclasses.replace(augmentation, colour_divisor=divisor)
+  draws = jax.tree.map(np.asarray, augmentation.draw(key, 8, spec=None))
+  assert 0 < draws["flip"].sum() < 8  # both kinds are there
+  found = jax.jit(augmentation.apply)(images, draws)
+  assert found.dtype == np.float32
+  for row in range(8):
+    crop = crop_in_numpy(
+      images[row],
+      *draws["offset"][row],
+      draws["flip"][row],
+      augmentation.mean_from,
+    )
+    noise = sum(
+      draws["colour"][row, i] * STDS[i] * DIRECTIONS[i] for i in range(3)
+    )
+    expected = (crop + noise) / divisor / 64.0
+    np.testing.assert_allclose(found[row], expected, atol=ATOL)
+
+
+def test_ten_views_are_corners_and_centre_and_mirrored(
+  augmentation, tiny_batch
+):
+  images, _ = tiny_batch
+  augmentation = dataclasses.replace(augmentation, colour_divisor=1.1)
+  view = jax.jit(augmentation.view)
+  corners = [(0, 0), (0, 5), (2, 2), (5, 0), (5, 5)]
+  for index in range(augment.VIEWS):
+    expected = [
+      crop_in_numpy(
+        image, *corners[index % 5], index >= 5, augmentation.mean_from
+      )
+      for image in images
+    ]
+    found = view(images, index)
+    np.testing.assert_allclose(found, np.array(expected) / 64.0, atol=ATOL)
+    if index == 2:
+      np.testing.assert_array_equal(jax.jit(augmentation.center)(images), found)
+
+
+def test_places_flips_and_colours_are_spread_as_specified(full_size, key):
+  n = 20_000
+  draws = jax.tree.map(np.asarray, full_size.draw(key, n, spec=None))
+  counts = np.zeros((33, 33))  # offsets 0..32; any other is an IndexError
+  np.add.at(counts, tuple(draws["offset"].T), 1)
+  assert counts.min() > 0
+  # Chi-square of 33 x 33 equal cells: 1088 +- sqrt(2 x 1088). Five of those.
+  chi_square = np.sum((counts - n / 1089) ** 2) / (n / 1089)
+  assert abs(chi_square - 1088) < 5 * math.sqrt(2 * 1088)
+  # 606 expected at each place of an axis; five standard deviations.
+  for axis in (0, 1):
+    assert np.abs(counts.sum(axis=axis) - n / 33).max() < 5 * math.sqrt(606)
+  # Five standard deviations of the share of a fair coin.
+  assert abs(draws["flip"].mean() - 0.5) < 5 * 0.5 / math.sqrt(n)
+  # The largest distance of the distribution from N(0, 0.1^2), below the value
+  # that chance exceeds once in a million (Kolmogorov and Smirnov).
+  for component in draws["colour"].T:
+    z = np.sort(component) / 0.1
+    normal = np.array([0.5 + 0.5 * math.erf(v / math.sqrt(2)) for v in z])
+    assert np.abs(normal - np.arange(n) / n).max() < 2.7 / math.sqrt(n)
+  # No draw tells of another: correlations of independent columns.
+  columns = [draws["offset"], draws["flip"][:, None], draws["colour"]]
+  correlations = np.corrcoef(np.concatenate(columns, axis=1).T)
+  assert np.abs(correlations - np.eye(6)).max() < 5 / math.sqrt(n)
+
+
+def test_without_flip_and_noise_nothing_is_drawn_but_places(full_size, key):
+  plain = dataclasses.replace(full_size, flip=False, colour_noise=0.0)
+  draws = plain.draw(key, 20_000, spec=None)
+  assert not draws["flip"].any() and not draws["colour"].any()
+  assert len(np.unique(draws["offset"])) == 33
+
+
+def test_colours_vary_as_the_statistics_say(full_size):
+  rng = np.random.default_rng(0)
+  draws = {
+    "offset": np.zeros((4096, 2), np.int32),
+    "flip": np.zeros(4096, bool),
+    "colour": 0.1 * rng.standard_normal((4096, 3), np.float32),
+  }
+  gray = np.full((4096, 8, 8, 3), 100, np.uint8)
+  small = dataclasses.replace(full_size, stored_size=8, image_size=8)
+  found = np.asarray(small.apply(gray, draws)) + [127.30, 119.72, 104.91]
+  # One shift for all pixels of an image; float32, on a scale of 0..255.
+  shift = found[:, :1, :1] - 100
+  np.testing.assert_allclose(
+    found - 100, np.broadcast_to(shift, found.shape), atol=1e-4
+  )
+  # 12.2 grey levels along the first direction. Of 4096 draws, the standard
+  # deviation is known to 1.1 %; five of those.
+  along = shift[:, 0, 0] @ DIRECTIONS.T
+  np.testing.assert_allclose(along.std(axis=0), 0.1 * STDS, rtol=0.055)
+
+
+@on_every_layout
+def test_every_layout_draws_the_same_bits(layout, full_size, tiny_network, key):
+  routes = resharding.find_routes(tiny_network, layout, batch_size=64)
+  spec = specs.make_specs(tiny_network, layout, routes).images
+  found = []
+  for where, how in ((catalog.ONE_DEVICE, None), (layout, spec)):
+    with jax.set_mesh(mesh.make_mesh(where)):
+      draws = jax.jit(lambda how=how: full_size.draw(key, 64, spec=how))()
+    found.append(jax.tree.map(np.asarray, draws))
+  expected, split = found
+  for name in ("offset", "flip"):
+    np.testing.assert_array_equal(split[name], expected[name])
+  # The same bits are drawn; jax 0.12 makes a normal number of some that is
+  # rounded otherwise where the axes of a mesh split the array in four.
+  np.testing.assert_array_max_ulp(split["colour"], expected["colour"], maxulp=1)
+
+
+def totals_in_numpy(logits, labels):
+  """`metrics.totals` of the softmax averaged over f32[views, n, classes]."""
+  exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  softmax = exponentials / exponentials.sum(axis=-1, keepdims=True)
+  sums = np.zeros(4)
+  for probabilities, label in zip(softmax.mean(axis=0), labels, strict=True):
+    if label != host_batches.PADDING:
+      rank = np.sum(probabilities > probabilities[label])
+      loss = -np.log(probabilities[label])
+      sums += [loss, rank >= 1, rank >= 5, 1]
+  return sums
+
+
+@pytest.fixture(scope="module")
+def evaluation(tiny_network, tiny_augmentation, tiny_batch):
+  """Parameters, the logits of ten views on one device, and labels.
+
+  Logits of some units, so that views differ in what they rank first.
+  """
+  parts = build.make_program(
+    tiny_network, catalog.ONE_DEVICE, tiny_augmentation, batch_size=8
+  )
+  parameters = jax.device_get(parts.init(jax.random.key(0)).parameters)
+  parameters["fc8"]["kernel"] = 10 * parameters["fc8"]["kernel"]
+  images, labels = tiny_batch
+  graphdef = model.make_graphdef(tiny_network)
+  forward = jax.jit(lambda weights, x: nnx.merge(graphdef, weights)(x))
+  view = jax.jit(tiny_augmentation.view)
+  logits = [
+    forward(parameters, view(images, index)) for index in range(augment.VIEWS)
+  ]
+  labels = np.where(np.arange(8) < 6, labels, host_batches.PADDING)
+  return parameters, np.array(logits, np.float64), labels.astype(np.int32)
+
+
+def evaluate(layout, views, evaluation, network, augmentation, images):
+  parameters, _, labels = evaluation
+  parts = build.make_program(network, layout, augmentation, batch_size=8)
+  parts = dataclasses.replace(parts, views=views)
+  parameters = jax.device_put(
+    parameters, specs.to_shardings(parts.mesh, parts.specs.parameters)
+  )
+  batch = build.put(parts, (images, labels))
+  return np.asarray(parts.evaluate(parameters, *batch))
+
+
+@on_every_layout
+def test_ten_view_evaluation_averages_the_softmax(
+  layout, evaluation, tiny_network, tiny_augmentation, tiny_batch
+):
+  found = evaluate(
+    layout, 10, evaluation, tiny_network, tiny_augmentation, tiny_batch[0]
+  )
+  _, logits, labels = evaluation
+  expected = totals_in_numpy(logits, labels)
+  # Sums in float32, in another order.
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert found[3] == 6
+  # Not that of one view, and not the average of the logits.
+  for other in (logits[2:3], logits.mean(axis=0, keepdims=True)):
+    assert abs(totals_in_numpy(other, labels)[0] / expected[0] - 1) > 1e-3
+
+
+def test_one_view_is_the_centre_crop(
+  evaluation, tiny_network, tiny_augmentation, tiny_batch
+):
+  found = evaluate(
+    catalog.TWO_COLUMN,
+    *(1, evaluation, tiny_network, tiny_augmentation, tiny_batch[0]),
+  )
+  _, logits, labels = evaluation
+  expected = totals_in_numpy(logits[2:3], labels)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "layout",
+  [catalog.TWO_COLUMN, catalog.ONE_WEIRD_TRICK, catalog.FULLY_SHARDED],
+  ids=lambda layout: layout.name,
+)
+def test_mean_image_adds_no_communication(layout, augmentation, tiny_network):
+  parts = build.make_program(tiny_network, layout, augmentation, batch_size=8)
+  _, found = compiled_step.compile_step(parts)
+  assert found.agrees and sorted(found.compiled) == sorted(found.plan)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "expected"),
+  [
+    ("image_size", 257, "at most config.data.stored_size"),
+    ("scale", 0.0, "augment.scale is 0.0, expected a positive number"),
+    ("scale", math.nan, "augment.scale is nan, expected a positive number"),
+    ("colour_divisor", -1.1, "colour_divisor is -1.1, expected a positive"),
+    ("colour_noise", -0.1, "colour_noise is -0.1, expected 0 or more"),
+    ("mean_from", "crop", "'crop', expected one of channel, image, image_cent"),
+    ("mean_from", "image", "'image', but the statistics have no mean image"),
+  ],
+)
+def test_bad_value_is_refused_in_one_line(field, value, expected, full_size):
+  with pytest.raises(ValueError) as caught:
+    dataclasses.replace(full_size, **{field: value})
+  message = str(caught.value)
+  assert expected in message and "\n" not in message
+  assert "Set config." in message
+
+
+def test_bad_statistics_are_refused_in_one_line(full_size):
+  published = statistics.PUBLISHED
+  for mean in (
+    (1.0, 2.0),
+    (1.0, 2.0, 256.0),
+    (1.0, 2.0, "3"),
+    (math.nan, 1.0, 2.0),
+  ):
+    bad = dataclasses.replace(published, mean=mean)
+    with pytest.raises(ValueError, match=r"three .* Set config.augment.mean\."):
+      dataclasses.replace(full_size, statistics=bad)
+  small = dataclasses.replace(
+    published, mean_image=np.zeros((224, 224, 3), np.float32)
+  )
+  with pytest.raises(ValueError, match="224 x 224 x 3, expected 256 x 256 x 3"):
+    dataclasses.replace(full_size, statistics=small, mean_from="image_center")
+
+
+def test_colour_noise_ends_and_the_other_draws_go_on(tiny_augmentation, key):
+  ends = dataclasses.replace(tiny_augmentation, colour_noise_steps=3)
+  plain = tiny_augmentation.draw(key, 8, spec=None)
+  for step in (2, 3):
+    found = ends.draw(key, 8, spec=None, step=np.int32(step))
+    noise = plain["colour"] if step < 3 else np.zeros((8, 3))
+    np.testing.assert_array_equal(found["colour"], noise)
+    for name in ("offset", "flip"):
+      np.testing.assert_array_equal(found[name], plain[name])

@@ -1,0 +1,121 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from alexnet_jax.data import decode, records, source
+from tests import small_sets
+
+TILES = small_sets.tiles(12)
+
+
+def encoded():
+  return [small_sets.encode(tile) for tile in TILES]
+
+
+def test_rows_are_the_records_that_were_asked_for(tmp_path):
+  split = small_sets.make_records(tmp_path, encoded())
+  indices = [7, 0, 11, 7]
+  images, labels, replaced = split.read(indices)
+  np.testing.assert_array_equal(images, TILES[indices])
+  assert images.dtype == np.uint8 and labels.dtype == np.int32
+  assert labels.tolist() == indices
+  assert replaced == []
+  image, label = split[5]
+  np.testing.assert_array_equal(image, TILES[5])
+  assert label == 5
+
+
+@pytest.mark.parametrize("side", [32, 20])
+def test_pixels_that_are_not_encoded_come_out_the_same(tmp_path, side):
+  raw = small_sets.make_records(
+    tmp_path,
+    [tile.tobytes() for tile in TILES],
+    raw_shape=(32, 32, 3),
+    stored_size=side,
+  )
+  (tmp_path / "png").mkdir()
+  png = small_sets.make_records(tmp_path / "png", encoded(), stored_size=side)
+  indices = list(range(12))
+  np.testing.assert_array_equal(raw.read(indices)[0], png.read(indices)[0])
+
+
+def test_label_out_of_range_always_stops(tmp_path):
+  for unreadable in records.UNREADABLE:
+    split = small_sets.make_records(
+      tmp_path, encoded(), num_classes=7, unreadable=unreadable
+    )
+    split.read(range(7))
+    with pytest.raises(
+      source.RecordError,
+      match=r"record 7 of small/train \(number 1 in .*-00001-of-00002\) has "
+      r"label 7, expected 0\.\.6\. Prepare the set again\.",
+    ):
+      split.read([3, 7])
+
+
+def test_record_of_another_kind_is_refused(tmp_path):
+  split = small_sets.make_records(tmp_path, encoded())
+  with pytest.raises(source.RecordError, match="0 images as bytes under 'pix'"):
+    dataclasses.replace(split, image_key="pix").read([0])
+
+
+def test_image_that_cannot_be_decoded_is_named(tmp_path):
+  images = encoded()
+  images[8] = small_sets.encode(TILES[8], "JPEG", quality=95)[:-50]
+  split = small_sets.make_records(tmp_path, images)
+  with pytest.raises(source.UnreadableError) as caught:
+    split.read([2, 8])
+  assert str(caught.value).startswith(
+    "record 8 of small/train (number 2 in "
+    f"{tmp_path}/small-train.array_record-00001-of-00002) has an image that "
+    "cannot be decoded (image file is truncated"
+  )
+  assert "set config.data.unreadable=replace" in str(caught.value)
+
+
+def test_unreadable_records_are_replaced_by_the_next_and_counted(tmp_path):
+  images = encoded()
+  images[4] = images[4][:60]
+  images[10] = images[11] = b"no image"
+  split = small_sets.make_records(tmp_path, images, unreadable="replace")
+  shard = tmp_path / "small-train.array_record-00000-of-00002"
+  small_sets.flip(shard, images[5])
+  got, labels, replaced = split.read([3, 4, 5, 9, 10, 11, 4])
+  assert labels.tolist() == [3, 6, 6, 9, 0, 0, 6]
+  np.testing.assert_array_equal(got, TILES[labels])
+  assert replaced == [1, 2, 4, 5, 6]
+
+
+def test_a_split_of_unreadable_records_stops_all_the_same(tmp_path):
+  split = small_sets.make_records(
+    tmp_path, [b"no image"] * 80, unreadable="replace"
+  )
+  with pytest.raises(
+    source.RecordError, match="None of the 64 records after it can be read"
+  ):
+    split.read([1])
+
+
+def test_record_of_other_bytes_is_named_or_replaced(tmp_path):
+  split = small_sets.make_records(tmp_path, encoded())
+  stored = list(map(small_sets.to_example, encoded(), range(12)))
+  stored[4] = b"no example at all"
+  shard, _ = sorted(tmp_path.glob("*array_record*"))
+  small_sets.write_shard(shard, stored[:6])  # not opened so far
+  with pytest.raises(
+    source.UnreadableError, match=r"record 4 of small/train .* is no tf.train"
+  ):
+    split.read([3, 4])
+  replacing = dataclasses.replace(split, unreadable="replace")
+  assert replacing.read([4]).labels.tolist() == [5]
+
+
+def test_want_of_memory_is_not_taken_for_a_bad_image(tmp_path, monkeypatch):
+  def fail(*_):
+    raise MemoryError
+
+  monkeypatch.setattr(decode, "cut", fail)
+  split = small_sets.make_records(tmp_path, encoded(), unreadable="replace")
+  with pytest.raises(MemoryError):
+    split.read([0])

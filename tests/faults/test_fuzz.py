@@ -1,0 +1,210 @@
+"""Bad input, each in a real process: it ends in one line that says where."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import processes
+
+pytestmark = pytest.mark.faults
+
+# module, arguments, what the line says. {config} is a good config, {tmp} a
+# folder with FILES in it.
+DEVICE = "--config={config}"
+FLAGS = [
+  ("main", [], "--config"),
+  ("main", [DEVICE, "--workdir="], "--workdir is empty"),
+  ("main", [DEVICE, f"--workdir={'x/' * 3000}"], "Set --workdir"),
+  ("main", [DEVICE, "--workdir={tmp}/file"], "Set --workdir"),
+  ("main", [DEVICE, "--workdir={tmp}/cut"], "config.json' is no JSON"),
+  ("main", [DEVICE, "--workdir={tmp}/list"], "holds no fields"),
+  ("main", [DEVICE, "--data_dir=/proc/none"], "--data_dir"),
+  ("main", [DEVICE, "--compilation_cache=/proc/none"], "--compilation_cache"),
+  ("main", [DEVICE, "--simulate_devices=0"], "--simulate_devices"),
+  ("main", [DEVICE, "--simulate_devices=1000000000"], "--simulate_devices"),
+  ("main", [DEVICE, "--start_timeout_seconds=nan"], "start_timeout_seconds"),
+  ("main", [DEVICE, "--start_timeout_seconds=inf"], "start_timeout_seconds"),
+  ("main", [DEVICE, "--distributed=maybe"], "--distributed"),
+  ("main", [DEVICE, "--xla_options=on"], "--xla_options"),
+  ("main", [DEVICE, "--none=1"], "none"),
+  ("main", ["--config={tmp}/syntax.py"], "line 2 of {tmp}/syntax.py"),
+  ("main", ["--config={tmp}/name.py"], "line 2 of {tmp}/name.py"),
+  ("main", ["--config={tmp}/empty.py"], "no function get_config"),
+  ("main", ["--config={tmp}/none.py"], "--config must have a value other"),
+  ("main", ["--config={tmp}/dict.py"], "expected an ml_collections"),
+  ("main", ["--config={tmp}/value.py"], "a value of its own"),
+  ("main", ["--config={tmp}/import.py"], "No module named 'nowhere'"),
+  ("main", ["--config={tmp}/bytes.py"], "bytes.py"),
+  ("main", ["--config={tmp}/one.py"], "no field seed"),
+  ("main", ["--config={tmp}"], "{tmp}"),
+  ("main", ["--config={config}:a:b"], "unknown variant 'a:b'"),
+  (
+    "main",
+    [DEVICE, "--config.layout.mesh={{}}", "--config.layout.mesh.data=1"],
+    "no field config.layout.mesh.data",
+  ),
+  ("main", [DEVICE, "--config.=1"], "'--config.' names no field"),
+  ("main", [DEVICE, "--config.network[0]=1"], "config.network[0]"),
+  ("main", [DEVICE, f"--config.seed={'-' * 5000}1"], "config.seed"),
+  ("main", [DEVICE, f"--config.augment.mean={'-' * 5000}1"], "augment.mean"),
+  ("main", [DEVICE, f"--config.augment.mean={'(' * 300}"], "augment.mean"),
+  ("evaluate", ["--workdir={tmp}"], "no run in the workdir"),
+  ("evaluate", ["--workdir="], "--workdir"),
+  ("evaluate", ["--workdir={tmp}/cut"], "config.json' is no JSON"),
+  ("evaluate", ["--workdir={tmp}", "--views=3"], "--views"),
+  ("evaluate", ["--workdir={tmp}", "--mesh=data"], "--mesh"),
+  ("evaluate", ["--workdir={tmp}", "--batch_size=0"], "--batch_size"),
+  ("evaluate", ["--workdir={tmp}", "--checkpoint_step=x"], "--checkpoint_step"),
+  ("evaluate", ["--workdir={tmp}", "--json={tmp}/none/a.json"], "--json"),
+  ("evaluate", ["--workdir={tmp}", "--predictions=a.txt"], "--predictions"),
+  ("inspect", [DEVICE, "--format=xml"], "--format"),
+  ("inspect", [DEVICE, "--picture=/proc/none/a.svg"], "--picture"),
+  ("inspect", [DEVICE, "--topology=v9:1x1"], "--topology"),
+  ("compare", [DEVICE, "--layouts=none"], "--layouts"),
+  ("compare", [DEVICE, "--devices=0"], "--devices"),
+  ("compare", [DEVICE, f"--devices={'1' * 5000}"], "--devices"),
+  ("compare", [DEVICE, "--batch_sizes=x"], "--batch_sizes"),
+  ("compare", [DEVICE, "--chart=a.txt"], "--chart"),
+  ("verify", ["--config={config}", "--layouts=none"], "--layouts"),
+  ("verify", ["--config={config}", "--devices=x"], "--devices"),
+  ("verify", ["--config={config}", "--devices=1000000"], "--devices"),
+  ("verify", ["--config={tmp}"], "{tmp}"),
+  ("prepare", ["--dataset=none"], "--dataset"),
+  ("prepare", ["--data_dir={tmp}", "--manual_dir={tmp}/none"], "--manual_dir"),
+  ("prepare", ["--data_dir={tmp}", "--jobs=0"], "--jobs"),
+  ("prepare", ["--data_dir={tmp}", "--shard_images=0"], "--shard_images"),
+  ("bench", [DEVICE, "--rounds=0"], "--rounds"),
+  ("bench", [DEVICE, "--seconds=-1"], "--seconds"),
+  ("bench", [DEVICE, "--seconds=nan"], "seconds"),
+  ("bench", [DEVICE, "--what=all"], "--what"),
+  ("bench", [DEVICE, "--steps=1"], "--steps"),
+  ("bench", [DEVICE, "--forms=none"], "--forms"),
+  ("doctor", [DEVICE, "--timeout_seconds=0"], "--timeout_seconds"),
+  ("doctor", [DEVICE, "--timeout_seconds=nan"], "timeout_seconds"),
+  ("complexity", ["--wirings=none"], "--wirings"),
+  ("complexity", ["--wirings="], "--wirings"),
+  ("complexity", ["--json=/proc/none/a.json"], "--json"),
+]
+FILES = {
+  "file": "",
+  "syntax.py": "\ndef get_config(:\n",
+  "name.py": "\nnowhere()\n",
+  "empty.py": "",
+  "none.py": "def get_config():\n  pass\n",
+  "dict.py": "def get_config():\n  return {'seed': 1}\n",
+  "value.py": "def get_config():\n  raise ValueError('a value of its own')\n",
+  "import.py": "import nowhere\n",
+  "bytes.py": "\xff\x00",
+  "one.py": (
+    "import ml_collections\n"
+    "def get_config():\n"
+    "  return ml_collections.ConfigDict({'batch_size': 1})\n"
+  ),
+  "cut/config.json": '{"seed": 1, "batch',
+  "list/config.json": "[1, 2]",
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+  """How the commands of FLAGS end, and their folders."""
+  tmp = tmp_path_factory.mktemp("flags")
+  for name, text in FILES.items():
+    (tmp / name).parent.mkdir(exist_ok=True)
+    (tmp / name).write_text(text, encoding="latin-1")
+  config = processes.ROOT / "configs/one_device.py"
+  cases = []
+  for number, (module, arguments, _) in enumerate(FLAGS):
+    folder = tmp / f"here{number}"
+    folder.mkdir()
+    arguments = [a.format(tmp=tmp, config=config) for a in arguments]
+    cases.append(
+      {"module": module, "arguments": arguments, "folder": str(folder)}
+    )
+  process = subprocess.run(
+    [sys.executable, "-m", "tests.faults.forked"],
+    input=json.dumps(cases),
+    cwd=processes.ROOT,
+    env=processes.environment(tmp / "cache"),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert process.returncode == 0, process.stderr
+  return tmp, json.loads(process.stdout)
+
+
+@pytest.mark.parametrize("number", range(len(FLAGS)))
+def test_wrong_flag_or_file_ends_in_one_line_that_names_it(number, ended):
+  tmp, found = ended
+  expected = FLAGS[number][2].format(tmp=tmp)
+  errors = found[number]["errors"]
+  assert found[number]["code"] == 1, (FLAGS[number], errors)
+  assert errors.count("\n") == 1 and errors.startswith("error: "), errors
+  assert expected in errors
+  assert len(errors) < 2500
+  assert not os.listdir(tmp / f"here{number}"), "it has left something"
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("JAX_PLATFORMS", "none"),
+    ("JAX_COORDINATOR_ADDRESS", "none"),
+    # XLA ends the process itself, with a line of its own.
+    ("XLA_FLAGS", "--xla_none=1"),
+  ],
+)
+def test_wrong_variable_ends_in_one_line_that_names_it(name, value, folder):
+  tmp = folder(name)
+  ((ended, _, errors),) = processes.finish(
+    processes.start(
+      tmp,
+      1,
+      processes.flags("one_device", tmp),
+      variables=lambda _: {name: value},
+    )
+  )
+  assert ended != 0
+  assert name in processes.last_error(errors)
+  assert "Traceback" not in errors
+  assert not (tmp / "workdir").exists()
+
+
+def test_step_that_memory_does_not_hold_ends_in_one_line(folder):
+  tmp = folder("memory")
+  fields = {"network.width": 0.5, "batch_size": 4096, "num_epochs": 200.0}
+  ((code, _, errors),) = processes.finish(
+    processes.start(
+      tmp,
+      1,
+      processes.flags("one_device", tmp, fields),
+      variables=lambda _: {},
+      # kB; JAX alone takes half of it.
+      prefix=lambda _: ("bash", "-c", 'ulimit -d 2000000; exec "$@"', "bash"),
+    )
+  )
+  assert code == 1
+  assert errors.count("\n") == 1, errors
+  assert errors.startswith("error: memory does not suffice (")
+  assert "Set a lower config.batch_size" in errors
+
+
+def test_fuzzed_configs_end_well_or_in_one_line_that_names_the_field(tmp_path):
+  # The figures of 500 are in docs/reliability.md.
+  process = subprocess.run(
+    [
+      *(sys.executable, "-m", "tests.faults.fuzz"),
+      *("--runs=12", "--seed=2012", "--limit_seconds=150"),
+    ],
+    cwd=processes.ROOT,
+    env=processes.environment(tmp_path),
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
+  assert process.returncode == 0, process.stdout + process.stderr
+  assert "refused" in process.stdout and "ran to its end" in process.stdout

@@ -1,0 +1,309 @@
+"""A picture shows what is so, and can be read."""
+
+import collections
+import dataclasses
+import itertools
+import re
+
+import matplotlib.style
+import numpy as np
+import PIL.Image
+import pytest
+from matplotlib.backends import backend_agg
+
+from alexnet_jax.inspect import captions, draw, grid, scene
+from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import catalog, check
+from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.partition import plan as plan_lib
+from tests.partition.test_placement import MIXED, OVERRIDDEN
+
+Placement = layout_lib.Placement
+BATCH_SIZE = 1024
+
+
+def on(layout, **mesh):
+  return dataclasses.replace(layout, mesh=mesh)
+
+
+# Both axes of the fully connected layers split features, and only two rows are
+# left: each of these layers has an exchange between the rows, and one inside.
+TWO_AXES = layout_lib.Layout(
+  name="two_axes",
+  mesh={"data": 2, "model": 4},
+  conv=Placement(batch=("data", "model")),
+  fc=Placement(features=("data", "model")),
+  layers={"fc8": Placement(features=("data", "model"), arrive="sum")},
+)
+LARGER = (
+  on(catalog.ONE_WEIRD_TRICK, data=2, model=4),
+  on(catalog.ONE_WEIRD_TRICK, data=8, model=8),
+  on(catalog.DATA_PARALLEL, data=8),
+  on(catalog.TWO_COLUMN_DATA, data=4, column=2),
+  TWO_AXES,
+)
+# What crossed in 2012; the layout of the catalogue sends less.
+AS_BUILT = layout_lib.override(
+  catalog.TWO_COLUMN, mesh={}, placements={"fc6": {"arrive": "gather"}}
+)
+AT_FULL_SIZE = wiring.make_network(wirings.ALEXNET_2012)
+CASES = [
+  *((AT_FULL_SIZE, layout) for layout in catalog.LAYOUTS),
+  *((AT_FULL_SIZE, layout) for layout in (*LARGER, *MIXED, OVERRIDDEN)),
+  (wiring.make_network(wirings.INDEPENDENT_COLUMNS), catalog.TWO_COLUMN),
+  (wiring.make_network(wirings.FOUR_COLUMN), on(catalog.TWO_COLUMN, column=4)),
+  (
+    wiring.make_network(
+      wirings.ALEXNET_2012, width=1 / 4, image_size=67, num_classes=10
+    ),
+    catalog.TWO_COLUMN,
+  ),
+]
+
+
+def make_plan(network, layout, batch_size=BATCH_SIZE):
+  check.check(layout, network, batch_size=batch_size)
+  return plan_lib.make_plan(
+    network, layout, batch_size=batch_size, loss_values=4
+  )
+
+
+def make_scene(network, layout, batch_size=BATCH_SIZE):
+  plan = make_plan(network, layout, batch_size)
+  return scene.make_scene(network, layout, plan, batch_size=batch_size)
+
+
+@pytest.fixture(
+  params=CASES,
+  ids=lambda case: "-".join(
+    [case[0].name, case[1].name, *map(str, case[1].mesh.values())]
+  ),
+)
+def case(request):
+  return request.param
+
+
+def test_boxes_have_the_published_sizes_of_one_gpu():
+  drawn = make_scene(AT_FULL_SIZE, AS_BUILT)
+  for row in (0, 1):
+    boxes = {box.layer: box for box in drawn.boxes if box.row == row}
+    # Krizhevsky et al. 2012, Figure 2.
+    assert [(box.side, box.features) for box in boxes.values()] == [
+      *((224, 3), (55, 48), (27, 128), (13, 192), (13, 192), (13, 128)),
+      *((1, 2048), (1, 2048), (1, 1000), (1, 1000)),
+    ]
+    assert list(boxes)[-2:] == ["fc8", "loss"]
+    assert boxes["fc8"].partial and not boxes["loss"].partial
+  texts = [label.text for label in drawn.labels]
+  assert texts.count("13 × 13") == 6 and texts.count("48 maps") == 2
+
+
+def test_devices_of_two_columns_meet_where_the_paper_has_them_meet():
+  drawn = make_scene(AT_FULL_SIZE, catalog.TWO_COLUMN)
+  arrows = {(each.layer, each.source, each.target) for each in drawn.arrows}
+  layers = ("conv3", "fc6", "fc7", "fc8")
+  assert arrows == {
+    (layer, *rows) for layer in layers for rows in ((0, 1), (1, 0))
+  }
+
+
+def test_sum_is_behind_its_layer_and_gather_before_it():
+  drawn = make_scene(AT_FULL_SIZE, catalog.TWO_COLUMN)
+  x = {box.layer: box.x for box in drawn.boxes}
+  for arrow in drawn.arrows:
+    middle = (arrow.start[0] + arrow.end[0]) / 2
+    if arrow.layer in ("fc6", "fc8"):
+      behind = {"fc6": "fc7", "fc8": "loss"}[arrow.layer]
+      assert x[arrow.layer] < middle < x[behind]
+    else:
+      before = layout_lib.LAYERS[layout_lib.LAYERS.index(arrow.layer) - 1]
+      assert x[before] < middle < x[arrow.layer]
+
+
+def test_data_parallel_rows_are_not_connected_but_in_their_gradients():
+  drawn = make_scene(AT_FULL_SIZE, catalog.DATA_PARALLEL, batch_size=128)
+  assert len(drawn.rows) == 2 and not drawn.arrows
+  texts = [label.text for label in drawn.labels]
+  assert "gradients: sum over data" in texts
+  assert texts.count("64 of 128") == 8
+  assert "151 MB" in texts  # fc6: 4 bytes x (9216 + 1) x 4096
+
+
+def test_arrows_connect_only_rows_that_differ_in_their_axes():
+  drawn = make_scene(AT_FULL_SIZE, catalog.TWO_COLUMN_DATA)
+  pairs = {(each.source, each.target) for each in drawn.arrows}
+  assert pairs == {(0, 1), (1, 0), (2, 3), (3, 2)}
+
+
+@pytest.mark.parametrize(
+  "layout, places, devices",
+  [
+    (catalog.ONE_DEVICE, [{}], 1),
+    (catalog.TWO_COLUMN, [{"column": 0}, {"column": 1}], 1),
+    (LARGER[0], [{"model": index} for index in range(4)], 2),
+    (LARGER[1], [{"model": index} for index in (0, 1, 7)], 8),
+    (LARGER[2], [{}], 8),
+    (LARGER[3], [{"column": 0}, {"column": 1}], 4),
+    (TWO_AXES, [{"data": 0}, {"data": 1}], 4),
+  ],
+)
+def test_rows_stand_for_groups_of_devices(layout, places, devices):
+  rows = grid.find_rows(layout)
+  assert [row.place for row in rows] == places
+  assert {len(row.devices) for row in rows} == {devices}
+
+
+def test_numbers_of_devices_follow_the_mesh():
+  rows = grid.find_rows(LARGER[3])
+  assert [row.devices for row in rows] == [(0, 2, 4, 6), (1, 3, 5, 7)]
+
+
+def test_exchange_inside_a_group_is_a_loop():
+  drawn = make_scene(AT_FULL_SIZE, TWO_AXES)
+  loops = [mark for mark in drawn.marks if mark.sign == "loop"]
+  # The gathers over `model` into fc6 and fc7, and the sum of fc8 over both
+  # axes, in both rows; and one in the legend.
+  assert len(loops) == 2 * 3 + 1
+  assert {(arrow.layer, arrow.axes) for arrow in drawn.arrows} == {
+    ("fc6", ("data",)),
+    ("fc7", ("data",)),
+    ("fc8", ("data", "model")),
+  }
+
+
+def test_norms_of_the_update_are_in_the_sum_and_nowhere_else():
+  network, layout = AT_FULL_SIZE, catalog.TWO_COLUMN_SHARDED
+  plan = make_plan(network, layout)
+  with_norms = plan_lib.make_plan(
+    network, layout, batch_size=BATCH_SIZE, loss_values=4, norms=True
+  )
+  before, after = (
+    scene.make_scene(network, layout, each, batch_size=BATCH_SIZE)
+    for each in (plan, with_norms)
+  )
+  changed = [
+    label
+    for label, other in zip(after.labels, before.labels, strict=True)
+    if label != other
+  ]
+  assert len(changed) == 1 and "of norms" in changed[0].text
+  assert after.arrows == before.arrows and after.marks == before.marks
+
+
+@pytest.mark.parametrize(
+  ("normalisation", "tensor"), [("batch", "statistics"), ("across", "edges")]
+)
+def test_what_a_layer_normalises_with_has_rows(normalisation, tensor):
+  network = wiring.make_network(
+    wirings.ALEXNET_2012, normalisation=normalisation
+  )
+  layout = catalog.TWO_COLUMN_DATA
+  plan = make_plan(network, layout)
+  rows = captions.table(network, layout, plan, BATCH_SIZE)
+  shown = {
+    (" ".join(row.head).startswith(tensor), name)
+    for row in rows
+    for name in row.cells
+  }
+  layers = {each.layer for each in plan if each.tensor == tensor}
+  assert layers and {(True, name) for name in layers} <= shown
+
+
+def test_every_exchange_is_shown_once(case):
+  network, layout = case
+  plan = make_plan(network, layout)
+  shown = [
+    exchange
+    for crossings in grid.find_crossings(network, plan).values()
+    for crossing in crossings
+    for exchange in crossing
+    if exchange
+  ]
+  assert collections.Counter(shown) == collections.Counter(
+    exchange for exchange in plan if exchange.images
+  )
+  entries = captions.table(network, layout, plan, BATCH_SIZE)
+  others = {
+    (exchange.kind, exchange.layer)
+    for exchange in plan
+    if exchange.tensor != plan_lib.ACTIVATION
+  }
+  assert others == {
+    (entry.kind, layer)
+    for entry in entries
+    if entry.kind
+    for layer in entry.cells
+  }
+
+
+def test_no_text_touches_another_text_a_box_or_an_arrow(case):
+  drawn = make_scene(*case)
+  with matplotlib.style.context(["default", draw.STYLE]):
+    figure = draw.to_figure(drawn)
+    renderer = backend_agg.FigureCanvasAgg(figure).get_renderer()
+    extents = {
+      text: text.get_window_extent(renderer) for text in figure.axes[0].texts
+    }
+  assert len(extents) == len(drawn.labels)
+  for (one, here), (other, there) in itertools.combinations(extents.items(), 2):
+    assert not here.overlaps(there), (one.get_text(), other.get_text())
+  to_pixels = figure.axes[0].transData.transform
+  for text, extent in extents.items():
+    corners = extent.get_points()
+    assert figure.bbox.count_contains(corners) == 2, text.get_text()
+    for box in drawn.boxes:
+      left, right = box.x, box.x + box.width + box.slant[0]
+      edges = [(left, box.y - box.reach), (right, box.y + box.reach)]
+      (left, bottom), (right, top) = to_pixels(edges)
+      apart = extent.x1 < left or extent.x0 > right
+      apart = apart or extent.y1 < min(top, bottom)
+      assert apart or extent.y0 > max(top, bottom), (text.get_text(), box)
+  along = np.linspace(0, 1, 200)[:, None]
+  for arrow in drawn.arrows:
+    start, end = to_pixels([arrow.start, arrow.end])
+    points = start + along * (end - start)
+    for text, extent in extents.items():
+      assert not extent.count_contains(points), (text.get_text(), arrow)
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_same_layout_gives_the_same_file(suffix, tmp_path):
+  plan = make_plan(AT_FULL_SIZE, catalog.TWO_COLUMN_SHARDED)
+  files = [tmp_path / f"{name}.{suffix}" for name in ("one", "other")]
+  for file in files:
+    draw.draw(
+      AT_FULL_SIZE,
+      catalog.TWO_COLUMN_SHARDED,
+      plan,
+      batch_size=BATCH_SIZE,
+      path=str(file),
+    )
+  one, other = (file.read_bytes() for file in files)
+  assert one == other and len(one) > 20_000
+  if suffix == "svg":
+    assert re.match(rb"<\?xml", one)
+  else:
+    with PIL.Image.open(files[0]) as image:
+      assert image.width > 1600 and len(image.getcolors(1 << 20)) > 100
+
+
+def test_other_endings_are_refused():
+  with pytest.raises(ValueError, match="'plan.pdf' is neither .svg nor .png"):
+    draw.draw(
+      AT_FULL_SIZE, catalog.ONE_DEVICE, (), batch_size=8, path="plan.pdf"
+    )
+
+
+@pytest.mark.parametrize(
+  "number, text",
+  [
+    (16, "16 B"),
+    (1_000, "1.00 kB"),
+    (11_075_584, "11.1 MB"),
+    (99_960_000, "100 MB"),
+    (999_600_000, "1.00 GB"),
+  ],
+)
+def test_bytes_are_written_with_three_digits(number, text):
+  assert captions.to_text(number) == text

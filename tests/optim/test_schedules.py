@@ -1,0 +1,263 @@
+"""Learning rates by update, and what a config makes of its epochs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax.checkpoints import checkpoint, workdir
+from alexnet_jax.optim import optimizer, schedules
+from alexnet_jax.program import step as step_lib
+from alexnet_jax.settings import build, settings
+from configs import default
+
+
+def rates(schedule, updates):
+  return np.asarray(schedule(jnp.arange(updates, dtype=jnp.int32)))
+
+
+def test_rate_drops_at_the_update_named():
+  schedule = schedules.make_steps(0.5, drop_steps=[2, 4], drop_factor=0.1)
+  np.testing.assert_allclose(
+    rates(schedule, 6), [0.5, 0.5, 0.05, 0.05, 0.005, 0.005], rtol=1e-6
+  )
+
+
+def test_exponential_steps_are_those_of_the_source():
+  schedule = schedules.make_exponential(
+    0.01, num_updates=102, factor=250.0, steps=4
+  )
+  found = rates(schedule, 102)
+  # "dexp[tgtFactor=250,numSteps=4]": x 250^(-1/3) at 25, 50, 75 %.
+  for first, last, drops in (
+    (0, 25, 0),
+    (26, 50, 1),
+    (51, 76, 2),
+    (77, 101, 3),
+  ):
+    np.testing.assert_allclose(
+      found[[first, last]], 0.01 * 250 ** (-drops / 3), rtol=1e-6
+    )
+  np.testing.assert_allclose(found[-1], 4e-5, rtol=1e-6)
+
+
+def test_smooth_rates_follow_their_formulas():
+  progress = np.arange(9) / 8
+  for schedule, expected in (
+    (
+      schedules.make_exponential(0.1, num_updates=8, factor=50.0, steps=None),
+      50.0**-progress,
+    ),
+    (
+      schedules.make_polynomial(0.1, num_updates=8, power=2.0, end_rate=0.1),
+      0.1 + 0.9 * (1 - progress) ** 2,
+    ),
+    (
+      schedules.make_cosine(0.1, num_updates=8, end_rate=0.2),
+      0.2 + 0.8 * (1 + np.cos(np.pi * progress)) / 2,
+    ),
+  ):
+    # Powers and cosines in float32.
+    np.testing.assert_allclose(rates(schedule, 9), 0.1 * expected, rtol=1e-5)
+
+
+@pytest.fixture
+def config():
+  """20 epochs of 64 images, two batches of 8 an update: four an epoch."""
+  config = default.get_config("digits")
+  config.num_epochs = 20.0
+  config.batch_size = 8
+  config.accumulate_batches = 2
+  config.optimizer.learning_rate = 0.1
+  return config
+
+
+def make(config):
+  """Rates of the kernels and of the biases in each of 80 updates."""
+  settings.check(config)
+  return [rates(each, 80) for each in build.make_schedules(config, 64)]
+
+
+def test_default_rates_are_those_of_the_source():
+  config = default.get_config("imagenet")
+  kernels, biases = build.make_schedules(config, 128)  # a step is an epoch
+  steps = jnp.array([0, 24, 25, 50, 51, 78, 79, 89])
+  np.testing.assert_allclose(
+    kernels(steps), [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-6
+  )
+  np.testing.assert_allclose(biases(steps), 0.02, rtol=1e-6)
+
+
+def test_epochs_count_updates_of_several_batches(config):
+  config.optimizer.drop_epochs = (5.0,)
+  config.optimizer.bias_drop_epochs = (10.0,)
+  kernels, biases = make(config)
+  np.testing.assert_allclose(kernels[[19, 20]], [0.1, 0.01], rtol=1e-6)
+  np.testing.assert_allclose(biases[[39, 40]], [0.2, 0.02], rtol=1e-6)
+  reported = build.make_reported_schedule(config, 64)
+  np.testing.assert_allclose(
+    [reported(step) for step in (39, 40)], [0.1, 0.01], rtol=1e-6
+  )
+
+
+def test_exponential_has_drops_of_its_own_for_biases(config):
+  config.optimizer.schedule = "exponential"
+  config.optimizer.exponential_steps = 4
+  config.optimizer.bias_drop_epochs = (10.0,)
+  kernels, biases = make(config)
+  np.testing.assert_allclose(
+    kernels[[19, 20, 60]], 0.1 * 250 ** (-np.array([0, 1, 3]) / 3), rtol=1e-6
+  )
+  np.testing.assert_allclose(biases[[39, 40]], [0.2, 0.02], rtol=1e-6)
+
+
+def test_warm_up_rises_from_0_and_what_follows_ends_with_the_run(config):
+  config.optimizer.warmup_epochs = 4.0
+  config.optimizer.schedule = "polynomial"
+  config.optimizer.polynomial_power = 1.0
+  kernels, biases = make(config)
+  rise = np.arange(16) / 16
+  fall = 1 - np.arange(64) / 64
+  expected = 0.1 * np.concatenate([rise, fall])
+  # A few roundings in float32.
+  np.testing.assert_allclose(kernels, expected, rtol=1e-5)
+  np.testing.assert_allclose(biases, 2 * expected, rtol=1e-5)
+
+
+def test_conv1_that_is_frozen_takes_part_in_no_other_schedule(config):
+  config.optimizer.conv1_rates = ((5.0, 1e-5), (6.0, 0.0))
+  settings.check(config)
+  config.optimizer.schedule = "plateau"
+  with pytest.raises(ValueError, match="Set config.optimizer.conv1_rates=()"):
+    settings.check(config)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("schedule", "linear"),
+    ("warmup_epochs", 20.0),
+    ("warmup_epochs", -1.0),
+    ("exponential_factor", 0.5),
+    ("exponential_steps", 1),
+    ("polynomial_power", 0.0),
+    ("end_rate", 1.5),
+    ("conv1_rates", (67.0, 1e-5)),
+    ("conv1_rates", ((72.0, 1e-5), (67.0, 0.0))),
+    ("conv1_rates", ((67.0, -1e-5),)),
+    ("trust_coefficient", 0.0),
+    ("average_decay", 1.0),
+  ],
+)
+def test_field_out_of_range_is_named(config, field, value):
+  config.optimizer[field] = value
+  with pytest.raises(ValueError, match=f"Set config.optimizer.{field}"):
+    settings.check(config)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("drop_factor", 1.0),
+    ("plateau_patience", 0),
+    ("plateau_min_change", 0.0),
+    ("plateau_max_drops", -1),
+  ],
+)
+def test_plateau_out_of_range_is_named(config, field, value):
+  config.optimizer[field] = value
+  config.optimizer.schedule = "plateau"
+  with pytest.raises(ValueError, match=f"Set config.optimizer.{field}"):
+    settings.check(config)
+
+
+def test_length_of_a_run_is_free_only_where_its_rates_do_not_end_with_it(
+  config,
+):
+  def go_on(schedule, **changes):
+    config.optimizer.schedule = schedule
+    earlier = workdir.to_fields(config.to_dict(), {})
+    workdir.check_same("here", earlier, earlier | changes)
+
+  go_on("steps", num_epochs=30.0, validate_every_steps=7)
+  go_on("plateau", num_epochs=30.0)
+  go_on("cosine", validate_every_steps=7)
+  for schedule in ("exponential", "polynomial", "cosine"):
+    with pytest.raises(ValueError, match="num_epochs: 20.0 there, 30.0 here"):
+      go_on(schedule, num_epochs=30.0)
+  with pytest.raises(ValueError, match="validate_every_steps: 200 there"):
+    go_on("plateau", validate_every_steps=7)
+
+
+RULE = schedules.Plateau(factor=0.1, patience=2, min_change=0.01, max_drops=2)
+ERRORS = [0.9, 0.8, 0.8, 0.795, 0.7, 0.7, 0.71, 0.6, 0.6, 0.6, 0.6, 0.6, 0.3]
+
+
+def make_state(rule):
+  parameters = {"conv1": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+  return step_lib.TrainState(
+    step=jnp.zeros((), jnp.int32),
+    parameters=parameters,
+    optimizer=rule.init(parameters),
+    statistics={},
+  )
+
+
+@pytest.fixture
+def rule():
+  return optimizer.make_optimizer(
+    optax.constant_schedule(0.1),
+    optax.constant_schedule(0.2),
+    momentum=0.5,
+    weight_decay=0.0,
+    plateau=RULE,
+  )
+
+
+def test_rule_matches_numpy_and_multiplies_the_rate_before_momentum(rule):
+  state = make_state(rule)
+  gradient = jax.tree.map(jnp.ones_like, state.parameters)
+  lowest, waited, drops, velocity = np.inf, 0, 0, 0.0
+  scales = []
+  for error in ERRORS:
+    updates, moved = rule.update(gradient, state.optimizer, state.parameters)
+    velocity = 0.5 * velocity - 0.1 * 0.1**drops
+    np.testing.assert_allclose(updates["conv1"]["kernel"], velocity, rtol=1e-5)
+    state = state._replace(optimizer=RULE.advance(moved, error))
+    if error < lowest - 0.01:
+      lowest, waited = error, 0
+    else:
+      waited += 1
+    if waited == 2:
+      drops, waited = min(drops + 1, 2), 0
+    scales.append(schedules.find_scale(state.optimizer))
+    # Products of 0.1 in float32.
+    np.testing.assert_allclose(scales[-1], 0.1**drops, rtol=1e-6)
+  # By hand: two drops are made, and the third is not.
+  assert [round(scale, 3) for scale in scales] == (
+    [1.0] * 3 + [0.1] * 3 + [0.01] * 7
+  )
+
+
+def test_state_comes_back_from_a_checkpoint(rule, tmp_path):
+  state = make_state(rule)
+  for error in (0.5, 0.6, 0.6, 0.6):
+    state = state._replace(optimizer=RULE.advance(state.optimizer, error))
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1)
+  checkpoints.save(1, state)
+  checkpoints.close()
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1)
+  restored = checkpoints.restore(
+    jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state,
+    )
+  )
+  checkpoints.close()
+  assert schedules.find_scale(restored.optimizer) == np.float32(0.1)
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
+  # One more without improvement makes the second drop.
+  for each in (state, restored):
+    after = RULE.advance(each.optimizer, 0.6)
+    np.testing.assert_allclose(schedules.find_scale(after), 0.01, rtol=1e-6)

@@ -1,0 +1,196 @@
+import dataclasses
+
+import pytest
+
+from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import catalog, check, mesh, resharding
+from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.settings import settings
+from configs import default
+
+Layout, Placement = layout_lib.Layout, layout_lib.Placement
+
+
+def test_every_named_layout_fits_the_full_size_network(layout):
+  check.check(layout, wiring.make_network(wirings.ALEXNET_2012), batch_size=128)
+
+
+@pytest.mark.parametrize(
+  ("layout", "words"),
+  [
+    (
+      Layout(
+        name="x", mesh={"column": 4}, conv=Placement(features=("column",))
+      ),
+      ["conv1", "4 devices of axis 'column'", "2 columns", "config.layout"],
+    ),
+    (
+      Layout(name="x", mesh={"column": 2}, conv=Placement(features=("cols",))),
+      ["conv1", "axis 'cols'", "column=2", "config.layout.conv1.features"],
+    ),
+    (
+      Layout(name="x", mesh={"data": 3}, conv=Placement(batch=("data",))),
+      ["batch of 128", "3 devices", "conv1", "config.batch_size"],
+    ),
+    (
+      Layout(
+        name="x",
+        mesh={"data": 2},
+        conv=Placement(batch=("data",), features=("data",)),
+      ),
+      ["conv1", "both its batch and its features", "'data'"],
+    ),
+    (
+      Layout(name="x", mesh={"model": 3}, fc=Placement(features=("model",))),
+      ["fc6", "4096 features", "3 devices", "config.layout.fc6.features"],
+    ),
+    (
+      Layout(
+        name="x",
+        mesh={"model": 3},
+        layers={"fc8": Placement(features=("model",), arrive="sum")},
+      ),
+      ["fc8", "3 devices", "4096 channels", "config.layout.fc8.features"],
+    ),
+    (
+      Layout(
+        name="x",
+        mesh={"model": 12},
+        layers={"fc6": Placement(features=("model",), arrive="sum")},
+      ),
+      ["fc6", "12 devices", "256 channels"],
+    ),
+    (
+      Layout(
+        name="x",
+        mesh={"column": 2},
+        conv=Placement(features=("column",), arrive="sum"),
+      ),
+      ["conv1 reads the image", "config.layout.conv1.arrive"],
+    ),
+    (
+      Layout(name="x", mesh={"data": 1}, conv=Placement(arrive="scatter")),
+      [
+        "conv1",
+        "'scatter'",
+        "'gather' or 'sum' or 'fewest'",
+        "config.layout.conv1.arrive",
+      ],
+    ),
+    (
+      Layout(name="x", mesh={"data": 2}, fc=Placement(stored=("data",))),
+      ["fc6 stores its weights", "'data'", "no axis", "config.layout.fc6.sto"],
+    ),
+    (
+      Layout(
+        name="x",
+        mesh={"data": 64},
+        conv=Placement(batch=("data",), stored=("data",)),
+      ),
+      ["conv1 has 96 outputs", "64 devices", "config.layout.conv1.stored"],
+    ),
+    (
+      Layout(
+        name="x", mesh={"data": 2}, conv=Placement(batch=("data", "data"))
+      ),
+      ["conv1", "twice in its batch axes", "config.layout.conv1.batch"],
+    ),
+    (
+      Layout(name="x", mesh={}),
+      ["layout 'x' has no axis", "config.layout.mesh"],
+    ),
+    (
+      Layout(name="x", mesh={"data": 0}),
+      ["axis 'data' has 0 devices", "config.layout.mesh.data"],
+    ),
+  ],
+)
+def test_layout_that_does_not_fit_is_refused(layout, words):
+  with pytest.raises(ValueError) as error:
+    check.check(
+      layout, wiring.make_network(wirings.ALEXNET_2012), batch_size=128
+    )
+  assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_axes_in_another_order_are_refused():
+  layout = Layout(
+    name="x",
+    mesh={"a": 2, "b": 2},
+    conv=Placement(batch=("a", "b")),
+    fc=Placement(batch=("b", "a")),
+  )
+  network = wiring.make_network(wirings.ALEXNET_2012)
+  check.check(layout, network, batch_size=128)
+  with pytest.raises(
+    ValueError, match=r"fc6 wants its input split over \(b=2, a=2\)"
+  ):
+    resharding.find_routes(network, layout, batch_size=128)
+
+
+def test_unknown_name_lists_the_known_ones():
+  with pytest.raises(ValueError, match="'three_column', expected one of one_d"):
+    catalog.find("three_column")
+
+
+def test_override_changes_one_layer_and_one_axis():
+  layout = layout_lib.override(
+    catalog.TWO_COLUMN_DATA,
+    mesh={"data": 4, "column": None},
+    placements={"fc6": {"arrive": "sum", "batch": None, "features": None}},
+  )
+  assert dict(layout.mesh) == {"data": 4, "column": 2}
+  expected = dataclasses.replace(layout.fc, arrive="sum")
+  assert layout.placement("fc6") == expected
+  assert layout.placement("fc7") == catalog.TWO_COLUMN_DATA.fc
+
+
+def test_order_of_axes_is_that_of_the_config_and_must_be_complete():
+  layout = layout_lib.override(
+    catalog.TWO_COLUMN_DATA, mesh={}, placements={}, axes=("column", "data")
+  )
+  assert list(layout.mesh) == ["column", "data"]
+  with pytest.raises(ValueError, match="'column',. is not one of the mesh"):
+    layout_lib.override(
+      catalog.TWO_COLUMN_DATA, mesh={}, placements={}, axes=("column",)
+    )
+
+
+def test_layout_survives_its_way_through_a_config(layout):
+  own = dataclasses.replace(layout, name="own")
+  config = default.get_config("digits")
+  default.use_layout(config, catalog.TWO_COLUMN)
+  default.use_layout(config, own)  # nothing of the first remains
+  made = settings.make_layout(config)
+  assert list(made.mesh.items()) == list(own.mesh.items())
+  for name in layout_lib.LAYERS:
+    assert made.placement(name) == own.placement(name)
+
+
+def test_misspelt_layer_is_refused():
+  with pytest.raises(ValueError, match="places a layer 'fc_7', expected one"):
+    Layout(name="x", mesh={"data": 2}, layers={"fc_7": Placement()})
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_two_axes_go_from_the_batch_to_the_features_in_either_order(order):
+  layout = Layout(
+    name="x",
+    mesh={"a": 2, "b": 2},
+    conv=Placement(batch=("a", "b")),
+    fc=Placement(features=order),
+    layers={"fc6": Placement(features=order, arrive="sum")},
+  )
+  network = wiring.make_network(wirings.ALEXNET_2012)
+  check.check(layout, network, batch_size=128)
+  moves = resharding.find_routes(network, layout, batch_size=128)["fc6"].moves
+  kinds = [(move.kind, move.axes) for move in moves]
+  together = [("all_to_all", ("a", "b"))]
+  one_by_one = [("all_to_all", ("b",)), ("all_to_all", ("a",))]
+  assert kinds == (together if order == ("a", "b") else one_by_one)
+
+
+def test_more_devices_than_there_are_are_refused():
+  with pytest.raises(ValueError, match="needs 16 devices .* there are 8 .cpu"):
+    mesh.make_mesh(Layout(name="x", mesh={"data": 8, "column": 2}))

@@ -1,0 +1,103 @@
+"""What is computed in bfloat16, and what crosses devices then."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from alexnet_jax.network import model, ops
+from alexnet_jax.partition import catalog, collectives
+from alexnet_jax.program import compiled_step
+from tests import build, reference
+from tests.partition.test_placement import run
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def test_activations_are_bfloat16_and_parameters_stay_float32(
+  tiny_network, key
+):
+  parameters = jax.eval_shape(lambda: model.init_parameters(tiny_network, key))
+  images = jax.ShapeDtypeStruct((2, 67, 67, 3), jnp.bfloat16)
+  graphdef = model.make_graphdef(tiny_network)
+
+  def total(parameters, images):
+    return nnx.merge(graphdef, parameters)(images).astype(jnp.float32).sum()
+
+  jaxpr = jax.make_jaxpr(total)(parameters, images)
+  products = [
+    equation.outvars[0].aval.dtype
+    for equation in jaxpr.eqns
+    if equation.primitive.name in ("conv_general_dilated", "dot_general")
+  ]
+  # conv2, conv4 and conv5 twice, and so are their parts of fc6 to fc8 once.
+  assert products == [jnp.bfloat16] * 11
+  gradients = jax.eval_shape(jax.grad(total), parameters, images)
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(gradients)} == {"float32"}
+
+
+def test_normalisation_of_bfloat16_is_computed_in_float32(key):
+  x = np.array(60 * jax.random.normal(key, (1, 2, 2, 16))).astype(jnp.bfloat16)
+  found = ops.local_response_norm(x, groups=1)
+  expected = reference.local_response_norm(np.asarray(x, np.float32))
+  assert found.dtype == jnp.bfloat16
+  # Rounded once, at the end: half of the last of eight bits.
+  np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "layout",
+  [catalog.TWO_COLUMN, catalog.DATA_PARALLEL],
+  ids=lambda layout: layout.name,
+)
+def test_precision_of_the_exchange_is_its_own(
+  layout, tiny_network, tiny_augmentation
+):
+  sent = {}
+  for computed, crossing in itertools.product(PRECISIONS, repeat=2):
+    parts = build.make_program(
+      tiny_network,
+      layout,
+      tiny_augmentation,
+      batch_size=8,
+      precision=crossing,
+      compute_precision=computed,
+    )
+    found = collectives.find_traced(
+      parts.trace().jaxpr, [*tiny_network.sizes(), "loss"], layout.mesh
+    )
+    assert sorted(found) == sorted(parts.plan)
+    sent[computed, crossing] = sum(
+      exchange.sent_bytes for exchange in parts.plan if exchange.images
+    )
+  for computed in PRECISIONS:
+    assert sent[computed, "float32"] == sent["float32", "float32"]
+    assert 2 * sent[computed, "bfloat16"] == sent["float32", "float32"]
+
+
+@pytest.mark.slow
+def test_step_in_bfloat16_communicates_as_planned_and_changes_little(
+  program, tiny_network, tiny_augmentation, tiny_batch
+):
+  parts = build.make_program(
+    tiny_network,
+    catalog.TWO_COLUMN,
+    tiny_augmentation,
+    batch_size=8,
+    precision="bfloat16",
+    compute_precision="bfloat16",
+  )
+  compiled, found = compiled_step.compile_step(parts)
+  assert found.agrees and sorted(found.traced) == sorted(found.plan)
+  losses, parameters, _ = run((parts, None, compiled), tiny_batch, steps=2)
+  expected, _, _ = run(program(catalog.TWO_COLUMN), tiny_batch, steps=2)
+  assert {leaf.dtype for leaf in jax.tree.leaves(parameters)} == {
+    np.dtype("float32")
+  }
+  # Eight bits of mantissa: a relative error of 2^-9 for each value.
+  assert not np.array_equal(losses, expected)
+  np.testing.assert_allclose(losses, expected, rtol=0.02)
