@@ -11,7 +11,7 @@ from alexnet_jax.distributed import malloc, preemption
 
 if __name__ == "__main__":  # before the imports that take seconds
   malloc.keep(sys.argv)
-  _SIGNALS = preemption.heed()
+  _SIGNALS = preemption.handle_signals()
 
 from absl import app, flags
 
@@ -38,10 +38,10 @@ _SIMULATE_DEVICES = command.define_simulate_devices()
 _DISTRIBUTED = command.define_distributed()
 _START_TIMEOUT = command.define_start_timeout()
 _XLA_OPTIONS = command.define_xla_options()
-_FORMS = command.define_forms()
+_FORMS = command.define_implementations()
 _COMPILATION_CACHE = command.define_compilation_cache()
 _STUCK_SECONDS = flags.DEFINE_float(
-  "stuck_seconds",
+  "hang_timeout_seconds",
   1800.0,
   "End with code 70 and the stacks of all threads where no step, no batch of a "
   "validation and no checkpoint gets done for so long, from when the step is "
@@ -49,7 +49,7 @@ _STUCK_SECONDS = flags.DEFINE_float(
   lower_bound=0.0,
 )
 _ACCEPT_CHANGES = flags.DEFINE_boolean(
-  "accept_changes",
+  "allow_config_changes",
   False,
   "Go on in --workdir with another config than it was trained with. The config "
   "of before is kept beside the new one.",
@@ -67,7 +67,7 @@ def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
       "--xla_options": _XLA_OPTIONS.value,
       "--forms": _FORMS.value,
       "--compilation_cache": str(_COMPILATION_CACHE.value),
-      "--accept_changes": str(_ACCEPT_CHANGES.value),
+      "--allow_config_changes": str(_ACCEPT_CHANGES.value),
     }
   with command.start(
     _DISTRIBUTED, _START_TIMEOUT, same=same, signals=signals
@@ -82,7 +82,7 @@ def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
         xla_options=_XLA_OPTIONS.value,
         forms=_FORMS.value,
         cache_dir=_COMPILATION_CACHE.value,
-        accept_changes=_ACCEPT_CHANGES.value,
+        allow_config_changes=_ACCEPT_CHANGES.value,
       )
     console = command.make_console(group, command.Lasting)
     try:
@@ -97,7 +97,7 @@ def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
         ),
         devices.name_shortage(),
       ):
-        train.train(run, console, stuck_seconds=_STUCK_SECONDS.value)
+        train.train(run, console, hang_timeout_seconds=_STUCK_SECONDS.value)
     except loop.Stopped as stopped:
       console.print(stopped, highlight=False, soft_wrap=True)
       sys.exit(group_lib.STOPPED)

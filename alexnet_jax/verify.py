@@ -76,12 +76,12 @@ def main(argv: list[str]) -> None:
     settings.check_single(config, command="verify")
     # Else the first of few steps, or all of them, would change nothing.
     config.optimizer.warmup_epochs = 0.0
-    config.accumulate_batches = 1
+    config.grad_accumulation_steps = 1
     layouts = settings.choose_layouts(own, _LAYOUTS.value)
     counts = command.to_numbers(
       "devices", _DEVICES.value, most=command.MOST_SIMULATED
     )
-    for name in ("exchange_precision", "compute_precision"):
+    for name in ("exchange_dtype", "compute_dtype"):
       if config[name] != "float32":
         raise ValueError(
           f"{name} is {config[name]!r}, which changes results; layouts are "

@@ -31,7 +31,7 @@ def make(
   width: float,
   image_size: int,
   layout: str,
-  compute_precision: str,
+  compute_dtype: str,
   matmul_precision: str | None,
 ) -> tuple[worker.TakeSteps, dict]:
   """A step, and facts about it.
@@ -39,13 +39,13 @@ def make(
   Args:
     batch_size, width, image_size: of the network and its input.
     layout: `config.layout.name`.
-    compute_precision: `config.compute_precision`.
+    compute_dtype: `config.compute_dtype`.
     matmul_precision: of JAX; None: its default, as in a run.
   """
   config = default.get_config("imagenet")
   config.layout.name = layout
   config.batch_size = batch_size
-  config.compute_precision = compute_precision
+  config.compute_dtype = compute_dtype
   config.network.width = width
   config.network.image_size = image_size
   config.data.stored_size = -(-image_size * 256 // 224)

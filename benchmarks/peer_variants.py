@@ -5,7 +5,7 @@ of. `ours` is as `main` trains it: arrays of float32, and JAX's default
 precision, which on NVIDIA GPUs since Ampere is TF32, so that PyTorch's rows
 beside it have TF32 on. `ours_float32` has jax_default_matmul_precision=float32
 and stands beside PyTorch with TF32 off. `ours_bfloat16` has
-config.compute_precision=bfloat16, beside autocast.
+config.compute_dtype=bfloat16, beside autocast.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Variant:
 def _ours(layout="one_device", compute="float32", matmul=None, **more):
   settings = {
     "layout": layout,
-    "compute_precision": compute,
+    "compute_dtype": compute,
     "matmul_precision": matmul,
   }
   return Variant(worker=OURS, settings=settings, **more)

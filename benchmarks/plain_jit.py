@@ -64,7 +64,7 @@ OUTSIDE = "no layer"
 DEVICES = 8  # simulated; no named layout has more
 OFFENDERS = 3
 
-Found = Mapping[str, Sequence[plan.Exchange]]
+Found = Mapping[str, Sequence[plan.Collective]]
 Rows = list[tuple[str, ...]]
 
 
@@ -200,7 +200,7 @@ def make_step(
 
 def find_sent(
   program: program_lib.Program, **variant: bool
-) -> tuple[plan.Exchange, ...]:
+) -> tuple[plan.Collective, ...]:
   """Compiles the step of a program under plain `jax.jit`: what it sends."""
   step, arguments = make_step(program, **variant)
   hlo = step.lower(*arguments).compile().as_text()
@@ -219,8 +219,8 @@ def compare(program: program_lib.Program) -> Found:
 
 
 def find_unplanned(
-  found: Sequence[plan.Exchange], planned: Sequence[plan.Exchange]
-) -> list[plan.Exchange]:
+  found: Sequence[plan.Collective], planned: Sequence[plan.Collective]
+) -> list[plan.Collective]:
   """What a program sends that the plan does not have, most bytes first."""
   # A collective of the compiler does not say whether it moves a parameter.
   planned, found = (
@@ -318,7 +318,7 @@ def define_flags() -> None:
   flags.DEFINE_string("markdown", None, "File to write the tables to as well.")
 
 
-def _sent(exchanges: Sequence[plan.Exchange]) -> int:
+def _sent(exchanges: Sequence[plan.Collective]) -> int:
   return sum(exchange.sent_bytes for exchange in exchanges)
 
 

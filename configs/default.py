@@ -57,7 +57,7 @@ def imagenet() -> ml_collections.ConfigDict:
   config.num_epochs = 90.0
   # Batches whose gradients are averaged into one update; a step is one batch.
   # At the end of a run, fewer than that many change nothing.
-  config.accumulate_batches = 1
+  config.grad_accumulation_steps = 1
   # Share of each label's weight that is spread evenly over all classes in the
   # training loss, 0 <= share < 1. [P] 0
   config.label_smoothing = 0.0
@@ -84,10 +84,10 @@ def imagenet() -> ml_collections.ConfigDict:
     # gather, sum, or fewest, that of the two which sends less.
     placement.arrive = config_dict.placeholder(str)
     # Axes of batch over which the kernel is stored in shares, as ("data",).
-    placement.stored = config_dict.placeholder(tuple)
+    placement.fsdp = config_dict.placeholder(tuple)
     # Whether the own share of what is gathered is computed with while the
     # others arrive.
-    placement.own_first = config_dict.placeholder(bool)
+    placement.overlap_gather = config_dict.placeholder(bool)
     config.layout[layer] = placement
   # Train even where the step communicates otherwise than planned.
   config.layout.allow_unplanned = False
@@ -95,11 +95,11 @@ def imagenet() -> ml_collections.ConfigDict:
   # Type in which activations and their gradients cross devices: float32 or
   # bfloat16. The latter rounds them, so it changes results a little. [S] had
   # half precision as an option.
-  config.exchange_precision = "float32"
+  config.exchange_dtype = "float32"
   # Type in which activations, convolutions and products are computed: float32
   # or bfloat16. Parameters, the optimizer, sums of gradients, normalisations
   # and the loss are float32 in either.
-  config.compute_precision = "float32"
+  config.compute_dtype = "float32"
 
   # WHAT is computed.
   config.network = ml_collections.ConfigDict()
@@ -216,13 +216,14 @@ def imagenet() -> ml_collections.ConfigDict:
   # polynomial, cosine: rate at the end, in rates at the start, 0 to 1.
   config.optimizer.end_rate = 0.0
   # Rate of the biases, in rates of the kernels. [S]
-  config.optimizer.bias_rate = 2.0
+  config.optimizer.bias_lr_multiplier = 2.0
   # steps, exponential: epochs at which the rate of the biases is multiplied by
   # drop_factor; under the other schedules it falls with that of the kernels.
   # [S] none in this run. With exponential, cuda-convnet2 has half the epochs.
   config.optimizer.bias_drop_epochs = ()
   # (epoch, rate) pairs: from that epoch on, conv1's kernel has that rate and
-  # its bias bias_rate times that; at a rate of 0, conv1 does not change. Not
+  # its bias bias_lr_multiplier times that; at a rate of 0, conv1 does not
+  # change. Not
   # with plateau. [P] none, [S] ((67.0, 1e-5), (72.0, 0.0)) of 91
   config.optimizer.conv1_rates = ()
   # [P]
@@ -234,12 +235,12 @@ def imagenet() -> ml_collections.ConfigDict:
   config.optimizer.trust_coefficient = config_dict.placeholder(float)
   # Validate with an average of the parameters, which keeps this share of
   # itself in each update, as 0.999; None: with the parameters.
-  config.optimizer.average_decay = config_dict.placeholder(float)
+  config.optimizer.ema_decay = config_dict.placeholder(float)
 
   # Steps between two lines of metrics.jsonl.
-  config.report_every_steps = 100
+  config.log_every_steps = 100
   # Steps between two validations; there is one at the end in any case.
-  config.validate_every_steps = 10_000
+  config.eval_every_steps = 10_000
   # Views of an image in a validation: 1, the centre crop, or 10, the ten views
   # of [P], whose softmax outputs are averaged.
   config.validation_views = 1
@@ -247,7 +248,7 @@ def imagenet() -> ml_collections.ConfigDict:
   config.checkpoint_every_steps = 2_000
   # Newest checkpoints to keep, 1 or more; two are kept at least, as a loss of
   # power may damage the newest.
-  config.keep_checkpoints = 3
+  config.max_to_keep = 3
   # Checkpoints of lowest validation error to keep too, 0 or more; of those that
   # were saved right after a validation.
   config.keep_best = 1
@@ -270,7 +271,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   shorten(config, epochs)
   config.augment.mean_from = "channel"
   # About two epochs, of 23 steps each.
-  config.validate_every_steps = 50
+  config.eval_every_steps = 50
 
 
 def shorten(config: ml_collections.ConfigDict, num_epochs: float) -> None:
@@ -330,6 +331,6 @@ def use_digits(config: ml_collections.ConfigDict) -> None:
 
   config.optimizer.drop_epochs = (18.0,)
 
-  config.report_every_steps = 50
-  config.validate_every_steps = 200
+  config.log_every_steps = 50
+  config.eval_every_steps = 200
   config.checkpoint_every_steps = 200

@@ -26,6 +26,6 @@ def get_config(variant: str = "digits") -> ml_collections.ConfigDict:
   config.data.stored_size = 28
   config.augment.colour_noise = 0.0
   config.optimizer.learning_rate = 0.1
-  config.optimizer.bias_rate = 1.0
+  config.optimizer.bias_lr_multiplier = 1.0
   config.optimizer.weight_decay = 0.0
   return config

@@ -15,7 +15,7 @@ def make_program(
   *,
   batch_size,
   precision="float32",
-  compute_precision="float32",
+  compute_dtype="float32",
   trust_coefficient=None,
   members=1,
   forms="auto",
@@ -42,7 +42,7 @@ def make_program(
     ),
     norms=trust_coefficient is not None,
     precision=precision,
-    compute_precision=compute_precision,
+    compute_dtype=compute_dtype,
     members=members,
     forms=forms,
   )

@@ -97,8 +97,8 @@ def tiny_config() -> config_dict.ConfigDict:
   config.data.validation_split = "validation[:21]"
   config.num_epochs = 2.0
   config.optimizer.drop_epochs = (1.0,)
-  config.report_every_steps = 2
-  config.validate_every_steps = 100
+  config.log_every_steps = 2
+  config.eval_every_steps = 100
   config.checkpoint_every_steps = 100
   return config
 

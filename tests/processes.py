@@ -28,8 +28,8 @@ SMALL = {
   "data.validation_split": "validation[:21]",
   "num_epochs": 3.0,
   "optimizer.drop_epochs": (2.0,),
-  "report_every_steps": 2,
-  "validate_every_steps": 100,
+  "log_every_steps": 2,
+  "eval_every_steps": 100,
   "checkpoint_every_steps": 3,
 }
 

@@ -129,7 +129,7 @@ def test_four_simulated_devices_train_and_resume_from_the_command_line(
 ):
   flags = (
     *("--config.network.width=0.125", "--config.batch_size=16"),
-    *("--config.data.train_split=train[:64]", "--config.report_every_steps=1"),
+    *("--config.data.train_split=train[:64]", "--config.log_every_steps=1"),
   )
   first = start(
     command(tmp_path, "four_device", *flags, "--config.num_epochs=0.5")
@@ -167,7 +167,7 @@ def test_record_that_is_lost_stops_the_run_in_one_line_or_is_replaced(
   flags = (
     *("--config.network.width=0.125", "--config.batch_size=16"),
     *("--config.data.train_split=train[:160]", "--config.num_epochs=1.0"),
-    *("--config.report_every_steps=1", "--config.checkpoint_every_steps=2"),
+    *("--config.log_every_steps=1", "--config.checkpoint_every_steps=2"),
   )
   first = start(command(tmp_path, "one_device", *flags))
   assert first.returncode == 1, first.stderr

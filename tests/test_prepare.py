@@ -202,7 +202,7 @@ def test_full_size_network_trains_on_it_on_two_devices(
       "--config=configs/two_device.py:imagenet",
       *(f"--data_dir={data_dir}", f"--workdir={tmp_path}"),
       *(f"--config.data.name=imagenet256/{encoding}", "--config.batch_size=16"),
-      *("--config.num_epochs=0.15", "--config.report_every_steps=1"),
+      *("--config.num_epochs=0.15", "--config.log_every_steps=1"),
       "--config.augment.mean_from=image",
     ]
   )

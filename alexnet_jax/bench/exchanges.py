@@ -21,7 +21,7 @@ from alexnet_jax.program import compiler_options
 from alexnet_jax.program import program as program_lib
 
 STEP, SILENT = "step", "silent"
-_TYPES = {size: name for name, size in plan_lib.PRECISIONS.items()}
+_TYPES = {size: name for name, size in plan_lib.DTYPE_BYTES.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Speed:
   step: list[float]
   silent: list[float]
   alone: tuple[list[float], ...]
-  plan: tuple[plan_lib.Exchange, ...]
+  plan: tuple[plan_lib.Collective, ...]
   batch_size: int
   devices: int
   platform: str
@@ -111,7 +111,7 @@ def measure(
   )
 
 
-def _size(exchange: plan_lib.Exchange) -> tuple:
+def _size(exchange: plan_lib.Collective) -> tuple:
   """What the time of an exchange depends on."""
   return (
     exchange.kind,

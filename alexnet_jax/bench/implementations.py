@@ -46,8 +46,8 @@ class Speed:
   batch_size: int
   devices: int
   platform: str
-  taken: implementations.Forms
-  rule: implementations.Forms
+  taken: implementations.Implementations
+  rule: implementations.Implementations
 
   def total(self, operation: str, form: str) -> float:
     """Seconds of an operation in all layers: sum of the medians."""
@@ -102,7 +102,7 @@ def measure(
     platform=platform,
     taken=program.forms,
     rule=implementations.choose(
-      platform, program.network, precision=program.compute_precision
+      platform, program.network, precision=program.compute_dtype
     ),
   )
 

@@ -63,7 +63,7 @@ class Speed:
   batch_size: int
   devices: int
   platform: str
-  forms: implementations.Forms
+  forms: implementations.Implementations
   options: Mapping[str, compiler_options.Value]
 
   def backward(self, layer: str) -> float:
@@ -109,7 +109,7 @@ def measure(
   maker = pieces_lib.Maker(program, options)
   compiled, _ = compiled_step.compile_step(program, options=options)
   calls = {STEP: bench_step.Steps(program, compiled).start}
-  matrix = pieces_lib.Block((side, side), program.compute_precision)
+  matrix = pieces_lib.Block((side, side), program.compute_dtype)
   calls[PEAK] = maker.call(jnp.matmul, matrix, matrix)
   pieces = pieces_lib.cut(program)
   for piece in pieces:
@@ -167,7 +167,7 @@ def _augmentation(
     )
     x = jax.shard_map(
       lambda images, draws: augmentation.apply(images, draws).astype(
-        program.compute_precision
+        program.compute_dtype
       ),
       in_specs=(specs.images, specs.images),
       out_specs=specs.images,
@@ -202,7 +202,7 @@ def _loss(
 
   return maker.call(
     loss,
-    pieces_lib.Block((*labels, classes), program.compute_precision),
+    pieces_lib.Block((*labels, classes), program.compute_dtype),
     pieces_lib.Block(labels, jnp.int32),
   )
 

@@ -39,7 +39,7 @@ class Piece:
 
   layer: wiring.Layer
   network: wiring.Network
-  forms: implementations.Forms
+  forms: implementations.Implementations
   parameters: Mapping[str, Block]
   statistics: Mapping[str, Block]
   x: Block
@@ -152,7 +152,7 @@ def cut(program: program_lib.Program) -> tuple[Piece, ...]:
       shape = (images, size.positions, channels)
     else:
       shape = (images, channels)
-    x = Block(shape, program.compute_precision)
+    x = Block(shape, program.compute_dtype)
     outputs = parameters["bias"].shape[0]
     left = (images, *size.out_shape[:-1], outputs)
     drawn = {}

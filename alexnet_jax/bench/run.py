@@ -86,7 +86,7 @@ def measure(
     audit.PlanMismatch, FloatingPointError, source.RecordError: see `train`.
   """
   fitted = fit(config, steps)
-  watch = Watch()
+  watch = StepTimeline()
   with (
     tempfile.TemporaryDirectory() as folder,
     open(os.devnull, "w") as nowhere,
@@ -107,9 +107,9 @@ def measure(
   return Speed(
     gaps=gaps_lib.find_gaps(watch.record(), warm=WARM),
     batch_size=config.batch_size,
-    report_every=fitted.report_every_steps,
+    report_every=fitted.log_every_steps,
     checkpoint_every=fitted.checkpoint_every_steps,
-    own_report_every=config.report_every_steps,
+    own_report_every=config.log_every_steps,
     own_checkpoint_every=config.checkpoint_every_steps,
     folder=tempfile.gettempdir(),
     platform=run.program.mesh.devices.flat[0].platform,
@@ -125,12 +125,12 @@ def fit(
     A copy; without validations.
   """
   fitted = config.copy_and_resolve_references()
-  fitted.report_every_steps = min(config.report_every_steps, steps // 4)
+  fitted.log_every_steps = min(config.log_every_steps, steps // 4)
   fitted.checkpoint_every_steps = min(
     config.checkpoint_every_steps, steps // 2 + 1
   )
   fitted.keep_every_steps = None
-  fitted.validate_every_steps = steps
+  fitted.eval_every_steps = steps
   return fitted
 
 
@@ -138,7 +138,7 @@ def fit(
 _SWITCH_SECONDS = 2e-4
 
 
-class Watch:
+class StepTimeline:
   """Notes when steps start and end, and what the host does between.
 
   The end of a step is noted by a thread that waits for the totals of one after
@@ -225,7 +225,7 @@ class WatchedLoop(loop_lib.Loop):
 
   def __init__(
     self,
-    watch: Watch,
+    watch: StepTimeline,
     run: run_lib.Run,
     *,
     train_step: jax.stages.Compiled,
@@ -330,7 +330,7 @@ def show_run(found: Speed) -> turns.Shown:
     "gap_share_at_own_cadence": found.own_share(),
     "reports": gaps.reports,
     "checkpoints": gaps.checkpoints,
-    "report_every_steps": found.report_every,
+    "log_every_steps": found.report_every,
     "checkpoint_every_steps": found.checkpoint_every,
     "step_seconds": turns.of_rounds(gaps.step_seconds),
     "platform": found.platform,

@@ -43,7 +43,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _SIMULATE_DEVICES = command.define_simulate_devices()
 _XLA_OPTIONS = command.define_xla_options()
-_FORMS = command.define_forms()
+_FORMS = command.define_implementations()
 _COMPILATION_CACHE = command.define_compilation_cache()
 
 # Of JAX's monitoring.

@@ -129,7 +129,7 @@ def measure(
   stretch = find_stretch(seconds)
   devices = list(program.mesh.devices.flat)
   peak_bytes, peak_of = _find_peak_memory(devices)
-  types = dict.fromkeys(("float32", program.compute_precision))
+  types = dict.fromkeys(("float32", program.compute_dtype))
   products = {dtype: peak.Product(devices, dtype) for dtype in types}
   copy = peak.Copy(devices)
   single, ahead, copies = [], [], []
@@ -154,7 +154,7 @@ def measure(
     touched_bytes=None if touched is None else touched * len(devices),
     products=rates,
     copies=copies,
-    compute=program.compute_precision,
+    compute=program.compute_dtype,
     memory=compiled_step.find_memory(compiled),
     peak_bytes=peak_bytes,
     peak_of=peak_of,

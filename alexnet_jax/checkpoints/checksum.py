@@ -24,7 +24,7 @@ _SPREAD, _MIX = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-class Fingerprint(NamedTuple):
+class Checksum(NamedTuple):
   """Of one array.
 
   Attributes:
@@ -40,7 +40,7 @@ class Fingerprint(NamedTuple):
   not_finite: int
 
 
-def take(tree: Any) -> dict[str, Fingerprint]:
+def take(tree: Any) -> dict[str, Checksum]:
   """The fingerprint of each array of a tree, under its path: `a.0.b`.
 
   Args:
@@ -60,7 +60,7 @@ def take(tree: Any) -> dict[str, Fingerprint]:
       )
   sums = jax.device_get(_sum([leaf for _, leaf in named]))
   return {
-    name: Fingerprint(
+    name: Checksum(
       str(leaf.dtype), leaf.shape, f"{first:08x}{second:08x}", int(bad)
     )
     for (name, leaf), (first, second, bad) in zip(named, sums, strict=True)

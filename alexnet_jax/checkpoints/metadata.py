@@ -36,7 +36,7 @@ class DamagedError(CheckpointError):
 def make(
   fields: Mapping[str, Any],
   facts: Mapping[str, Any],
-  arrays: Mapping[str, checksum.Fingerprint],
+  arrays: Mapping[str, checksum.Checksum],
   *,
   code: Mapping[str, str | None],
 ) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def check(folder: str, record: Mapping[str, Any], state: Any) -> None:
     raise damaged(folder, f"{other[0]}{more} are not what was saved")
 
 
-def check_finite(step: int, arrays: Mapping[str, checksum.Fingerprint]) -> None:
+def check_finite(step: int, arrays: Mapping[str, checksum.Checksum]) -> None:
   """Refuses to save a state from which nothing could go on.
 
   Single numbers may be infinite, as the best error before there is any.
@@ -163,7 +163,7 @@ def check_finite(step: int, arrays: Mapping[str, checksum.Fingerprint]) -> None:
       raise FloatingPointError(
         f"{one.not_finite:,} elements of {name} are not finite after step "
         f"{step}, so it is not saved. Lower config.optimizer.learning_rate, "
-        "with --accept_changes; the run goes on from its last checkpoint."
+        "with --allow_config_changes; the run goes on from its last checkpoint."
       )
 
 

@@ -31,11 +31,11 @@ FREE = (
   "data.threads",
   "data.unreadable",
   "data.batches_ahead",
-  "report_every_steps",
-  "validate_every_steps",
+  "log_every_steps",
+  "eval_every_steps",
   "validation_views",
   "checkpoint_every_steps",
-  "keep_checkpoints",
+  "max_to_keep",
   "keep_best",
   "keep_every_steps",
 )
@@ -46,7 +46,7 @@ BOUND = {
   "exponential": ("num_epochs",),
   "polynomial": ("num_epochs",),
   "cosine": ("num_epochs",),
-  "plateau": ("validate_every_steps", "validation_views"),
+  "plateau": ("eval_every_steps", "validation_views"),
 }
 
 _FILE = "config.json"
@@ -112,7 +112,7 @@ def read(path: str) -> dict[str, Any] | None:
     except ValueError as error:  # also of bytes that are no text
       raise ValueError(
         f"{file!r} is no JSON: {error}. Restore it, set --workdir, or go on "
-        "with the config as it is given now: --accept_changes."
+        "with the config as it is given now: --allow_config_changes."
       ) from error
   if not isinstance(fields, dict):
     raise ValueError(
@@ -194,8 +194,8 @@ def check_same(
     raise ValueError(
       f"the workdir {path!r} belongs to a run of another config "
       f"({'; '.join(differences)}). Set --workdir to start another run, or "
-      "these fields back to go on with that one, or --accept_changes to go on "
-      "with them as they are."
+      "these fields back to go on with that one, or --allow_config_changes to "
+      "go on with them as they are."
     )
 
 
@@ -321,7 +321,7 @@ class Claim:
   changes: tuple[str, ...]
 
 
-def claim(
+def acquire(
   workdir: str,
   config: Mapping[str, Any],
   found: Mapping[str, Any],
@@ -385,8 +385,8 @@ def _check_members(workdir: str, members: int, *, accepts: bool) -> None:
   if accepts and there != members:
     raise ValueError(
       f"the workdir {workdir!r} belongs to a run of ensemble={there}, which "
-      f"cannot go on as one of {members}, with --accept_changes neither. Set "
-      f"config.ensemble={there}, or --workdir to start another run."
+      f"cannot go on as one of {members}, with --allow_config_changes neither. "
+      f"Set config.ensemble={there}, or --workdir to start another run."
     )
   if earlier is not None:
     return
@@ -410,7 +410,7 @@ def _check(
   found: Mapping[str, Any],
   accept_for: program_lib.Program | None,
 ) -> tuple[list[str], list[tuple[str, dict[str, Any], str | None]]]:
-  """Holds the directories of a run against what they keep; as `claim`.
+  """Holds the directories of a run against what they keep; as `acquire`.
 
   Args:
     folders: the directories, the workdir first, each with its config.
@@ -433,7 +433,7 @@ def _check(
     aside = f"config.step_{step or 0}.json" if lines else None
     writes.append((path, fields, aside))
     changes |= dict.fromkeys(
-      f"changed after step {step or 0}, as --accept_changes says: {line}"
+      f"changed after step {step or 0}, as --allow_config_changes says: {line}"
       for line in lines
     )
   return list(changes), writes
@@ -482,7 +482,7 @@ def _find_changes(
       raise ValueError(
         f"the workdir {path!r} has a checkpoint of step {saved}, but no "
         "config.json that says of what run. Restore it, set --workdir, or go "
-        "on with the config as it is given now: --accept_changes."
+        "on with the config as it is given now: --allow_config_changes."
       )
     if not accepts:
       check_same(path, earlier, fields)

@@ -134,7 +134,7 @@ def define_xla_options() -> flags.FlagHolder:
   )
 
 
-def define_forms() -> flags.FlagHolder:
+def define_implementations() -> flags.FlagHolder:
   """Defines --forms."""
   return flags.DEFINE_string(
     "forms",

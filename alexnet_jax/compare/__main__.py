@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
       count: comparison.find_traffic(
         network,
         cases[count, sizes[0]],
-        precision=config.exchange_precision,
+        precision=config.exchange_dtype,
         norms=config.optimizer.trust_coefficient is not None,
       )
       for count in counts
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
         traffic,
         batch_sizes=sizes,
         network=network.name,
-        precision=config.exchange_precision,
+        precision=config.exchange_dtype,
         path=_CHART.value,
       )
   if _FORMAT.value == "json":
@@ -128,7 +128,7 @@ def _find_layouts(
       layouts,
       count,
       batch_size=size,
-      precision=config.exchange_precision,
+      precision=config.exchange_dtype,
       norms=config.optimizer.trust_coefficient is not None,
     )
   )
@@ -157,7 +157,7 @@ def _make_group(
       network,
       layout,
       batch_size=batch_size,
-      precision=config.exchange_precision,
+      precision=config.exchange_dtype,
       norms=config.optimizer.trust_coefficient is not None,
     )
     if _COMPILE.value:

@@ -200,7 +200,7 @@ def _make_plan(
   batch_size: int,
   precision: str,
   norms: bool,
-) -> tuple[plan_lib.Exchange, ...]:
+) -> tuple[plan_lib.Collective, ...]:
   return plan_lib.make_plan(
     network,
     layout,

@@ -56,8 +56,8 @@ def convert(
   like = _find_like(config, run, target)
   state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, like))
   # A run without its checkpoint would start from the beginning.
-  claim = workdir_lib.claim(unfinished, config.to_dict(), run.found)
-  checkpoints = checkpoint.Checkpoints(unfinished, keep=config.keep_checkpoints)
+  claim = workdir_lib.acquire(unfinished, config.to_dict(), run.found)
+  checkpoints = checkpoint.Checkpoints(unfinished, keep=config.max_to_keep)
   # Its error decides how long it is kept; a validation may be owed.
   checkpoints.save(run.step, state, reader.read_facts(workdir, run.step))
   checkpoints.close()
@@ -76,7 +76,7 @@ def convert(
   ]
 
 
-def _check_fields(config, run: trained_run.Trained) -> None:
+def _check_fields(config, run: trained_run.TrainedRun) -> None:
   """Refuses a config that differs in what is not taken over.
 
   Raises:
@@ -100,7 +100,7 @@ def _check_fields(config, run: trained_run.Trained) -> None:
 
 
 def _find_like(
-  config, run: trained_run.Trained, network: wiring.Network
+  config, run: trained_run.TrainedRun, network: wiring.Network
 ) -> step_lib.TrainState:
   """Shapes of a state, on one device."""
   return run_lib.make_program(

@@ -186,10 +186,10 @@ class Group(Members):
   ):
     super().__init__(place.index, hosts)
     self._signals = signals
-    self._clock: watchdog.Clock | None = None
+    self._clock: watchdog.Watchdog | None = None
     self._watch = self._agreement = None
     if self.count > 1:
-      self._watch = heartbeat.Watch(
+      self._watch = heartbeat.Heartbeat(
         self._client,
         index=self.index,
         labels=tuple(map(self.label, range(self.count))),
@@ -210,18 +210,18 @@ class Group(Members):
     """Of the signal that has asked any of the processes to stop."""
     return (self._agreement or self._signals).name
 
-  def start_clock(self, *, stuck_seconds: float, folder: str) -> None:
+  def start_clock(self, *, hang_timeout_seconds: float, folder: str) -> None:
     """From here on this process ends where nothing gets done any more.
 
     Args:
-      stuck_seconds: without a boundary, after which this process ends; 0:
-        never.
+      hang_timeout_seconds: without a boundary, after which this process ends;
+        0: never.
       folder: for the stacks of all threads, if so.
     """
     several = self.count > 1
     name = f"stuck_{self.index}.txt" if several else "stuck.txt"
-    self._clock = watchdog.Clock(
-      stuck_seconds,
+    self._clock = watchdog.Watchdog(
+      hang_timeout_seconds,
       path=os.path.join(folder, name),
       label=self.label() if several else "",
       exit=self._exit_stuck,
@@ -257,7 +257,7 @@ class Group(Members):
       return self._agreement.is_stopping()
     return self._signals is not None and self._signals.came.is_set()
 
-  def rest_clock(self) -> None:
+  def pause_watchdog(self) -> None:
     """What is done until the next boundary may take any time."""
     self._clock.rest()
 

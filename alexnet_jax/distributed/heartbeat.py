@@ -50,7 +50,7 @@ class Store(Protocol):
   def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
 
 
-class Watch:
+class Heartbeat:
   """Watches the other processes from threads of its own.
 
   Args:

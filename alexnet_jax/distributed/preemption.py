@@ -69,7 +69,7 @@ class Signals:
       self.came.set()
 
 
-def heed() -> Signals:
+def handle_signals() -> Signals:
   """Heeds both signals from now on, for all threads that start after this.
 
   A signal that whoever started the process has it ignore stays so: shells do

@@ -27,7 +27,7 @@ _LONGEST_TURN_SECONDS = 1.0
 _WRITE_SECONDS = 5.0
 
 
-class Clock:
+class Watchdog:
   """Counts the time without a boundary, from `start` on.
 
   Args:
@@ -99,8 +99,8 @@ class Clock:
     preemption.write(
       f"error: {self._label}no step finished for {self._seconds:g} seconds"
       f"{last}; the stacks of all threads are above and in {self._path}. The "
-      "same command goes on from the last checkpoint; --stuck_seconds waits "
-      "longer."
+      "same command goes on from the last checkpoint; --hang_timeout_seconds "
+      "waits longer."
     )
     self._exit(STUCK)
 

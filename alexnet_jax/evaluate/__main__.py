@@ -148,7 +148,7 @@ def _find_mesh() -> dict[str, int]:
   return mesh
 
 
-def _find_runs() -> list[trained_run.Trained]:
+def _find_runs() -> list[trained_run.TrainedRun]:
   """The runs of --workdir, under the layouts to evaluate them under."""
   paths = [path for value in _WORKDIR.value for path in value.split(",")]
   if not all(paths) or not paths:
@@ -187,7 +187,7 @@ class Opened(NamedTuple):
   data: dict[str, str | int]
 
 
-def _open(run: trained_run.Trained) -> Opened:
+def _open(run: trained_run.TrainedRun) -> Opened:
   """Opens the data of a run, and makes its program for it."""
   builder, statistics = run_lib.open_data(
     run.config, run.network, data_dir=_DATA_DIR.value
@@ -225,7 +225,7 @@ def _open(run: trained_run.Trained) -> Opened:
 
 
 def _evaluate(
-  runs: Sequence[trained_run.Trained],
+  runs: Sequence[trained_run.TrainedRun],
   views: Sequence[int],
   group: group_lib.Group,
 ) -> None:

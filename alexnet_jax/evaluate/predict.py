@@ -22,7 +22,7 @@ BATCHES_AHEAD = 2
 
 
 def load_variables(
-  run: trained_run.Trained, program: program_lib.Program
+  run: trained_run.TrainedRun, program: program_lib.Program
 ) -> dict[str, dict[str, jax.Array]]:
   """What a run evaluates with, onto the layout of a program for its network.
 

@@ -122,7 +122,7 @@ def to_json(
         "batch_axes": layout.placement(name).batch,
         "features_axes": layout.placement(name).features,
         "arrive": share.arrive,
-        "stored_axes": layout.placement(name).stored,
+        "fsdp_axes": layout.placement(name).fsdp,
         "parameter_bytes": share.parameter_bytes,
         "optimizer_bytes": program.optimizer_bytes[name],
         "activation_bytes": share.activation_bytes,

@@ -74,7 +74,7 @@ def title(
 
 
 def crossing(
-  forward: plan_lib.Exchange | None, backward: plan_lib.Exchange | None
+  forward: plan_lib.Collective | None, backward: plan_lib.Collective | None
 ) -> list[str]:
   """An exchange of an activation and its way back; either may be missing."""
   if forward is None:
@@ -142,7 +142,7 @@ def likewise(before: Mapping[str, int], after: Mapping[str, int]) -> str:
 def table(
   network: wiring.Network,
   layout: layout_lib.Layout,
-  plan: Sequence[plan_lib.Exchange],
+  plan: Sequence[plan_lib.Collective],
   batch_size: int,
 ) -> list[Entry]:
   """What belongs to single layers, and not between two of them."""
@@ -188,7 +188,7 @@ def table(
   return entries
 
 
-def total(plan: Sequence[plan_lib.Exchange]) -> str:
+def total(plan: Sequence[plan_lib.Collective]) -> str:
   """What one device sends in a step, and for what."""
   parts = collections.Counter()
   for exchange in plan:

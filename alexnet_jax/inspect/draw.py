@@ -58,7 +58,7 @@ STYLE = {
 def draw(
   network: wiring.Network,
   layout: layout_lib.Layout,
-  plan: Sequence[plan_lib.Exchange],
+  plan: Sequence[plan_lib.Collective],
   *,
   batch_size: int,
   path: str,

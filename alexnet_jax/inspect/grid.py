@@ -28,7 +28,7 @@ DAMPING = 0.4  # sizes are drawn by this power, or small ones would vanish
 
 Point = tuple[float, float]
 # What crosses devices on the way forward, and back; either may be None.
-Crossing = tuple[plan_lib.Exchange | None, plan_lib.Exchange | None]
+Crossing = tuple[plan_lib.Collective | None, plan_lib.Collective | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class Column:
     return (self.start + self.end) / 2
 
   @property
-  def stages(self) -> list[tuple[plan_lib.Exchange, float, float]]:
+  def stages(self) -> list[tuple[plan_lib.Collective, float, float]]:
     """Each exchange on the way forward, with its part of the gap."""
     sends = [forward for forward, _ in self.crossings if forward]
     step = (self.start - self.gap) / max(len(sends), 1)
@@ -188,7 +188,7 @@ def is_gap(before: Row, row: Row) -> bool:
 
 
 def find_crossings(
-  network: wiring.Network, plan: Sequence[plan_lib.Exchange]
+  network: wiring.Network, plan: Sequence[plan_lib.Collective]
 ) -> dict[str, list[Crossing]]:
   """What crosses devices before each layer: [(forward, backward), ...].
 
@@ -226,7 +226,7 @@ def find_crossings(
 def find_columns(
   network: wiring.Network,
   layout: layout_lib.Layout,
-  plan: Sequence[plan_lib.Exchange],
+  plan: Sequence[plan_lib.Collective],
   *,
   x: float,
   unit: float,

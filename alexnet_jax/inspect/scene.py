@@ -93,7 +93,7 @@ class Scene:
 def make_scene(
   network: wiring.Network,
   layout: layout_lib.Layout,
-  plan: Sequence[plan_lib.Exchange],
+  plan: Sequence[plan_lib.Collective],
   *,
   batch_size: int,
 ) -> Scene:
@@ -282,7 +282,7 @@ def _link(column: grid.Column, before: grid.Box, box: grid.Box) -> Link:
 
 
 def _arrows(
-  stage: tuple[plan_lib.Exchange, float, float],
+  stage: tuple[plan_lib.Collective, float, float],
   rows: Sequence[grid.Row],
   index: int,
 ) -> list[Arrow]:
@@ -309,7 +309,7 @@ def _arrows(
 
 
 def _signs(
-  stage: tuple[plan_lib.Exchange, float, float], row: grid.Row
+  stage: tuple[plan_lib.Collective, float, float], row: grid.Row
 ) -> list[Mark]:
   exchange, x, to = stage
   kind, marks = exchange.kind, []

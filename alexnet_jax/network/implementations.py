@@ -27,7 +27,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Forms:
+class Implementations:
   """One form for each operation.
 
   Attributes:
@@ -64,12 +64,12 @@ class Forms:
     return ",".join(f"{name}={getattr(self, name)}" for name in CHOICES)
 
 
-PLAIN = Forms()
+PLAIN = Implementations()
 # By platform, and there by the type of the activations where it matters. CPU:
 # measured. GPU and TPU: by reasoning, not measured yet. There both have a fast
 # reduction over windows, and units for products that the energy is handed to.
-PLATFORMS: Mapping[str, Forms] = {
-  "cpu": Forms(pool="slices", bias="product", conv3x3="winograd"),
+PLATFORMS: Mapping[str, Implementations] = {
+  "cpu": Implementations(pool="slices", bias="product", conv3x3="winograd"),
   "gpu": PLAIN,
   "tpu": PLAIN,
 }
@@ -85,7 +85,7 @@ def choose(
   wanted: str = AUTO,
   *,
   precision: str = "float32",
-) -> Forms:
+) -> Implementations:
   """The forms for a network on a platform.
 
   Args:

@@ -70,7 +70,7 @@ class AlexNet(nnx.Module):
     network: wiring.Network,
     *,
     rngs: nnx.Rngs,
-    forms: implementations.Forms = implementations.PLAIN,
+    forms: implementations.Implementations = implementations.PLAIN,
   ):
     self.network, self.forms = network, forms
     shapes = {name: size.kernel for name, size in network.sizes().items()}
@@ -132,7 +132,7 @@ def run_layer(
   masks: Mapping[str, jax.Array] | None,
   points: Mapping[str, jax.Array] | None,
   exchange: exchange_lib.Exchange,
-  forms: implementations.Forms,
+  forms: implementations.Implementations,
 ) -> jax.Array:
   """What one layer makes of what the layer before has left.
 
@@ -178,7 +178,7 @@ def by_column(
   x: jax.Array,
   kernel: jax.Array,
   *,
-  forms: implementations.Forms,
+  forms: implementations.Implementations,
 ) -> jax.Array:
   """One dense operation for each column that this device holds.
 
@@ -216,7 +216,7 @@ def _convolve(
   layer: wiring.Layer,
   x: jax.Array,
   kernel: jax.Array,
-  forms: implementations.Forms,
+  forms: implementations.Implementations,
   groups: int = 1,
 ) -> jax.Array:
   if layer.stride > 1 and groups == 1 and forms.conv1 == "blocks":
@@ -245,7 +245,7 @@ def _multiply(
   layer: wiring.Layer,
   x: jax.Array,
   kernel: jax.Array,
-  forms: implementations.Forms,
+  forms: implementations.Implementations,
 ) -> jax.Array:
   del layer, forms
   # Position by position, channels last, as the kernel has them.
@@ -253,7 +253,8 @@ def _multiply(
 
 
 def make_graphdef(
-  network: wiring.Network, forms: implementations.Forms = implementations.PLAIN
+  network: wiring.Network,
+  forms: implementations.Implementations = implementations.PLAIN,
 ) -> nnx.GraphDef:
   """The module without its parameters, to be merged with them in a step."""
   abstract = nnx.eval_shape(

@@ -32,7 +32,7 @@ def make_optimizer(
   conv1_schedules: tuple[optax.Schedule, optax.Schedule] | None = None,
   plateau: schedules_lib.Plateau | None = None,
   trust_coefficient: float | None = None,
-  average_decay: float | None = None,
+  ema_decay: float | None = None,
   accumulate: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
   """SGD with the paper's momentum and weight decay.
@@ -56,7 +56,7 @@ def make_optimizer(
     plateau: what else multiplies the rates; None: nothing.
     trust_coefficient: see `lars.py`; None: every kernel has the rate as it is.
       The update then takes `squared_norms`.
-    average_decay: see `averages.py`; None: no average is kept.
+    ema_decay: see `averages.py`; None: no average is kept.
     accumulate: batches whose gradients are averaged into one update; those
       before the last change no parameter.
 
@@ -98,8 +98,8 @@ def make_optimizer(
     chain.append(plateau.scale_by_plateau())
   trace = optax.trace(decay=momentum)
   chain.append(_freeze(trace, of_conv1, labels) if of_conv1 else trace)
-  if average_decay is not None:
-    chain.append(ema.average_parameters(average_decay))
+  if ema_decay is not None:
+    chain.append(ema.average_parameters(ema_decay))
   rule = optax.with_extra_args_support(optax.chain(*chain))
   return rule if accumulate == 1 else _accumulate(rule, accumulate)
 

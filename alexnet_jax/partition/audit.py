@@ -17,7 +17,7 @@ from jax.extend import core as jex_core
 from alexnet_jax.partition import collectives
 from alexnet_jax.partition import plan as plan_lib
 
-Exchange = plan_lib.Exchange
+Exchange = plan_lib.Collective
 
 
 class PlanMismatch(ValueError):

@@ -65,17 +65,17 @@ TENSOR_PARALLEL = Layout(
 FULLY_SHARDED = Layout(
   name="fully_sharded",
   mesh={"data": 2},
-  conv=Placement(batch=("data",), stored=("data",)),
-  fc=Placement(batch=("data",), stored=("data",)),
+  conv=Placement(batch=("data",), fsdp=("data",)),
+  fc=Placement(batch=("data",), fsdp=("data",)),
 )
 
 # The same for the columns' halves of the kernels.
 TWO_COLUMN_SHARDED = Layout(
   name="two_column_sharded",
   mesh={"data": 2, "column": 2},
-  conv=Placement(batch=("data",), features=("column",), stored=("data",)),
+  conv=Placement(batch=("data",), features=("column",), fsdp=("data",)),
   fc=Placement(
-    batch=("data",), features=("column",), arrive="fewest", stored=("data",)
+    batch=("data",), features=("column",), arrive="fewest", fsdp=("data",)
   ),
 )
 

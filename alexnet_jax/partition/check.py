@@ -12,7 +12,7 @@ from alexnet_jax.partition import layout as layout_lib
 if TYPE_CHECKING:
   from alexnet_jax.network import wiring
 
-_WORDS = {"batch": "batch", "features": "features", "stored": "weights"}
+_WORDS = {"batch": "batch", "features": "features", "fsdp": "weights"}
 
 
 def check(
@@ -66,7 +66,7 @@ def _check_axes(layout: layout_lib.Layout, name: str) -> None:
       f"{_any_of(layout_lib.ARRIVALS)}. "
       f"Set {field}.arrive."
     )
-  for kind in ("batch", "features", "stored"):
+  for kind in ("batch", "features", "fsdp"):
     axes = getattr(placement, kind)
     for axis in axes:
       if axis not in layout.mesh:
@@ -87,12 +87,12 @@ def _check_axes(layout: layout_lib.Layout, name: str) -> None:
         f"{name} splits both its batch and its features over axis {axis!r}, "
         f"expected one of the two. Set {field}.batch or {field}.features."
       )
-  for axis in placement.stored:
+  for axis in placement.fsdp:
     if axis not in placement.batch:
       raise ValueError(
         f"{name} stores its weights in shares over axis {axis!r}, which does "
         f"not split its batch; it is split by {_axes(placement.batch)}. "
-        f"Set {field}.stored or {field}.batch."
+        f"Set {field}.fsdp or {field}.batch."
       )
 
 
@@ -158,8 +158,8 @@ def _check_stored(
   layout: layout_lib.Layout, layer: wiring.Layer, sizes: wiring.Sizes
 ) -> None:
   placement = layout.placement(layer.name)
-  dimension = layout_lib.stored_dimension(layer.name)
-  axes = placement.stored
+  dimension = layout_lib.fsdp_dimension(layer.name)
+  axes = placement.fsdp
   # Both may split one dimension: first the layer's own axes, then these.
   splits_outputs = dimension == layout_lib.OUTPUTS
   if placement.arrive == "fewest" or (
@@ -167,13 +167,13 @@ def _check_stored(
   ):
     axes = placement.features + axes
   size = sizes.kernel[dimension]
-  if placement.stored and size % layout.size(axes):
+  if placement.fsdp and size % layout.size(axes):
     what = "outputs" if dimension == layout_lib.OUTPUTS else "inputs"
     raise ValueError(
       f"{layer.name} has {size} {what}, which the "
       f"{layout.size(axes)} devices of {_axes(axes)} that keep shares of its "
       f"kernel in layout '{layout.name}' do not divide. "
-      f"Set config.layout.{layer.name}.stored or config.layout.mesh."
+      f"Set config.layout.{layer.name}.fsdp or config.layout.mesh."
     )
 
 

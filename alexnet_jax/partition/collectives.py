@@ -1,6 +1,6 @@
 """The collectives that a program has: as JAX traced it, as XLA compiled it.
 
-Both readings give `plan.Exchange`s, so that they can be compared with a plan
+Both readings give `plan.Collective`s, so that they can be compared with a plan
 and with each other. The layer is found by the `jax.named_scope` it runs in.
 """
 
@@ -16,7 +16,7 @@ from jax.extend import core as jex_core
 
 from alexnet_jax.partition import plan as plan_lib
 
-Exchange = plan_lib.Exchange
+Exchange = plan_lib.Collective
 
 # Operations that name mesh axes and send nothing.
 _LOCAL_PRIMITIVES = frozenset({"axis_index", "pvary", "pcast", "shard_map"})

@@ -33,7 +33,7 @@ class MeshExchange:
 
   def __init__(
     self,
-    routes: Mapping[str, resharding.Route],
+    routes: Mapping[str, resharding.LayerRoute],
     specs: specs_lib.Specs,
     *,
     precision: str = "float32",
@@ -62,7 +62,7 @@ class MeshExchange:
       device's share of the outputs where the next layer reads just that.
     """
     route = self._routes[layer]
-    if not route.own_first:
+    if not route.overlap_gather:
       return self._add(layer, product(self.bring(layer, x), kernel))
     *moves, last = route.moves
     x = self._move(moves, x)
@@ -243,7 +243,9 @@ class MeshExchange:
       total = self._sum(partial, route.sums)
     return total.astype(x.dtype)
 
-  def _move(self, moves: Iterable[resharding.Move], x: jax.Array) -> jax.Array:
+  def _move(
+    self, moves: Iterable[resharding.Reshard], x: jax.Array
+  ) -> jax.Array:
     """Makes moves of an activation, in order."""
     for move in moves:
       if move.sends:
@@ -252,14 +254,14 @@ class MeshExchange:
         x = self._stay(move, x)
     return x
 
-  def _send(self, move: resharding.Move, x: jax.Array) -> jax.Array:
+  def _send(self, move: resharding.Reshard, x: jax.Array) -> jax.Array:
     """Moves an activation between devices."""
     source = move.source % x.ndim
     if move.kind == "all_gather":
       return self._gather(x, move.axes, source)
     return self._swap(x, move.axes, move.target % x.ndim, source)
 
-  def _stay(self, move: resharding.Move, x: jax.Array) -> jax.Array:
+  def _stay(self, move: resharding.Reshard, x: jax.Array) -> jax.Array:
     """Takes this device's share of an activation, or marks it as shared."""
     if not move.copied:
       # The gradients are added here, in float32 whatever they are computed in.

@@ -33,9 +33,9 @@ class Placement:
       computes its share of the outputs. `sum`: every device reads only its
       share, and the partial results are added. `fewest`: that of the two for
       which fewer elements are sent, which depends on the network.
-    stored: axes of `batch` over which the kernel and its optimizer state are
+    fsdp: axes of `batch` over which the kernel and its optimizer state are
       kept in shares; gathered at use, and the gradient reduce-scattered.
-    own_first: whether a layer that reads all columns, and gathers them by
+    overlap_gather: whether a layer that reads all columns, and gathers them by
       features, computes with its own share of them while the others arrive, and
       then with those: two products in the place of one, the same elements sent.
   """
@@ -43,8 +43,8 @@ class Placement:
   batch: tuple[str, ...] = ()
   features: tuple[str, ...] = ()
   arrive: str = "gather"
-  stored: tuple[str, ...] = ()
-  own_first: bool = False
+  fsdp: tuple[str, ...] = ()
+  overlap_gather: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,8 @@ class Layout:
     return math.prod(self.mesh[axis] for axis in axes)
 
 
-def stored_dimension(layer: str) -> int:
-  """The dimension of a kernel that `Placement.stored` splits.
+def fsdp_dimension(layer: str) -> int:
+  """The dimension of a kernel that `Placement.fsdp` splits.
 
   Outputs, but for the last layer: classes come in any number. A TPU's compiler
   keeps the reduce-scatter of these; of large kernels split at their inputs it

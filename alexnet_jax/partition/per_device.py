@@ -12,7 +12,7 @@ from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import resharding
 from alexnet_jax.partition import specs as specs_lib
 
-FLOAT32 = plan_lib.PRECISIONS["float32"]
+FLOAT32 = plan_lib.DTYPE_BYTES["float32"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def find_shares(
     network: the network.
     layout: a layout that `check.check` has accepted for it.
     batch_size: images in a step, over all devices.
-    precision: of the computation, a key of `plan.PRECISIONS`.
+    precision: of the computation, a key of `plan.DTYPE_BYTES`.
 
   Returns:
     {layer: Share}, first to last.
@@ -79,7 +79,7 @@ def find_shares(
       kernel=blocks[plan_lib.KERNEL],
       parameter_bytes=FLOAT32 * sum(map(math.prod, blocks.values())),
       images=images,
-      activation_bytes=plan_lib.PRECISIONS[precision]
+      activation_bytes=plan_lib.DTYPE_BYTES[precision]
       * images
       * (sizes.outputs // layout.size(routes[name].leaves.features)),
       flops=2 * passes * images * sizes.multiplications // parts,
@@ -88,8 +88,8 @@ def find_shares(
   return shares
 
 
-def _arrives(route: resharding.Route) -> str:
-  return f"{route.arrive}, own first" if route.own_first else route.arrive
+def _arrives(route: resharding.LayerRoute) -> str:
+  return f"{route.arrive}, own first" if route.overlap_gather else route.arrive
 
 
 def repeated_share(shares: Mapping[str, Share]) -> float:

@@ -28,7 +28,7 @@ PARAMETERS = (KERNEL, BIAS, SCALE)
 NAMED = (*PARAMETERS, EDGES, STATISTICS, NORM)
 
 # Bytes of an element, by the precision in which activations cross devices.
-PRECISIONS = {"float32": 4, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 TRANSPOSES = {
   "all_gather": "reduce_scatter",
   "all_to_all": "all_to_all",
@@ -37,7 +37,7 @@ TRANSPOSES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
-class Exchange:
+class Collective:
   """One thing that crosses devices in a step.
 
   Attributes:
@@ -84,7 +84,7 @@ def ring_elements(kind: str, devices: int, elements: int) -> int:
   """Elements that each device of a ring sends for one collective.
 
   Args:
-    kind: as in `Exchange`.
+    kind: as in `Collective`.
     devices: in the ring, P.
     elements: of the whole array, S: the result of an all-gather, the input of
       a reduce-scatter or a sum, and all that the group holds of an all-to-all.
@@ -114,7 +114,7 @@ def make_plan(
   loss_values: int,
   precision: str = "float32",
   norms: bool = False,
-) -> tuple[Exchange, ...]:
+) -> tuple[Collective, ...]:
   """Lists what a training step sends, in the order of the forward pass.
 
   Args:
@@ -123,7 +123,7 @@ def make_plan(
     batch_size: images in a step, over all devices.
     loss_values: numbers that are summed over the images: the loss, the errors.
     precision: of activations and their gradients while they cross devices, a
-      key of `PRECISIONS`. Weights, their gradients and the loss stay float32.
+      key of `DTYPE_BYTES`. Weights, their gradients and the loss stay float32.
     norms: whether the optimizer reads the norms of the kernels and of their
       updates, see `MeshExchange.squared_norms`.
 
@@ -139,7 +139,7 @@ def make_plan(
     devices = layout.size(axes)
     if devices > 1:
       exchanges.append(
-        Exchange(
+        Collective(
           layer=layer,
           direction=direction,
           tensor=tensor,
@@ -153,11 +153,11 @@ def make_plan(
       )
 
   for name, route in routes.items():
-    _add_activations(add, name, route, layout, size=PRECISIONS[precision])
+    _add_activations(add, name, route, layout, size=DTYPE_BYTES[precision])
     if name in sizes and (reach := network.layer(name).reach):
       axes, images = route.leaves.features, route.sum_images
       edges = 2 * reach * layout.size(axes) * sizes[name].map_side ** 2
-      what = (axes, images * edges, images, PRECISIONS[precision])
+      what = (axes, images * edges, images, DTYPE_BYTES[precision])
       add(name, FORWARD, EDGES, "all_gather", *what)
       add(name, BACKWARD, EDGES, "reduce_scatter", *what)
     if name in specs.statistics:
@@ -186,7 +186,7 @@ def make_plan(
 def _add_activations(
   add: Callable[..., None],
   name: str,
-  route: resharding.Route,
+  route: resharding.LayerRoute,
   layout: layout_lib.Layout,
   *,
   size: int,
@@ -209,7 +209,7 @@ def _add_activations(
       add(name, BACKWARD, ACTIVATION, TRANSPOSES[kind], *what)
 
 
-def sent_along(exchanges: Iterable[Exchange]) -> dict[str, int]:
+def sent_along(exchanges: Iterable[Collective]) -> dict[str, int]:
   """Bytes that one device sends in a step along each axis of the mesh.
 
   An exchange over several axes counts for each of them, so that the sum may

@@ -15,7 +15,7 @@ from alexnet_jax.partition import exchange as exchange_lib
 IMAGES = "images"
 
 
-class Watch:
+class RecordingExchange:
   """An exchange that notes all that layers, and the loss, are given.
 
   Attributes:

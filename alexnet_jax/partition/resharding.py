@@ -1,7 +1,7 @@
 """How an activation gets from where it lies to where it is wanted.
 
 An activation lies split over mesh axes; a layer wants it to lie otherwise;
-each axis on which the two differ is one `Move`.
+each axis on which the two differ is one `Reshard`.
 
     lies split by  wanted by batch     wanted by features  wanted whole
     batch          -                   all-to-all          all-gather
@@ -28,7 +28,7 @@ BATCH, CHANNELS = 0, -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lie:
+class ActivationSharding:
   """How an activation lies over the mesh; axes in none of these: one array.
 
   Attributes:
@@ -47,7 +47,7 @@ class Lie:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Move:
+class Reshard:
   """One step of an activation on its way into a layer.
 
   Attributes:
@@ -87,16 +87,16 @@ class Move:
     return 0
 
 
-def find_moves(
+def find_reshards(
   name: str,
-  lie: Lie,
-  wanted: Lie,
+  lie: ActivationSharding,
+  wanted: ActivationSharding,
   layout: layout_lib.Layout,
   *,
   elements: int,
   images: int,
   spread: tuple[str, ...],
-) -> tuple[tuple[Move, ...], Lie]:
+) -> tuple[tuple[Reshard, ...], ActivationSharding]:
   """The moves from one lie to another, and the lie they end in.
 
   Args:
@@ -120,7 +120,7 @@ def find_moves(
 
   def move(kind: str, axes: Sequence[str], source, to, copied=False) -> None:
     moves.append(
-      Move(
+      Reshard(
         kind=kind,
         axes=tuple(axes),
         source=source,
@@ -199,7 +199,7 @@ def _sized(axes: Sequence[str], layout: layout_lib.Layout) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Route:
+class LayerRoute:
   """What happens around one layer.
 
   Attributes:
@@ -207,8 +207,8 @@ class Route:
     arrived: how the input lies where the layer is computed.
     leaves: how the output lies.
     arrive: `gather` or `sum`; which of them, where a layout leaves it open.
-    own_first: whether the layer starts with the features that are here, while
-      the last move gathers all.
+    overlap_gather: whether the layer starts with the features that are here,
+      while the last move gathers all.
     sums: axes over which partial results are added.
     scatters: whether the sum is left split by features, for the next layer.
     sum_elements: of one partial result on one device.
@@ -216,11 +216,11 @@ class Route:
     reads_images: whether the layer reads the image, which needs no gradient.
   """
 
-  moves: tuple[Move, ...]
-  arrived: Lie
-  leaves: Lie
+  moves: tuple[Reshard, ...]
+  arrived: ActivationSharding
+  leaves: ActivationSharding
   arrive: str = "gather"
-  own_first: bool = False
+  overlap_gather: bool = False
   sums: tuple[str, ...] = ()
   scatters: bool = False
   sum_elements: int = 0
@@ -230,7 +230,7 @@ class Route:
 
 def find_routes(
   network: wiring.Network, layout: layout_lib.Layout, *, batch_size: int
-) -> dict[str, Route]:
+) -> dict[str, LayerRoute]:
   """The route into every layer, and into the `loss`.
 
   Args:
@@ -248,7 +248,7 @@ def find_routes(
   routes = {}
   sizes = network.sizes()
   names = list(sizes)
-  lie = Lie(batch=layout.placement(names[0]).batch)
+  lie = ActivationSharding(batch=layout.placement(names[0]).batch)
   for name, following in zip(names, [*names[1:], None], strict=True):
     layer, placement = network.layer(name), layout.placement(name)
     size = sizes[name]
@@ -272,18 +272,18 @@ def find_routes(
       network, layout, name, following, sums
     )
     features = placement.features if scatters or not sums else ()
-    leaves = Lie(
+    leaves = ActivationSharding(
       batch=placement.batch,
       features=features,
       copies=tuple(
         axis for axis in arrived.copies if axis not in placement.features
       ),
     )
-    routes[name] = Route(
+    routes[name] = LayerRoute(
       moves=moves,
       arrive=arrive,
-      own_first=(
-        placement.own_first
+      overlap_gather=(
+        placement.overlap_gather
         and layer.reads == "all"
         and _gathers_features(moves, layout)
       ),
@@ -296,20 +296,22 @@ def find_routes(
       leaves=leaves,
     )
     lie = leaves
-  moves, arrived = find_moves(
+  moves, arrived = find_reshards(
     "loss",
     lie,
-    Lie(batch=lie.batch),
+    ActivationSharding(batch=lie.batch),
     layout,
     elements=batch_size * network.layers[-1].features,
     images=batch_size,
     spread=(),
   )
-  routes["loss"] = Route(moves=moves, arrived=arrived, leaves=arrived)
+  routes["loss"] = LayerRoute(moves=moves, arrived=arrived, leaves=arrived)
   return routes
 
 
-def _gathers_features(moves: Sequence[Move], layout: layout_lib.Layout) -> bool:
+def _gathers_features(
+  moves: Sequence[Reshard], layout: layout_lib.Layout
+) -> bool:
   """Whether the last move joins the features of several devices."""
   return bool(moves) and (
     (moves[-1].kind, moves[-1].source) == ("all_gather", CHANNELS)
@@ -337,19 +339,21 @@ def _find_ways(
 def _bring(
   layer: wiring.Layer,
   size: wiring.Sizes,
-  lie: Lie,
+  lie: ActivationSharding,
   placement: layout_lib.Placement,
   layout: layout_lib.Layout,
   batch_size: int,
   arrive: str,
-) -> tuple[tuple[Move, ...], Lie]:
+) -> tuple[tuple[Reshard, ...], ActivationSharding]:
   """The moves of the input, and how it then lies."""
   reads_share = layer.reads == "own" or arrive == "sum"
   features = placement.features
-  return find_moves(
+  return find_reshards(
     layer.name,
     lie,
-    Lie(batch=placement.batch, features=features if reads_share else ()),
+    ActivationSharding(
+      batch=placement.batch, features=features if reads_share else ()
+    ),
     layout,
     elements=batch_size * size.positions * size.channels,
     images=batch_size,
@@ -358,7 +362,7 @@ def _bring(
 
 
 def _find_fewest(
-  ways: Mapping[str, tuple[Sequence[Move], Lie]],
+  ways: Mapping[str, tuple[Sequence[Reshard], ActivationSharding]],
   layout: layout_lib.Layout,
   *,
   devices: int,

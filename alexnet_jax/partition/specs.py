@@ -70,7 +70,7 @@ class Specs:
 def make_specs(
   network: wiring.Network,
   layout: layout_lib.Layout,
-  routes: Mapping[str, resharding.Route],
+  routes: Mapping[str, resharding.LayerRoute],
 ) -> Specs:
   """The specs that follow from a network, a layout and its routes."""
   parameters, gathers, shared = {}, {}, {}
@@ -78,14 +78,14 @@ def make_specs(
   sizes = network.sizes()
   for layer in network.layers:
     route = routes[layer.name]
-    stored = layout.placement(layer.name).stored
+    fsdp = layout.placement(layer.name).fsdp
     outputs = route.leaves.features
     kernel_axes = route.sums or outputs
     kernel = [route.sums, () if route.sums else outputs]
-    if stored:
-      dimension = layout_lib.stored_dimension(layer.name)
-      kernel[dimension] = (*kernel[dimension], *stored)
-      gathers[layer.name, "kernel"] = stored, dimension
+    if fsdp:
+      dimension = layout_lib.fsdp_dimension(layer.name)
+      kernel[dimension] = (*kernel[dimension], *fsdp)
+      gathers[layer.name, "kernel"] = fsdp, dimension
     window = [None, None] if layer.window else []
     leaves = _spec(route.leaves.batch, *window, outputs)
     places = [None] * (len(sizes[layer.name].kernel) - len(kernel))
@@ -94,7 +94,7 @@ def make_specs(
       "bias": _spec(outputs),
     }
     shared[layer.name] = {
-      "kernel": _without(route.arrived.varying, (*kernel_axes, *stored)),
+      "kernel": _without(route.arrived.varying, (*kernel_axes, *fsdp)),
       "bias": _without(route.leaves.varying, outputs),
     }
     if layer.normalise == "batch":

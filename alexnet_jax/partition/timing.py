@@ -144,13 +144,13 @@ def to_speed(seconds: dict[int, float], *, devices: int) -> Speed:
   )
 
 
-def count_exchanges(exchanges: Iterable[plan_lib.Exchange], axis: str) -> int:
+def count_exchanges(exchanges: Iterable[plan_lib.Collective], axis: str) -> int:
   """Exchanges of a step along an axis; see `plan.sent_along`."""
   return sum(axis in exchange.axes for exchange in exchanges)
 
 
 def predict_seconds(
-  exchanges: Iterable[plan_lib.Exchange], axis: str, speed: Speed
+  exchanges: Iterable[plan_lib.Collective], axis: str, speed: Speed
 ) -> float:
   """How long a step sends along an axis: latencies, and bytes by the rate.
 
@@ -184,7 +184,7 @@ def make_collective(
 
   Args:
     mesh: the devices.
-    kind: of `plan.Exchange`, as the next two.
+    kind: of `plan.Collective`, as the next two.
     axes: several devices lie along them.
     elements: of the whole array of a group; its devices divide them, but for a
       sum.

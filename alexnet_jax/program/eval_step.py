@@ -31,7 +31,7 @@ def make_eval_step(
   *,
   views: int = 1,
   precision: str = "float32",
-  forms: implementations.Forms = implementations.PLAIN,
+  forms: implementations.Implementations = implementations.PLAIN,
 ) -> EvalStep:
   """Makes the evaluation of one batch, without dropout.
 
@@ -73,7 +73,7 @@ def make_predict_step(
   *,
   views: int = 1,
   precision: str = "float32",
-  forms: implementations.Forms = implementations.PLAIN,
+  forms: implementations.Implementations = implementations.PLAIN,
 ) -> PredictStep:
   """Makes the prediction for one batch, without dropout.
 

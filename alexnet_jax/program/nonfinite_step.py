@@ -13,10 +13,10 @@ from alexnet_jax.partition import recording
 from alexnet_jax.partition import specs as specs_lib
 from alexnet_jax.program import step as step_lib
 
-ExamineStep = Callable[..., tuple[jax.Array, dict, dict]]
+NonfiniteStep = Callable[..., tuple[jax.Array, dict, dict]]
 
 
-def make_examine_step(
+def make_nonfinite_step(
   network: wiring.Network,
   specs: specs_lib.Specs,
   exchange: exchange_lib.MeshExchange,
@@ -25,8 +25,8 @@ def make_examine_step(
   mesh: jax.sharding.Mesh,
   label_smoothing: float,
   precision: str,
-  forms: implementations.Forms,
-) -> ExamineStep:
+  forms: implementations.Implementations,
+) -> NonfiniteStep:
   """Makes the examination; it is to be traced under the layout's mesh.
 
   Args:
@@ -42,7 +42,7 @@ def make_examine_step(
   """
 
   def on_device(*arguments):
-    watch = recording.Watch(exchange)
+    watch = recording.RecordingExchange(exchange)
     totals, _ = step_lib.make_on_device(
       network,
       watch,

@@ -35,7 +35,7 @@ class Program:
     nested_axes: those of the mesh as devices are put on them, slowest first.
     views: of each image in an evaluation.
     label_smoothing: of the training loss.
-    compute_precision: type in which the network is computed.
+    compute_dtype: type in which the network is computed.
     forms: how its operations are computed, see `network/implementations.py`.
     ensemble: how many members are trained at once. All else is of one member,
       but for the mesh and its axes, and arrays: what each member has for itself
@@ -49,13 +49,13 @@ class Program:
   nested_axes: tuple[str, ...]
   specs: specs.Specs
   exchange: exchange_lib.MeshExchange
-  plan: tuple[plan_lib.Exchange, ...]
+  plan: tuple[plan_lib.Collective, ...]
   augmentation: step_lib.Augmentation
   optimizer: optax.GradientTransformationExtraArgs
   views: int = 1
   label_smoothing: float = 0.0
-  compute_precision: str = "float32"
-  forms: implementations.Forms = implementations.PLAIN
+  compute_dtype: str = "float32"
+  forms: implementations.Implementations = implementations.PLAIN
   ensemble: ensemble_lib.Ensemble = ensemble_lib.Ensemble()
 
   def init(self, key: jax.Array) -> step_lib.TrainState:
@@ -97,7 +97,7 @@ class Program:
       self.network,
       self.layout,
       batch_size=self.batch_size,
-      precision=self.compute_precision,
+      precision=self.compute_dtype,
     )
 
   @functools.cached_property
@@ -166,7 +166,7 @@ class Program:
         self.augmentation,
         self.optimizer,
         label_smoothing=self.label_smoothing,
-        precision=self.compute_precision,
+        precision=self.compute_dtype,
         forms=self.forms,
       ),
       self.mesh,
@@ -202,7 +202,7 @@ class Program:
         self.exchange,
         self.augmentation,
         views=self.views,
-        precision=self.compute_precision,
+        precision=self.compute_dtype,
         forms=self.forms,
       ),
       self.mesh,
@@ -224,20 +224,20 @@ class Program:
       self.exchange,
       self.augmentation,
       views=self.views,
-      precision=self.compute_precision,
+      precision=self.compute_dtype,
       forms=self.forms,
     )
 
   def examine(self, state, key, images, labels) -> tuple:
     """A step of one member, taken again; see `examine_step.py`."""
-    step = nonfinite_step.make_examine_step(
+    step = nonfinite_step.make_nonfinite_step(
       self.network,
       self.specs,
       self.exchange,
       self.augmentation,
       mesh=self.mesh,
       label_smoothing=self.label_smoothing,
-      precision=self.compute_precision,
+      precision=self.compute_dtype,
       forms=self.forms,
     )
     with jax.set_mesh(self.mesh):
@@ -272,7 +272,7 @@ def make_program(
   norms: bool = False,
   label_smoothing: float = 0.0,
   precision: str = "float32",
-  compute_precision: str = "float32",
+  compute_dtype: str = "float32",
   forms: str = implementations.AUTO,
   views: int = 1,
   devices: Sequence[jax.Device] | None = None,
@@ -291,7 +291,7 @@ def make_program(
       coefficient.
     label_smoothing: see `metrics.totals`; of the training only.
     precision: of activations while they cross devices.
-    compute_precision: type in which the network is computed.
+    compute_dtype: type in which the network is computed.
     forms: how its operations are computed, see `implementations.choose`.
     views: of each image in an evaluation, 1 or 10.
     devices: to compute on; None: those that JAX has.
@@ -333,9 +333,9 @@ def make_program(
     optimizer=optimizer,
     views=views,
     label_smoothing=label_smoothing,
-    compute_precision=compute_precision,
+    compute_dtype=compute_dtype,
     forms=implementations.choose(
-      platform, network, forms, precision=compute_precision
+      platform, network, forms, precision=compute_dtype
     ),
     ensemble=ensemble,
   )

@@ -97,7 +97,7 @@ def make_train_step(
   *,
   label_smoothing: float = 0.0,
   precision: str = "float32",
-  forms: implementations.Forms = implementations.PLAIN,
+  forms: implementations.Implementations = implementations.PLAIN,
 ) -> TrainStep:
   """Makes the step; it is to be traced under the layout's mesh.
 
@@ -118,7 +118,7 @@ def make_train_step(
     donated. key: from `jax.random.key`, the same for all steps. images:
     u8[N, side, side, 3]. labels: i32[N]. totals: f32[4], `metrics.NAMES`
     summed over the batch, before the update. Where the loss is not finite, the
-    state stays as it was, see `keep_sound`.
+    state stays as it was, see `keep_finite`.
   """
   mapped = jax.shard_map(
     make_on_device(
@@ -160,7 +160,7 @@ def update(
   statistics,
   loss: jax.Array,
 ) -> TrainState:
-  """The state after a step, in the global view; see `keep_sound`.
+  """The state after a step, in the global view; see `keep_finite`.
 
   Args:
     optimizer: see `optimizer.py`.
@@ -177,10 +177,10 @@ def update(
     squared_norms=exchange.squared_norms,
     statistics=statistics,
   )
-  return keep_sound(state, updates, optimizer_state, statistics, loss)
+  return keep_finite(state, updates, optimizer_state, statistics, loss)
 
 
-def keep_sound(
+def keep_finite(
   before: TrainState, updates, optimizer_state, statistics, loss: jax.Array
 ) -> TrainState:
   """The state after a step, or the one before it if the loss is not finite.
@@ -225,7 +225,7 @@ def make_on_device(
   *,
   label_smoothing: float,
   precision: str,
-  forms: implementations.Forms,
+  forms: implementations.Implementations,
 ) -> Callable[..., tuple[jax.Array, dict]]:
   """What one device makes of its part of a batch in training, to be mapped.
 

@@ -43,12 +43,12 @@ def layout(program: program_lib.Program) -> rich.table.Table:
   """A row per layer: who computes what, and one device's share of it."""
   network, layout = program.network, program.layout
   mesh = layout_lib.listed(program.mesh.shape)
-  stored = any(layout.placement(name).stored for name in program.shares)
+  fsdp = any(layout.placement(name).fsdp for name in program.shares)
   table = make_table(
     f"layout {layout.name}, mesh {mesh}, network {network.name}: one device's "
     "share in bytes",
     *("layer", "reads", "batch", "features", "arrive"),
-    *(["stored"] if stored else []),
+    *(["fsdp"] if fsdp else []),
     *("kernel", "> parameters", "> optimizer", "> activations", "> MFLOP"),
   )
   sums = [0.0] * 4
@@ -65,12 +65,12 @@ def layout(program: program_lib.Program) -> rich.table.Table:
       *(name, network.layer(name).reads),
       *(_listed(placement.batch), _listed(placement.features)),
       share.arrive if placement.features else "-",
-      *([_listed(placement.stored)] if stored else []),
+      *([_listed(placement.fsdp)] if fsdp else []),
       _shape(share.kernel),
       *(f"{number:,.0f}" for number in numbers),
     )
   table.add_section()
-  blanks = [""] * (6 if stored else 5)
+  blanks = [""] * (6 if fsdp else 5)
   table.add_row("sum", *blanks, *(f"{number:,.0f}" for number in sums))
   whole = sum(sizes.parameters for sizes in network.sizes().values())
   table.caption = (
@@ -82,7 +82,7 @@ def layout(program: program_lib.Program) -> rich.table.Table:
 
 
 def plan(
-  exchanges: Sequence[plan_lib.Exchange],
+  exchanges: Sequence[plan_lib.Collective],
   *,
   batch_size: int,
   lines: Sequence[audit_lib.Line] | None = None,
@@ -210,7 +210,7 @@ def members(program: program_lib.Program, seed: int) -> list[str]:
 
 
 def memory(
-  compiled: jax.stages.Compiled, forms: implementations.Forms
+  compiled: jax.stages.Compiled, forms: implementations.Implementations
 ) -> list[str]:
   """What the compiler says of the memory and the work of one device."""
   found = compiled_step.find_memory(compiled)

@@ -96,8 +96,8 @@ def make_augmentation(
 def to_updates(
   config: ml_collections.ConfigDict, epochs: float, num_images: int
 ) -> int:
-  """As `build.to_steps`, but one for each `accumulate_batches` steps."""
-  images = config.batch_size * config.accumulate_batches
+  """As `build.to_steps`, but one for each `grad_accumulation_steps` steps."""
+  images = config.batch_size * config.grad_accumulation_steps
   return min(math.ceil(epochs * num_images / images), LAST_STEP)
 
 
@@ -115,7 +115,11 @@ def make_schedules(
     _make_schedule(config, num_images, name, rate, drop_epochs)
     for name, rate, drop_epochs in (
       (rule.schedule, rule.learning_rate, rule.drop_epochs),
-      (of_biases, rule.learning_rate * rule.bias_rate, rule.bias_drop_epochs),
+      (
+        of_biases,
+        rule.learning_rate * rule.bias_lr_multiplier,
+        rule.bias_drop_epochs,
+      ),
     )
   )
   return kernels, biases
@@ -172,7 +176,7 @@ def make_reported_schedule(
 ) -> optax.Schedule:
   """Learning rate of the kernels by step: that of the step's update."""
   kernels, _ = make_schedules(config, num_images)
-  return lambda step: kernels(step // config.accumulate_batches)
+  return lambda step: kernels(step // config.grad_accumulation_steps)
 
 
 def make_plateau(config: ml_collections.ConfigDict) -> schedules.Plateau | None:
@@ -203,7 +207,8 @@ def make_optimizer(
     of_conv1 = (
       schedules.replace_rates(kernels, pairs),
       schedules.replace_rates(
-        biases, [(first, rate * rule.bias_rate) for first, rate in pairs]
+        biases,
+        [(first, rate * rule.bias_lr_multiplier) for first, rate in pairs],
       ),
     )
   return optimizer.make_optimizer(
@@ -214,8 +219,8 @@ def make_optimizer(
     conv1_schedules=of_conv1,
     plateau=make_plateau(config),
     trust_coefficient=rule.trust_coefficient,
-    average_decay=rule.average_decay,
-    accumulate=config.accumulate_batches,
+    ema_decay=rule.ema_decay,
+    accumulate=config.grad_accumulation_steps,
   )
 
 

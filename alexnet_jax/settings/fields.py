@@ -211,13 +211,13 @@ _EPOCH = Number(most=_EPOCHS)
 _POSITIVE = Number(above=True)
 _SHARE = Number(most=1.0, below=True)
 _SEED = Whole(least=0, most=2**32 - 1)
-_PRECISION = Choice(tuple(plan.PRECISIONS))
+_PRECISION = Choice(tuple(plan.DTYPE_BYTES))
 _PLACEMENT = {
   "batch": Unset(Axes()),
   "features": Unset(Axes()),
   "arrive": Unset(Choice(layout_lib.ARRIVALS)),
-  "stored": Unset(Axes()),
-  "own_first": Unset(Switch()),
+  "fsdp": Unset(Axes()),
+  "overlap_gather": Unset(Switch()),
 }
 _MESH, _MESH_FIELD = (
   "layout.mesh.",
@@ -230,15 +230,15 @@ FIELDS = {
   "ensemble": Whole(most=_DEVICES),
   "batch_size": Whole(most=_IMAGES),
   "num_epochs": Number(above=True, most=_EPOCHS),
-  "accumulate_batches": Whole(most=_COUNT),
+  "grad_accumulation_steps": Whole(most=_COUNT),
   "label_smoothing": _SHARE,
-  "exchange_precision": _PRECISION,
-  "compute_precision": _PRECISION,
-  "report_every_steps": _EVERY,
-  "validate_every_steps": _EVERY,
+  "exchange_dtype": _PRECISION,
+  "compute_dtype": _PRECISION,
+  "log_every_steps": _EVERY,
+  "eval_every_steps": _EVERY,
   "validation_views": Choice((1, augment.VIEWS)),
   "checkpoint_every_steps": _EVERY,
-  "keep_checkpoints": _EVERY,
+  "max_to_keep": _EVERY,
   "keep_best": Whole(least=0),
   "keep_every_steps": Unset(_EVERY),
   "layout.name": Text(),
@@ -301,7 +301,7 @@ FIELDS = {
   "optimizer.exponential_steps": Unset(Whole(least=2, most=_STEPS_OF_A_RATE)),
   "optimizer.polynomial_power": _POSITIVE,
   "optimizer.end_rate": Number(most=1.0),
-  "optimizer.bias_rate": Number(),
+  "optimizer.bias_lr_multiplier": Number(),
   "optimizer.bias_drop_epochs": Epochs(
     _EPOCH, "rising epochs of 0 to 1,000,000"
   ),
@@ -312,7 +312,7 @@ FIELDS = {
   "optimizer.momentum": _SHARE,
   "optimizer.weight_decay": Number(),
   "optimizer.trust_coefficient": Unset(_POSITIVE),
-  "optimizer.average_decay": Unset(_SHARE),
+  "optimizer.ema_decay": Unset(_SHARE),
 }
 
 

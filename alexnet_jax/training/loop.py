@@ -111,9 +111,9 @@ class Loop:
     """What is due after a step."""
     config = self._run.config
     self._reporter.saved(self._checkpoints.check())
-    if self._is_due(number, config.report_every_steps):
+    if self._is_due(number, config.log_every_steps):
       self._report(number)
-    validates = self._is_due(number, config.validate_every_steps)
+    validates = self._is_due(number, config.eval_every_steps)
     saves = self._is_due(number, config.checkpoint_every_steps)
     if not (validates or saves):
       return
@@ -158,7 +158,7 @@ class Loop:
     replaced = run.group.total(f"validation_replaced/{number}", replaced)
     self._reporter.validation(number, totals, replaced)
     # Not of the one at the end, which a longer run would not have.
-    if run.plateau and number % run.config.validate_every_steps == 0:
+    if run.plateau and number % run.config.eval_every_steps == 0:
       self.state = heed(run, self.state, totals)
       self._rate_scale = schedules.find_scale(self.state.optimizer)
     self._facts = {"validation_error": metrics.to_errors(totals)}
@@ -225,7 +225,7 @@ def validate(
       if run.group.is_stopping():
         return None
       if compiles and not totals:
-        run.group.rest_clock()
+        run.group.pause_watchdog()
       totals.append(run.program.evaluate(variables, images, labels))
       jax.block_until_ready(totals[-_BATCHES_AHEAD - 1 : -_BATCHES_AHEAD])
       replaced += lost

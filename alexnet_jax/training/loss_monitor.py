@@ -39,7 +39,7 @@ def is_at_chance(losses: Sequence[float], num_classes: int) -> bool:
   return never_better and losses[-1] <= (1 + _ABOVE) * chance
 
 
-class Watch:
+class LossMonitor:
   """Looks at the losses of a run until there is an answer.
 
   Args:

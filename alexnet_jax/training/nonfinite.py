@@ -1,6 +1,6 @@
 """Why a loss is not finite: the step is taken again, and looked at by layer.
 
-A step whose loss is not finite changes nothing (`step.keep_sound`), and its
+A step whose loss is not finite changes nothing (`step.keep_finite`), and its
 batch is a function of its number. So what went wrong can be repeated, with the
 same draws, on the same devices; all processes of a run do so together.
 """
@@ -41,7 +41,7 @@ def explain(
     error: names the step.
     saved: the step of the newest checkpoint; None: there is none.
   """
-  run.group.rest_clock()  # it compiles
+  run.group.pause_watchdog()  # it compiles
   try:
     cause = _examine(run, state, error)
   except Exception as failure:
@@ -157,5 +157,5 @@ def _go_on(step: int, saved: int | None) -> str:
   return (
     f"{kept}, to the same end at step {step} unless something is changed: "
     "lower config.optimizer.learning_rate, or set "
-    "config.optimizer.warmup_epochs, with --accept_changes"
+    "config.optimizer.warmup_epochs, with --allow_config_changes"
   )

@@ -63,7 +63,7 @@ class Reporter:
     *,
     first_step: int,
     num_steps: int,
-    watch: loss_monitor.Watch | None = None,
+    watch: loss_monitor.LossMonitor | None = None,
   ):
     self._console = console
     self._watch = watch

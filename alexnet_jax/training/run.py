@@ -96,8 +96,8 @@ def make_program(
     optimizer=build.make_optimizer(config, num_images or config.batch_size),
     norms=config.optimizer.trust_coefficient is not None,
     label_smoothing=config.label_smoothing,
-    precision=config.exchange_precision,
-    compute_precision=config.compute_precision,
+    precision=config.exchange_dtype,
+    compute_dtype=config.compute_dtype,
     forms=forms,
     views=config.validation_views,
     devices=devices,
@@ -119,7 +119,7 @@ def prepare(
   xla_options: str = "auto",
   forms: str = implementations.AUTO,
   cache_dir: str | None = compilation_cache.OFF,
-  accept_changes: bool = False,
+  allow_config_changes: bool = False,
 ) -> Run:
   """Checks everything that can be checked before compiling, in that order.
 
@@ -134,7 +134,7 @@ def prepare(
     xla_options: of `compiler_options.MODES`.
     forms: see `implementations.choose`.
     cache_dir: see `compilation_cache.open_cache`.
-    accept_changes: whether a run may go on with another config.
+    allow_config_changes: whether a run may go on with another config.
 
   Raises:
     ValueError, TypeError, OSError: with one line on what to change.
@@ -165,9 +165,9 @@ def prepare(
   for difference in find_differences(group, group.gather("data", found)):
     raise ValueError(difference)
   fields = config.to_dict()
-  accept_for = program if accept_changes else None
+  accept_for = program if allow_config_changes else None
   claim = (
-    workdir_lib.claim(workdir, fields, found, accept_for=accept_for)
+    workdir_lib.acquire(workdir, fields, found, accept_for=accept_for)
     if group.is_first
     else None
   )

@@ -24,7 +24,7 @@ def train(
   run: run_lib.Run,
   console: rich.console.Console,
   *,
-  stuck_seconds: float = 0.0,
+  hang_timeout_seconds: float = 0.0,
   make_loop: Callable[..., loop_lib.Loop] = loop_lib.Loop,
 ) -> step.TrainState:
   """Trains to the end of the run, from its newest checkpoint if it has one.
@@ -34,7 +34,7 @@ def train(
   Args:
     run: from `run.prepare`.
     console: for what is said meanwhile.
-    stuck_seconds: see `group.Group.start_clock`.
+    hang_timeout_seconds: see `group.Group.start_clock`.
     make_loop: of the arguments of `loop.Loop`; another than that to measure it.
 
   Returns:
@@ -53,11 +53,13 @@ def train(
 
   train_step = _compile(run, console)
   # From here on; to read what is there may already wait for ever.
-  group.start_clock(stuck_seconds=stuck_seconds, folder=run.workdir)
+  group.start_clock(
+    hang_timeout_seconds=hang_timeout_seconds, folder=run.workdir
+  )
   checkpoints = members.open_checkpoints(
     run.workdir,
     run.program,
-    keep=config.keep_checkpoints,
+    keep=config.max_to_keep,
     best=config.keep_best,
     every=config.keep_every_steps,
     group=group,
@@ -77,14 +79,14 @@ def train(
       soft_wrap=True,
     )
   if state is None:
-    group.rest_clock()  # it compiles
+    group.pause_watchdog()  # it compiles
     state = run.program.init(init_key)
   reporter = report.Reporter(
     run.workdir if group.is_first else None,
     console,
     first_step=first_step,
     num_steps=run.num_steps,
-    watch=make_loss_watch(config, len(run.train_records), first_step),
+    watch=make_loss_monitor(config, len(run.train_records), first_step),
   )
 
   loop = make_loop(
@@ -177,9 +179,9 @@ def _compile(
   return train_step
 
 
-def make_loss_watch(
+def make_loss_monitor(
   config: ml_collections.ConfigDict, num_images: int, first_step: int
-) -> loss_monitor.Watch:
+) -> loss_monitor.LossMonitor:
   """Watches the loss from the end of the warm-up on, for an epoch or more.
 
   Args:
@@ -191,7 +193,7 @@ def make_loss_watch(
     build.to_steps(config, epochs, num_images)
     for epochs in (1.0, config.optimizer.warmup_epochs)
   )
-  return loss_monitor.Watch(
+  return loss_monitor.LossMonitor(
     num_classes=config.network.num_classes,
     until_step=max(first_step, warmup) + max(epoch, loss_monitor.MIN_STEPS),
   )

@@ -33,7 +33,7 @@ _FOUND = {"found.dataset", "found.statistics", "found.training_images"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedRun:
   """A run that has a checkpoint.
 
   Attributes:
@@ -131,7 +131,7 @@ def read(
   batch_size: int | None = None,
   split: str | None = None,
   step: int | None = None,
-) -> Trained:
+) -> TrainedRun:
   """Reads what a directory says of its run.
 
   Args:
@@ -182,7 +182,7 @@ def read(
       f"the run in {path!r}: {error} To evaluate it, set --layout, --mesh or "
       "--batch_size."
     ) from error
-  return Trained(
+  return TrainedRun(
     workdir=path,
     config=config,
     found=found,
@@ -247,7 +247,7 @@ def _to_tuple(value: Any) -> Any:
   return value
 
 
-def check_alike(first: Trained, other: Trained) -> None:
+def check_alike(first: TrainedRun, other: TrainedRun) -> None:
   """Refuses two members of an ensemble that answer different questions.
 
   Raises:
@@ -270,7 +270,7 @@ def check_alike(first: Trained, other: Trained) -> None:
       )
 
 
-def check_data(run: Trained, now: Mapping[str, Any]) -> None:
+def check_data(run: TrainedRun, now: Mapping[str, Any]) -> None:
   """Refuses images, or a preparation of them, that a run was not trained on.
 
   Args:

@@ -114,8 +114,8 @@ def make_config(
   config.optimizer.learning_rate = rate
   config.optimizer.drop_epochs = ()
   config.optimizer.weight_decay = 0.0
-  config.report_every_steps = 1
-  config.validate_every_steps = 10**6
+  config.log_every_steps = 1
+  config.eval_every_steps = 10**6
   config.checkpoint_every_steps = 10**6
   return config
 

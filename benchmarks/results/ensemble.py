@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
   config = default.get_config("digits")
   config.layout.name = flags.FLAGS.layout
   config.num_epochs = flags.FLAGS.epochs
-  config.report_every_steps = 1
+  config.log_every_steps = 1
   config.ensemble = MEMBERS
   together, lines = run(config)
   table = rich.table.Table(title=f"{len(lines)} steps of {MEMBERS} members")

@@ -46,7 +46,7 @@ RUNS = {
         "warmup_epochs": 5.0,
         "trust_coefficient": 0.001,
         # Biases are not adapted: theirs is the rate of SGD.
-        "bias_rate": SCALED / rate,
+        "bias_lr_multiplier": SCALED / rate,
         **FALLS,
       },
     )
@@ -103,8 +103,8 @@ def make_config(
   config.seed = seed
   config.batch_size = batch
   config.optimizer.update(fields)
-  config.report_every_steps = 1
-  config.validate_every_steps = 10**6
+  config.log_every_steps = 1
+  config.eval_every_steps = 10**6
   config.checkpoint_every_steps = 10**6
   return config
 

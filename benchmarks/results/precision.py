@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
     config = default.get_config("imagenet")
     config.layout.name = flags.FLAGS.layout
     config.batch_size = flags.FLAGS.batch
-    config.compute_precision = precision
-    config.exchange_precision = precision
+    config.compute_dtype = precision
+    config.exchange_dtype = precision
     runs[precision] = take_steps(config, images, labels)
   first, second = (np.array(losses) for losses in runs.values())
   differences = np.abs(second - first) / first

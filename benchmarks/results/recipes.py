@@ -88,9 +88,9 @@ def make_config(
   config.batch_size = BATCH
   default.shorten(config, steps * BATCH / IMAGES)
   config.layout.mesh.update({"data": None, "column": None, "model": None})
-  config.report_every_steps = 1
+  config.log_every_steps = 1
   # A plateau's drop among them.
-  config.validate_every_steps = 1
+  config.eval_every_steps = 1
   config.optimizer.plateau_patience = 1
   config.optimizer.plateau_min_change = 0.9
   config.validation_views = 1

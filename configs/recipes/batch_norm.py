@@ -36,17 +36,17 @@ def get_config(variant: str = "imagenet") -> ml_collections.ConfigDict:
   config.augment.scale = 58.0
   # .01 for each 128 images, and what batch normalisation allows above that.
   config.optimizer.learning_rate = 0.16
-  config.optimizer.bias_rate = 1.0
+  config.optimizer.bias_lr_multiplier = 1.0
   config.optimizer.schedule = "cosine"
   config.optimizer.warmup_epochs = 5.0
   config.optimizer.drop_epochs = ()
-  config.optimizer.average_decay = 0.9999
-  config.validate_every_steps = 1_250
+  config.optimizer.ema_decay = 0.9999
+  config.eval_every_steps = 1_250
   config.checkpoint_every_steps = 250
   if variant == "digits":
     default.shrink(config)
     config.layout.mesh.data = 2
     config.optimizer.learning_rate = 0.02
     # Of 562 updates, the last ten in a hundred.
-    config.optimizer.average_decay = 0.98
+    config.optimizer.ema_decay = 0.98
   return config

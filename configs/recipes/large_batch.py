@@ -5,7 +5,7 @@
 
 imagenet  32 devices, 1,024 images on each. Where there are fewer, the same
           update from several batches: --config.layout.mesh.data=8
-          --config.batch_size=8192 --config.accumulate_batches=4 (batch
+          --config.batch_size=8192 --config.grad_accumulation_steps=4 (batch
           normalisation is then over 8,192 images).
           Batch normalisation instead of response normalisation, LARS with a
           trust coefficient of .001, five epochs of warm-up, then a polynomial
@@ -37,21 +37,21 @@ def get_config(variant: str = "imagenet") -> ml_collections.ConfigDict:
   config.network.dropout_scaling = "train"
   config.augment.scale = 58.0
   config.optimizer.learning_rate = 15.0
-  config.optimizer.bias_rate = 1.0
+  config.optimizer.bias_lr_multiplier = 1.0
   config.optimizer.schedule = "polynomial"
   config.optimizer.polynomial_power = 2.0
   config.optimizer.warmup_epochs = 5.0
   config.optimizer.drop_epochs = ()
   config.optimizer.trust_coefficient = 0.001
-  config.report_every_steps = 10
-  config.validate_every_steps = 40
+  config.log_every_steps = 10
+  config.eval_every_steps = 40
   config.checkpoint_every_steps = 40
   if variant == "digits":
     default.shrink(config)
     config.layout.mesh.data = 2
     config.batch_size = 1024
     default.shorten(config, 48.0)
-    config.report_every_steps = 5
-    config.validate_every_steps = 15
+    config.log_every_steps = 5
+    config.eval_every_steps = 15
     config.checkpoint_every_steps = 15
   return config

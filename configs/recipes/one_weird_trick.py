@@ -42,7 +42,7 @@ def get_config(variant: str = "imagenet") -> ml_collections.ConfigDict:
   config.optimizer.drop_epochs = ()
   config.optimizer.bias_drop_epochs = (45.0,)
   config.augment.colour_divisor = 1.1
-  config.validate_every_steps = 1_250
+  config.eval_every_steps = 1_250
   config.checkpoint_every_steps = 250
   if variant == "digits":
     default.shrink(config)

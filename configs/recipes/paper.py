@@ -33,7 +33,7 @@ def get_config(variant: str = "imagenet") -> ml_collections.ConfigDict:
   # Section 3.3 prints 1e-4 for the factor of the sum.
   config.network.lrn_alpha = 1e-4
   # Section 5: "an equal learning rate for all layers".
-  config.optimizer.bias_rate = 1.0
+  config.optimizer.bias_lr_multiplier = 1.0
   # Section 5: by hand, when the validation error stopped improving. Five
   # validations, of about an epoch each, are our choice.
   config.optimizer.schedule = "plateau"

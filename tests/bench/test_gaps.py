@@ -63,8 +63,8 @@ def test_step_that_waits_for_the_one_before_leaves_no_gap():
 def test_config_is_fitted_so_that_all_comes_within_the_steps(tiny_config):
   tiny_config.keep_every_steps = 100
   fitted = run_speed.fit(tiny_config, 60)
-  assert (fitted.report_every_steps, fitted.checkpoint_every_steps) == (2, 31)
-  assert fitted.validate_every_steps == 60
+  assert (fitted.log_every_steps, fitted.checkpoint_every_steps) == (2, 31)
+  assert fitted.eval_every_steps == 60
   assert tiny_config.checkpoint_every_steps == 100
 
 
@@ -79,7 +79,7 @@ class Totals:
 
 
 def test_watch_notes_the_end_of_each_step_and_what_is_done_meanwhile():
-  noted = run_speed.Watch()
+  noted = run_speed.StepTimeline()
   begin = time.perf_counter()
   with noted.running():
     for seconds in (0.0, 0.2):
@@ -102,7 +102,7 @@ def test_watch_notes_the_end_of_each_step_and_what_is_done_meanwhile():
 def test_slow_input_reports_and_checkpoints_are_found_in_a_run(
   tiny_config, tmp_path, monkeypatch
 ):
-  tiny_config.report_every_steps = 3
+  tiny_config.log_every_steps = 3
 
   def slow_down(function, seconds):
     @functools.wraps(function)

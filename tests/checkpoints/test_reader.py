@@ -115,7 +115,7 @@ def test_all_that_an_optimizer_keeps_is_read_under_another_layout(
       tiny_augmentation,
       batch_size=8,
       trust_coefficient=1e-3,
-      average_decay=0.99,
+      ema_decay=0.99,
       accumulate=2,
       plateau=schedules.Plateau(
         factor=0.1, patience=3, min_change=1e-3, max_drops=3

@@ -26,20 +26,20 @@ def test_changed_config_is_accepted_on_request_and_the_earlier_one_kept(
   tiny_config, tmp_path
 ):
   path, found = str(tmp_path), {"dataset": "digits/1.0.0"}
-  assert not workdir.claim(path, tiny_config.to_dict(), found).changes
+  assert not workdir.acquire(path, tiny_config.to_dict(), found).changes
   first = contents(tmp_path)
   assert list(first) == ["config.json"]
   # Where it is computed changes nothing.
   tiny_config.layout.name = "two_column"
-  assert not workdir.claim(path, tiny_config.to_dict(), found).changes
+  assert not workdir.acquire(path, tiny_config.to_dict(), found).changes
   second = contents(tmp_path)
   tiny_config.optimizer.learning_rate = 0.5
   with pytest.raises(ValueError, match="learning_rate: 0.01 there, 0.5 here"):
-    workdir.claim(path, tiny_config.to_dict(), found)
+    workdir.acquire(path, tiny_config.to_dict(), found)
   assert contents(tmp_path) == second
-  said = workdir.claim(path, tiny_config.to_dict(), found, accept_for=PROGRAM)
+  said = workdir.acquire(path, tiny_config.to_dict(), found, accept_for=PROGRAM)
   assert said.changes == (
-    "changed after step 0, as --accept_changes says: "
+    "changed after step 0, as --allow_config_changes says: "
     "optimizer.learning_rate: 0.01 there, 0.5 here",
   )
   del said  # which holds the directory
@@ -48,7 +48,7 @@ def test_changed_config_is_accepted_on_request_and_the_earlier_one_kept(
   assert aside.items() <= contents(tmp_path).items()
   # That of which nothing came is not kept.
   tiny_config.seed = 7
-  workdir.claim(path, tiny_config.to_dict(), found, accept_for=PROGRAM)
+  workdir.acquire(path, tiny_config.to_dict(), found, accept_for=PROGRAM)
   assert aside.items() <= contents(tmp_path).items()
   assert len(contents(tmp_path)) == 2
 
@@ -56,11 +56,11 @@ def test_changed_config_is_accepted_on_request_and_the_earlier_one_kept(
 def test_ensemble_is_claimed_and_locked_as_a_whole(tiny_config, tmp_path):
   tiny_config.ensemble = 2
   fields = tiny_config.to_dict()
-  held = workdir.claim(str(tmp_path), fields, {})
+  held = workdir.acquire(str(tmp_path), fields, {})
   with pytest.raises(OSError, match="member_1' is in use by process"):
     workdir.Lock(str(tmp_path / "member_1"))
   with pytest.raises(OSError, match="is in use by process"):
-    workdir.claim(str(tmp_path), fields, {})
+    workdir.acquire(str(tmp_path), fields, {})
   for one in held.locks:
     one.release()
   # One of the members has gone on alone, as something else.
@@ -69,7 +69,7 @@ def test_ensemble_is_claimed_and_locked_as_a_whole(tiny_config, tmp_path):
   workdir.keep(str(tmp_path / "member_1"), workdir.to_fields(alone, {}))
   before = contents(tmp_path)
   with pytest.raises(ValueError, match="member_1' .* seed: 6 there, 1 here"):
-    workdir.claim(str(tmp_path), fields, {})
+    workdir.acquire(str(tmp_path), fields, {})
   assert contents(tmp_path) == before
 
 
@@ -95,7 +95,7 @@ def test_other_number_of_members_is_refused_and_makes_nothing(
   there, now, keeps_config, tiny_config, tmp_path
 ):
   tiny_config.ensemble = there
-  workdir.claim(str(tmp_path), tiny_config.to_dict(), {})
+  workdir.acquire(str(tmp_path), tiny_config.to_dict(), {})
   members = [tmp_path / f"member_{member}" for member in range(there)]
   for folder in members if there > 1 else [tmp_path]:
     make_checkpoint(folder, 6)
@@ -111,9 +111,9 @@ def test_other_number_of_members_is_refused_and_makes_nothing(
   )
   if keeps_config:
     with pytest.raises(ValueError, match=f"ensemble: {there} there, {now} her"):
-      workdir.claim(str(tmp_path), fields, {})
+      workdir.acquire(str(tmp_path), fields, {})
   with pytest.raises(ValueError, match=expected):
-    workdir.claim(str(tmp_path), fields, {}, accept_for=PROGRAM)
+    workdir.acquire(str(tmp_path), fields, {}, accept_for=PROGRAM)
   assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -121,7 +121,7 @@ def test_changed_ensemble_keeps_the_earlier_configs_by_its_step(
   tiny_config, tmp_path, monkeypatch
 ):
   tiny_config.ensemble = 2
-  workdir.claim(str(tmp_path), tiny_config.to_dict(), {})
+  workdir.acquire(str(tmp_path), tiny_config.to_dict(), {})
   folders = [tmp_path, tmp_path / "member_0", tmp_path / "member_1"]
   rates = [tiny_config.optimizer.learning_rate]
   monkeypatch.setattr(workdir, "_check_fits", lambda *_, **__: None)
@@ -133,7 +133,7 @@ def test_changed_ensemble_keeps_the_earlier_configs_by_its_step(
       make_checkpoint(folder, step)
     rates.append(rates[-1] / 2)
     tiny_config.optimizer.learning_rate = rates[-1]
-    found = workdir.claim(
+    found = workdir.acquire(
       str(tmp_path), tiny_config.to_dict(), {}, accept_for=program
     )
     (line,) = found.changes

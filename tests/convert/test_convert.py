@@ -144,11 +144,11 @@ def run(config, workdir, data_dir):
 
 @pytest.mark.slow
 def test_run_goes_on_in_the_new_network(tiny_config, tmp_path):
-  tiny_config.report_every_steps = 1
-  tiny_config.optimizer.average_decay = 0.5
+  tiny_config.log_every_steps = 1
+  tiny_config.optimizer.ema_decay = 0.5
   old, new, back = (str(tmp_path / name) for name in ("old", "new", "back"))
   data_dir = str(tmp_path / "data")
-  tiny_config.checkpoint_every_steps = tiny_config.validate_every_steps = 3
+  tiny_config.checkpoint_every_steps = tiny_config.eval_every_steps = 3
   expected = run(tiny_config, old, data_dir)  # six steps, goes over at 3
   files = sorted(pathlib.Path(old).rglob("*"))
 

@@ -64,7 +64,7 @@ def test_signal_to_one_process_saves_in_all_and_the_run_goes_on(folder):
     "num_epochs": 1000.0,
     "checkpoint_every_steps": 100_000,
     # 23 batches of ten views each take some seconds.
-    "validate_every_steps": 4,
+    "eval_every_steps": 4,
     "validation_views": 10,
     "data.validation_split": "validation",
   }

@@ -57,7 +57,7 @@ def group(monkeypatch):
   store, heard = Store(), [Heard() for _ in LABELS]
   with socket.create_server(("", 0)) as service:
     watches = [
-      heartbeat.Watch(
+      heartbeat.Heartbeat(
         store,
         index=index,
         labels=LABELS,

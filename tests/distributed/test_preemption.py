@@ -105,7 +105,7 @@ def clock(tmp_path):
   """A clock of 0.2 s, and the codes with which it has ended the process."""
   codes = []
   path = str(tmp_path / "stuck.txt")
-  made = watchdog.Clock(
+  made = watchdog.Watchdog(
     0.2, path=path, label="process 1 of 2", exit=codes.append
   )
   made.start()
@@ -154,6 +154,6 @@ def test_clock_rests_until_the_next_boundary(clock):
 
 def test_clock_of_no_seconds_never_runs_out(tmp_path):
   before = {*threading.enumerate()}
-  made = watchdog.Clock(0.0, path=str(tmp_path / "stuck.txt"), exit=os._exit)
+  made = watchdog.Watchdog(0.0, path=str(tmp_path / "stuck.txt"), exit=os._exit)
   made.start()
   assert {*threading.enumerate()} <= before  # nothing counts

@@ -33,7 +33,7 @@ def test_run_in_the_workdir_is_described_and_held_against_the_config(
   path = str(tmp_path / "run")
   data = {"dataset": "digits/1.0.0", "training_images": 48}
   assert examination.find_run(path, tiny_config, data) == (None, None)
-  workdir_lib.claim(path, tiny_config.to_dict(), data)
+  workdir_lib.acquire(path, tiny_config.to_dict(), data)
   run, problem = examination.find_run(path, tiny_config, data)
   assert problem is None
   assert run["layout"] == "one_device" and run["dataset"] == "digits"

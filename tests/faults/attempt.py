@@ -38,7 +38,7 @@ class Attempt:
     flags: of `alexnet_jax.main`.
     workdir: the same as in `flags`.
     log: a file for what it says, of this attempt alone.
-    validate_every_steps: of its config.
+    eval_every_steps: of its config.
   """
 
   def __init__(
@@ -47,10 +47,10 @@ class Attempt:
     *,
     workdir: pathlib.Path,
     log: pathlib.Path,
-    validate_every_steps: int,
+    eval_every_steps: int,
   ):
     self._workdir, self._log = workdir, log
-    self._validate_every = validate_every_steps
+    self._validate_every = eval_every_steps
     self.expected_step = reader.find_latest_step(str(workdir))
     self._lines_before = len(read_metrics(workdir))
     self._unfinished_before = self._find_unfinished()

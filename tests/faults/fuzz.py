@@ -48,7 +48,7 @@ SMALL = {
   "data.validation_split": "validation[:6]",
   "num_epochs": 1.0,
   "optimizer.drop_epochs": (0.5,),
-  "report_every_steps": 1,
+  "log_every_steps": 1,
 }
 _NOT_FINITE = re.compile(r"\b(nan|inf)\b|not finite")
 _ENDED, _REFUSED, _BROKE_OFF = "ran to its end", "refused", "broke off"

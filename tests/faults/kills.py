@@ -42,9 +42,9 @@ from tests.faults import attempt as attempt_lib
 # What this sets where the command line does not: reports, so that a repeated
 # step is seen, and checkpoints so often that kills meet them.
 _FIELDS = {
-  "report_every_steps": 1,
+  "log_every_steps": 1,
   "checkpoint_every_steps": 10,
-  "keep_checkpoints": 2,
+  "max_to_keep": 2,
 }
 # Of the kills, which come before the first report of a start.
 _EARLY_SHARE = 1 / 3
@@ -142,7 +142,7 @@ def _start(
     ],
     workdir=workdir,
     log=folder / f"{name}_{number}.txt",
-    validate_every_steps=config.validate_every_steps,
+    eval_every_steps=config.eval_every_steps,
   )
 
 
@@ -191,7 +191,7 @@ def run_killed(config, folder: pathlib.Path, pace: Pace) -> Counts:
           draws,
           pace,
           kills_left=kills - number,
-          every=config.report_every_steps,
+          every=config.log_every_steps,
         )
         phase = run.kill(getattr(signal, f"SIG{flags.FLAGS.signal}"))
         counts.late += done

@@ -14,7 +14,7 @@ from tests import processes
 
 pytestmark = pytest.mark.faults
 
-FIELDS = {"validate_every_steps": 3}
+FIELDS = {"eval_every_steps": 3}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.faults
 def test_killed_at_random_moments_it_ends_as_if_never_killed(folder):
   tmp = folder("random")
   # 90 steps, each of them reported.
-  fields = processes.SMALL | {"num_epochs": 30.0, "report_every_steps": 1}
+  fields = processes.SMALL | {"num_epochs": 30.0, "log_every_steps": 1}
   done = subprocess.run(
     [
       *(sys.executable, "-m", "tests.faults.kills", "--kills=2", "--seed=1"),

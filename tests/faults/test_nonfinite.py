@@ -35,7 +35,7 @@ def test_loss_that_overflows_names_step_and_layer_and_the_run_can_go_on(folder):
   before = saved(place)
   assert {name.split("/")[0] for name in before} == {"3"}
   rate = {"optimizer__learning_rate": 1e6}
-  ((code, out, errors),) = run(place, "--accept_changes", **rate)
+  ((code, out, errors),) = run(place, "--allow_config_changes", **rate)
   assert code == 1 and errors.count("\n") == 1, errors
   assert "optimizer.learning_rate: 0.01 there, 1000000.0 here" in out
   found = re.search(r"error: the loss of step (\d) is (nan|inf): ", errors)
@@ -49,7 +49,7 @@ def test_loss_that_overflows_names_step_and_layer_and_the_run_can_go_on(folder):
   assert saved(place) == before
   steps = [line["step"] for line in processes.metrics(place)]
   assert steps[:2] == [2, 3] and max(steps) < int(found[1])
-  ((code, out, errors),) = run(place, "--accept_changes")
+  ((code, out, errors),) = run(place, "--allow_config_changes")
   assert code == 0, errors
   assert "goes on after step 3 of 9" in out
   assert processes.metrics(place)[-1]["validation_images"] == 21
@@ -80,7 +80,7 @@ def test_loss_that_stays_at_chance_is_pointed_out_once(folder):
     network__init="source",
     optimizer__learning_rate=0.001,
     data__train_split="train[:640]",
-    report_every_steps=20,
+    log_every_steps=20,
     checkpoint_every_steps=1000,
   )
   assert code == 0, errors

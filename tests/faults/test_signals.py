@@ -17,14 +17,14 @@ pytestmark = pytest.mark.faults
 # One device, a report of every step; shared by most, so that one compilation
 # serves all.
 FIELDS = {
-  "report_every_steps": 1,
+  "log_every_steps": 1,
   "num_epochs": 1000.0,
   "checkpoint_every_steps": 100_000,
-  "validate_every_steps": 100_000,
+  "eval_every_steps": 100_000,
 }
 # A validation of ten batches of ten views each: a second, and its compilation.
 VALIDATES = FIELDS | {
-  "validate_every_steps": 4,
+  "eval_every_steps": 4,
   "validation_views": 10,
   "data.validation_split": "validation[:160]",
   "optimizer.schedule": "plateau",
@@ -101,7 +101,7 @@ def test_signal_while_the_step_compiles_ends_at_once(folder):
 
 def test_signal_in_training_saves_the_step_and_a_pause_is_not_stuck(folder):
   tmp = folder("training")
-  process = begin(tmp, FIELDS, "--stuck_seconds=10")
+  process = begin(tmp, FIELDS, "--hang_timeout_seconds=10")
   processes.wait_for_step(tmp, 5, [process])
   processes.kill(process, signal.SIGSTOP)
   time.sleep(11)
@@ -222,7 +222,7 @@ def test_stuck_run_ends_with_the_stacks_of_all_threads(folder):
   tmp = folder("stuck")
   for reads, last in (("160", r" \(last begun: step \d+\)"), ("0", "")):
     reader = READER.replace("READS", reads)
-    process = begin_waiting(tmp, reader, FIELDS, "--stuck_seconds=2")
+    process = begin_waiting(tmp, reader, FIELDS, "--hang_timeout_seconds=2")
     # Another start of a run reads before its first step.
     wait_for_line(process, "the traced step")
     _, _, errors = end(process, code=70)

@@ -66,7 +66,9 @@ def test_workdir_that_does_not_fit_is_refused_and_stays_as_it_is(
   before = {name: files(place) for name, place in places.items()}
   running = {
     "changed": start(places["changed"], seed=1),
-    "wider": start(places["wider"], "--accept_changes", network__width=0.25),
+    "wider": start(
+      places["wider"], "--allow_config_changes", network__width=0.25
+    ),
     "cut": start(places["cut"]),
     "gone": start(places["gone"]),
     "named": start(places["named"], data__name="../x"),
@@ -85,7 +87,9 @@ def test_workdir_that_does_not_fit_is_refused_and_stays_as_it_is(
     assert files(places[name]) == before[name]
   # What can be gone on with, is, when it is asked for.
   (place,) = (places["cut"],)
-  ((code, out, errors),) = processes.finish(start(place, "--accept_changes"))
+  ((code, out, errors),) = processes.finish(
+    start(place, "--allow_config_changes")
+  )
   assert code == 0, errors
   assert "config.json' is no JSON" in out
   assert json.loads(config.read_text())["network.width"] == 0.125

@@ -20,7 +20,7 @@ PAIRS = catalog.Layout(
   conv=catalog.Placement(batch=("pair", "member")),
   fc=catalog.Placement(batch=("pair",), features=("member",)),
   layers={
-    "conv5": catalog.Placement(batch=("pair", "member"), stored=("member",)),
+    "conv5": catalog.Placement(batch=("pair", "member"), fsdp=("member",)),
     "fc7": catalog.Placement(
       batch=("pair",), features=("member",), arrive="sum"
     ),
@@ -133,7 +133,7 @@ def test_layout_of_a_config_outside_the_package_trains(own_config):
 
 
 def test_own_layout_can_be_changed_and_not_renamed_to_a_preset(own_config):
-  process = inspect(own_config, "--config.layout.conv2.stored=('sister',)")
+  process = inspect(own_config, "--config.layout.conv2.fsdp=('sister',)")
   assert process.returncode == 1
   assert process.stderr.startswith(
     "error: conv2 splits its weights over axis 'sister'"
@@ -148,7 +148,7 @@ def test_own_layout_can_be_changed_and_not_renamed_to_a_preset(own_config):
   [
     (["--picture=a.pdf"], "a.pdf"),
     (["--topology=v5e:2"], "unknown topology 'v5e:2'"),
-    (["--config.exchange_precision=half"], "float32, bfloat16"),
+    (["--config.exchange_dtype=half"], "float32, bfloat16"),
     (["--format=yaml"], "format"),
   ],
 )

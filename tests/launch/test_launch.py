@@ -84,8 +84,9 @@ COMMAND = r"(?:alexnet_jax\.(?:main|\${MODULE:-main})|launch/\w+\.\w+)\S* .*"
 
 def flags_of_main():
   """Names, read rather than imported: flags are defined once in a process."""
-  names = ("main.py", "cli/command.py")
-  sources = [ROOT / "alexnet_jax" / name for name in names]
+  sources = [
+    ROOT / "alexnet_jax" / name for name in ("main.py", "cli/command.py")
+  ]
   return {
     name
     for source in sources

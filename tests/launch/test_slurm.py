@@ -42,8 +42,8 @@ class Job:
       "batch_size": 16,
       "data.train_split": "train[:48]",
       "data.validation_split": "validation[:21]",
-      "report_every_steps": EVERY,
-      "validate_every_steps": 10**9,
+      "log_every_steps": EVERY,
+      "eval_every_steps": 10**9,
     }
     self.number = cluster.call(
       *("sbatch", "--parsable", "--ntasks=2"),

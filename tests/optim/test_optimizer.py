@@ -183,7 +183,7 @@ def test_trust_ratio_of_a_kernel_of_zeros_is_1():
 
 def test_average_matches_numpy_and_is_what_validations_get():
   expected = None
-  for before, _, after, state in take_steps(make_rule(average_decay=0.8), 6):
+  for before, _, after, state in take_steps(make_rule(ema_decay=0.8), 6):
     expected = before if expected is None else expected
     expected = jax.tree.map(
       lambda old, new: 0.8 * old + 0.2 * np.asarray(new), expected, after
@@ -197,7 +197,7 @@ def test_average_matches_numpy_and_is_what_validations_get():
 
 
 def test_statistics_of_a_batch_normalisation_are_averaged_with_its_weights():
-  rule = make_rule(average_decay=0.8)
+  rule = make_rule(ema_decay=0.8)
   ones = jnp.ones(2)
   parameters = {"fc6": {"kernel": jnp.ones((2, 2)), "scale": ones}}
   state = rule.init(parameters)
@@ -214,7 +214,7 @@ def test_statistics_of_a_batch_normalisation_are_averaged_with_its_weights():
   np.testing.assert_allclose(found["variance"], variance, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rest", [{}, {"average_decay": 0.5}])
+@pytest.mark.parametrize("rest", [{}, {"ema_decay": 0.5}])
 def test_accumulated_gradients_are_one_update_by_their_mean(rest):
   gradients = []
   steps = take_steps(make_rule(accumulate=3, **rest), 6)

@@ -68,7 +68,7 @@ def config():
   config = default.get_config("digits")
   config.num_epochs = 20.0
   config.batch_size = 8
-  config.accumulate_batches = 2
+  config.grad_accumulation_steps = 2
   config.optimizer.learning_rate = 0.1
   return config
 
@@ -147,7 +147,7 @@ def test_conv1_that_is_frozen_takes_part_in_no_other_schedule(config):
     ("conv1_rates", ((72.0, 1e-5), (67.0, 0.0))),
     ("conv1_rates", ((67.0, -1e-5),)),
     ("trust_coefficient", 0.0),
-    ("average_decay", 1.0),
+    ("ema_decay", 1.0),
   ],
 )
 def test_field_out_of_range_is_named(config, field, value):
@@ -180,14 +180,14 @@ def test_length_of_a_run_is_free_only_where_its_rates_do_not_end_with_it(
     earlier = workdir.to_fields(config.to_dict(), {})
     workdir.check_same("here", earlier, earlier | changes)
 
-  go_on("steps", num_epochs=30.0, validate_every_steps=7)
+  go_on("steps", num_epochs=30.0, eval_every_steps=7)
   go_on("plateau", num_epochs=30.0)
-  go_on("cosine", validate_every_steps=7)
+  go_on("cosine", eval_every_steps=7)
   for schedule in ("exponential", "polynomial", "cosine"):
     with pytest.raises(ValueError, match="num_epochs: 20.0 there, 30.0 here"):
       go_on(schedule, num_epochs=30.0)
-  with pytest.raises(ValueError, match="validate_every_steps: 200 there"):
-    go_on("plateau", validate_every_steps=7)
+  with pytest.raises(ValueError, match="eval_every_steps: 200 there"):
+    go_on("plateau", eval_every_steps=7)
 
 
 RULE = schedules.Plateau(factor=0.1, patience=2, min_change=0.01, max_drops=2)

@@ -7,7 +7,7 @@ from alexnet_jax.partition import audit, plan
 
 def sums(*layers_and_elements):
   return [
-    plan.Exchange(
+    plan.Collective(
       layer=layer,
       direction="backward",
       tensor="kernel",

@@ -173,7 +173,7 @@ def test_ensemble_goes_on_and_so_does_each_member_alone(
   tiny_config.ensemble = 2
   tiny_config.layout.name = "two_column"
   tiny_config.checkpoint_every_steps = 1
-  tiny_config.keep_checkpoints = 10
+  tiny_config.max_to_keep = 10
   both = tmp_path / "both"
   _, straight, lines, said = run(tiny_config, both, data_dir)
   assert "2 members of an ensemble at once, with seeds 3 to 4" in said
@@ -212,7 +212,7 @@ def test_members_have_the_configs_of_single_runs(tiny_config, tmp_path):
   tiny_config.ensemble = 2
   tiny_config.seed = SEED
   fields = tiny_config.to_dict()
-  workdir_lib.claim(str(tmp_path), fields, {})
+  workdir_lib.acquire(str(tmp_path), fields, {})
   kept = workdir_lib.read(str(tmp_path))
   assert kept["ensemble"] == 2 and kept["data.seed"] is None
   for member in range(2):
@@ -221,10 +221,10 @@ def test_members_have_the_configs_of_single_runs(tiny_config, tmp_path):
     assert [kept[name] for name in names] == [1, SEED + member, SEED]
   # The same run where the order has no seed of its own; and another one.
   tiny_config.ensemble = 1
-  workdir_lib.claim(str(tmp_path / "member_0"), tiny_config.to_dict(), {})
+  workdir_lib.acquire(str(tmp_path / "member_0"), tiny_config.to_dict(), {})
   tiny_config.seed = SEED + 1
   with pytest.raises(ValueError, match="data.seed: 3 there, 4 here"):
-    workdir_lib.claim(str(tmp_path / "member_1"), tiny_config.to_dict(), {})
+    workdir_lib.acquire(str(tmp_path / "member_1"), tiny_config.to_dict(), {})
 
 
 def test_run_older_than_ensembles_goes_on(tiny_config, tmp_path):

@@ -79,16 +79,16 @@ def test_every_named_layout_fits_the_full_size_network(layout):
       ],
     ),
     (
-      Layout(name="x", mesh={"data": 2}, fc=Placement(stored=("data",))),
-      ["fc6 stores its weights", "'data'", "no axis", "config.layout.fc6.sto"],
+      Layout(name="x", mesh={"data": 2}, fc=Placement(fsdp=("data",))),
+      ["fc6 stores its weights", "'data'", "no axis", "config.layout.fc6.fsdp"],
     ),
     (
       Layout(
         name="x",
         mesh={"data": 64},
-        conv=Placement(batch=("data",), stored=("data",)),
+        conv=Placement(batch=("data",), fsdp=("data",)),
       ),
-      ["conv1 has 96 outputs", "64 devices", "config.layout.conv1.stored"],
+      ["conv1 has 96 outputs", "64 devices", "config.layout.conv1.fsdp"],
     ),
     (
       Layout(

@@ -119,7 +119,7 @@ def test_tpu_slices_that_do_not_share_the_devices_evenly_are_refused():
 
 
 def test_exchange_over_two_axes_counts_along_both():
-  exchange = plan.Exchange(
+  exchange = plan.Collective(
     layer="conv1",
     direction="backward",
     tensor="kernel",

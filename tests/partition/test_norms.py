@@ -101,7 +101,7 @@ def test_layer_wise_rates_do_not_depend_on_the_layout(
       tiny_augmentation,
       batch_size=8,
       trust_coefficient=0.01,
-      average_decay=0.5,
+      ema_decay=0.5,
       accumulate=2,
     )
     compiled, audit = compiled_step.compile_step(parts)

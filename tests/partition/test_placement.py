@@ -106,9 +106,9 @@ OVERRIDDEN = dataclasses.replace(
 )
 
 
-def own_first(layout: layout_lib.Layout) -> layout_lib.Layout:
+def overlap_gather(layout: layout_lib.Layout) -> layout_lib.Layout:
   """The layout, where all that is gathered waits for nothing with its own."""
-  placements = {name: {"own_first": True} for name in layout_lib.LAYERS}
+  placements = {name: {"overlap_gather": True} for name in layout_lib.LAYERS}
   first = layout_lib.override(layout, mesh={}, placements=placements)
   return dataclasses.replace(first, name=f"{layout.name}_own_first")
 
@@ -117,12 +117,12 @@ def own_first(layout: layout_lib.Layout) -> layout_lib.Layout:
 FOUR = dataclasses.replace(
   catalog.ONE_WEIRD_TRICK, mesh={"data": 1, "model": 4}
 )
-OWN_FIRST = own_first(catalog.TWO_COLUMN)
+OWN_FIRST = overlap_gather(catalog.TWO_COLUMN)
 
 # For parameters of tests: half a minute more, and no preset among them.
 UNUSUAL = [
   pytest.param(layout, marks=pytest.mark.slow)
-  for layout in (*MIXED, *map(own_first, (FOUR, *MIXED)))
+  for layout in (*MIXED, *map(overlap_gather, (FOUR, *MIXED)))
 ]
 
 

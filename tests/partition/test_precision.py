@@ -65,7 +65,7 @@ def test_precision_of_the_exchange_is_its_own(
       tiny_augmentation,
       batch_size=8,
       precision=crossing,
-      compute_precision=computed,
+      compute_dtype=computed,
     )
     found = collectives.find_traced(
       parts.trace().jaxpr, [*tiny_network.sizes(), "loss"], layout.mesh
@@ -89,7 +89,7 @@ def test_step_in_bfloat16_communicates_as_planned_and_changes_little(
     tiny_augmentation,
     batch_size=8,
     precision="bfloat16",
-    compute_precision="bfloat16",
+    compute_dtype="bfloat16",
   )
   compiled, found = compiled_step.compile_step(parts)
   assert found.agrees and sorted(found.traced) == sorted(found.plan)

@@ -19,7 +19,7 @@ def test_speed_is_what_a_ring_sends_in_the_time_measured():
 
 def test_step_takes_a_latency_for_each_exchange_and_its_bytes_by_the_rate():
   def exchange(kind, axes, devices, elements):
-    return plan.Exchange(
+    return plan.Collective(
       layer="fc6",
       direction="forward",
       tensor="activation",

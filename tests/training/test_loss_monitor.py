@@ -33,7 +33,7 @@ def test_loss_at_chance_is_one_that_never_was_better(losses, classes, stays):
 
 
 def test_each_member_is_looked_at_once_and_not_before_its_time():
-  watch = loss_monitor.Watch(num_classes=10, until_step=100)
+  watch = loss_monitor.LossMonitor(num_classes=10, until_step=100)
   said = [
     watch.look(step, (CHANCE, loss))
     for step, loss in ((50, 2.2), (99, 2.0), (150, 1.8), (200, 1.7))

@@ -105,9 +105,9 @@ def test_restarted_run_drops_where_one_that_ran_through_does(
   # Nothing is an improvement but the first: a drop with every third.
   tiny_config.optimizer.plateau_min_change = 0.9
   tiny_config.optimizer.plateau_patience = 2
-  tiny_config.optimizer.average_decay = 0.5
-  tiny_config.validate_every_steps = 1
-  tiny_config.report_every_steps = 1
+  tiny_config.optimizer.ema_decay = 0.5
+  tiny_config.eval_every_steps = 1
+  tiny_config.log_every_steps = 1
   straight, lines, _ = run(tiny_config, tmp_path / "straight", data_dir)
   rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
   np.testing.assert_allclose(rates, [0.01] * 3 + [0.001] * 2 + [0.0001])
@@ -145,7 +145,7 @@ def test_checkpoint_of_another_network_is_refused_in_words(
 
 def test_newest_checkpoints_are_kept(tiny_config, tmp_path, data_dir):
   tiny_config.checkpoint_every_steps = 1
-  tiny_config.keep_checkpoints = 2
+  tiny_config.max_to_keep = 2
   run(tiny_config, tmp_path, data_dir)
   kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
   assert kept == {"5", "6"}
@@ -178,10 +178,10 @@ def test_override_on_one_layer_reaches_the_step(tiny_config):
   ("field", "value"),
   [
     ("num_epochs", 0.0),
-    ("accumulate_batches", 0),
+    ("grad_accumulation_steps", 0),
     ("label_smoothing", 1.0),
-    ("report_every_steps", 0),
-    ("keep_checkpoints", -1),
+    ("log_every_steps", 0),
+    ("max_to_keep", -1),
     ("keep_best", -1),
     ("keep_every_steps", 0),
     ("keep_every_steps", 150),
@@ -200,11 +200,11 @@ def test_override_on_one_layer_reaches_the_step(tiny_config):
     ("optimizer.momentum", 1.0),
     ("optimizer.weight_decay", -0.1),
     ("optimizer.drop_epochs", (3.0, 1.0)),
-    ("optimizer.bias_rate", -1.0),
+    ("optimizer.bias_lr_multiplier", -1.0),
     ("optimizer.drop_factor", 0.0),
     ("seed", -1),
     ("validation_views", 5),
-    ("compute_precision", "half"),
+    ("compute_dtype", "half"),
   ],
 )
 def test_value_out_of_range_names_its_field(

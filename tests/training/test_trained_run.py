@@ -19,7 +19,7 @@ def make_run(tmp_path, tiny_config):
   def make(name, *, steps=(3, 6), **fields):
     path = tmp_path / name
     tiny_config.update_from_flattened_dict(fields)
-    workdir.claim(str(path), tiny_config.to_dict(), FOUND)
+    workdir.acquire(str(path), tiny_config.to_dict(), FOUND)
     for step in steps:
       (path / "checkpoints" / str(step)).mkdir(parents=True)
     return str(path)
