@@ -38,7 +38,7 @@ _SIMULATE_DEVICES = command.define_simulate_devices()
 _DISTRIBUTED = command.define_distributed()
 _START_TIMEOUT = command.define_start_timeout()
 _XLA_OPTIONS = command.define_xla_options()
-_FORMS = command.define_implementations()
+_IMPLEMENTATIONS = command.define_implementations()
 _COMPILATION_CACHE = command.define_compilation_cache()
 _STUCK_SECONDS = flags.DEFINE_float(
   "hang_timeout_seconds",
@@ -65,7 +65,7 @@ def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
     same = settings.find_same(config) | {
       "--workdir": os.path.abspath(workdir),
       "--xla_options": _XLA_OPTIONS.value,
-      "--forms": _FORMS.value,
+      "--implementations": _IMPLEMENTATIONS.value,
       "--compilation_cache": str(_COMPILATION_CACHE.value),
       "--allow_config_changes": str(_ACCEPT_CHANGES.value),
     }
@@ -80,7 +80,7 @@ def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
         data_dir=_DATA_DIR.value,
         simulate_devices=_SIMULATE_DEVICES.value,
         xla_options=_XLA_OPTIONS.value,
-        forms=_FORMS.value,
+        implementations=_IMPLEMENTATIONS.value,
         cache_dir=_COMPILATION_CACHE.value,
         allow_config_changes=_ACCEPT_CHANGES.value,
       )

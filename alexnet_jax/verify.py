@@ -1,4 +1,4 @@
-"""Holds every layout of the catalogue to what it promises.
+"""Holds every layout of the catalog to what it promises.
 
     python -m alexnet_jax.verify --config=configs/one_device.py
 
@@ -42,7 +42,7 @@ TOLERANCE = 1e-5
 
 _CONFIG = command.define_config("configs/one_device.py")
 _LAYOUTS = flags.DEFINE_list(
-  "layouts", [], "Names of layouts. Default: the catalogue and the config's."
+  "layouts", [], "Names of layouts. Default: the catalog and the config's."
 )
 _DEVICES = flags.DEFINE_list(
   "devices", ["1", "2", "4", "8"], "Numbers of devices to simulate."
@@ -245,7 +245,7 @@ def differ(steps: Steps, expected: Steps) -> tuple[float, float, float]:
     return float(found) if np.isfinite(found) else math.inf
 
   def arrays(layers) -> Iterator[np.ndarray]:
-    """Each by itself; those of a batch normalisation's layer together.
+    """Each by itself; those of a batch normalization's layer together.
 
     The next one takes some shifts away again: their gradient is but rounding.
     """

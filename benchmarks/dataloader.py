@@ -11,15 +11,15 @@ What each side does for a batch on the host:
 
 - PyTorch, in as many worker processes as there are cores: reads a file, decodes
   it with Pillow, crops 224 x 224 at random, mirrors half of them, to float32,
-  adds AlexNet's colour noise, normalises, collates, and hands the batch over to
+  adds AlexNet's color noise, normalizes, collates, and hands the batch over to
   the main process.
 - alexnet_jax, in as many threads: reads a record, checks its hash, decodes it,
-  and puts it into the batch as bytes, 256 x 256. No crop, mirror, colours or
+  and puts it into the batch as bytes, 256 x 256. No crop, mirror, colors or
   float: these are part of the training step, on the devices.
 
 So the two do not do the same, and this is their point: the host is left with
 what only it can do. The row `JPEG, augmented` adds what the step does with such
-a batch, on this machine's CPU: crop, mirror, colours, mean, to float32. With an
+a batch, on this machine's CPU: crop, mirror, colors, mean, to float32. With an
 accelerator that is its work, in its time. The row `pixels` is that of
 `imagenet256/raw`, in which nothing is left to decode. Nowhere is a batch copied
 to an accelerator, and nothing is trained.
@@ -57,7 +57,7 @@ CLASSES = 1000
 PYTORCH, OURS, DECODER = "PyTorch DataLoader", "JPEG", "decoder alone"
 SEED = 0
 ENDLESS = 2**40
-# AlexNet's colour noise and the usual normalisation, of pixels of 0..1, as in
+# AlexNet's color noise and the usual normalization, of pixels of 0..1, as in
 # PyTorch programs.
 NOISE = 0.1
 VALUES = (0.2175, 0.0188, 0.0045)

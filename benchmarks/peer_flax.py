@@ -2,7 +2,7 @@
 
 As one writes it without a layout in mind: `nnx.Conv` with groups, `nnx.Linear`,
 one `jax.jit` as in Flax's own guide to performance, and XLA's defaults. Flax
-has no local response normalisation, so that this one is by hand.
+has no local response normalization, so that this one is by hand.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """Our own step, as `main` trains it, as a worker of `peers`.
 
 Forms, XLA options and rates are those of a run of `configs/...:imagenet`. Its
-batch is bytes of 256 x 256 pixels, which the step crops, mirrors and colours:
+batch is bytes of 256 x 256 pixels, which the step crops, mirrors and colors:
 more than the others are asked for.
 """
 
@@ -79,7 +79,7 @@ def make(
     "version": f"jax {jax.__version__}",
     "device": jax.devices()[0].device_kind,
     "matmul_precision": matmul_precision or "default",
-    "forms": str(program.forms),
+    "implementations": str(program.implementations),
     "xla_options": dict(options.used),
     "kept_heap": malloc.is_kept(),
   }

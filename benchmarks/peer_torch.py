@@ -3,7 +3,7 @@
 JAX is never imported here: this runs in the Python that --torch_python names.
 What a tutorial would do otherwise:
 - conv1 is padded on one side only, by `pad`;
-- normalisation stays inside a column. `nn.LocalResponseNorm` on each column is
+- normalization stays inside a column. `nn.LocalResponseNorm` on each column is
   slower, with channels last several times: it pools over strided maps. This
   one has PyTorch pool over the last axis;
 - kernels and biases are two groups of the optimizer, which is the fused one, a

@@ -10,7 +10,7 @@ decay of the kernels that enters with the gradient, biases at twice the rate.
 Each variant is as its own documentation has it:
 - ours: a step of configs/one_device.py:imagenet as `main` trains it;
   ours_two_column: that of configs/two_device.py:imagenet, whose two devices are
-  simulated on a CPU. Ours crops, mirrors and colours its batch inside the step,
+  simulated on a CPU. Ours crops, mirrors and colors its batch inside the step,
   from bytes, and counts errors. The others are given crops of float32, which is
   less work.
 - flax: `nnx.Conv` with groups, one `jax.jit`, optax, XLA's defaults.

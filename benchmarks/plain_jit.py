@@ -1,6 +1,6 @@
 """What the compiler would have done: python -m benchmarks.plain_jit
 
-The network of 2012 in full size on layouts of the catalogue, under plain
+The network of 2012 in full size on layouts of the catalog, under plain
 `jax.jit`: parameters and batch are split by `NamedSharding` as the layout has
 them, and XLA's partitioner decides what to send. What it sends is read from
 the compiled program and put beside our plan.
@@ -108,7 +108,7 @@ def forward(
         x = jnp.tensordot(x, kernel, axes=kernel.ndim - 1)
       x = x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
       x = ops.activate(x, layer.activation)
-      if layer.normalise == "column":
+      if layer.normalize == "column":
         x = ops.local_response_norm(x, groups=network.columns)
       if layer.pool:
         x = ops.pool(x, layer.pool)
@@ -231,7 +231,7 @@ def find_unplanned(
   return sorted(extra, key=lambda exchange: -exchange.sent_bytes)
 
 
-def summarise(layout: str, found: Found) -> Rows:
+def summarize(layout: str, found: Found) -> Rows:
   """A row for each program: collectives, bytes, and what nobody planned."""
   rows = []
   for program, exchanges in found.items():
@@ -282,7 +282,7 @@ def main(argv: list[str]) -> None:
   for name, program in programs.items():
     found = compare(program)
     if name in values.layouts:
-      rows += summarise(name, found)
+      rows += summarize(name, found)
     if name == values.detail:
       details = list_layers(found)
   tables = (

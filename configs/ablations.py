@@ -12,7 +12,7 @@ the paper, [S] in the notebook of the released code, as the run that it names.
 tanh, sigmoid         in the place of ReLU. [P] tanh takes six times the epochs
                       to 25 % training error, with another network, on CIFAR-10
                       (benchmarks/results/activations.py)
-lrn_off               no response normalisation. +1.4 / +1.2 [P, S 148]
+lrn_off               no response normalization. +1.4 / +1.2 [P, S 148]
 lrn2_off              none in block 2: no difference [S 167]
 lrn_across            over the maps of both columns: not reported
 lrn_k1                k = 1 in the place of 2. -.14 / +.16 [S 135]
@@ -27,7 +27,7 @@ join_at_fc            or at fc6: clearly worse, stopped [S 127]
 without_conv3         one middle convolution less. About +2 top-1 each [P]
 without_conv4
 without_conv5
-no_colour_noise       more than +1 top-1 [P]
+no_color_noise       more than +1 top-1 [P]
 scalar_mean           one mean for all pixels: no difference [S 136]
 no_dropout            strong overfitting, half of the epochs [P]
 dropout_after_conv4   a fifth of conv4's outputs dropped. +.16 / +.25 against
@@ -43,9 +43,9 @@ from configs import default
 ABLATIONS = {
   "tanh": {"network.activation": "tanh"},
   "sigmoid": {"network.activation": "sigmoid"},
-  "lrn_off": {"network.normalisation": "none"},
+  "lrn_off": {"network.normalization": "none"},
   "lrn2_off": {"network.wiring": "without_lrn2"},
-  "lrn_across": {"network.normalisation": "across"},
+  "lrn_across": {"network.normalization": "across"},
   "lrn_k1": {"network.lrn_k": 1.0},
   "pooling_2x2": {"network.pooling": (2, 2)},
   "stochastic_pool2": {"network.wiring": "stochastic_pool2"},
@@ -56,7 +56,7 @@ ABLATIONS = {
   "without_conv3": {"network.wiring": "without_conv3"},
   "without_conv4": {"network.wiring": "without_conv4"},
   "without_conv5": {"network.wiring": "without_conv5"},
-  "no_colour_noise": {"augment.colour_noise": 0.0},
+  "no_color_noise": {"augment.color_noise": 0.0},
   "scalar_mean": {"augment.mean": (117.3, 117.3, 117.3)},
   "no_dropout": {"network.dropout_rate": 0.0},
   "dropout_after_conv4": {"network.wiring": "dropout_after_conv4"},

@@ -97,7 +97,7 @@ def imagenet() -> ml_collections.ConfigDict:
   # half precision as an option.
   config.exchange_dtype = "float32"
   # Type in which activations, convolutions and products are computed: float32
-  # or bfloat16. Parameters, the optimizer, sums of gradients, normalisations
+  # or bfloat16. Parameters, the optimizer, sums of gradients, normalizations
   # and the loss are float32 in either.
   config.compute_dtype = "float32"
 
@@ -121,17 +121,17 @@ def imagenet() -> ml_collections.ConfigDict:
   # relu, tanh or sigmoid, after every layer but the last; None as the wiring
   # has it. [P] relu
   config.network.activation = config_dict.placeholder(str)
-  # none, column: local response normalisation over the maps of a column [S], or
-  # across: over those of all columns, each where the wiring normalises; batch:
-  # batch normalisation before every activation. None as the wiring has it.
-  config.network.normalisation = config_dict.placeholder(str)
-  # What local response normalisation adds to the energy. [P] 2
+  # none, column: local response normalization over the maps of a column [S], or
+  # across: over those of all columns, each where the wiring normalizes; batch:
+  # batch normalization before every activation. None as the wiring has it.
+  config.network.normalization = config_dict.placeholder(str)
+  # What local response normalization adds to the energy. [P] 2
   config.network.lrn_k = 2.0
   # What it multiplies the sum of the squares by. [P] prints 1e-4, [S] divides
   # that by the five maps of a window.
   config.network.lrn_alpha = 2e-5
   # Share of the running mean and variance that a step of a network with batch
-  # normalisation keeps, 0 <= momentum < 1; evaluations use these.
+  # normalization keeps, 0 <= momentum < 1; evaluations use these.
   config.network.batch_norm_momentum = 0.9
   # (window, stride) of every pooling, in pixels; None as the wiring has it.
   # [P] (3, 2)
@@ -151,7 +151,7 @@ def imagenet() -> ml_collections.ConfigDict:
   # Side of the square that images are brought to on the host, pixels. [P]
   config.data.stored_size = 256
   # What becomes of a record that cannot be read: stop, or replace it by its
-  # neighbour in the split, which is counted in the reports.
+  # neighbor in the split, which is counted in the reports.
   config.data.unreadable = "stop"
   # Of the order of the training images; None: config.seed.
   config.data.seed = config_dict.placeholder(int)
@@ -164,23 +164,23 @@ def imagenet() -> ml_collections.ConfigDict:
   config.augment = ml_collections.ConfigDict()
   # Mirror half of the training images. [P]
   config.augment.flip = True
-  # Standard deviation of the colour noise. [P] 0.1
-  config.augment.colour_noise = 0.1
-  # Epoch at which the colour noise ends; None: never [P]. [S] 67 of 91
-  config.augment.colour_noise_until_epoch = config_dict.placeholder(float)
-  # Means, and directions and standard deviations of the colours. dataset: those
+  # Standard deviation of the color noise. [P] 0.1
+  config.augment.color_noise = 0.1
+  # Epoch at which the color noise ends; None: never [P]. [S] 67 of 91
+  config.augment.color_noise_until_epoch = config_dict.placeholder(float)
+  # Means, and directions and standard deviations of the colors. dataset: those
   # kept with the set, of its training split [P]. published: those of [S].
   config.augment.statistics = "dataset"
   # Mean of each channel, R G B, 0..255, in the place of the statistics'; None
   # as they have it.
   config.augment.mean = config_dict.placeholder(tuple)
   # channel: subtract the mean of each channel. image: the mean image at the
-  # place of the crop [P]. image_center: its centre crop from every crop [S].
+  # place of the crop [P]. image_center: its center crop from every crop [S].
   # A mean per channel made no difference (the authors' run 136).
   config.augment.mean_from = "channel"
-  # What training images are divided by after the colour noise, and evaluation
+  # What training images are divided by after the color noise, and evaluation
   # images are not. [P] 1, [S] 1.1
-  config.augment.colour_divisor = 1.0
+  config.augment.color_divisor = 1.0
   # What all images are divided by after the mean is subtracted. [P] 1
   config.augment.scale = 1.0
 
@@ -241,7 +241,7 @@ def imagenet() -> ml_collections.ConfigDict:
   config.log_every_steps = 100
   # Steps between two validations; there is one at the end in any case.
   config.eval_every_steps = 10_000
-  # Views of an image in a validation: 1, the centre crop, or 10, the ten views
+  # Views of an image in a validation: 1, the center crop, or 10, the ten views
   # of [P], whose softmax outputs are averaged.
   config.validation_views = 1
   # Steps between two checkpoints; there is one at the end in any case.
@@ -287,8 +287,8 @@ def shorten(config: ml_collections.ConfigDict, num_epochs: float) -> None:
   rule.conv1_rates = tuple(
     (share * epoch, rate) for epoch, rate in rule.conv1_rates
   )
-  if augment.colour_noise_until_epoch is not None:
-    augment.colour_noise_until_epoch *= share
+  if augment.color_noise_until_epoch is not None:
+    augment.color_noise_until_epoch *= share
 
 
 def use_layout(config: ml_collections.ConfigDict, layout) -> None:
@@ -297,7 +297,7 @@ def use_layout(config: ml_collections.ConfigDict, layout) -> None:
   Args:
     config: the config to change.
     layout: a `Layout` (see alexnet_jax/partition/catalog.py) under a name that
-      the catalogue does not have.
+      the catalog does not have.
   """
   config.layout.mesh = ml_collections.ConfigDict()
   config.layout.update(layout_lib.to_fields(layout))

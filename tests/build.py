@@ -18,7 +18,7 @@ def make_program(
   compute_dtype="float32",
   trust_coefficient=None,
   members=1,
-  forms="auto",
+  implementations="auto",
   **rule,
 ) -> program_lib.Program:
   """The program; `rule` is what else `make_optimizer` is to be told."""
@@ -44,7 +44,7 @@ def make_program(
     precision=precision,
     compute_dtype=compute_dtype,
     members=members,
-    forms=forms,
+    implementations=implementations,
   )
 
 

@@ -15,7 +15,7 @@ from alexnet_jax.partition import catalog, mesh
 from configs import default
 from tests import build
 
-# Most of the time goes to the compiler, which is told not to optimise machine
+# Most of the time goes to the compiler, which is told not to optimize machine
 # code that runs for a moment; in processes that tests start, too. A user's
 # programs have it as it is.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -49,12 +49,12 @@ def tiny_network() -> wiring.Network:
 
 @pytest.fixture(scope="session")
 def tiny_augmentation() -> augment.Augment:
-  """Everything on: crops, flips, colour noise, a mean."""
+  """Everything on: crops, flips, color noise, a mean."""
   return augment.Augment(
     stored_size=72,
     image_size=67,
     flip=True,
-    colour_noise=0.1,
+    color_noise=0.1,
     statistics=dataclasses.replace(
       statistics.PUBLISHED, mean=(127.0, 120.0, 105.0)
     ),

@@ -79,9 +79,9 @@ def independent_columns(parameters, images):
 
 
 def mean_cross_entropy(logits, labels):
-  log_normaliser = jnp.log(jnp.sum(jnp.exp(logits), -1))
+  log_normalizer = jnp.log(jnp.sum(jnp.exp(logits), -1))
   of_label = logits[jnp.arange(len(labels)), labels]
-  return jnp.mean(log_normaliser - of_label)
+  return jnp.mean(log_normalizer - of_label)
 
 
 def local_response_norm(x, size=5, k=2.0, alpha=2e-5, beta=0.75):

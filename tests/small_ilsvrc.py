@@ -15,7 +15,7 @@ TRAINING = 60  # of each class
 VALIDATION = 40
 CMYK = "n03062245_4620.JPEG"
 PNG = "n02105855_2933.JPEG"
-GREY = "n13037406_7.JPEG"
+GRAY = "n13037406_7.JPEG"
 TRUNCATED = "n01440764_3.JPEG"
 
 
@@ -78,7 +78,7 @@ def _training(name, photo, cut):
   special = {
     CMYK: lambda: (cut(photo).convert("CMYK"), jpeg),
     PNG: lambda: (cut(photo), {"format": "PNG"}),
-    GREY: lambda: (cut(photo).convert("L"), jpeg),
+    GRAY: lambda: (cut(photo).convert("L"), jpeg),
   }
   files = [f"{name}_{number}.JPEG" for number in range(TRAINING)]
   files += [file for file in special if file.startswith(name)]

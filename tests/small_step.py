@@ -8,7 +8,7 @@ from tests import build
 
 
 def make_program(layout_name):
-  """On a layout of the catalogue."""
+  """On a layout of the catalog."""
   table = wirings.ALEXNET_2012
   rows = [row for row in table.layers if row.name in ("conv1", "conv2", "fc8")]
   short = wiring.Wiring(name="short", columns=2, layers=tuple(rows))
@@ -22,7 +22,7 @@ def make_program(layout_name):
       stored_size=36,
       image_size=35,
       flip=True,
-      colour_noise=0.1,
+      color_noise=0.1,
       statistics=statistics.PUBLISHED,
       scale=64.0,
     ),

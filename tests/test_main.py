@@ -22,7 +22,7 @@ BAD_INPUT = {
     ["--config.layout.name=three_column"],
     "unknown layout 'three_column', expected one of one_device, two_column",
   ),
-  "misspelt field": (
+  "misspelled field": (
     ["--config.optimizer.learning_rat=1"],
     'no field config.optimizer.learning_rat. Did you mean "learning_rate"',
   ),

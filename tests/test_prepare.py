@@ -102,7 +102,7 @@ def test_command_prepares_the_set_and_tells_of_odd_files(
   for line in (
     f"1 file CMYK, converted to RGB: {small_ilsvrc.CMYK}",
     f"1 file not a JPEG in spite of its name: {small_ilsvrc.PNG}",
-    f"1 file grey, stored as RGB: {small_ilsvrc.GREY}",
+    f"1 file gray, stored as RGB: {small_ilsvrc.GRAY}",
     f"1 file unreadable, left out: {small_ilsvrc.TRUNCATED}",
     f"{FILES - 1} in train, {small_ilsvrc.VALIDATION} in validation",
   ):
@@ -135,7 +135,7 @@ def as_pillow_has_it(encoded):
 
 def test_prepared_pixels_are_those_of_pillow(said, tars, data_dir):
   files = small_ilsvrc.read(tars)
-  ten = [small_ilsvrc.CMYK, small_ilsvrc.PNG, small_ilsvrc.GREY]
+  ten = [small_ilsvrc.CMYK, small_ilsvrc.PNG, small_ilsvrc.GRAY]
   ten += [f"n01440764_{number}.JPEG" for number in range(10, 17)]
   for encoding in ("jpeg", "raw"):
     found = {
@@ -147,7 +147,7 @@ def test_prepared_pixels_are_those_of_pillow(said, tars, data_dir):
       if encoding == "raw":
         np.testing.assert_array_equal(found[name], expected)
       else:
-        # Quality 95 with colours at half the resolution: a few grey levels.
+        # Quality 95 with colors at half the resolution: a few gray levels.
         error = found[name].astype(int) - expected
         assert np.sqrt(np.mean(error**2)) < 8
         assert np.abs(error.mean()) < 0.5
@@ -162,7 +162,7 @@ def test_statistics_are_those_of_numpy_over_all_pixels(
   ).astype(np.float64)
   builder = sets.open_builder(f"imagenet256/{encoding}", data_dir=str(data_dir))
   found = sets.find_statistics(builder)
-  # Stored to a thousandth of a grey level.
+  # Stored to a thousandth of a gray level.
   np.testing.assert_allclose(found.mean_image, images.mean(axis=0), atol=6e-4)
   np.testing.assert_allclose(found.mean, images.mean(axis=(0, 1, 2)))
   covariance = np.cov(images.reshape(-1, 3), rowvar=False, bias=True)

@@ -23,7 +23,7 @@ is a part of. Needs no data.
 --what=layers: how long one device takes for each layer, forward and backward,
 for its convolution or product alone, and for what is beside the layers.
 
---what=forms: how long each operation takes in each form that --forms knows.
+--what=implementations: how long each operation takes in each form that --implementations knows.
 
 --what=exchange: how long a step waits for its exchanges, and how long each
 takes alone. None of these needs data.
@@ -60,7 +60,7 @@ _WHAT = flags.DEFINE_enum(
   "what",
   "step",
   [
-    *("step", "layers", "forms", "exchange", "run", "startup"),
+    *("step", "layers", "implementations", "exchange", "run", "startup"),
     *("input", "augmentation"),
   ],
   "What to measure.",
@@ -70,7 +70,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _SIMULATE_DEVICES = command.define_simulate_devices()
 _XLA_OPTIONS = command.define_xla_options()
-_FORMS = command.define_implementations()
+_IMPLEMENTATIONS = command.define_implementations()
 _COMPILATION_CACHE = command.define_compilation_cache()
 _ROUNDS = flags.DEFINE_integer(
   "rounds",
@@ -122,7 +122,7 @@ def _measure() -> turns.Shown:
     case "layers":
       found = layers.measure(*_make_program(), rounds=rounds)
       return layers.show(found)
-    case "forms":
+    case "implementations":
       found = implementations.measure(*_make_program(), rounds=rounds)
       return implementations.show(found)
     case "exchange":
@@ -151,7 +151,7 @@ def _make_program() -> tuple[
     only_cpu=_SIMULATE_DEVICES.value is not None,
   )
   program = run_lib.make_program(
-    _CONFIG.value, network, layout, forms=_FORMS.value
+    _CONFIG.value, network, layout, implementations=_IMPLEMENTATIONS.value
   )
   compilation_cache.open_cache(_COMPILATION_CACHE.value)
   options = compiler_options.choose(
@@ -173,7 +173,7 @@ def _measure_run() -> run_speed.Speed:
     data_dir=_DATA_DIR.value,
     simulate_devices=_SIMULATE_DEVICES.value,
     xla_options=_XLA_OPTIONS.value,
-    forms=_FORMS.value,
+    implementations=_IMPLEMENTATIONS.value,
     cache_dir=_COMPILATION_CACHE.value,
   )
 

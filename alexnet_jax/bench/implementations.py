@@ -1,6 +1,6 @@
 """How long each operation takes in each of its forms, at this network's sizes.
 
-What `--forms` can be told is measured here, forward with backward: an operation
+What `--implementations` can be told is measured here, forward with backward: an operation
 alone, since within a layer its convolution would hide it. The form of a network
 is one for all layers, so it is the sum over these that counts.
 """
@@ -18,7 +18,8 @@ import rich.table
 from alexnet_jax.bench import pieces as pieces_lib
 from alexnet_jax.bench import turns
 from alexnet_jax.network import exchange as exchange_lib
-from alexnet_jax.network import implementations, ops, winograd
+from alexnet_jax.network import implementations as implementations_lib
+from alexnet_jax.network import ops, winograd
 from alexnet_jax.program import program as program_lib
 
 # A form that takes this much less time than the rule's is worth a line.
@@ -46,8 +47,8 @@ class Speed:
   batch_size: int
   devices: int
   platform: str
-  taken: implementations.Implementations
-  rule: implementations.Implementations
+  taken: implementations_lib.Implementations
+  rule: implementations_lib.Implementations
 
   def total(self, operation: str, form: str) -> float:
     """Seconds of an operation in all layers: sum of the medians."""
@@ -59,7 +60,7 @@ class Speed:
   def fastest(self, operation: str) -> str:
     """The form that takes least time in all layers."""
     return min(
-      implementations.CHOICES[operation],
+      implementations_lib.CHOICES[operation],
       key=lambda form: self.total(operation, form),
     )
 
@@ -100,8 +101,8 @@ def measure(
     batch_size=program.batch_size,
     devices=program.mesh.size,
     platform=platform,
-    taken=program.forms,
-    rule=implementations.choose(
+    taken=program.implementations,
+    rule=implementations_lib.choose(
       platform, program.network, precision=program.compute_dtype
     ),
   )
@@ -115,7 +116,7 @@ def find_cases(
     (operation, piece.layer.name, form): _make(
       operation, _in_form(piece, operation, form)
     )
-    for operation, known in implementations.CHOICES.items()
+    for operation, known in implementations_lib.CHOICES.items()
     for piece in pieces_lib.cut(program)
     if _has(operation, piece)
     for form in known
@@ -125,8 +126,10 @@ def find_cases(
 def _in_form(
   piece: pieces_lib.Piece, operation: str, form: str
 ) -> pieces_lib.Piece:
-  forms = dataclasses.replace(piece.forms, **{operation: form})
-  return dataclasses.replace(piece, forms=forms)
+  implementations = dataclasses.replace(
+    piece.implementations, **{operation: form}
+  )
+  return dataclasses.replace(piece, implementations=implementations)
 
 
 def _has(operation: str, piece: pieces_lib.Piece) -> bool:
@@ -134,8 +137,8 @@ def _has(operation: str, piece: pieces_lib.Piece) -> bool:
   layer = piece.layer
   return {
     "pool": layer.pool is not None and layer.pool.kind == "max",
-    "norm": layer.normalise in ("column", "across"),
-    "bias": layer.normalise != "batch",
+    "norm": layer.normalize in ("column", "across"),
+    "bias": layer.normalize != "batch",
     "conv1": layer.window > 0 and layer.stride > 1,
     "conv3x3": layer.window == winograd.WINDOW
     and layer.stride == 1
@@ -148,28 +151,28 @@ def _make(
   operation: str, piece: pieces_lib.Piece
 ) -> tuple[Callable, tuple[pieces_lib.Block, ...]]:
   """An operation of a layer forward and backward, and the blocks it takes."""
-  layer, forms = piece.layer, piece.forms
+  layer, implementations = piece.layer, piece.implementations
   outputs = piece.parameters["bias"].shape[0]
   before = pieces_lib.Block((*piece.product.shape[:-1], outputs), piece.x.dtype)
   match operation:
     case "pool":
       return _both(
-        lambda x: ops.pool(x, layer.pool, form=forms.pool), (before,)
+        lambda x: ops.pool(x, layer.pool, form=implementations.pool), (before,)
       )
     case "norm":
       return _both(
-        lambda x: ops.by_neighbours(
+        lambda x: ops.by_neighbors(
           piece.network,
           layer,
           x,
           exchange_lib.NoExchange(),
-          form=forms.norm,
+          form=implementations.norm,
         ),
         (before,),
       )
     case "bias":  # the gradient of its input is the one that comes
       return _both(
-        lambda bias, x: ops.shift(x, bias, form=forms.bias),
+        lambda bias, x: ops.shift(x, bias, form=implementations.bias),
         (piece.parameters["bias"], before),
         by=1,
       )
@@ -220,7 +223,7 @@ def _to_data(found: Speed) -> dict:
       operation: {
         "seconds": {
           form: found.total(operation, form)
-          for form in implementations.CHOICES[operation]
+          for form in implementations_lib.CHOICES[operation]
         },
         "seconds_of_rounds": of_layers,
       }
@@ -244,7 +247,7 @@ def _table(found: Speed) -> rich.table.Table:
   table.add_column("")
   rule = found.rule
   for operation, of_layers in found.seconds.items():
-    known = implementations.CHOICES[operation]
+    known = implementations_lib.CHOICES[operation]
     for layer, of_forms in of_layers.items():
       plain = statistics.median(of_forms[known[0]])
       for form in known:
@@ -275,17 +278,17 @@ def _to_lines(found: Speed) -> list[str]:
   better = found.better()
   lines = [
     f"on each of {found.devices} devices, all at once ({found.platform}); the "
-    "rule's forms are those of --forms=auto"
+    "rule's forms are those of --implementations=auto"
     if found.devices > 1
     else f"on one device ({found.platform}); the rule's forms are those of "
-    "--forms=auto"
+    "--implementations=auto"
   ]
   if better:
     named = ",".join(f"{name}={form}" for name, form in better.items())
     lines.append(
       "faster than what is taken by more than "
       f"{WORTH:.0%}: "
-      f"--forms={named}; alone, which --what=step holds to the whole step"
+      f"--implementations={named}; alone, which --what=step holds to the whole step"
     )
   else:
     lines.append(

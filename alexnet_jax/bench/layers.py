@@ -18,7 +18,7 @@ import rich.table
 from alexnet_jax.bench import pieces as pieces_lib
 from alexnet_jax.bench import step as bench_step
 from alexnet_jax.bench import turns
-from alexnet_jax.network import implementations
+from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.partition import specs as specs_lib
 from alexnet_jax.program import compiled_step, compiler_options, metrics
 from alexnet_jax.program import program as program_lib
@@ -49,7 +49,7 @@ class Speed:
     batch_size: images in a step, over all devices.
     devices: that compute at once.
     platform: gpu, tpu or cpu.
-    forms: how operations are computed.
+    implementations: how operations are computed.
     options: for the compiler.
   """
 
@@ -63,7 +63,7 @@ class Speed:
   batch_size: int
   devices: int
   platform: str
-  forms: implementations.Implementations
+  implementations: implementations_lib.Implementations
   options: Mapping[str, compiler_options.Value]
 
   def backward(self, layer: str) -> float:
@@ -150,7 +150,7 @@ def measure(
     batch_size=program.batch_size,
     devices=program.mesh.size,
     platform=platform,
-    forms=program.forms,
+    implementations=program.implementations,
     options=dict(options),
   )
 
@@ -249,7 +249,7 @@ def _to_data(found: Speed) -> dict:
     "platform": found.platform,
     "devices": found.devices,
     "batch_size": found.batch_size,
-    "forms": str(found.forms),
+    "implementations": str(found.implementations),
     "xla_options": dict(found.options),
     "peak_flops_per_second": found.peak_flops,
     "layers": {
@@ -378,9 +378,9 @@ def _to_lines(found: Speed) -> list[str]:
   return [
     f"on {devices} ({found.platform}); medians of {len(found.step)} rounds in "
     "which all take turns; backward is what it adds to forward",
-    f"forms: {found.forms}; XLA options: {options or 'none'}",
+    f"implementations: {found.implementations}; XLA options: {options or 'none'}",
     "products: the convolutions or products of a layer by themselves; the "
-    "rest: bias, activation, normalisation, pooling, dropout",
+    "rest: bias, activation, normalization, pooling, dropout",
     f"the peak is a large product at its best: {found.peak_flops / 1e9:,.1f} "
     "GFLOP/s on each device; another library may convolve faster",
     "GFLOP/s of a layer are those of its convolutions or products alone, "

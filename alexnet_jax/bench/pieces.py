@@ -1,7 +1,7 @@
 """What one device computes of each layer, cut out of the step.
 
 For each layer the blocks that one device holds and is brought, and functions of
-them; nothing is exchanged. `layers.py` and `forms.py` measure these.
+them; nothing is exchanged. `layers.py` and `implementations.py` measure these.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from alexnet_jax.network import exchange as exchange_lib
-from alexnet_jax.network import implementations, model, wiring
+from alexnet_jax.network import implementations as implementations_lib
+from alexnet_jax.network import model, wiring
 from alexnet_jax.partition import resharding, timing
 from alexnet_jax.program import compiler_options
 from alexnet_jax.program import program as program_lib
@@ -29,9 +30,9 @@ class Piece:
   Attributes:
     layer: the row of the table.
     network: of the layer.
-    forms: how its operations are computed.
+    implementations: how its operations are computed.
     parameters: {"kernel", "bias", ...}, as they are used: gathered.
-    statistics: {"mean", "variance"} of a batch normalisation, else {}.
+    statistics: {"mean", "variance"} of a batch normalization, else {}.
     x: what is brought to the layer; a map that units read is one row.
     drawn: {"masks" or "points": {layer: block}}, see `model.AlexNet`.
     y: what the layer leaves.
@@ -39,7 +40,7 @@ class Piece:
 
   layer: wiring.Layer
   network: wiring.Network
-  forms: implementations.Implementations
+  implementations: implementations_lib.Implementations
   parameters: Mapping[str, Block]
   statistics: Mapping[str, Block]
   x: Block
@@ -67,7 +68,7 @@ class Piece:
       masks=drawn.get("masks", {}),  # not None: it trains
       points=drawn.get("points"),
       exchange=_Alone(self.parameters["bias"].shape[0]),
-      forms=self.forms,
+      implementations=self.implementations,
     )
 
   def run_both(self, parameters, statistics, x, drawn, gradient) -> tuple:
@@ -96,7 +97,9 @@ class Piece:
 
   def multiply(self, x, kernel) -> jax.Array:
     """The convolution or product alone, of all columns."""
-    return model.by_column(self.layer, x, kernel, forms=self.forms)
+    return model.by_column(
+      self.layer, x, kernel, implementations=self.implementations
+    )
 
   def products(self) -> dict[str, tuple[Callable, tuple[Block, ...]]]:
     """The layer's products, forward and backward, each with its blocks."""
@@ -128,7 +131,7 @@ class _Alone(exchange_lib.NoExchange):
 
 def cut(program: program_lib.Program) -> tuple[Piece, ...]:
   """Cuts the step of a program into its layers, first to last."""
-  network, forms = program.network, program.forms
+  network, implementations = program.network, program.implementations
   routes = resharding.find_routes(
     network, program.layout, batch_size=program.batch_size
   )
@@ -164,7 +167,7 @@ def cut(program: program_lib.Program) -> tuple[Piece, ...]:
       Piece(
         layer=layer,
         network=network,
-        forms=forms,
+        implementations=implementations,
         parameters=parameters,
         statistics=statistics,
         x=x,

@@ -43,7 +43,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _SIMULATE_DEVICES = command.define_simulate_devices()
 _XLA_OPTIONS = command.define_xla_options()
-_FORMS = command.define_implementations()
+_IMPLEMENTATIONS = command.define_implementations()
 _COMPILATION_CACHE = command.define_compilation_cache()
 
 # Of JAX's monitoring.
@@ -134,7 +134,7 @@ def main(argv: list[str]) -> None:
       data_dir=_DATA_DIR.value,
       simulate_devices=_SIMULATE_DEVICES.value,
       xla_options=_XLA_OPTIONS.value,
-      forms=_FORMS.value,
+      implementations=_IMPLEMENTATIONS.value,
       cache_dir=_COMPILATION_CACHE.value,
     )
   marks.add(startup.SET_UP)

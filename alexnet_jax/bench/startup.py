@@ -26,7 +26,13 @@ PHASES = (IMPORTS, SET_UP, TABLES, LOWER, COMPILE, AUDIT, STATE, BATCH, STEP)
 STARTS = ("cold", "warm")
 
 # Flags of a start, besides those of its config.
-_FLAGS = ("config", "data_dir", "simulate_devices", "xla_options", "forms")
+_FLAGS = (
+  "config",
+  "data_dir",
+  "simulate_devices",
+  "xla_options",
+  "implementations",
+)
 _PROBE = "alexnet_jax.bench.start_probe"
 
 

@@ -290,7 +290,7 @@ def _say(found: Speed) -> list[str]:
   lines = [
     f"{found.flops / 1e9:,.2f} GFLOP a step: convolutions and products of all "
     "devices, forward and backward, multiplications by padding among them; no "
-    "normalisation, pooling, augmentation or update",
+    "normalization, pooling, augmentation or update",
     *(
       [
         f"{found.repeated:.1%} of what the devices do is repeated work, which "

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from alexnet_jax.cli import flag_parsing
 from alexnet_jax.distributed import cluster, preemption
 from alexnet_jax.distributed import group as group_lib
-from alexnet_jax.network import implementations
+from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.partition import mesh
 from alexnet_jax.program import compiler_options
 
@@ -135,10 +135,10 @@ def define_xla_options() -> flags.FlagHolder:
 
 
 def define_implementations() -> flags.FlagHolder:
-  """Defines --forms."""
+  """Defines --implementations."""
   return flags.DEFINE_string(
-    "forms",
-    implementations.AUTO,
+    "implementations",
+    implementations_lib.AUTO,
     "How operations are computed, the numbers being the same. auto: the rule "
     "for the platform; plain: as one would write them down; else what is to "
     "differ from the rule, as pool=window,bias=sum. See "

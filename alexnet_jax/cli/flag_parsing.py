@@ -128,7 +128,7 @@ def _without_traceback(error: Exception) -> Exception:
 
 
 def _name_field(error: Exception, argv: list[str]) -> Exception:
-  """The error of ml_collections for a misspelt field, with its whole name."""
+  """The error of ml_collections for a misspelled field, with its whole name."""
   while error.args and isinstance(error.args[0], Exception):
     error = error.args[0]
   if "get_config" in str(error):

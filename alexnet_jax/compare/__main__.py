@@ -36,7 +36,7 @@ _CONFIG = command.define_config()
 _SIMULATE_DEVICES = command.define_simulate_devices()
 _TOPOLOGY = command.define_topology()
 _LAYOUTS = flags.DEFINE_list(
-  "layouts", [], "Names of layouts. Default: the catalogue and the config's."
+  "layouts", [], "Names of layouts. Default: the catalog and the config's."
 )
 _DEVICES = flags.DEFINE_list("devices", ["2", "4", "8"], "Device counts.")
 _BATCH_SIZES = flags.DEFINE_list(

@@ -59,7 +59,7 @@ def draw(
 
 
 def _draw_panel(panel, lines, names, batch_sizes) -> None:
-  colours = matplotlib.colormaps["tab10"].colors
+  colors = matplotlib.colormaps["tab10"].colors
   batch = np.geomspace(
     max(1, min(batch_sizes) / 16), 16 * max(batch_sizes), 200
   )
@@ -70,7 +70,7 @@ def _draw_panel(panel, lines, names, batch_sizes) -> None:
       batch,
       line.at(batch) / 1e6,
       _STYLES[drawn[name] % len(_STYLES)],
-      color=colours[names.index(name) % len(colours)],
+      color=colors[names.index(name) % len(colors)],
       label=comparison.describe(line).replace(" = ", "\n= "),
     )
     drawn[name] += 1

@@ -85,7 +85,7 @@ class NetworkCount:
     layers: first to last.
     outside: MAC of the program that are in no layer's named scope.
     forward_flops: of the forward pass by XLA, with biases, activations,
-      normalisation and pooling.
+      normalization and pooling.
   """
 
   network: wiring.Network

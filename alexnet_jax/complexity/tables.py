@@ -128,7 +128,7 @@ def verdict(count: counts.NetworkCount) -> list[str]:
     "FLOP for each MAC but those with a zero of the padding",
     f"XLA counts {count.forward_flops:,} FLOP in the whole forward pass, "
     f"{count.forward_flops - flops:,} of them for biases, activations, "
-    "normalisation and pooling",
+    "normalization and pooling",
   ]
 
 

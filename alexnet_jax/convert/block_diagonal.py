@@ -17,8 +17,8 @@ from alexnet_jax.network import wiring
 
 KERNEL = "kernel"
 # Of a row, what has no part in what it computes: `reads` is what may differ,
-# the next two are initial values, and normalisation is compared by its groups.
-_FREE = ("reads", "kernel_std", "bias", "normalise")
+# the next two are initial values, and normalization is compared by its groups.
+_FREE = ("reads", "kernel_std", "bias", "normalize")
 
 
 def check(source: wiring.Network, target: wiring.Network) -> None:
@@ -37,7 +37,7 @@ def check(source: wiring.Network, target: wiring.Network) -> None:
   for row, other in zip(source.layers, target.layers, strict=True):
     before, after = (
       {k: v for k, v in dataclasses.asdict(of).items() if k not in _FREE}
-      | {"normalisation": _describe_groups(network, of)}
+      | {"normalization": _describe_groups(network, of)}
       for network, of in ((source, row), (target, other))
     )
     for what, value in before.items():
@@ -58,16 +58,16 @@ def check(source: wiring.Network, target: wiring.Network) -> None:
 
 
 def _describe_groups(network: wiring.Network, row: wiring.Layer) -> str:
-  """What a layer normalises over."""
-  groups = {"column": network.columns, "across": 1}.get(row.normalise)
+  """What a layer normalizes over."""
+  groups = {"column": network.columns, "across": 1}.get(row.normalize)
   if groups is None:
-    return row.normalise
+    return row.normalize
   return f"local response over {row.features // groups} of {row.features} maps"
 
 
 def _find_constants(network: wiring.Network) -> set[str]:
   """Fields that all layers share, of those that this network uses."""
-  kinds = {row.normalise for row in network.layers}
+  kinds = {row.normalize for row in network.layers}
   used = {"image_size", "image_channels"}
   if kinds & {"column", "across"}:
     used |= {"lrn_k", "lrn_alpha"}

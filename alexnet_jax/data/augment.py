@@ -1,4 +1,4 @@
-"""Crop, flip, colour, mean: what is drawn per image, and how it is applied.
+"""Crop, flip, color, mean: what is drawn per image, and how it is applied.
 
 Draws are made in the global view, outside the mapped function; applying them
 happens on the device that holds the image. Images cross from host to device
@@ -19,7 +19,7 @@ from alexnet_jax.data import statistics as statistics_lib
 
 # What is subtracted from a crop, see `Augment.mean_from`.
 MEANS = ("channel", "image", "image_center")
-# Views of a test image; one of them is the centre crop.
+# Views of a test image; one of them is the center crop.
 VIEWS = 10
 _CENTER = 2
 
@@ -32,31 +32,31 @@ class Augment:
     stored_size: side of the images that arrive, in pixels.
     image_size: side of the crop, in pixels, at most `stored_size`.
     flip: whether half of the images are mirrored, left to right.
-    colour_noise: standard deviation of the noise along each colour direction,
+    color_noise: standard deviation of the noise along each color direction,
       in units of the data's own; 0.1 in the paper. The paper's text scales by
       the variances; the released code, and we, by the standard deviations:
       variances would bleach every image.
     statistics: of the training split.
     mean_from: what is subtracted. `channel`: the mean of each channel. `image`:
       the mean image at the place of the crop, mirrored with it, as if it were
-      subtracted before all else; the paper. `image_center`: the centre crop of
+      subtracted before all else; the paper. `image_center`: the center crop of
       the mean image, from every crop, never mirrored; the released code.
-    colour_divisor: what training images are divided by after the noise, and
+    color_divisor: what training images are divided by after the noise, and
       evaluation images are not; 1 in the paper, 1.1 in the released code.
     scale: what all images are divided by; 1 in the paper.
-    colour_noise_steps: steps after which there is no more colour noise; None:
+    color_noise_steps: steps after which there is no more color noise; None:
       there always is. The draws are the same, but multiplied by 0.
   """
 
   stored_size: int
   image_size: int
   flip: bool
-  colour_noise: float
+  color_noise: float
   statistics: statistics_lib.Statistics
   mean_from: str = "channel"
-  colour_divisor: float = 1.0
+  color_divisor: float = 1.0
   scale: float = 1.0
-  colour_noise_steps: int | None = None
+  color_noise_steps: int | None = None
 
   def __post_init__(self):
     if self.image_size > self.stored_size:
@@ -65,16 +65,16 @@ class Augment:
         f"{self.stored_size}. Set config.network.image_size to at most "
         "config.data.stored_size."
       )
-    for name in ("colour_divisor", "scale"):
+    for name in ("color_divisor", "scale"):
       if not 0 < getattr(self, name) < float("inf"):
         raise ValueError(
           f"augment.{name} is {getattr(self, name)}, expected a positive "
           f"number. Set config.augment.{name}."
         )
-    if not 0 <= self.colour_noise < float("inf"):
+    if not 0 <= self.color_noise < float("inf"):
       raise ValueError(
-        f"augment.colour_noise is {self.colour_noise}, expected 0 or more. "
-        "Set config.augment.colour_noise."
+        f"augment.color_noise is {self.color_noise}, expected 0 or more. "
+        "Set config.augment.color_noise."
       )
     mean = self.statistics.mean
     if len(mean) != 3 or not all(
@@ -119,18 +119,18 @@ class Augment:
       key: from `jax.random.key`.
       n: images in the batch, over all devices.
       spec: how the rows of the batch are split over the mesh.
-      step: i32[], steps before this one; for `colour_noise_steps`.
+      step: i32[], steps before this one; for `color_noise_steps`.
 
     Returns:
       offset: i32[n, 2], of the crop from the top and the left, every place
       equally likely (33 x 33 for a crop of 224 from 256). flip: bool[n].
-      colour: f32[n, 3], standard deviations along the colour directions.
+      color: f32[n, 3], standard deviations along the color directions.
     """
-    offset_key, flip_key, colour_key = jax.random.split(key, 3)
+    offset_key, flip_key, color_key = jax.random.split(key, 3)
     places = self.stored_size - self.image_size + 1
-    colour = self.colour_noise
-    if self.colour_noise_steps is not None:
-      colour = jnp.where(step < self.colour_noise_steps, colour, 0.0)
+    color = self.color_noise
+    if self.color_noise_steps is not None:
+      color = jnp.where(step < self.color_noise_steps, color, 0.0)
     return {
       "offset": jax.random.randint(
         offset_key, (n, 2), 0, places, out_sharding=spec
@@ -138,8 +138,7 @@ class Augment:
       "flip": jax.random.bernoulli(
         flip_key, 0.5 if self.flip else 0.0, (n,), out_sharding=spec
       ),
-      "colour": colour
-      * jax.random.normal(colour_key, (n, 3), out_sharding=spec),
+      "color": color * jax.random.normal(color_key, (n, 3), out_sharding=spec),
     }
 
   def apply(self, images: jax.Array, draws: dict[str, jax.Array]) -> jax.Array:
@@ -157,11 +156,11 @@ class Augment:
     directions = stds * jnp.asarray(self.statistics.directions)  # f32[3, RGB]
     # Accelerators would round to fewer digits.
     noise = jnp.matmul(
-      draws["colour"], directions, precision=lax.Precision.HIGHEST
+      draws["color"], directions, precision=lax.Precision.HIGHEST
     )[:, None, None, :]  # f32[n, 1, 1, 3]
     crops = self._cut(images, offset, flip) + noise
     return (crops - self._mean(offset, flip)) / (
-      self.scale * self.colour_divisor
+      self.scale * self.color_divisor
     )
 
   def view(self, images: jax.Array, index: jax.Array | int) -> jax.Array:
@@ -169,7 +168,7 @@ class Augment:
 
     Args:
       images: u8[n, stored_size, stored_size, 3].
-      index: 0..9; the crop at the top left, top right, centre, bottom left,
+      index: 0..9; the crop at the top left, top right, center, bottom left,
         bottom right, and these five mirrored, as in the released code.
 
     Returns:
@@ -187,7 +186,7 @@ class Augment:
     return (crops - self._mean(offset[:1], flip[:1])) / self.scale
 
   def center(self, images: jax.Array) -> jax.Array:
-    """The centre crop of each image, for evaluation: a view."""
+    """The center crop of each image, for evaluation: a view."""
     return self.view(images, _CENTER)
 
   def _cut(self, images, offset, flip) -> jax.Array:

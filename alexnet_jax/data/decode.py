@@ -13,8 +13,8 @@ import simplejpeg
 from PIL import Image
 
 _JPEG = b"\xff\xd8"
-# Colours that simplejpeg turns into the RGB that Pillow makes of them.
-_COLOURS = ("YCbCr", "Gray")
+# Colors that simplejpeg turns into the RGB that Pillow makes of them.
+_COLORS = ("YCbCr", "Gray")
 
 
 def decode(encoded: bytes, out: np.ndarray) -> None:
@@ -71,8 +71,8 @@ def copy(pixels: bytes, shape: tuple[int, int, int], out: np.ndarray) -> None:
 def _decode_square(encoded: bytes, out: np.ndarray) -> bool:
   """Decodes a JPEG of just this size; whether it was one, and faultless."""
   try:
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-    if (height, width) != out.shape[:2] or colours not in _COLOURS:
+    height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
+    if (height, width) != out.shape[:2] or colors not in _COLORS:
       return False
     simplejpeg.decode_jpeg(encoded, "RGB", buffer=out)
   except ValueError:

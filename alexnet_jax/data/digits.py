@@ -1,6 +1,6 @@
 """`digits`: 1,797 real handwritten digits that ship inside scikit-learn.
 
-8x8 pixels, 17 grey levels, ten classes; from the test set of UCI's optical
+8x8 pixels, 17 gray levels, ten classes; from the test set of UCI's optical
 recognition of handwritten digits. Nothing is downloaded.
 """
 

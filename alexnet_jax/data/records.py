@@ -18,8 +18,8 @@ from alexnet_jax.data import source as source_lib
 
 # What becomes of a record that cannot be read, see `Records.unreadable`.
 UNREADABLE = ("stop", "replace")
-# Neighbours that are tried in its place.
-_NEIGHBOURS = 64
+# Neighbors that are tried in its place.
+_NEIGHBORS = 64
 
 
 class Block(NamedTuple):
@@ -49,7 +49,7 @@ class Records:
     raw_shape: height, width and channels of images that are stored as pixels;
       None where they are encoded.
     unreadable: `stop` where a record or its image cannot be read, or `replace`
-      it by its neighbour: the first of the next 64 that can be read, from the
+      it by its neighbor: the first of the next 64 that can be read, from the
       end of the split on at its start.
   """
 
@@ -100,7 +100,7 @@ class Records:
       except source_lib.UnreadableError as error:
         if self.unreadable == "stop":
           raise
-        labels[row] = self._read_neighbour(index, images[row], error)
+        labels[row] = self._read_neighbor(index, images[row], error)
         replaced.append(row)
     return replaced
 
@@ -159,14 +159,14 @@ class Records:
       ) from error
     return label
 
-  def _read_neighbour(
+  def _read_neighbor(
     self, index: int, out: np.ndarray, error: source_lib.UnreadableError
   ) -> int:
-    for distance in range(1, _NEIGHBOURS + 1):
+    for distance in range(1, _NEIGHBORS + 1):
       try:
         return self._read((index + distance) % len(self), out)
       except source_lib.UnreadableError:
         continue
     raise source_lib.RecordError(
-      f"{error} None of the {_NEIGHBOURS} records after it can be read either."
+      f"{error} None of the {_NEIGHBORS} records after it can be read either."
     ) from error

@@ -29,7 +29,7 @@ from alexnet_jax.data import decode, ilsvrc, statistics
 
 # Side of the stored squares, pixels. Source: Krizhevsky et al. 2012, section 2.
 SIDE = 256
-# Of the stored JPEGs; the colours have half the resolution, as in the files of
+# Of the stored JPEGs; the colors have half the resolution, as in the files of
 # ImageNet. That of the released code (cuda-convnet2, make-data, pyext.h).
 QUALITY = 95
 # Of the sums beside a shard: those of the values at each place, 64 bits each.
@@ -42,7 +42,7 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 KINDS = {
   "cmyk": "CMYK, converted to RGB",
   "not_jpeg": "not a JPEG in spite of its name",
-  "grey": "grey, stored as RGB",
+  "gray": "gray, stored as RGB",
   "enlarged": f"smaller than {SIDE} pixels, enlarged",
   "left_out": "unreadable, left out",
 }
@@ -129,7 +129,7 @@ def read_square(encoded: bytes) -> tuple[np.ndarray, list[str]]:
     odd = {
       "cmyk": picture.mode == "CMYK",
       "not_jpeg": picture.format != "JPEG",
-      "grey": picture.mode == "L",
+      "gray": picture.mode == "L",
       "enlarged": min(picture.size) < SIDE,
     }
     pixels = np.asarray(decode.cut(picture, SIDE))

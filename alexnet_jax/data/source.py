@@ -20,7 +20,7 @@ from array_record.python import array_record_module
 
 from alexnet_jax.data import metadata_check
 
-# Of random access; read ahead, a record would be read with its neighbours.
+# Of random access; read ahead, a record would be read with its neighbors.
 _READER_OPTIONS = "readahead_buffer_size:0"
 # What one read asks of a file, bytes: about a record.
 _BUFFER_BYTES = 1 << 15

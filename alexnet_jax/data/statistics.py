@@ -1,7 +1,7 @@
 """What the augmentation must know of the pixels of a training split.
 
 The mean image, the mean of each channel, and the directions in which the
-colours vary. `imagenet256` keeps its own with its metadata; `PUBLISHED` are
+colors vary. `imagenet256` keeps its own with its metadata; `PUBLISHED` are
 those of the released code, for sets that keep none.
 """
 
@@ -24,7 +24,7 @@ class Statistics:
     mean_image: f32[side, side, 3]; None where it is not known.
     directions: eigenvectors of the covariance of R, G, B, one a row, that of
       the largest eigenvalue first.
-    stds: standard deviation along each direction, in grey levels: the roots of
+    stds: standard deviation along each direction, in gray levels: the roots of
       the eigenvalues.
   """
 
@@ -130,7 +130,7 @@ class Sums:
 
 
 def to_metadata(statistics: Statistics) -> dict[str, Any]:
-  """As plain numbers, for JSON; pixels to a thousandth of a grey level."""
+  """As plain numbers, for JSON; pixels to a thousandth of a gray level."""
   fields = dataclasses.asdict(statistics)
   image = statistics.mean_image
   fields["mean_image"] = np.round(image.astype(np.float64), 3).tolist()

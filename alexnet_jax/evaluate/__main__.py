@@ -2,7 +2,7 @@
 
     python -m alexnet_jax.evaluate --workdir=runs/two_device
 
-Top-1 and top-5 error with their confidence intervals, of the centre view and of
+Top-1 and top-5 error with their confidence intervals, of the center view and of
 the ten views of 2012; of several runs also those of their averaged
 probabilities. Any layout will do, whichever layout trained them. Nothing is
 written but the files asked for.
@@ -40,11 +40,11 @@ _WORKDIR = flags.DEFINE_multi_string(
 _VIEWS = flags.DEFINE_list(
   "views",
   ["1", str(augment.VIEWS)],
-  "Of each image: 1, the centre crop, or 10, whose softmax outputs are "
+  "Of each image: 1, the center crop, or 10, whose softmax outputs are "
   "averaged.",
 )
 _LAYOUT = flags.DEFINE_string(
-  "layout", None, "A layout of the catalogue. Default: that of each run."
+  "layout", None, "A layout of the catalog. Default: that of each run."
 )
 _MESH = flags.DEFINE_list(
   "mesh", [], "Devices along axes of the layout, as data=4,column=2."

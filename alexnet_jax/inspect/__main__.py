@@ -175,7 +175,7 @@ def _print_tables(
     *summary.repeated(program.network, program.layout),
     *summary.members(program, _CONFIG.value.seed),
     *said,
-    *summary.memory(compiled, program.forms),
+    *summary.memory(compiled, program.implementations),
     *summary.verdict(audit),
     *([f"the picture is in {_PICTURE.value}"] if _PICTURE.value else []),
   ):

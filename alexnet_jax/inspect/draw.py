@@ -23,9 +23,9 @@ DOTS_PER_INCH = 200
 
 Dashes = str | tuple[float, tuple[float, ...]]
 
-# A colour-blind safe set (Okabe and Ito 2008) of different lightness, and a
-# dash pattern each, so that the kinds differ in grey as well.
-COLOURS = {
+# A color-blind safe set (Okabe and Ito 2008) of different lightness, and a
+# dash pattern each, so that the kinds differ in gray as well.
+COLORS = {
   "ink": "#1a1a1a",
   "quiet": "#6b6b6b",
   "all_gather": "#0072b2",
@@ -115,7 +115,7 @@ class _Canvas:
   def line(
     self,
     points: Sequence[grid.Point],
-    colour: str,
+    color: str,
     *,
     width: float,
     dashes: Dashes = "-",
@@ -123,13 +123,13 @@ class _Canvas:
   ) -> None:
     xs, ys = zip(*points, strict=True)
     self.axes.add_line(
-      lines.Line2D(xs, ys, color=colour, lw=width, ls=dashes, zorder=layer)
+      lines.Line2D(xs, ys, color=color, lw=width, ls=dashes, zorder=layer)
     )
 
   def shape(
     self,
     points: Sequence[grid.Point],
-    colour: str,
+    color: str,
     *,
     dashes: Dashes = "-",
     hatch: str | None = None,
@@ -137,7 +137,7 @@ class _Canvas:
     self.axes.add_patch(
       patches.Polygon(
         points,
-        facecolor=colour,
+        facecolor=color,
         edgecolor=EDGE,
         lw=0.7,
         ls=dashes,
@@ -177,10 +177,10 @@ class _Canvas:
     top = [(x, y), (to, y), (to + right, y - up), (x + right, y - up)]
     side = [(to, y), (to, end), (to + right, end - up), (to + right, y - up)]
     front = [(x, y), (to, y), (to, end), (x, end)]
-    colours = ("white",) * 3 if box.partial else (TOP, RIGHT, FRONT)
-    self.shape(top, colours[0], dashes=dashes)
-    self.shape(side, colours[1], dashes=dashes)
-    self.shape(front, colours[2], dashes=dashes, hatch=hatch)
+    colors = ("white",) * 3 if box.partial else (TOP, RIGHT, FRONT)
+    self.shape(top, colors[0], dashes=dashes)
+    self.shape(side, colors[1], dashes=dashes)
+    self.shape(front, colors[2], dashes=dashes, hatch=hatch)
 
   def link(self, link: scene_lib.Link) -> None:
     if len(link.starts) > 2:
@@ -188,7 +188,7 @@ class _Canvas:
     for start in link.starts:
       self.line(
         [start, link.end],
-        COLOURS["quiet"],
+        COLORS["quiet"],
         width=0.6,
         dashes=(0, (3, 2)),
         layer=3,
@@ -200,7 +200,7 @@ class _Canvas:
         start,
         end,
         arrowstyle="-|>,head_length=3.2,head_width=1.5",
-        color=COLOURS[kind],
+        color=COLORS[kind],
         lw=1.1,
         ls=DASHES[kind],
         shrinkA=0,
@@ -210,20 +210,20 @@ class _Canvas:
     )
 
   def mark(self, mark: scene_lib.Mark) -> None:
-    colour, (x, y) = COLOURS[mark.kind], (mark.x, mark.y)
+    color, (x, y) = COLORS[mark.kind], (mark.x, mark.y)
     end = x + mark.length, y
     match mark.sign:
       case "plus":
-        self.plus((x, y), colour)
+        self.plus((x, y), color)
       case "loop":
-        self.loop((x, y), end, colour)
+        self.loop((x, y), end, color)
       case "leader":
         ends = [(x, y + 0.02), (x, y + mark.length)]
-        self.line(ends, colour, width=0.7, dashes=(0, (1, 1.5)))
+        self.line(ends, color, width=0.7, dashes=(0, (1, 1.5)))
       case "swatch":
         corner = x, y - mark.length / 2
         square = patches.Rectangle(
-          corner, mark.length, mark.length, facecolor=colour, edgecolor="none"
+          corner, mark.length, mark.length, facecolor=color, edgecolor="none"
         )
         self.axes.add_patch(square)
       case "link":
@@ -231,31 +231,31 @@ class _Canvas:
       case "arrow":
         if mark.kind in grid.SUMS:
           end = end[0] - 0.06, y
-          self.plus(end, colour)
+          self.plus(end, color)
         self.arrow(mark.kind, (x, y), end)
       case "repeated":
         self.shape(_frame(mark), FRONT, hatch=HATCH)
       case "partial":
         self.shape(_frame(mark), "white", dashes=PARTIAL)
 
-  def plus(self, middle: grid.Point, colour: str) -> None:
+  def plus(self, middle: grid.Point, color: str) -> None:
     circle = patches.Circle(
-      middle, 0.06, facecolor="white", edgecolor=colour, lw=1.0, zorder=5
+      middle, 0.06, facecolor="white", edgecolor=color, lw=1.0, zorder=5
     )
     self.axes.add_patch(circle)
     x, y = middle
     for dx, dy in ((0.035, 0), (0, 0.035)):
       ends = [(x - dx, y - dy), (x + dx, y + dy)]
-      self.line(ends, colour, width=1.0, layer=6)
+      self.line(ends, color, width=1.0, layer=6)
 
-  def loop(self, start: grid.Point, end: grid.Point, colour: str) -> None:
+  def loop(self, start: grid.Point, end: grid.Point, color: str) -> None:
     self.axes.add_patch(
       patches.FancyArrowPatch(
         start,
         end,
         connectionstyle="arc3,rad=-1.2",
         arrowstyle="<|-|>,head_length=3,head_width=1.5",
-        color=colour,
+        color=color,
         lw=1.1,
         shrinkA=0,
         shrinkB=0,
@@ -272,7 +272,7 @@ class _Canvas:
       va="center_baseline",
       size=label.size,
       weight="bold" if label.bold else "normal",
-      color=COLOURS[label.tone],
+      color=COLORS[label.tone],
       zorder=7,
     )
 

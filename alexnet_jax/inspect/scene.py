@@ -65,7 +65,7 @@ class Mark:
 
   `plus`: a sum ends here. `loop`: an exchange inside the group of a row.
   `leader`: from a label, `length` downwards, to its arrows. `swatch`: a spot
-  of colour. In the legend also `arrow`, `link`, `repeated` and `partial`.
+  of color. In the legend also `arrow`, `link`, `repeated` and `partial`.
   """
 
   sign: str

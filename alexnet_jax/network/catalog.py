@@ -70,7 +70,7 @@ ALEXNET_2012 = Wiring(
       window=11,
       stride=4,
       padding=(0, 3),
-      normalise="column",
+      normalize="column",
       pool=wiring.Pool(),
     ),
     Layer(
@@ -79,7 +79,7 @@ ALEXNET_2012 = Wiring(
       features=256,
       window=5,
       padding=(2, 2),
-      normalise="column",
+      normalize="column",
       pool=wiring.Pool(),
       bias=1.0,
     ),
@@ -199,7 +199,7 @@ WITHOUT_CONV5 = rewire(
 )
 
 # Ablations of the authors' notebook: dropout of a fifth after conv4 (run 177),
-# stochastic pooling in block 2 (run 178), nothing normalised in block 2 (run
+# stochastic pooling in block 2 (run 178), nothing normalized in block 2 (run
 # 167).
 DROPOUT_AFTER_CONV4 = rewire(
   ALEXNET_2012,
@@ -211,9 +211,9 @@ STOCHASTIC_POOL2 = rewire(
   "stochastic_pool2",
   conv2={"pool": wiring.Pool(kind="stochastic")},
 )
-WITHOUT_LRN2 = rewire(ALEXNET_2012, "without_lrn2", conv2={"normalise": "none"})
+WITHOUT_LRN2 = rewire(ALEXNET_2012, "without_lrn2", conv2={"normalize": "none"})
 
-# The network of 2012 with every layer reading all columns; normalisation stays
+# The network of 2012 with every layer reading all columns; normalization stays
 # inside a column. With zeros where the columns did not meet it computes what
 # that one computes: see `block_diagonal.py`. 62,378,344 parameters, the number
 # that AlexNet is often said to have.
@@ -260,7 +260,7 @@ LENET5 = Wiring(
 
 # Three convolutions and the logits, for images of 32 pixels: a stand-in for the
 # network of the paper's figure 1, which is not described (cuda-convnet,
-# layers-18pct.cfg, without its normalisation and with max pooling throughout).
+# layers-18pct.cfg, without its normalization and with max pooling throughout).
 # As for LeNet-5, the last layer has the name of the last.
 FOUR_LAYER = Wiring(
   name="four_layer",
@@ -289,13 +289,13 @@ FOUR_LAYER = Wiring(
 
 # AlexNet as d2l has it: one column that reads everything, a pixel of zeros on
 # each side of the image, so maps of 54 pixels and at last 5 x 5, nothing
-# normalised. Introductions quote its size for that of 2012; see complexity.py.
+# normalized. Introductions quote its size for that of 2012; see complexity.py.
 ALEXNET_D2L = rewire(
   ALEXNET_2012,
   "alexnet_d2l",
   columns=1,
-  conv1={"padding": (1, 1), "normalise": "none"},
-  conv2={"reads": "all", "normalise": "none"},
+  conv1={"padding": (1, 1), "normalize": "none"},
+  conv2={"reads": "all", "normalize": "none"},
   conv4={"reads": "all"},
   conv5={"reads": "all"},
 )

@@ -25,7 +25,7 @@ class Exchange(Protocol):
     """
     ...
 
-  def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
+  def neighbors(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
     """Adds `reach` maps on each side of a layer's maps: zeros at the ends."""
     ...
 
@@ -48,7 +48,7 @@ class NoExchange:
     del layer
     return product(x, kernel)
 
-  def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
+  def neighbors(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
     del layer
     return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((reach, reach),))
 

@@ -3,8 +3,8 @@
 Every form gives the same numbers up to rounding, and so do its gradients; what
 differs is how long a platform takes for it. `PLAIN` is how one would write it
 down, and what all others are tested against. The rule is `choose`; the figures
-behind it are in docs/performance.md, and `bench --what=forms` measures them
-again on the machine at hand.
+behind it are in docs/performance.md; `bench --what=implementations` measures
+them again on the machine at hand.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Implementations:
   Attributes:
     pool: max pooling as `window`, one reduction over windows, or as `slices`,
       the maximum of strided slices, with a gradient of its own: `slices.py`.
-    norm: the energy of local response normalisation as `window`, a reduction,
+    norm: the energy of local response normalization as `window`, a reduction,
       as `slices`, the sum of shifted maps, or as `product` with a matrix of
       ones around its diagonal.
     bias: gradient of a bias as `sum` over positions, or as `product` with a
@@ -57,7 +57,7 @@ class Implementations:
       if getattr(self, name) not in known:
         raise ValueError(
           f"the form of {name} is {getattr(self, name)!r}, expected one of "
-          f"{', '.join(known)}. Set --forms."
+          f"{', '.join(known)}. Set --implementations."
         )
 
   def __str__(self) -> str:
@@ -98,12 +98,12 @@ def choose(
   Raises:
     ValueError: there is no such operation, or no such form.
   """
-  forms = PLATFORMS.get(platform, PLAIN)
+  implementations = PLATFORMS.get(platform, PLAIN)
   is_wide = _fewest_channels(network) >= _WINOGRAD_CHANNELS
   if not is_wide or precision != "float32":
-    forms = dataclasses.replace(forms, conv3x3="direct")
+    implementations = dataclasses.replace(implementations, conv3x3="direct")
   if wanted == AUTO:
-    return forms
+    return implementations
   if wanted == "plain":
     return PLAIN
   chosen = {}
@@ -111,12 +111,12 @@ def choose(
     name, _, form = word.strip().partition("=")
     if name not in CHOICES:
       raise ValueError(
-        f"forms are {wanted!r}, where {name!r} is no operation, expected auto, "
-        f"plain, or OPERATION=FORM with one of {', '.join(CHOICES)}, separated "
-        "by commas. Set --forms."
+        f"implementations are {wanted!r}, where {name!r} is no operation, "
+        f"expected auto, plain, or OPERATION=FORM with one of {', '.join(CHOICES)}, separated "
+        "by commas. Set --implementations."
       )
     chosen[name] = form
-  return dataclasses.replace(forms, **chosen)
+  return dataclasses.replace(implementations, **chosen)
 
 
 def _fewest_channels(network: wiring.Network) -> int:

@@ -9,7 +9,7 @@ in; on one device there is nothing to bring.
 Shapes in comments are for the device that runs this: n images, and of h x w
 maps or units those that the device holds. Images of bfloat16 are computed in
 bfloat16: kernels are rounded where they are used, and what is a sum over many
-values, a normalisation or the gradient of a bias, stays float32.
+values, a normalization or the gradient of a bias, stays float32.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from alexnet_jax.network import blocks, implementations, ops, winograd, wiring
+from alexnet_jax.network import blocks, ops, winograd, wiring
 from alexnet_jax.network import exchange as exchange_lib
+from alexnet_jax.network import implementations as implementations_lib
 
 
 class Weights(nnx.Module):
-  """Kernel and bias of one layer, and what its batch normalisation has.
+  """Kernel and bias of one layer, and what its batch normalization has.
 
   Attributes:
     kernel: f32[window, window, in, out] with `in` the channels one output
       reads, f32[positions, in, out] where units read a map, or f32[in, out].
-    bias: f32[out], constant; 0 before a batch normalisation's first step.
-    scale: f32[out], 1; of a batch normalisation only, as are the next two.
-    mean: f32[out], the running mean of what is normalised.
+    bias: f32[out], constant; 0 before a batch normalization's first step.
+    scale: f32[out], 1; of a batch normalization only, as are the next two.
+    mean: f32[out], the running mean of what is normalized.
     variance: f32[out], its running variance.
   """
 
@@ -47,7 +48,7 @@ class Weights(nnx.Module):
     if std is None:
       std = math.sqrt(2.0 / math.prod(shape[:-1]))
     self.kernel = nnx.Param(std * normal.reshape(shape))
-    outputs, is_batch = shape[-1:], layer.normalise == "batch"
+    outputs, is_batch = shape[-1:], layer.normalize == "batch"
     bias = 0.0 if is_batch else layer.bias
     self.bias = nnx.Param(jnp.full(outputs, bias, jnp.float32))
     if is_batch:
@@ -62,7 +63,7 @@ class AlexNet(nnx.Module):
   Args:
     network: the table.
     rngs: with a stream `params`, for the initial weights.
-    forms: how its operations are computed.
+    implementations: how its operations are computed.
   """
 
   def __init__(
@@ -70,9 +71,11 @@ class AlexNet(nnx.Module):
     network: wiring.Network,
     *,
     rngs: nnx.Rngs,
-    forms: implementations.Implementations = implementations.PLAIN,
+    implementations: implementations_lib.Implementations = (
+      implementations_lib.PLAIN
+    ),
   ):
-    self.network, self.forms = network, forms
+    self.network, self.implementations = network, implementations
     shapes = {name: size.kernel for name, size in network.sizes().items()}
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
     # One draw, cut in pieces: a draw per kernel takes five times as long to
@@ -95,7 +98,7 @@ class AlexNet(nnx.Module):
       images: f32[n, image_size, image_size, 3], mean removed; or bf16.
       masks: for training: per layer with dropout, bool[n, units] or bool[n, h,
         w, maps] after pooling, False where a value is dropped. None:
-        evaluation; see `ops.drop`. In training, a batch normalisation uses the
+        evaluation; see `ops.drop`. In training, a batch normalization uses the
         statistics of the batch, and the module keeps new running ones.
       points: for training: per layer with stochastic pooling, f32[n, h, w,
         maps] after it, uniform in [0, 1); see `ops.stochastic_pool`.
@@ -118,7 +121,7 @@ class AlexNet(nnx.Module):
           masks=masks,
           points=points,
           exchange=exchange,
-          forms=self.forms,
+          implementations=self.implementations,
         )  # f32[n, h, w, maps] or [n, units]
     return x
 
@@ -132,7 +135,7 @@ def run_layer(
   masks: Mapping[str, jax.Array] | None,
   points: Mapping[str, jax.Array] | None,
   exchange: exchange_lib.Exchange,
-  forms: implementations.Implementations,
+  implementations: implementations_lib.Implementations,
 ) -> jax.Array:
   """What one layer makes of what the layer before has left.
 
@@ -143,26 +146,28 @@ def run_layer(
     x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
     masks: see `AlexNet.__call__`, as for all that follow.
     points: of all layers, as the masks.
-    exchange: brings what the layer and its normalisation read of others.
-    forms: how operations are computed.
+    exchange: brings what the layer and its normalization read of others.
+    implementations: how operations are computed.
 
   Returns:
     f32[n, h', w', maps] or f32[n, units].
   """
-  product = functools.partial(by_column, layer, forms=forms)
+  product = functools.partial(by_column, layer, implementations=implementations)
   x = exchange.multiply(layer.name, product, x, weights.kernel[...])
-  if layer.normalise == "batch":
+  if layer.normalize == "batch":
     trains, momentum = masks is not None, network.batch_norm_momentum
     x = ops.by_batch(
       layer, weights, x, exchange, trains=trains, momentum=momentum
     )
   else:
-    x = ops.shift(x, weights.bias[...], form=forms.bias)
+    x = ops.shift(x, weights.bias[...], form=implementations.bias)
   x = ops.activate(x, layer.activation)
-  x = ops.by_neighbours(network, layer, x, exchange, form=forms.norm)
+  x = ops.by_neighbors(network, layer, x, exchange, form=implementations.norm)
   if layer.pool:
     drawn = None if points is None else points.get(layer.name)
-    x = ops.pool(x, layer.pool, drawn, form=forms.pool)  # f32[n, h', w', maps]
+    x = ops.pool(
+      x, layer.pool, drawn, form=implementations.pool
+    )  # f32[n, h', w', maps]
   if layer.dropout:
     x = ops.drop(
       x,
@@ -178,7 +183,7 @@ def by_column(
   x: jax.Array,
   kernel: jax.Array,
   *,
-  forms: implementations.Implementations,
+  implementations: implementations_lib.Implementations,
 ) -> jax.Array:
   """One dense operation for each column that this device holds.
 
@@ -191,18 +196,18 @@ def by_column(
     x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
     kernel: f32[window, window, channels / columns here, maps], or
       f32[positions, channels / columns here, units]; used in the type of x.
-    forms: how it is computed.
+    implementations: how it is computed.
 
   Returns:
     f32[n, h', w', maps] or f32[n, units].
   """
   kernel = kernel.astype(x.dtype)
   columns_here = x.shape[-1] // kernel.shape[-2]
-  if layer.window and forms.columns == "grouped":
-    return _convolve(layer, x, kernel, forms, groups=columns_here)
+  if layer.window and implementations.columns == "grouped":
+    return _convolve(layer, x, kernel, implementations, groups=columns_here)
   operation = _convolve if layer.window else _multiply
   outputs = [
-    operation(layer, own, own_kernel, forms)
+    operation(layer, own, own_kernel, implementations)
     for own, own_kernel in zip(
       jnp.split(x, columns_here, axis=-1),
       jnp.split(kernel, columns_here, axis=-1),
@@ -216,10 +221,10 @@ def _convolve(
   layer: wiring.Layer,
   x: jax.Array,
   kernel: jax.Array,
-  forms: implementations.Implementations,
+  implementations: implementations_lib.Implementations,
   groups: int = 1,
 ) -> jax.Array:
-  if layer.stride > 1 and groups == 1 and forms.conv1 == "blocks":
+  if layer.stride > 1 and groups == 1 and implementations.conv1 == "blocks":
     return blocks.convolve(
       x, kernel, stride=layer.stride, padding=layer.padding
     )
@@ -228,7 +233,7 @@ def _convolve(
     and groups == 1
     and layer.window == winograd.WINDOW
     and x.dtype == jnp.float32
-    and forms.conv3x3 == "winograd"
+    and implementations.conv3x3 == "winograd"
   ):
     return winograd.convolve(x, kernel, layer.padding)
   return lax.conv_general_dilated(
@@ -245,20 +250,22 @@ def _multiply(
   layer: wiring.Layer,
   x: jax.Array,
   kernel: jax.Array,
-  forms: implementations.Implementations,
+  implementations: implementations_lib.Implementations,
 ) -> jax.Array:
-  del layer, forms
+  del layer, implementations
   # Position by position, channels last, as the kernel has them.
   return x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def make_graphdef(
   network: wiring.Network,
-  forms: implementations.Implementations = implementations.PLAIN,
+  implementations: implementations_lib.Implementations = (
+    implementations_lib.PLAIN
+  ),
 ) -> nnx.GraphDef:
   """The module without its parameters, to be merged with them in a step."""
   abstract = nnx.eval_shape(
-    lambda: AlexNet(network, rngs=nnx.Rngs(0), forms=forms)
+    lambda: AlexNet(network, rngs=nnx.Rngs(0), implementations=implementations)
   )
   graphdef, _ = nnx.split(abstract)
   return graphdef
@@ -278,7 +285,7 @@ def join(
 def init_statistics(
   network: wiring.Network,
 ) -> dict[str, dict[str, jax.Array]]:
-  """Initial running statistics of the layers with batch normalisation.
+  """Initial running statistics of the layers with batch normalization.
 
   Returns:
     {layer: {"mean": f32[out], "variance": f32[out]}}, of global shapes.
@@ -289,7 +296,7 @@ def init_statistics(
       "variance": jnp.ones(layer.features),
     }
     for layer in network.layers
-    if layer.normalise == "batch"
+    if layer.normalize == "batch"
   }
 
 
@@ -304,7 +311,7 @@ def init_parameters(
 
   Returns:
     {layer: {"kernel": f32[...], "bias": f32[out]}}, and "scale": f32[out] where
-    the layer has batch normalisation; global shapes: HWIO with I the channels
+    the layer has batch normalization; global shapes: HWIO with I the channels
     one output reads, or (in, out); (positions, in, out) where a fully connected
     layer reads a map: position by position, channels last.
   """

@@ -24,7 +24,7 @@ def local_response_norm(
   wide: jax.Array | None = None,
   form: str = "window",
 ) -> jax.Array:
-  """Divides each value by a power of its neighbours' energy across channels.
+  """Divides each value by a power of its neighbors' energy across channels.
 
   y[i] = x[i] / (k + alpha * sum of x[j]^2 over |j - i| <= size // 2) ^ beta.
   The sum ends at the first and last channel of a column.
@@ -32,7 +32,7 @@ def local_response_norm(
   Args:
     x: f32[n, h, w, c], the channels on this device; of another type, it is
       computed in float32 nevertheless.
-    groups: columns on this device; neighbours never cross a column.
+    groups: columns on this device; neighbors never cross a column.
     size: channels in the window, odd.
     k: what the energy is added to.
     alpha: factor of the plain sum. The paper's 1e-4 was divided by the window
@@ -59,7 +59,7 @@ def local_response_norm(
   grouped = x.reshape(*x.shape[:-1], groups, channels // groups)
   grouped = grouped.astype(jnp.float32)
   if wide is None and beta == 0.75:
-    y = _normalise(grouped, size, k, alpha, form)
+    y = _normalize(grouped, size, k, alpha, form)
   else:
     read, padding = grouped, size // 2
     if wide is not None:
@@ -70,25 +70,25 @@ def local_response_norm(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _normalise(
+def _normalize(
   x: jax.Array, size: int, k: float, alpha: float, form: str
 ) -> jax.Array:
   """Over the channels of x, f32[..., c], to the power of 3/4.
 
   With a gradient of its own, which is again one sum over windows, and for which
-  what was normalised serves as it is: a third of the passes over memory.
+  what was normalized serves as it is: a third of the passes over memory.
   """
-  return _normalise_forward(x, size, k, alpha, form)[0]
+  return _normalize_forward(x, size, k, alpha, form)[0]
 
 
-def _normalise_forward(x, size, k, alpha, form):
+def _normalize_forward(x, size, k, alpha, form):
   window = {"size": size, "padding": size // 2, "form": form}
   denominator = k + alpha * _energy(lax.square(x), **window)
   y = x / _power(denominator, 0.75)
   return y, (x, y, denominator)
 
 
-def _normalise_backward(size, k, alpha, form, residuals, gradient):
+def _normalize_backward(size, k, alpha, form, residuals, gradient):
   del k
   x, y, denominator = residuals
   window = {"size": size, "padding": size // 2, "form": form}
@@ -98,7 +98,7 @@ def _normalise_backward(size, k, alpha, form, residuals, gradient):
   return (own - 2.0 * 0.75 * alpha * x * shared,)
 
 
-_normalise.defvjp(_normalise_forward, _normalise_backward)
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _power(x: jax.Array, beta: float) -> jax.Array:
@@ -320,7 +320,7 @@ if TYPE_CHECKING:
   from alexnet_jax.network import model
 
 
-def by_neighbours(
+def by_neighbors(
   network: wiring.Network,
   layer: wiring.Layer,
   x: jax.Array,
@@ -328,18 +328,18 @@ def by_neighbours(
   *,
   form: str = "window",
 ) -> jax.Array:
-  """Local response normalisation, where there is any: f32[n, h, w, maps]."""
+  """Local response normalization, where there is any: f32[n, h, w, maps]."""
   sizes = {
     "size": wiring.LRN_SIZE,
     "k": network.lrn_k,
     "alpha": network.lrn_alpha,
     "form": form,
   }
-  if layer.normalise == "column":
+  if layer.normalize == "column":
     columns_here = x.shape[-1] * network.columns // layer.features
     return local_response_norm(x, groups=columns_here, **sizes)
-  if layer.normalise == "across":
-    wide = exchange.neighbours(layer.name, x, layer.reach)
+  if layer.normalize == "across":
+    wide = exchange.neighbors(layer.name, x, layer.reach)
     return local_response_norm(x, groups=1, wide=wide, **sizes)
   return x
 
@@ -353,7 +353,7 @@ def by_batch(
   trains: bool,
   momentum: float,
 ) -> jax.Array:
-  """Batch normalisation over the whole batch: f32[n, h, w, maps], [n, units].
+  """Batch normalization over the whole batch: f32[n, h, w, maps], [n, units].
 
   Sums and sums of squares are exchanged together, once. Their difference would
   lose digits where the mean is far from 0, so both are taken around the running
@@ -429,6 +429,6 @@ def batch_norm(
   Source: Ioffe and Szegedy 2015, "Batch normalization", algorithm 1.
   """
   factor = scale * lax.rsqrt(variance + epsilon)
-  centred = x.astype(jnp.float32) - for_each(mean, x)
-  y = centred * for_each(factor, x) + for_each(bias, x)
+  centered = x.astype(jnp.float32) - for_each(mean, x)
+  y = centered * for_each(factor, x) + for_each(bias, x)
   return y.astype(x.dtype)

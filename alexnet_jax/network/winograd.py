@@ -1,6 +1,6 @@
 """Convolutions with windows of 3 in 16 multiplications instead of 36.
 
-Winograd's minimal filtering: two neighbouring results of a window of 3 read
+Winograd's minimal filtering: two neighboring results of a window of 3 read
 four values, and as polynomials these need to be multiplied at four points only.
 In both directions of a map, tiles of 4 x 4 values give tiles of 2 x 2 results,
 

@@ -11,11 +11,11 @@ import dataclasses
 import math
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
-NORMALISATIONS = ("none", "column", "across", "batch")
+NORMALIZATIONS = ("none", "column", "across", "batch")
 INITS = ("source", "paper", "he")
 DROPOUT_SCALINGS = ("test", "train")
 
-# Maps in the window of local response normalisation, n of Krizhevsky et al.
+# Maps in the window of local response normalization, n of Krizhevsky et al.
 # 2012, section 3.3.
 LRN_SIZE = 5
 
@@ -51,9 +51,9 @@ class Layer:
     padding: zeros (before, after), in both directions of the map.
     activation: what follows: `relu`, `tanh`, `sigmoid` or `linear`, which is
       nothing.
-    normalise: `none`; `column` or `across`: local response normalisation over
+    normalize: `none`; `column` or `across`: local response normalization over
       maps of a column or of all columns follows the activation; `batch`: batch
-      normalisation comes before it.
+      normalization comes before it.
     pool: what follows then; None for nothing.
     dropout: whether dropout follows.
     dropout_rate: probability that a value is dropped; None as the network has
@@ -70,7 +70,7 @@ class Layer:
   stride: int = 1
   padding: tuple[int, int] = (0, 0)
   activation: str = "relu"
-  normalise: str = "none"
+  normalize: str = "none"
   pool: Pool | None = None
   dropout: bool = False
   dropout_rate: float | None = None
@@ -79,8 +79,8 @@ class Layer:
 
   @property
   def reach(self) -> int:
-    """Maps on each side of a device's own that the layer normalises with."""
-    return LRN_SIZE // 2 if self.normalise == "across" else 0
+    """Maps on each side of a device's own that the layer normalizes with."""
+    return LRN_SIZE // 2 if self.normalize == "across" else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Sizes:
       fully connected layer reads a map.
     map_side: side of the convolution's own output map, 1 for units.
     out_side: side after pooling, 1 for units.
-    scales: of a batch normalisation, one for each output; 0 without.
+    scales: of a batch normalization, one for each output; 0 without.
   """
 
   positions: int
@@ -166,11 +166,11 @@ class Network:
     dropout_rate: probability that a unit is dropped, in [0, 1).
     dropout_scaling: where the units that dropout leaves are made up for:
       `test`, outputs times the share kept, or `train`, divided by it.
-    lrn_k: what local response normalisation adds to the energy.
+    lrn_k: what local response normalization adds to the energy.
     lrn_alpha: what it multiplies the sum of squares by.
     image_channels: of the image: 3, or 1, the mean of the three.
     batch_norm_momentum: share of the running statistics of a batch
-      normalisation that a step keeps, in [0, 1).
+      normalization that a step keeps, in [0, 1).
   """
 
   name: str
@@ -224,7 +224,7 @@ class Network:
         kernel=kernel,
         map_side=map_side,
         out_side=side,
-        scales=layer.features if layer.normalise == "batch" else 0,
+        scales=layer.features if layer.normalize == "batch" else 0,
       )
     return sizes
 
@@ -240,7 +240,7 @@ def make_network(
   dropout_scaling: str = "test",
   init: str = "source",
   activation: str | None = None,
-  normalisation: str | None = None,
+  normalization: str | None = None,
   lrn_k: float = 2.0,
   lrn_alpha: float = 2e-5,
   batch_norm_momentum: float = 0.9,
@@ -262,7 +262,7 @@ def make_network(
     dropout_scaling: see `Network`.
     activation: in the place of the table's; None keeps. The last layer has
       none.
-    normalisation: in the place of the table's where it normalises, see
+    normalization: in the place of the table's where it normalizes, see
       `Layer`, but `batch` in every layer but the last; None keeps.
     lrn_k: see `Network`.
     lrn_alpha: see `Network`.
@@ -303,7 +303,7 @@ def make_network(
       f"network.init is {init!r}, expected one of {', '.join(INITS)}. "
       "Set config.network.init."
     )
-  _check_choices(activation, normalisation, dropout_scaling, pooling)
+  _check_choices(activation, normalization, dropout_scaling, pooling)
   _check_positive(lrn_k=lrn_k, lrn_alpha=lrn_alpha)
   layers = []
   for layer in table[:-1]:
@@ -314,7 +314,7 @@ def make_network(
         f"{layer.features} of {layer.name}, expected a whole number of 1 or "
         "more. Set config.network.width."
       )
-    layer = _choose(layer, activation, normalisation, pooling)
+    layer = _choose(layer, activation, normalization, pooling)
     if layer.pool and layer.pool.kind == "stochastic":
       _check_not_negative(layer)
     layers.append(dataclasses.replace(layer, features=int(features)))
@@ -337,8 +337,8 @@ def make_network(
   if columns == 1:
     # One column is all columns, and those a layout may split.
     layers = [
-      dataclasses.replace(layer, normalise="across")
-      if layer.normalise == "column"
+      dataclasses.replace(layer, normalize="across")
+      if layer.normalize == "column"
       else layer
       for layer in layers
     ]
@@ -361,15 +361,15 @@ def make_network(
 def _choose(
   layer: Layer,
   activation: str | None,
-  normalisation: str | None,
+  normalization: str | None,
   pooling: tuple[int, int] | None,
 ) -> Layer:
   """A row with what a config has in the place of the table's."""
   if activation is not None:
     layer = dataclasses.replace(layer, activation=activation)
-  normalises = layer.normalise != "none" or normalisation == "batch"
-  if normalisation is not None and normalises:
-    layer = dataclasses.replace(layer, normalise=normalisation)
+  normalizes = layer.normalize != "none" or normalization == "batch"
+  if normalization is not None and normalizes:
+    layer = dataclasses.replace(layer, normalize=normalization)
   if pooling is not None and layer.pool:
     window, stride = pooling
     pool = dataclasses.replace(layer.pool, window=window, stride=stride)
@@ -379,13 +379,13 @@ def _choose(
 
 def _check_choices(
   activation: str | None,
-  normalisation: str | None,
+  normalization: str | None,
   dropout_scaling: str,
   pooling: tuple[int, int] | None,
 ) -> None:
   for name, value, known in (
     ("activation", activation, ACTIVATIONS),
-    ("normalisation", normalisation, NORMALISATIONS),
+    ("normalization", normalization, NORMALIZATIONS),
     ("dropout_scaling", dropout_scaling, DROPOUT_SCALINGS),
   ):
     if value is not None and value not in known:

@@ -3,7 +3,7 @@
 An exponential moving average: `average <- decay * average + (1 - decay) *
 parameters` after each update, from the initial parameters on. Nothing corrects
 for these: their weight is decay^updates, so a training should be many times
-1 / (1 - decay) updates long. The running statistics of batch normalisations
+1 / (1 - decay) updates long. The running statistics of batch normalizations
 are averaged alike: those of the newest parameters do not fit averaged ones.
 """
 
@@ -27,7 +27,7 @@ def average_parameters(decay: float) -> optax.GradientTransformationExtraArgs:
   """Leaves updates as they are, and averages the parameters they lead to.
 
   To be the last of a chain. The update takes `statistics`, of a `TrainState`,
-  where there are batch normalisations.
+  where there are batch normalizations.
 
   Args:
     decay: of what the average was before, 0 <= decay < 1.

@@ -44,7 +44,7 @@ def make_optimizer(
   size. The more common order, momentum first and rate last, gives the same
   steps only while the rate is constant. Biases have a rate of their own and
   no decay; whatever is neither kernel nor bias, as the scale of a batch
-  normalisation, has the kernels' rate and no decay.
+  normalization, has the kernels' rate and no decay.
 
   Args:
     schedule: update -> learning rate of the kernels.
@@ -62,7 +62,7 @@ def make_optimizer(
 
   Returns:
     For parameters {layer: {"kernel", "bias"}}, and the "scale" of a batch
-    normalisation, which has the rate of the kernels and no decay.
+    normalization, which has the rate of the kernels and no decay.
 
   Source: Krizhevsky et al. 2012, section 5; biases and the frozen layer as in
   cuda-convnet, layer-params-145.cfg and src/weights.cu.
@@ -201,7 +201,7 @@ def scale_kernels_by_trust(
 ) -> optax.GradientTransformationExtraArgs:
   """Multiplies the update of each kernel by its trust ratio.
 
-  Biases, and the scales of a normalisation, stay as they are. `update` takes
+  Biases, and the scales of a normalization, stay as they are. `update` takes
   `squared_norms`, a `SquaredNorms`, beside the usual arguments.
 
   Args:

@@ -119,7 +119,7 @@ def _check_features(
   fix = f"Set config.layout.{layer.name}.features or config.layout.mesh"
   if devices == 1:
     return
-  whole_columns = layer.reads == "own" or layer.normalise == "column"
+  whole_columns = layer.reads == "own" or layer.normalize == "column"
   if placement.arrive == "sum" and layer.reads != "all":
     raise ValueError(
       f"{layer.name} reads {_what(layer)}, so there is nothing to sum over "
@@ -142,7 +142,7 @@ def _check_features(
     )
   if layer.features // devices < layer.reach:
     raise ValueError(
-      f"{layer.name} normalises with {layer.reach} maps of each device beside "
+      f"{layer.name} normalizes with {layer.reach} maps of each device beside "
       f"one, and {over} in layout '{layout.name}' have "
       f"{layer.features // devices} of its {layer.features}. {fix}."
     )

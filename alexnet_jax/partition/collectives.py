@@ -70,7 +70,7 @@ def find_compiled(
   """Yields the collectives of a compiled step, combined ones piece by piece.
 
   Args:
-    hlo: the text of the optimised module.
+    hlo: the text of the optimized module.
     layers: names to look for in the scopes.
     mesh: axis name -> devices, slowest axis first.
   """

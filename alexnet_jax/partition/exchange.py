@@ -89,7 +89,7 @@ class MeshExchange:
     """
     return self._move(self._routes[layer].moves, x)
 
-  def neighbours(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
+  def neighbors(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
     """Puts the maps of the devices beside this one on both sides of its own.
 
     Args:

@@ -45,8 +45,8 @@ class Collective:
       for the reductions of the loss, `update` for those of the optimizer.
     direction: `forward` or `backward`.
     tensor: `activation`; `edges`, the maps of a device that those beside it
-      normalise with; `statistics`, two moments of each map or unit for a batch
-      normalisation; `kernel`, `bias` or `scale` for a parameter that is
+      normalize with; `statistics`, two moments of each map or unit for a batch
+      normalization; `kernel`, `bias` or `scale` for a parameter that is
       gathered, and for its gradient; `norm` for those of all kernels.
     kind: `all_gather`, `reduce_scatter`, `all_to_all` or `sum`.
     axes: the mesh axes along which it happens, in the order of the mesh; an

@@ -21,9 +21,9 @@ class Specs:
 
   Attributes:
     parameters: {layer: {"kernel": spec, "bias": spec}}, of global shapes, as
-      they are stored; a batch normalisation's "scale" too.
+      they are stored; a batch normalization's "scale" too.
     statistics: {layer: {"mean": spec, "variance": spec}}, of layers with batch
-      normalisation.
+      normalization.
     gathers: {(layer, "kernel"): (axes, dimension)}: what is stored in shares,
       and how these are joined before use.
     shared: {layer: {name: axes}}, as the parameters: axes along which devices
@@ -97,7 +97,7 @@ def make_specs(
       "kernel": _without(route.arrived.varying, (*kernel_axes, *fsdp)),
       "bias": _without(route.leaves.varying, outputs),
     }
-    if layer.normalise == "batch":
+    if layer.normalize == "batch":
       parameters[layer.name]["scale"] = _spec(outputs)
       shared[layer.name]["scale"] = shared[layer.name]["bias"]
       statistics[layer.name] = {

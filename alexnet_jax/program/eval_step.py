@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from alexnet_jax.network import implementations, model, wiring
+from alexnet_jax.network import implementations as implementations_lib
+from alexnet_jax.network import model, wiring
 from alexnet_jax.optim import ema
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import specs as specs_lib
@@ -31,24 +32,26 @@ def make_eval_step(
   *,
   views: int = 1,
   precision: str = "float32",
-  forms: implementations.Implementations = implementations.PLAIN,
+  implementations: implementations_lib.Implementations = (
+    implementations_lib.PLAIN
+  ),
 ) -> EvalStep:
   """Makes the evaluation of one batch, without dropout.
 
   Args:
-    views: 1, the centre crop, or as many as the augmentation has; loss and
+    views: 1, the center crop, or as many as the augmentation has; loss and
       errors are then those of the softmax outputs averaged over the views
       (Krizhevsky et al. 2012, section 4.1).
     precision: as of the training step.
-    forms: as of the training step.
+    implementations: as of the training step.
 
   Returns:
     (variables, images, labels) -> totals, jitted; as for the training step.
-    variables: of a `TrainState`; without batch normalisation, its parameters.
+    variables: of a `TrainState`; without batch normalization, its parameters.
     A negative label marks a row that is no image.
   """
   log_probabilities = _make_log_probabilities(
-    network, exchange, augmentation, views, precision, forms
+    network, exchange, augmentation, views, precision, implementations
   )
 
   def totals_on_device(variables, images, labels):
@@ -73,7 +76,9 @@ def make_predict_step(
   *,
   views: int = 1,
   precision: str = "float32",
-  forms: implementations.Implementations = implementations.PLAIN,
+  implementations: implementations_lib.Implementations = (
+    implementations_lib.PLAIN
+  ),
 ) -> PredictStep:
   """Makes the prediction for one batch, without dropout.
 
@@ -81,7 +86,7 @@ def make_predict_step(
     views: as for `make_eval_step`, whose totals are those of these
       log-probabilities.
     precision: as of the training step.
-    forms: as of the training step.
+    implementations: as of the training step.
 
   Returns:
     (variables, images, labels) -> (log-probabilities, labels), jitted:
@@ -89,7 +94,7 @@ def make_predict_step(
     any process.
   """
   log_probabilities = _make_log_probabilities(
-    network, exchange, augmentation, views, precision, forms
+    network, exchange, augmentation, views, precision, implementations
   )
 
   def on_device(variables, images):
@@ -111,10 +116,10 @@ def make_predict_step(
 
 
 def _make_log_probabilities(
-  network, exchange, augmentation, views, precision, forms
+  network, exchange, augmentation, views, precision, implementations
 ):
   """(variables, u8[n, ...]) -> f32[n, classes], where the loss is."""
-  graphdef = model.make_graphdef(network, forms)
+  graphdef = model.make_graphdef(network, implementations)
 
   def log_probabilities(variables, images):
     alexnet = nnx.merge(graphdef, exchange.weights(variables))

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax.network import implementations, wiring
+from alexnet_jax.network import implementations as implementations_lib
+from alexnet_jax.network import wiring
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import recording
 from alexnet_jax.partition import specs as specs_lib
@@ -25,7 +26,7 @@ def make_nonfinite_step(
   mesh: jax.sharding.Mesh,
   label_smoothing: float,
   precision: str,
-  forms: implementations.Implementations,
+  implementations: implementations_lib.Implementations,
 ) -> NonfiniteStep:
   """Makes the examination; it is to be traced under the layout's mesh.
 
@@ -49,7 +50,7 @@ def make_nonfinite_step(
       augmentation,
       label_smoothing=label_smoothing,
       precision=precision,
-      forms=forms,
+      implementations=implementations,
     )(*arguments)
     return totals, watch.found
 

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 import optax
 
-from alexnet_jax.network import implementations, wiring
+from alexnet_jax.network import implementations as implementations_lib
+from alexnet_jax.network import wiring
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import layout as layout_lib
@@ -36,7 +37,7 @@ class Program:
     views: of each image in an evaluation.
     label_smoothing: of the training loss.
     compute_dtype: type in which the network is computed.
-    forms: how its operations are computed, see `network/implementations.py`.
+    implementations: of each operation, see `network/implementations.py`.
     ensemble: how many members are trained at once. All else is of one member,
       but for the mesh and its axes, and arrays: what each member has for itself
       has a first dimension of members where there are several.
@@ -55,7 +56,9 @@ class Program:
   views: int = 1
   label_smoothing: float = 0.0
   compute_dtype: str = "float32"
-  forms: implementations.Implementations = implementations.PLAIN
+  implementations: implementations_lib.Implementations = (
+    implementations_lib.PLAIN
+  )
   ensemble: ensemble_lib.Ensemble = ensemble_lib.Ensemble()
 
   def init(self, key: jax.Array) -> step_lib.TrainState:
@@ -167,7 +170,7 @@ class Program:
         self.optimizer,
         label_smoothing=self.label_smoothing,
         precision=self.compute_dtype,
-        forms=self.forms,
+        implementations=self.implementations,
       ),
       self.mesh,
       own=(self._state_specs, self.specs.whole),
@@ -203,7 +206,7 @@ class Program:
         self.augmentation,
         views=self.views,
         precision=self.compute_dtype,
-        forms=self.forms,
+        implementations=self.implementations,
       ),
       self.mesh,
       own=(self.specs.variables,),
@@ -225,7 +228,7 @@ class Program:
       self.augmentation,
       views=self.views,
       precision=self.compute_dtype,
-      forms=self.forms,
+      implementations=self.implementations,
     )
 
   def examine(self, state, key, images, labels) -> tuple:
@@ -238,7 +241,7 @@ class Program:
       mesh=self.mesh,
       label_smoothing=self.label_smoothing,
       precision=self.compute_dtype,
-      forms=self.forms,
+      implementations=self.implementations,
     )
     with jax.set_mesh(self.mesh):
       return step(state, key, images, labels)
@@ -273,7 +276,7 @@ def make_program(
   label_smoothing: float = 0.0,
   precision: str = "float32",
   compute_dtype: str = "float32",
-  forms: str = implementations.AUTO,
+  implementations: str = implementations_lib.AUTO,
   views: int = 1,
   devices: Sequence[jax.Device] | None = None,
   keep_order: bool = False,
@@ -292,7 +295,7 @@ def make_program(
     label_smoothing: see `metrics.totals`; of the training only.
     precision: of activations while they cross devices.
     compute_dtype: type in which the network is computed.
-    forms: how its operations are computed, see `implementations.choose`.
+    implementations: see `implementations.choose`.
     views: of each image in an evaluation, 1 or 10.
     devices: to compute on; None: those that JAX has.
     keep_order: whether to nest the axes of the mesh as the layout lists them,
@@ -334,8 +337,8 @@ def make_program(
     views=views,
     label_smoothing=label_smoothing,
     compute_dtype=compute_dtype,
-    forms=implementations.choose(
-      platform, network, forms, precision=compute_dtype
+    implementations=implementations_lib.choose(
+      platform, network, implementations, precision=compute_dtype
     ),
     ensemble=ensemble,
   )

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from alexnet_jax.network import implementations, model, wiring
+from alexnet_jax.network import implementations as implementations_lib
+from alexnet_jax.network import model, wiring
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import specs as specs_lib
 from alexnet_jax.program import metrics
@@ -28,10 +29,10 @@ class TrainState(NamedTuple):
     step: i32[], steps taken; `~steps` once the loss of the next one was not
       finite, and from then on nothing changes any more.
     parameters: {layer: {"kernel", "bias"}}, f32, global shapes; "scale" too
-      where a layer has batch normalisation.
+      where a layer has batch normalization.
     optimizer: the state of the optax transformation.
     statistics: {layer: {"mean", "variance"}}, f32[out], running, of layers with
-      batch normalisation; {} where there is none.
+      batch normalization; {} where there is none.
   """
 
   step: jax.Array
@@ -97,7 +98,9 @@ def make_train_step(
   *,
   label_smoothing: float = 0.0,
   precision: str = "float32",
-  forms: implementations.Implementations = implementations.PLAIN,
+  implementations: implementations_lib.Implementations = (
+    implementations_lib.PLAIN
+  ),
 ) -> TrainStep:
   """Makes the step; it is to be traced under the layout's mesh.
 
@@ -111,7 +114,7 @@ def make_train_step(
     label_smoothing: see `metrics.totals`.
     precision: type in which the network is computed, `float32` or `bfloat16`.
       Parameters, the optimizer, sums of gradients and the loss are float32.
-    forms: how its operations are computed.
+    implementations: how its operations are computed.
 
   Returns:
     (state, key, images, labels) -> (state, totals), jitted; `state` is
@@ -127,7 +130,7 @@ def make_train_step(
       augmentation,
       label_smoothing=label_smoothing,
       precision=precision,
-      forms=forms,
+      implementations=implementations,
     ),
     in_specs=to_in_specs(specs),
     out_specs=(specs.whole, specs.statistics),
@@ -225,7 +228,7 @@ def make_on_device(
   *,
   label_smoothing: float,
   precision: str,
-  forms: implementations.Implementations,
+  implementations: implementations_lib.Implementations,
 ) -> Callable[..., tuple[jax.Array, dict]]:
   """What one device makes of its part of a batch in training, to be mapped.
 
@@ -233,7 +236,7 @@ def make_on_device(
     A function of what `to_in_specs` lists: totals, as those of a step, and new
     running statistics.
   """
-  graphdef = model.make_graphdef(network, forms)
+  graphdef = model.make_graphdef(network, implementations)
 
   def totals_on_device(
     parameters, statistics, images, labels, draws, of_layers

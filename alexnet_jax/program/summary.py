@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import rich.table
 
-from alexnet_jax.network import implementations, wiring
+from alexnet_jax.network import implementations as implementations_lib
+from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
@@ -210,14 +211,15 @@ def members(program: program_lib.Program, seed: int) -> list[str]:
 
 
 def memory(
-  compiled: jax.stages.Compiled, forms: implementations.Implementations
+  compiled: jax.stages.Compiled,
+  implementations: implementations_lib.Implementations,
 ) -> list[str]:
   """What the compiler says of the memory and the work of one device."""
   found = compiled_step.find_memory(compiled)
   if not found:
     return ["the compiler says nothing about memory on this platform"]
   flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
-  is_fewer = forms.conv3x3 == "winograd"
+  is_fewer = implementations.conv3x3 == "winograd"
   fewer = ", about half as many in convolutions of 3 x 3" if is_fewer else ""
   return [
     f"the compiler: {found['peak']:,} bytes of memory at the peak of a step, "

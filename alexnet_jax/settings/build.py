@@ -60,12 +60,12 @@ def make_augmentation(
     config: the config.
     network: for the side of its images.
     statistics: of the training split; None: zeros and those of 2012.
-    num_images: in the training split, for when the colour noise ends.
+    num_images: in the training split, for when the color noise ends.
   """
   fields = config.augment.to_dict()
   del fields["statistics"]  # of these the caller has some
   mean = fields.pop("mean")
-  until = fields.pop("colour_noise_until_epoch")
+  until = fields.pop("color_noise_until_epoch")
   side = config.data.stored_size
   if statistics is None:
     statistics = dataclasses.replace(
@@ -84,7 +84,7 @@ def make_augmentation(
     stored_size=side,
     image_size=network.image_size,
     statistics=statistics,
-    colour_noise_steps=(
+    color_noise_steps=(
       None
       if until is None
       else min(to_steps(config, until, num_images), LAST_STEP)

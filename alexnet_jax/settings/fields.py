@@ -257,7 +257,7 @@ FIELDS = {
   "network.dropout_rate": _SHARE,
   "network.dropout_scaling": Choice(wiring.DROPOUT_SCALINGS),
   "network.activation": Unset(Choice(wiring.ACTIVATIONS)),
-  "network.normalisation": Unset(Choice(wiring.NORMALISATIONS)),
+  "network.normalization": Unset(Choice(wiring.NORMALIZATIONS)),
   "network.lrn_k": _POSITIVE,
   "network.lrn_alpha": _POSITIVE,
   "network.batch_norm_momentum": _SHARE,
@@ -277,8 +277,8 @@ FIELDS = {
   "data.threads": Unset(Whole(most=_THREADS)),
   "data.batches_ahead": Whole(most=_BATCHES),
   "augment.flip": Switch(),
-  "augment.colour_noise": Number(),
-  "augment.colour_noise_until_epoch": Unset(_EPOCH),
+  "augment.color_noise": Number(),
+  "augment.color_noise_until_epoch": Unset(_EPOCH),
   "augment.statistics": Choice(build.STATISTICS),
   "augment.mean": Unset(
     Tuple(
@@ -287,7 +287,7 @@ FIELDS = {
     )
   ),
   "augment.mean_from": Choice(augment.MEANS),
-  "augment.colour_divisor": _POSITIVE,
+  "augment.color_divisor": _POSITIVE,
   "augment.scale": _POSITIVE,
   "optimizer.learning_rate": Number(),
   "optimizer.schedule": Choice(schedules.NAMES),

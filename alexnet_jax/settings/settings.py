@@ -20,7 +20,7 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
   """The named layout, with the sizes and placements that a config sets.
 
   A config that sets every placement has a layout of its own; its name is not
-  in the catalogue.
+  in the catalog.
 
   Raises:
     ValueError: there is no such layout, or a layout of a config's own has the
@@ -37,7 +37,7 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
   if is_own and name in [named.name for named in catalog.LAYOUTS]:
     raise ValueError(
       f"the config has a layout of its own under the name {name!r}, which the "
-      "catalogue has too. Set config.layout.name to another name, or start "
+      "catalog has too. Set config.layout.name to another name, or start "
       "from a config that sets the name only."
     )
   if is_own:
@@ -55,7 +55,7 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
 def choose_layouts(
   own: layout_lib.Layout, names: Sequence[str]
 ) -> list[layout_lib.Layout]:
-  """The catalogue with the layout of a config, and of these the named ones.
+  """The catalog with the layout of a config, and of these the named ones.
 
   Args:
     own: from `make_layout`; takes the place of its namesake.

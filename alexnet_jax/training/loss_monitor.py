@@ -76,7 +76,7 @@ class LossMonitor:
     return [
       f"the loss{f' of member {member}' if len(of_members) > 1 else ''} stays "
       f"at ln({self._num_classes}) = {math.log(self._num_classes):.4g} or "
-      "above, as if it guessed: nothing is learnt so far. Known causes: "
+      "above, as if it guessed: nothing is learned so far. Known causes: "
       f"{'; '.join(CAUSES)}."
       for member, found in enumerate(of_members)
       if is_at_chance(found, self._num_classes)

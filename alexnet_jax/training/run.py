@@ -20,7 +20,8 @@ from alexnet_jax.data import records, sets
 from alexnet_jax.data import statistics as statistics_lib
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.distributed import shared_filesystem
-from alexnet_jax.network import implementations, wiring
+from alexnet_jax.network import implementations as implementations_lib
+from alexnet_jax.network import wiring
 from alexnet_jax.optim import schedules
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
@@ -66,7 +67,7 @@ def make_program(
   devices: Sequence[jax.Device] | None = None,
   num_images: int | None = None,
   statistics: statistics_lib.Statistics | None = None,
-  forms: str = implementations.AUTO,
+  implementations: str = implementations_lib.AUTO,
 ) -> program_lib.Program:
   """The program of a config.
 
@@ -81,7 +82,7 @@ def make_program(
     statistics: of the training split; None where nothing is trained. Those of
       2012 then stand in, and zeros for a mean image, of the same sizes: these
       change neither what a step holds nor what it sends.
-    forms: see `implementations.choose`.
+    implementations: see `implementations.choose`.
 
   Raises:
     ValueError: the layout does not fit the devices.
@@ -98,7 +99,7 @@ def make_program(
     label_smoothing=config.label_smoothing,
     precision=config.exchange_dtype,
     compute_dtype=config.compute_dtype,
-    forms=forms,
+    implementations=implementations,
     views=config.validation_views,
     devices=devices,
     members=config.ensemble,
@@ -117,7 +118,7 @@ def prepare(
   data_dir: str | None,
   simulate_devices: int | None,
   xla_options: str = "auto",
-  forms: str = implementations.AUTO,
+  implementations: str = implementations_lib.AUTO,
   cache_dir: str | None = compilation_cache.OFF,
   allow_config_changes: bool = False,
 ) -> Run:
@@ -132,7 +133,7 @@ def prepare(
     data_dir: where TFDS keeps its sets; each host may have its own.
     simulate_devices: in each process; None: its share of what the layout needs.
     xla_options: of `compiler_options.MODES`.
-    forms: see `implementations.choose`.
+    implementations: see `implementations.choose`.
     cache_dir: see `compilation_cache.open_cache`.
     allow_config_changes: whether a run may go on with another config.
 
@@ -158,7 +159,7 @@ def prepare(
     layout,
     num_images=num_images,
     statistics=statistics,
-    forms=forms,
+    implementations=implementations,
   )
   devices_lib.check_memory(program, batches_ahead=config.data.batches_ahead)
   cache = compilation_cache.open_cache(cache_dir)

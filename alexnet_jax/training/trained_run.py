@@ -137,7 +137,7 @@ def read(
   Args:
     path: of the directory.
     fields: a config with all fields that there are.
-    layout: of the catalogue; None: that of the run.
+    layout: of the catalog; None: that of the run.
     mesh: axis of the layout -> devices; the others as the layout has them.
     batch_size: None: that of the run.
     split: None: the validation split of the run.

@@ -4,7 +4,7 @@
     python -m benchmarks.results.activations --init=source
 
 The network of four layers (`four_layer`), nothing that regularises: no dropout,
-no weight decay, no crops, no colours. Each activation has the learning rate
+no weight decay, no crops, no colors. Each activation has the learning rate
 with which it gets below 25 % training error soonest, as in the paper. The error
 at a step is that of the last 14 steps, which are an epoch of 1,498 images.
 With `he`, initial weights and inputs are of unit scale; with `source`, weights
@@ -110,7 +110,7 @@ def make_config(
   config.network.init = flags.FLAGS.init
   if flags.FLAGS.init == "source":
     config.augment.scale = 1.0
-  config.augment.colour_noise = 0.0
+  config.augment.color_noise = 0.0
   config.optimizer.learning_rate = rate
   config.optimizer.drop_epochs = ()
   config.optimizer.weight_decay = 0.0

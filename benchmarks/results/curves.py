@@ -24,7 +24,7 @@ _SETTINGS = {
   "font.family": "DejaVu Sans",
   "font.size": 9,
 }
-_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
 def train_to_end(
@@ -93,7 +93,7 @@ def draw(
   mark: float | None = None,
   top: float | None = None,
 ) -> None:
-  """Draws curves, those of one name in one colour and style.
+  """Draws curves, those of one name in one color and style.
 
   Args:
     curves: name -> for each seed, places and values.
@@ -118,7 +118,7 @@ def draw(
           places,
           values,
           styles[number % len(styles)],
-          color=_COLOURS[number % len(_COLOURS)],
+          color=_COLORS[number % len(_COLORS)],
           linewidth=1.2,
           label=None if seed else name,
         )

@@ -1,11 +1,11 @@
-"""What was learnt since: batch normalisation, cosine, average, smoothed labels.
+"""Newer practice: batch normalization, cosine, EMA, smoothed labels.
 
     python -m alexnet_jax.main --config=configs/recipes/batch_norm.py
     python -m alexnet_jax.main --config=configs/recipes/batch_norm.py:digits
 
-imagenet  Eight devices, the batch of 1,024 split. Batch normalisation in every
+imagenet  Eight devices, the batch of 1,024 split. Batch normalization in every
           layer but the last (Ioffe and Szegedy 2015) in the place of response
-          normalisation; a warm-up of five epochs and half a cosine, in the
+          normalization; a warm-up of five epochs and half a cosine, in the
           place of steps; an average of the parameters for validation; labels
           smoothed by .1 (Szegedy et al. 2016).
           Time and result: not measured.
@@ -29,12 +29,12 @@ def get_config(variant: str = "imagenet") -> ml_collections.ConfigDict:
   config.batch_size = 1024
   config.num_epochs = 90.0
   config.label_smoothing = 0.1
-  config.network.normalisation = "batch"
+  config.network.normalization = "batch"
   config.network.init = "he"
   config.network.dropout_scaling = "train"
   # About unit scale: the standard deviation of natural images' pixels.
   config.augment.scale = 58.0
-  # .01 for each 128 images, and what batch normalisation allows above that.
+  # .01 for each 128 images, and what batch normalization allows above that.
   config.optimizer.learning_rate = 0.16
   config.optimizer.bias_lr_multiplier = 1.0
   config.optimizer.schedule = "cosine"

@@ -6,15 +6,15 @@
 imagenet  32 devices, 1,024 images on each. Where there are fewer, the same
           update from several batches: --config.layout.mesh.data=8
           --config.batch_size=8192 --config.grad_accumulation_steps=4 (batch
-          normalisation is then over 8,192 images).
-          Batch normalisation instead of response normalisation, LARS with a
+          normalization is then over 8,192 images).
+          Batch normalization instead of response normalization, LARS with a
           trust coefficient of .001, five epochs of warm-up, then a polynomial
           of power 2, over 100 epochs (You, Gitman, Ginsburg 2017; You et al.
           2018, "ImageNet training in minutes": 100 epochs of AlexNet at 32K in
           11 minutes on 1,024 CPUs). The rate of 15 is our choice.
           Time and result: not measured.
 digits    A batch of 1,024 of the 1,498 training images, two devices; about two
-          minutes on two cores. Without batch normalisation, docs/results.md has
+          minutes on two cores. Without batch normalization, docs/results.md has
           LARS beside SGD.
 
 Biases and scales are not adapted to their norms; they have the rate as it is.
@@ -32,7 +32,7 @@ def get_config(variant: str = "imagenet") -> ml_collections.ConfigDict:
   config.layout.mesh.data = 32
   config.batch_size = 32_768
   config.num_epochs = 100.0
-  config.network.normalisation = "batch"
+  config.network.normalization = "batch"
   config.network.init = "he"
   config.network.dropout_scaling = "train"
   config.augment.scale = 58.0

@@ -8,7 +8,7 @@
 imagenet  Eight devices: each has 128 images in the convolutions and an eighth
           of the dense layers. The rate grows with the batch, .01 for each 128
           images, and falls in exponential steps over 90 epochs.
-          Expected: 43.28 % top-1 error with the centre view, loss 2.678
+          Expected: 43.28 % top-1 error with the center view, loss 2.678
           (Krizhevsky 2014, 8 GPUs, batch 1,024 in both parts; there 15.68 hours
           on K20s). Time and result: not measured.
 digits    The same rules in small (`default.shrink`) on four devices; about a
@@ -41,7 +41,7 @@ def get_config(variant: str = "imagenet") -> ml_collections.ConfigDict:
   config.optimizer.exponential_steps = 4
   config.optimizer.drop_epochs = ()
   config.optimizer.bias_drop_epochs = (45.0,)
-  config.augment.colour_divisor = 1.1
+  config.augment.color_divisor = 1.1
   config.eval_every_steps = 1_250
   config.checkpoint_every_steps = 250
   if variant == "digits":

@@ -6,7 +6,7 @@
 imagenet  Two devices, one column on each. Batches of 128, about 90 epochs, one
           learning rate for all parameters, divided by 10 three times when the
           validation error stops improving; standard deviation .01 in every
-          layer; the sum in response normalisation times 1e-4.
+          layer; the sum in response normalization times 1e-4.
           Expected: 40.7 % top-1 and 18.2 % top-5 error with ten views
           (Krizhevsky et al. 2012, table 2). Time and result: not measured.
 digits    The same rules in small (`default.shrink`); about a minute on two
@@ -14,8 +14,8 @@ digits    The same rules in small (`default.shrink`); about a minute on two
 
 Where the text differs from the code that reached those figures, `source.py` has
 the code's: this recipe may do worse than they. One thing is the code's here
-too: the colour noise is in proportion to the square roots of the eigenvalues.
-To the letter, on pixels of 0..255, it would be some 1,500 grey levels.
+too: the color noise is in proportion to the square roots of the eigenvalues.
+To the letter, on pixels of 0..255, it would be some 1,500 gray levels.
 """
 
 import ml_collections

@@ -7,7 +7,7 @@ imagenet  Two devices, one column on each. The rate falls by 250^(1/3) at 25, 50
           and 75 % of the training, from .01 to 4e-5; that of the biases once,
           by 10, at half of it. Nothing is done by hand.
           Expected: 40.53 % top-1 and 18.05 % top-5 error with ten views, 42.34
-          and 19.58 with the centre view (the notebook's run 170, the network of
+          and 19.58 with the center view (the notebook's run 170, the network of
           run 145). Time and result: not measured.
 digits    The same rules in small (`default.shrink`); about a minute on two
           cores. It says that the recipe runs, not what it reaches.
@@ -30,7 +30,7 @@ def get_config(variant: str = "imagenet") -> ml_collections.ConfigDict:
   config.optimizer.bias_lr_multiplier = 2.0
   config.optimizer.bias_drop_epochs = (45.0,)
   config.augment.mean_from = "image_center"
-  config.augment.colour_divisor = 1.1
+  config.augment.color_divisor = 1.1
   config.validation_views = 10
   if variant == "digits":
     default.shrink(config)

@@ -121,10 +121,10 @@ def test_warm_start_finds_in_the_cache_what_the_cold_one_has_left(tmp_path):
 
 @pytest.mark.slow
 def test_start_that_fails_ends_in_the_line_of_its_own(tmp_path):
-  process = bench(tmp_path, "--what=startup", "--forms=none")
+  process = bench(tmp_path, "--what=startup", "--implementations=none")
   assert process.returncode == 1
   (line,) = process.stderr.strip().splitlines()
-  assert "ended with code 1: forms are 'none'" in line
+  assert "ended with code 1: implementations are 'none'" in line
 
 
 def test_medians_and_ratios_are_those_of_the_rounds():

@@ -56,7 +56,7 @@ def test_silent_step_keeps_statistics_edges_and_norms_to_itself(
     width=1 / 8,
     image_size=67,
     num_classes=10,
-    normalisation=wiring,
+    normalization=wiring,
   )
   program = build.make_program(
     network,

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from alexnet_jax.bench import implementations as implementations_lib
+from alexnet_jax.bench import implementations as bench_implementations
 from alexnet_jax.network import implementations
 from tests import small_step
 
@@ -16,7 +16,7 @@ def program():
 
 
 def test_every_operation_is_compared_in_every_form_where_it_is(program):
-  cases = implementations_lib.find_cases(program)
+  cases = bench_implementations.find_cases(program)
   where = {
     "pool": ["conv1", "conv2"],
     "norm": ["conv1", "conv2"],
@@ -47,12 +47,12 @@ def test_every_operation_is_compared_in_every_form_where_it_is(program):
 
 @pytest.mark.slow
 def test_table_and_data_name_the_form_that_is_taken(program):
-  found = implementations_lib.measure(program, rounds=1, options={})
+  found = bench_implementations.measure(program, rounds=1, options={})
   for of_layers in found.seconds.values():
     for of_forms in of_layers.values():
       assert all(seconds[0] > 0 for seconds in of_forms.values())
-  json.dumps(implementations_lib.show(found).data)
-  table = implementations_lib.show(found).tables[0]
+  json.dumps(bench_implementations.show(found).data)
+  table = bench_implementations.show(found).tables[0]
   columns = [list(column.cells) for column in table.columns]
   rows = list(zip(*columns, strict=True))
   taken = {row[0]: row[2] for row in rows if "taken" in row[-1]}
@@ -61,7 +61,7 @@ def test_table_and_data_name_the_form_that_is_taken(program):
 
 def test_forms_that_are_faster_by_a_tenth_are_named():
   of_pool = {"window": [2.0, 9.0, 3.0], "slices": [1.0]}
-  found = implementations_lib.Speed(
+  found = bench_implementations.Speed(
     seconds={
       "pool": {"conv1": of_pool, "conv2": of_pool},
       "bias": {"conv1": {"sum": [1.0], "product": [0.95]}},
@@ -75,4 +75,7 @@ def test_forms_that_are_faster_by_a_tenth_are_named():
   assert found.total("pool", "window") == 6.0
   assert found.fastest("bias") == "product"
   assert found.better() == {"pool": "slices"}
-  assert "--forms=pool=slices;" in implementations_lib.show(found).lines[-1]
+  assert (
+    "--implementations=pool=slices;"
+    in bench_implementations.show(found).lines[-1]
+  )

@@ -10,7 +10,8 @@ import pytest
 
 from alexnet_jax.bench import layers, pieces, turns
 from alexnet_jax.network import catalog as wirings
-from alexnet_jax.network import implementations, model
+from alexnet_jax.network import implementations as implementations_lib
+from alexnet_jax.network import model
 from alexnet_jax.network import wiring as wiring_lib
 from alexnet_jax.partition import catalog, check
 from tests import build, small_step
@@ -37,10 +38,10 @@ def test_piece_multiplies_as_much_as_its_share_of_every_layout(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wiring", wirings.WIRINGS, ids=lambda it: it.name)
-@pytest.mark.parametrize("normalisation", [None, "batch"])
-def test_every_network_can_be_cut(tiny_augmentation, wiring, normalisation):
+@pytest.mark.parametrize("normalization", [None, "batch"])
+def test_every_network_can_be_cut(tiny_augmentation, wiring, normalization):
   network = wiring_lib.make_network(
-    wiring, image_size=67, num_classes=10, normalisation=normalisation
+    wiring, image_size=67, num_classes=10, normalization=normalization
   )
   program = build.make_program(
     network, catalog.find("one_device"), tiny_augmentation, batch_size=8
@@ -84,7 +85,7 @@ def test_pieces_one_after_the_other_are_the_network(
       x = piece.run(parameters[name], {}, x, drawn)
     return x
 
-  graphdef = model.make_graphdef(tiny_network, program.forms)
+  graphdef = model.make_graphdef(tiny_network, program.implementations)
   whole = jax.jit(
     lambda parameters, x: model.nnx.merge(graphdef, parameters)(x, masks=masks)
   )
@@ -148,7 +149,7 @@ def test_times_are_medians_of_rounds():
     batch_size=1,
     devices=1,
     platform="cpu",
-    forms=implementations.PLAIN,
+    implementations=implementations_lib.PLAIN,
     options={},
   )
   assert found.backward("fc8") == 2.0  # of 2, 1, 3
@@ -178,7 +179,7 @@ def test_products_are_those_of_the_gradients(key):
   piece = next(p for p in pieces.cut(program) if p.layer.name == "conv2")
   # Without bias, activation and all else, the products are the layer.
   row = dataclasses.replace(
-    piece.layer, activation="linear", normalise="none", pool=None
+    piece.layer, activation="linear", normalize="none", pool=None
   )
   piece = dataclasses.replace(piece, layer=row)
   keys = jax.random.split(key, 3)

@@ -17,7 +17,13 @@ def test_phases_are_the_times_between_marks():
 
 def test_only_flags_that_a_start_knows_are_passed_on():
   kept = ["--config=configs/one_device.py:imagenet", "--config.batch_size=32"]
-  kept += ["--config.data.name", "digits", "-forms=plain", "--data_dir", "/d"]
+  kept += [
+    "--config.data.name",
+    "digits",
+    "-implementations=plain",
+    "--data_dir",
+    "/d",
+  ]
   others = ["--what=startup", "--rounds", "3", "--format=json"]
   others += ["--configure=1", "--compilation_cache=/c", "--steps=3"]
   mixed = [*others[:2], *kept[:3], kept[3], *others[2:], *kept[4:]]

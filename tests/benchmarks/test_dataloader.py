@@ -19,7 +19,7 @@ def test_files_and_records_are_the_same_pictures(tmp_path):
   for number, path in enumerate(files):
     pixels = np.asarray(Image.open(path))
     np.testing.assert_array_equal(jpeg.images[number], pixels)
-    # JPEG loses a little of what is stored as pixels, 3 grey levels here; other
+    # JPEG loses a little of what is stored as pixels, 3 gray levels here; other
     # cuts of the same photographs differ by 29 and more.
     lost = raw.images[number].astype(int) - pixels
     assert 0 < np.abs(lost).mean() < 10

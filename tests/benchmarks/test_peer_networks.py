@@ -44,7 +44,7 @@ def ours():
   for layer in before.values():
     bias = 0.1 * rng.standard_normal(layer["bias"].shape)
     layer["bias"] = bias.astype(np.float32)
-  # So large that normalisation divides by something else than a constant.
+  # So large that normalization divides by something else than a constant.
   images = 20.0 * rng.standard_normal((BATCH, SIDE, SIDE, 3))
   images = images.astype(np.float32)
   labels = rng.integers(0, CLASSES, BATCH, dtype=np.int32)

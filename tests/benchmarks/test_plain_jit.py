@@ -81,7 +81,7 @@ def test_tables_say_what_nobody_planned(program):
     planned[-1], layer="conv2", kind="all_gather", elements=4_000
   )
   found = {plain_jit.PLAN: planned, "plain jit": (*planned, extra)}
-  ours, plain = plain_jit.summarise("data_parallel", found)
+  ours, plain = plain_jit.summarize("data_parallel", found)
   sent = sum(exchange.sent_bytes for exchange in planned)
   count = len(planned)
   assert ours[2:] == (str(count), f"{sent:,}", "1.00", "-")

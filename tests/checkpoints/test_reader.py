@@ -97,12 +97,12 @@ def test_every_layout_goes_on_from_a_checkpoint_of_every_layout(
 def test_all_that_an_optimizer_keeps_is_read_under_another_layout(
   tiny_network, tiny_augmentation, tmp_path
 ):
-  """Plateau, averages, several batches to an update, batch normalisation."""
+  """Plateau, averages, several batches to an update, batch normalization."""
   network = dataclasses.replace(
     tiny_network,
     layers=tuple(
       dataclasses.replace(
-        layer, normalise="batch" if layer.name != "fc8" else "none"
+        layer, normalize="batch" if layer.name != "fc8" else "none"
       )
       for layer in tiny_network.layers
     ),

@@ -19,7 +19,7 @@ from alexnet_jax.training import run as run_lib
 from tests import processes
 from tests.training import test_train
 
-# Fully connected layers that read their own column, and no normalisation
+# Fully connected layers that read their own column, and no normalization
 # within one: one column that reads everything computes the same.
 ONE_TOWER = wirings.rewire(
   wirings.INDEPENDENT_COLUMNS,
@@ -34,10 +34,10 @@ PAIRS = {
 }
 
 
-def make(table, normalisation=None, **options):
+def make(table, normalization=None, **options):
   size = {"width": 1 / 16, "image_size": 67, "num_classes": 10, "init": "he"}
   return wiring.make_network(
-    table, normalisation=normalisation, **(size | options)
+    table, normalization=normalization, **(size | options)
   )
 
 
@@ -55,8 +55,8 @@ def find_logits(network, parameters, images):
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_both_networks_compute_the_same_and_the_way_back_is_exact(pair):
-  one, other, normalisation = PAIRS[pair]
-  source, target = make(one, normalisation), make(other, normalisation)
+  one, other, normalization = PAIRS[pair]
+  source, target = make(one, normalization), make(other, normalization)
   block_diagonal.check(source, target)
   before = draw(source)
   after = block_diagonal.convert(before, source, target)
@@ -108,7 +108,7 @@ def test_values_that_would_be_lost_are_refused():
     (
       make(wirings.ALEXNET_2012),
       make(wirings.ALEXNET_2012, columns=1),
-      "normalisation of conv1 is local response over 3 of 6 maps in alexnet",
+      "normalization of conv1 is local response over 3 of 6 maps in alexnet",
     ),
     (
       make(wirings.ALEXNET_2012),

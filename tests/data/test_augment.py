@@ -56,7 +56,7 @@ def full_size():
     stored_size=256,
     image_size=224,
     flip=True,
-    colour_noise=0.1,
+    color_noise=0.1,
     statistics=statistics.PUBLISHED,
   )
 
@@ -79,7 +79,7 @@ def crop_in_numpy(image, top, left, mirrored, mean_from):
 @pytest.mark.parametrize("divisor", [1.0, 1.1])
 def test_augmentation_matches_numpy(augmentation, divisor, tiny_batch, key):
   images, _ = tiny_batch
-  augmentation = dataclasses.replace(augmentation, colour_divisor=divisor)
+  augmentation = dataclasses.replace(augmentation, color_divisor=divisor)
   draws = jax.tree.map(np.asarray, augmentation.draw(key, 8, spec=None))
   assert 0 < draws["flip"].sum() < 8  # both kinds are there
   found = jax.jit(augmentation.apply)(images, draws)
@@ -92,17 +92,17 @@ def test_augmentation_matches_numpy(augmentation, divisor, tiny_batch, key):
       augmentation.mean_from,
     )
     noise = sum(
-      draws["colour"][row, i] * STDS[i] * DIRECTIONS[i] for i in range(3)
+      draws["color"][row, i] * STDS[i] * DIRECTIONS[i] for i in range(3)
     )
     expected = (crop + noise) / divisor / 64.0
     np.testing.assert_allclose(found[row], expected, atol=ATOL)
 
 
-def test_ten_views_are_corners_and_centre_and_mirrored(
+def test_ten_views_are_corners_and_center_and_mirrored(
   augmentation, tiny_batch
 ):
   images, _ = tiny_batch
-  augmentation = dataclasses.replace(augmentation, colour_divisor=1.1)
+  augmentation = dataclasses.replace(augmentation, color_divisor=1.1)
   view = jax.jit(augmentation.view)
   corners = [(0, 0), (0, 5), (2, 2), (5, 0), (5, 5)]
   for index in range(augment.VIEWS):
@@ -118,7 +118,7 @@ def test_ten_views_are_corners_and_centre_and_mirrored(
       np.testing.assert_array_equal(jax.jit(augmentation.center)(images), found)
 
 
-def test_places_flips_and_colours_are_spread_as_specified(full_size, key):
+def test_places_flips_and_colors_are_spread_as_specified(full_size, key):
   n = 20_000
   draws = jax.tree.map(np.asarray, full_size.draw(key, n, spec=None))
   counts = np.zeros((33, 33))  # offsets 0..32; any other is an IndexError
@@ -134,29 +134,29 @@ def test_places_flips_and_colours_are_spread_as_specified(full_size, key):
   assert abs(draws["flip"].mean() - 0.5) < 5 * 0.5 / math.sqrt(n)
   # The largest distance of the distribution from N(0, 0.1^2), below the value
   # that chance exceeds once in a million (Kolmogorov and Smirnov).
-  for component in draws["colour"].T:
+  for component in draws["color"].T:
     z = np.sort(component) / 0.1
     normal = np.array([0.5 + 0.5 * math.erf(v / math.sqrt(2)) for v in z])
     assert np.abs(normal - np.arange(n) / n).max() < 2.7 / math.sqrt(n)
   # No draw tells of another: correlations of independent columns.
-  columns = [draws["offset"], draws["flip"][:, None], draws["colour"]]
+  columns = [draws["offset"], draws["flip"][:, None], draws["color"]]
   correlations = np.corrcoef(np.concatenate(columns, axis=1).T)
   assert np.abs(correlations - np.eye(6)).max() < 5 / math.sqrt(n)
 
 
 def test_without_flip_and_noise_nothing_is_drawn_but_places(full_size, key):
-  plain = dataclasses.replace(full_size, flip=False, colour_noise=0.0)
+  plain = dataclasses.replace(full_size, flip=False, color_noise=0.0)
   draws = plain.draw(key, 20_000, spec=None)
-  assert not draws["flip"].any() and not draws["colour"].any()
+  assert not draws["flip"].any() and not draws["color"].any()
   assert len(np.unique(draws["offset"])) == 33
 
 
-def test_colours_vary_as_the_statistics_say(full_size):
+def test_colors_vary_as_the_statistics_say(full_size):
   rng = np.random.default_rng(0)
   draws = {
     "offset": np.zeros((4096, 2), np.int32),
     "flip": np.zeros(4096, bool),
-    "colour": 0.1 * rng.standard_normal((4096, 3), np.float32),
+    "color": 0.1 * rng.standard_normal((4096, 3), np.float32),
   }
   gray = np.full((4096, 8, 8, 3), 100, np.uint8)
   small = dataclasses.replace(full_size, stored_size=8, image_size=8)
@@ -166,7 +166,7 @@ def test_colours_vary_as_the_statistics_say(full_size):
   np.testing.assert_allclose(
     found - 100, np.broadcast_to(shift, found.shape), atol=1e-4
   )
-  # 12.2 grey levels along the first direction. Of 4096 draws, the standard
+  # 12.2 gray levels along the first direction. Of 4096 draws, the standard
   # deviation is known to 1.1 %; five of those.
   along = shift[:, 0, 0] @ DIRECTIONS.T
   np.testing.assert_allclose(along.std(axis=0), 0.1 * STDS, rtol=0.055)
@@ -186,7 +186,7 @@ def test_every_layout_draws_the_same_bits(layout, full_size, tiny_network, key):
     np.testing.assert_array_equal(split[name], expected[name])
   # The same bits are drawn; jax 0.12 makes a normal number of some that is
   # rounded otherwise where the axes of a mesh split the array in four.
-  np.testing.assert_array_max_ulp(split["colour"], expected["colour"], maxulp=1)
+  np.testing.assert_array_max_ulp(split["color"], expected["color"], maxulp=1)
 
 
 def totals_in_numpy(logits, labels):
@@ -252,7 +252,7 @@ def test_ten_view_evaluation_averages_the_softmax(
     assert abs(totals_in_numpy(other, labels)[0] / expected[0] - 1) > 1e-3
 
 
-def test_one_view_is_the_centre_crop(
+def test_one_view_is_the_center_crop(
   evaluation, tiny_network, tiny_augmentation, tiny_batch
 ):
   found = evaluate(
@@ -282,8 +282,8 @@ def test_mean_image_adds_no_communication(layout, augmentation, tiny_network):
     ("image_size", 257, "at most config.data.stored_size"),
     ("scale", 0.0, "augment.scale is 0.0, expected a positive number"),
     ("scale", math.nan, "augment.scale is nan, expected a positive number"),
-    ("colour_divisor", -1.1, "colour_divisor is -1.1, expected a positive"),
-    ("colour_noise", -0.1, "colour_noise is -0.1, expected 0 or more"),
+    ("color_divisor", -1.1, "color_divisor is -1.1, expected a positive"),
+    ("color_noise", -0.1, "color_noise is -0.1, expected 0 or more"),
     ("mean_from", "crop", "'crop', expected one of channel, image, image_cent"),
     ("mean_from", "image", "'image', but the statistics have no mean image"),
   ],
@@ -314,12 +314,12 @@ def test_bad_statistics_are_refused_in_one_line(full_size):
     dataclasses.replace(full_size, statistics=small, mean_from="image_center")
 
 
-def test_colour_noise_ends_and_the_other_draws_go_on(tiny_augmentation, key):
-  ends = dataclasses.replace(tiny_augmentation, colour_noise_steps=3)
+def test_color_noise_ends_and_the_other_draws_go_on(tiny_augmentation, key):
+  ends = dataclasses.replace(tiny_augmentation, color_noise_steps=3)
   plain = tiny_augmentation.draw(key, 8, spec=None)
   for step in (2, 3):
     found = ends.draw(key, 8, spec=None, step=np.int32(step))
-    noise = plain["colour"] if step < 3 else np.zeros((8, 3))
-    np.testing.assert_array_equal(found["colour"], noise)
+    noise = plain["color"] if step < 3 else np.zeros((8, 3))
+    np.testing.assert_array_equal(found["color"], noise)
     for name in ("offset", "flip"):
       np.testing.assert_array_equal(found[name], plain[name])

@@ -29,7 +29,7 @@ def test_any_picture_becomes_a_square_of_bytes(mode, size):
   assert decoded(encoded.getvalue(), 32).std() > 10  # not a blank
 
 
-def test_square_is_the_centre_of_the_picture():
+def test_square_is_the_center_of_the_picture():
   pixels = np.zeros((8, 24, 3), np.uint8)
   pixels[:, 8:16] = 200
   assert (decoded(small_sets.encode(pixels), 8) == 200).all()

@@ -49,7 +49,7 @@ def test_every_sixth_digit_is_for_validation(splits):
   )
 
 
-def test_catalogue_set_is_read_through_the_same_code(tmp_path):
+def test_catalog_set_is_read_through_the_same_code(tmp_path):
   with pytest.raises(FileNotFoundError, match="'cifar10' is not prepared"):
     sets.open_builder("cifar10", data_dir=str(tmp_path))
   official = tfds.builder_cls("cifar10")

@@ -17,7 +17,7 @@ from tests import build, processes, small_sets
 
 # A full batch and one that is not.
 IMAGES, BATCH = 21, 16
-# Corners and centre of 67 pixels in 72, from the top and the left; reference,
+# Corners and center of 67 pixels in 72, from the top and the left; reference,
 # section 3.3.
 PLACES = ((0, 0), (0, 5), (2, 2), (5, 0), (5, 5))
 

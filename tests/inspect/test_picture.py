@@ -43,7 +43,7 @@ LARGER = (
   on(catalog.TWO_COLUMN_DATA, data=4, column=2),
   TWO_AXES,
 )
-# What crossed in 2012; the layout of the catalogue sends less.
+# What crossed in 2012; the layout of the catalog sends less.
 AS_BUILT = layout_lib.override(
   catalog.TWO_COLUMN, mesh={}, placements={"fc6": {"arrive": "gather"}}
 )
@@ -192,11 +192,11 @@ def test_norms_of_the_update_are_in_the_sum_and_nowhere_else():
 
 
 @pytest.mark.parametrize(
-  ("normalisation", "tensor"), [("batch", "statistics"), ("across", "edges")]
+  ("normalization", "tensor"), [("batch", "statistics"), ("across", "edges")]
 )
-def test_what_a_layer_normalises_with_has_rows(normalisation, tensor):
+def test_what_a_layer_normalizes_with_has_rows(normalization, tensor):
   network = wiring.make_network(
-    wirings.ALEXNET_2012, normalisation=normalisation
+    wirings.ALEXNET_2012, normalization=normalization
   )
   layout = catalog.TWO_COLUMN_DATA
   plan = make_plan(network, layout)

@@ -1,4 +1,4 @@
-"""Local response normalisation over the maps of all columns."""
+"""Local response normalization over the maps of all columns."""
 
 import dataclasses
 
@@ -31,20 +31,20 @@ TENSOR_PARALLEL = dataclasses.replace(
 def test_maps_at_the_boundary_of_the_columns_change_and_no_others(
   name, expected, key
 ):
-  across = wiring.make_network(wirings.ALEXNET_2012, normalisation="across")
+  across = wiring.make_network(wirings.ALEXNET_2012, normalization="across")
   column = wiring.make_network(wirings.ALEXNET_2012)
   maps = column.layer(name).features
   x = np.array(60 * jax.random.normal(key, (1, 2, 2, maps)))
   alone = exchange_lib.NoExchange()
 
   @jax.jit
-  def normalise(x):
+  def normalize(x):
     return [
-      ops.by_neighbours(network, network.layer(name), x, alone)
+      ops.by_neighbors(network, network.layer(name), x, alone)
       for network in (across, column)
     ]
 
-  found, own = map(np.asarray, normalise(x))
+  found, own = map(np.asarray, normalize(x))
   # float32 against float64.
   np.testing.assert_allclose(found, reference.local_response_norm(x), rtol=2e-6)
   # Reference, section 9.
@@ -54,7 +54,7 @@ def test_maps_at_the_boundary_of_the_columns_change_and_no_others(
 
 def test_device_gets_the_maps_on_both_sides_of_its_own(key):
   network = wiring.make_network(
-    wirings.ALEXNET_2012, columns=1, width=1 / 8, normalisation="across"
+    wirings.ALEXNET_2012, columns=1, width=1 / 8, normalization="across"
   )
   routes = resharding.find_routes(network, TENSOR_PARALLEL, batch_size=4)
   on_mesh = exchange.MeshExchange(
@@ -66,7 +66,7 @@ def test_device_gets_the_maps_on_both_sides_of_its_own(key):
   with jax.set_mesh(mesh):
     found = jax.jit(
       jax.shard_map(
-        lambda x: on_mesh.neighbours("conv1", x, 2),
+        lambda x: on_mesh.neighbors("conv1", x, 2),
         in_specs=split,
         out_specs=split,
       )
@@ -77,7 +77,7 @@ def test_device_gets_the_maps_on_both_sides_of_its_own(key):
 
 
 def test_edges_are_planned_where_maps_are_split_and_nowhere_else():
-  network = wiring.make_network(wirings.ALEXNET_2012, normalisation="across")
+  network = wiring.make_network(wirings.ALEXNET_2012, normalization="across")
   edges = {
     layout.name: [
       (e.layer, e.direction, e.kind, e.elements_per_image)
@@ -96,14 +96,14 @@ def test_edges_are_planned_where_maps_are_split_and_nowhere_else():
   assert edges["data_parallel"] == []
 
 
-def test_device_with_fewer_maps_than_its_neighbours_need_is_refused():
+def test_device_with_fewer_maps_than_its_neighbors_need_is_refused():
   network = wiring.make_network(
     wirings.rewire(
       wirings.ALEXNET_2012, "narrow", columns=1, conv1={"features": 4}
     ),
-    normalisation="across",
+    normalization="across",
   )
   with pytest.raises(
-    ValueError, match="conv1 normalises with 2 maps .* have 1"
+    ValueError, match="conv1 normalizes with 2 maps .* have 1"
   ):
     check.check(TENSOR_PARALLEL, network, batch_size=8)

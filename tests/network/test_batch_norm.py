@@ -1,4 +1,4 @@
-"""Batch normalisation: its numbers, what it keeps, and what it sends."""
+"""Batch normalization: its numbers, what it keeps, and what it sends."""
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ from alexnet_jax.optim import optimizer
 from alexnet_jax.partition import catalog, plan
 
 NETWORK = wiring.make_network(
-  wirings.ALEXNET_2012, width=1 / 8, image_size=67, normalisation="batch"
+  wirings.ALEXNET_2012, width=1 / 8, image_size=67, normalization="batch"
 )
 
 
-def test_training_normalises_with_the_batch_and_keeps_running_statistics(key):
-  layer = wiring.Layer(name="fc6", reads="all", features=6, normalise="batch")
+def test_training_normalizes_with_the_batch_and_keeps_running_statistics(key):
+  layer = wiring.Layer(name="fc6", reads="all", features=6, normalize="batch")
   scale, bias = np.arange(1.0, 7.0), np.arange(6.0)
 
   @jax.jit

@@ -8,22 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from alexnet_jax.network import (
-  blocks,
-  implementations,
-  model,
-  ops,
-  pooling,
-  winograd,
-  wiring,
-)
+from alexnet_jax.network import blocks, model, ops, pooling, winograd, wiring
 from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import implementations as implementations_lib
 from tests import reference
 
 # Each in the place of its plain form.
 OTHERS = [
   (name, form)
-  for name, known in implementations.CHOICES.items()
+  for name, known in implementations_lib.CHOICES.items()
   for form in known[1:]
 ]
 
@@ -107,9 +100,9 @@ def test_fewer_multiplications_give_the_convolution(key, side, padding):
     assert np.abs(found - expected).max() < 6e-7 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("form", implementations.CHOICES["norm"])
+@pytest.mark.parametrize("form", implementations_lib.CHOICES["norm"])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_normalisation_matches_loop_in_every_form(key, groups, form):
+def test_normalization_matches_loop_in_every_form(key, groups, form):
   x = np.array(60 * jax.random.normal(key, (2, 3, 2, 16)))
   found = ops.local_response_norm(x, groups=groups, form=form)
   expected = np.concatenate(
@@ -120,8 +113,8 @@ def test_normalisation_matches_loop_in_every_form(key, groups, form):
   np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
-@pytest.mark.parametrize("form", implementations.CHOICES["norm"])
-def test_gradient_of_normalisation_is_that_of_its_formula(key, form):
+@pytest.mark.parametrize("form", implementations_lib.CHOICES["norm"])
+def test_gradient_of_normalization_is_that_of_its_formula(key, form):
   x = np.array(60 * jax.random.normal(key, (2, 3, 2, 16)))
   gradient = np.array(jax.random.normal(key, x.shape))
   _, pull = jax.vjp(
@@ -169,16 +162,16 @@ def gradients(network, chosen, key, *, precision="float32"):
 @pytest.fixture(scope="module")
 def plain(tiny_network):
   """Loss and gradients in the plain forms."""
-  return gradients(tiny_network, implementations.PLAIN, jax.random.key(0))
+  return gradients(tiny_network, implementations_lib.PLAIN, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
   "chosen",
   [
-    implementations.PLATFORMS["cpu"],
+    implementations_lib.PLATFORMS["cpu"],
     *(
       pytest.param(
-        dataclasses.replace(implementations.PLAIN, **{name: form}),
+        dataclasses.replace(implementations_lib.PLAIN, **{name: form}),
         marks=pytest.mark.slow,
       )
       for name, form in OTHERS
@@ -208,9 +201,9 @@ def test_every_form_gives_loss_and_gradients_of_the_plain_ones(
 @pytest.mark.slow
 @pytest.mark.parametrize("name, form", OTHERS)
 def test_every_form_works_in_bfloat16(tiny_network, key, name, form):
-  chosen = dataclasses.replace(implementations.PLAIN, **{name: form})
+  chosen = dataclasses.replace(implementations_lib.PLAIN, **{name: form})
   loss, expected = gradients(
-    tiny_network, implementations.PLAIN, key, precision="bfloat16"
+    tiny_network, implementations_lib.PLAIN, key, precision="bfloat16"
   )
   found_loss, found = gradients(tiny_network, chosen, key, precision="bfloat16")
   # Eight bits of mantissa.
@@ -225,25 +218,32 @@ def test_every_form_works_in_bfloat16(tiny_network, key, name, form):
 
 def test_forms_are_chosen_by_platform_and_by_word():
   network = wiring.make_network(wirings.ALEXNET_2012)
-  of_cpu = implementations.choose("cpu", network)
-  assert of_cpu == implementations.PLATFORMS["cpu"] != implementations.PLAIN
+  of_cpu = implementations_lib.choose("cpu", network)
   assert (
-    implementations.choose("cpu", network, "plain") == implementations.PLAIN
+    of_cpu == implementations_lib.PLATFORMS["cpu"] != implementations_lib.PLAIN
   )
-  found = implementations.choose("cpu", network, "pool=window, norm=product")
+  assert (
+    implementations_lib.choose("cpu", network, "plain")
+    == implementations_lib.PLAIN
+  )
+  found = implementations_lib.choose(
+    "cpu", network, "pool=window, norm=product"
+  )
   assert found == dataclasses.replace(of_cpu, pool="window", norm="product")
-  assert implementations.choose("another", network) == implementations.PLAIN
+  assert (
+    implementations_lib.choose("another", network) == implementations_lib.PLAIN
+  )
 
 
 def test_multiplications_are_saved_where_layers_are_wide(tiny_network):
-  chosen = implementations.choose("cpu", tiny_network)
+  chosen = implementations_lib.choose("cpu", tiny_network)
   assert chosen.conv3x3 == "direct"
-  chosen = implementations.choose("cpu", tiny_network, "conv3x3=winograd")
+  chosen = implementations_lib.choose("cpu", tiny_network, "conv3x3=winograd")
   assert chosen.conv3x3 == "winograd"
   wide = wiring.make_network(wirings.ALEXNET_2012)
-  chosen = implementations.choose("cpu", wide, precision="bfloat16")
+  chosen = implementations_lib.choose("cpu", wide, precision="bfloat16")
   assert chosen == dataclasses.replace(
-    implementations.PLATFORMS["cpu"], conv3x3="direct"
+    implementations_lib.PLATFORMS["cpu"], conv3x3="direct"
   )
   for table, width, expected in (
     (wirings.ALEXNET_2012, 1.0, "winograd"),
@@ -252,10 +252,10 @@ def test_multiplications_are_saved_where_layers_are_wide(tiny_network):
     (wirings.MERGED_TOWER, 1.0, "winograd"),
   ):
     network = wiring.make_network(table, width=width)
-    assert implementations.choose("cpu", network).conv3x3 == expected
+    assert implementations_lib.choose("cpu", network).conv3x3 == expected
   # Whose windows are of 5, and whose maps are too small for one of 11.
   network = wiring.make_network(wirings.FOUR_LAYER, image_size=32)
-  assert implementations.choose("cpu", network).conv3x3 == "direct"
+  assert implementations_lib.choose("cpu", network).conv3x3 == "direct"
 
 
 @pytest.mark.parametrize(
@@ -267,18 +267,18 @@ def test_multiplications_are_saved_where_layers_are_wide(tiny_network):
 )
 def test_unknown_forms_are_refused(tiny_network, wanted, message):
   with pytest.raises(ValueError, match=message):
-    implementations.choose("cpu", tiny_network, wanted)
+    implementations_lib.choose("cpu", tiny_network, wanted)
 
 
 def test_grouped_columns_are_one_convolution(key):
   network = wiring.make_network(
     wirings.ALEXNET_2012, width=1 / 8, image_size=67, num_classes=10
   )
-  grouped = dataclasses.replace(implementations.PLAIN, columns="grouped")
+  grouped = dataclasses.replace(implementations_lib.PLAIN, columns="grouped")
 
   def count(chosen):
-    alexnet = model.AlexNet(network, rngs=nnx.Rngs(0), forms=chosen)
+    alexnet = model.AlexNet(network, rngs=nnx.Rngs(0), implementations=chosen)
     jaxpr = jax.make_jaxpr(alexnet)(jnp.ones((1, 67, 67, 3)))
     return str(jaxpr).count("conv_general_dilated[")
 
-  assert (count(implementations.PLAIN), count(grouped)) == (8, 5)
+  assert (count(implementations_lib.PLAIN), count(grouped)) == (8, 5)

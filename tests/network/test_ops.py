@@ -24,7 +24,7 @@ def test_local_response_norm_takes_any_power(key):
   np.testing.assert_allclose(y, expected, rtol=2e-6)
 
 
-def test_neighbours_do_not_cross_a_column(key):
+def test_neighbors_do_not_cross_a_column(key):
   x = np.array(60 * jax.random.normal(key, (1, 1, 1, 96)))
   split = ops.local_response_norm(x, groups=2)
   whole = ops.local_response_norm(x, groups=1)

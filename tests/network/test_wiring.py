@@ -108,7 +108,7 @@ def test_one_column_is_the_network_without_groups():
     ({"num_classes": 0}, "config.network.num_classes"),
     ({"init": "xavier"}, "expected one of source, paper, he"),
     ({"activation": "gelu"}, "expected one of relu, tanh, sigmoid"),
-    ({"normalisation": "layer"}, "config.network.normalisation"),
+    ({"normalization": "layer"}, "config.network.normalization"),
     ({"dropout_scaling": "both"}, "config.network.dropout_scaling"),
     ({"lrn_k": 0.0}, "config.network.lrn_k"),
     ({"pooling": (3,)}, r"expected \(window, stride\)"),

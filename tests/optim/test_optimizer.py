@@ -87,7 +87,7 @@ def test_update_matches_the_papers_rule_across_a_drop():
       assert difference <= 1e-6 * np.linalg.norm(expected), (step, name)
 
 
-def test_scale_of_a_normalisation_has_the_kernels_rate_and_no_decay():
+def test_scale_of_a_normalization_has_the_kernels_rate_and_no_decay():
   rule = make_rule(momentum=0.0)
   parameters = {"conv1": {"scale": jnp.ones(3)}}
   gradient = {"conv1": {"scale": jnp.full(3, 2.0)}}
@@ -196,7 +196,7 @@ def test_average_matches_numpy_and_is_what_validations_get():
   assert ema.find_average(make_rule().init(before)) is None
 
 
-def test_statistics_of_a_batch_normalisation_are_averaged_with_its_weights():
+def test_statistics_of_a_batch_normalization_are_averaged_with_its_weights():
   rule = make_rule(ema_decay=0.8)
   ones = jnp.ones(2)
   parameters = {"fc6": {"kernel": jnp.ones((2, 2)), "scale": ones}}

@@ -134,7 +134,7 @@ def test_full_size_two_column_step_sends_what_was_published():
     stored_size=256,
     image_size=224,
     flip=True,
-    colour_noise=0.1,
+    color_noise=0.1,
     statistics=statistics.PUBLISHED,
   )
   parts = build.make_program(

@@ -108,7 +108,7 @@ def test_members_draw_the_bits_of_single_runs(two_members, tiny_augmentation):
     )
 
   labels = jax.device_put(np.zeros(8, np.int32), two_members.batch_shardings[1])
-  result = dict.fromkeys(("offset", "flip", "colour"), specs.images)
+  result = dict.fromkeys(("offset", "flip", "color"), specs.images)
   of_each = two_members.ensemble.each(
     draw_split,
     two_members.mesh,
@@ -125,7 +125,7 @@ def test_members_draw_the_bits_of_single_runs(two_members, tiny_augmentation):
     for name, drawn in alone.items():
       # The bits are the same; what the normal distribution makes of them may
       # be rounded otherwise in a program of another shape.
-      rtol = 1e-6 if name == "colour" else 0
+      rtol = 1e-6 if name == "color" else 0
       np.testing.assert_allclose(
         found[name][member], drawn, rtol=rtol, err_msg=name
       )

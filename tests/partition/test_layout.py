@@ -168,7 +168,7 @@ def test_layout_survives_its_way_through_a_config(layout):
     assert made.placement(name) == own.placement(name)
 
 
-def test_misspelt_layer_is_refused():
+def test_misspelled_layer_is_refused():
   with pytest.raises(ValueError, match="places a layer 'fc_7', expected one"):
     Layout(name="x", mesh={"data": 2}, layers={"fc_7": Placement()})
 

@@ -185,7 +185,7 @@ def make_mesh(devices, sizes):
     ({0: "a", 1: "b", 2: "a", 3: "b"}, ["inside a host", "between hosts"]),
     ({0: "a", 1: "a", 2: "a", 3: "b"}, ["between hosts", "between hosts"]),
   ],
-  ids=["unknown", "neighbours", "alternating", "one_apart"],
+  ids=["unknown", "neighbors", "alternating", "one_apart"],
 )
 def test_links_of_four_processes_are_the_slowest_of_an_axis(hosts, expected):
   made = make_mesh(

@@ -68,11 +68,11 @@ def test_compiler_counts_as_many_flops_but_for_padding():
       stored_size=256,
       image_size=224,
       flip=True,
-      colour_noise=0.1,
+      color_noise=0.1,
       statistics=statistics.PUBLISHED,
     ),
     batch_size=4,
-    forms="conv3x3=direct",  # the other one takes half of the products
+    implementations="conv3x3=direct",  # winograd has fewer products
   )
   planned = sum(share.flops for share in program.shares.values())
   compiled, _ = compiled_step.compile_step(program)

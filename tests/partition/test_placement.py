@@ -16,7 +16,7 @@ from tests import build
 
 Layout, Placement = layout_lib.Layout, layout_lib.Placement
 
-# Layouts that are in no catalogue: every kind of move between layers.
+# Layouts that are in no catalog: every kind of move between layers.
 MIXED = (
   Layout(  # one exchange for two layers, and a sum that stays split
     name="gather_then_sum",
@@ -188,7 +188,7 @@ def test_layout_matches_one_device_with_fewer_multiplications(
     layout,
     tiny_augmentation,
     batch_size=8,
-    forms="conv3x3=winograd",
+    implementations="conv3x3=winograd",
   )
   compiled, found = compiled_step.compile_step(parts)
   assert found.agrees and sorted(found.compiled) == sorted(found.plan)
@@ -251,7 +251,7 @@ def test_draws_are_the_same_on_every_layout(
   for name, drawn in expected.items():
     # The bits are the same; what the normal distribution makes of them may be
     # rounded otherwise in arrays of another shape.
-    rtol = 1e-6 if name == "colour" else 0
+    rtol = 1e-6 if name == "color" else 0
     np.testing.assert_allclose(found[name], drawn, rtol=rtol, err_msg=name)
   assert 0.45 < found["mask"].mean() < 0.55  # 4096 draws: 0.5 +- 0.008
 

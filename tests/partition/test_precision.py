@@ -39,7 +39,7 @@ def test_activations_are_bfloat16_and_parameters_stay_float32(
   assert {leaf.dtype.name for leaf in jax.tree.leaves(gradients)} == {"float32"}
 
 
-def test_normalisation_of_bfloat16_is_computed_in_float32(key):
+def test_normalization_of_bfloat16_is_computed_in_float32(key):
   x = np.array(60 * jax.random.normal(key, (1, 2, 2, 16))).astype(jnp.bfloat16)
   found = ops.local_response_norm(x, groups=1)
   expected = reference.local_response_norm(np.asarray(x, np.float32))

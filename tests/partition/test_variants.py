@@ -49,7 +49,7 @@ def check_same(found, expected):
     for name, block in blocks.items():
       block = np.asarray(block)
       difference = np.linalg.norm(np.asarray(variables[layer][name]) - block)
-      # A shift that the next batch normalisation takes away again has a
+      # A shift that the next batch normalization takes away again has a
       # gradient of 0 but for the rounding of the sum that it is.
       assert difference <= 1e-5 * np.linalg.norm(block) + 2e-6, (layer, name)
 
@@ -59,12 +59,12 @@ def check_same(found, expected):
   [
     (
       wirings.ALEXNET_2012,
-      {"normalisation": "batch"},
+      {"normalization": "batch"},
       (catalog.TWO_COLUMN, catalog.DATA_PARALLEL, catalog.ONE_WEIRD_TRICK),
     ),
     (
       DRAWS,
-      {"normalisation": "across", "dropout_scaling": "train"},
+      {"normalization": "across", "dropout_scaling": "train"},
       (catalog.TWO_COLUMN_DATA,),
     ),
   ],

@@ -78,7 +78,7 @@ def test_two_batches_that_accumulate_are_one_of_twice_the_size(
 ):
   network = dataclasses.replace(tiny_network, dropout_rate=0.0)
   plain = dataclasses.replace(
-    tiny_augmentation, stored_size=67, flip=False, colour_noise=0.0
+    tiny_augmentation, stored_size=67, flip=False, color_noise=0.0
   )
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (16, 67, 67, 3), dtype=np.uint8)

@@ -69,12 +69,12 @@ def test_run_takes_the_statistics_of_its_set(tiny_config, prepare, monkeypatch):
   tiny_config.augment.statistics = "dataset"
   tiny_config.augment.mean = None
   tiny_config.augment.mean_from = "image_center"
-  tiny_config.augment.colour_divisor = 1.1
+  tiny_config.augment.color_divisor = 1.1
   tiny_config.validation_views = 10
   program = prepare(tiny_config).program
   assert program.augmentation.statistics is found
   assert program.augmentation.mean_from == "image_center"
-  assert program.augmentation.colour_divisor == 1.1
+  assert program.augmentation.color_divisor == 1.1
   assert program.views == 10
 
 
