@@ -1,6 +1,10 @@
-"""Trains a network: python -m alexnet_jax.main --config=configs/two_device.py
+"""Trains a network.
 
-This file is the command line and no more; `train.py` is the program.
+    python -m alexnet_jax.main --config=configs/two_device.py
+
+Writes metrics.jsonl, TensorBoard events and checkpoints to the workdir. The
+same command resumes a run that was interrupted, also on another layout or
+another number of devices.
 """
 
 import functools
@@ -10,7 +14,7 @@ import sys
 from alexnet_jax.distributed import malloc, preemption
 
 if __name__ == "__main__":  # before the imports that take seconds
-  malloc.keep(sys.argv)
+  malloc.keep_freed_memory(sys.argv)
   _SIGNALS = preemption.handle_signals()
 
 from absl import app, flags
@@ -28,31 +32,29 @@ _CONFIG = command.define_config()
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Where metrics and checkpoints go; a run that is there goes on. "
-  "Default: runs/NAME, or runs/NAME-VARIANT, after the config.",
+  "The folder of metrics and checkpoints; a run in it is resumed. Default: "
+  "runs/NAME or runs/NAME-VARIANT, after the config.",
 )
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
-)
+_DATA_DIR = command.define_data_dir()
 _SIMULATE_DEVICES = command.define_simulate_devices()
 _DISTRIBUTED = command.define_distributed()
 _START_TIMEOUT = command.define_start_timeout()
 _XLA_OPTIONS = command.define_xla_options()
 _IMPLEMENTATIONS = command.define_implementations()
 _COMPILATION_CACHE = command.define_compilation_cache()
-_STUCK_SECONDS = flags.DEFINE_float(
+_HANG_TIMEOUT = flags.DEFINE_float(
   "hang_timeout_seconds",
   1800.0,
-  "End with code 70 and the stacks of all threads where no step, no batch of a "
-  "validation and no checkpoint gets done for so long, from when the step is "
-  "compiled; 0: never. More than any of them takes, less than a night.",
+  "Seconds without a finished step, validation batch or checkpoint, once the "
+  "step is compiled, after which the run ends with code 70 and the stacks of "
+  "all threads. 0 disables it.",
   lower_bound=0.0,
 )
-_ACCEPT_CHANGES = flags.DEFINE_boolean(
+_ALLOW_CONFIG_CHANGES = flags.DEFINE_boolean(
   "allow_config_changes",
   False,
-  "Go on in --workdir with another config than it was trained with. The config "
-  "of before is kept beside the new one.",
+  "Resume the run in --workdir with another config than it was trained with; "
+  "the earlier config is kept beside the new one.",
 )
 
 
@@ -60,19 +62,19 @@ def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
   command.check_no_arguments(argv)
   config = _CONFIG.value
   workdir = _WORKDIR.value or os.path.join("runs", command.config_name())
-  with command.in_one_line(ValueError, TypeError, OSError):
+  with command.exit_on_error(ValueError, TypeError, OSError):
     settings.check(config)
-    same = settings.find_same(config) | {
+    same = settings.find_shared_fields(config) | {
       "--workdir": os.path.abspath(workdir),
       "--xla_options": _XLA_OPTIONS.value,
       "--implementations": _IMPLEMENTATIONS.value,
       "--compilation_cache": str(_COMPILATION_CACHE.value),
-      "--allow_config_changes": str(_ACCEPT_CHANGES.value),
+      "--allow_config_changes": str(_ALLOW_CONFIG_CHANGES.value),
     }
-  with command.start(
+  with command.start_group(
     _DISTRIBUTED, _START_TIMEOUT, same=same, signals=signals
   ) as group:
-    with command.in_one_line(ValueError, TypeError, OSError, group=group):
+    with command.exit_on_error(ValueError, TypeError, OSError, group=group):
       run = run_lib.prepare(
         config,
         group=group,
@@ -82,24 +84,24 @@ def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
         xla_options=_XLA_OPTIONS.value,
         implementations=_IMPLEMENTATIONS.value,
         cache_dir=_COMPILATION_CACHE.value,
-        allow_config_changes=_ACCEPT_CHANGES.value,
+        allow_config_changes=_ALLOW_CONFIG_CHANGES.value,
       )
-    console = command.make_console(group, command.Lasting)
+    console = command.make_console(group, command.PipeSafeConsole)
     try:
       with (
         command.mute_gloo(run.group, run.program.mesh),
-        command.in_one_line(
+        command.exit_on_error(
           audit.PlanMismatch,
           FloatingPointError,
           source.RecordError,
           OSError,
           group=group,
         ),
-        devices.name_shortage(),
+        devices.explain_out_of_memory(),
       ):
-        train.train(run, console, hang_timeout_seconds=_STUCK_SECONDS.value)
+        train.train(run, console, hang_timeout_seconds=_HANG_TIMEOUT.value)
     except loop.Stopped as stopped:
-      console.print(stopped, highlight=False, soft_wrap=True)
+      command.print_line(console, stopped)
       sys.exit(group_lib.STOPPED)
 
 

@@ -1,12 +1,12 @@
-"""Holds every layout of the catalog to what it promises.
+"""Verifies every layout of the catalog against its plan and one device.
 
     python -m alexnet_jax.verify --config=configs/one_device.py
 
 On every mesh of 1, 2, 4 and 8 simulated devices that a layout allows: the
 traced step has the plan's exchanges and no others, the compiled one sends
-nothing unplanned, and the losses, gradients and parameters of five steps,
-dropout and augmentation on, are those of one device. Ends with 1 where a
-promise is broken. Images are noise, so it needs no data.
+nothing unplanned, and the losses, gradients and parameters of five steps, with
+dropout and augmentation, are those of one device. Exits with 1 if any of this
+fails. The images are noise, so it needs no data.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
 
 STEPS = 5
-# Of one device with rounded weights, to see whether a batch has near ties; a
-# tie that was looked at showed in three of ten.
+# Runs of one device with rounded weights, to find near ties in a batch; a tie
+# that was examined showed in three of ten.
 TRIALS = 20
-# Sums in another order, in float32, carried through the steps.
+# Relative; for float32 sums in another order, carried through the steps.
 TOLERANCE = 1e-5
 
 _CONFIG = command.define_config("configs/one_device.py")
@@ -55,13 +55,7 @@ _ROW = "{:<18} {:<16} {:>9} {:>12} {:>12} {:>12} {:>8} {:>9} {:>8}  {}"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Steps:
-  """What some steps came to.
-
-  Attributes:
-    losses: f32[STEPS], sums over the batch.
-    gradients: of the first step, by way of the velocity.
-    parameters: after the last step.
-  """
+  """Losses f32[STEPS], first gradients, and last parameters of some steps."""
 
   losses: np.ndarray
   gradients: dict
@@ -71,25 +65,25 @@ class Steps:
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   config = _CONFIG.value
-  with command.in_one_line(ValueError, TypeError, OSError):
-    network, own = settings.check(config)
+  with command.exit_on_error(ValueError, TypeError, OSError):
+    network, layout = settings.check(config)
     settings.check_single(config, command="verify")
-    # Else the first of few steps, or all of them, would change nothing.
+    # Or some of the few steps, or all of them, would change nothing.
     config.optimizer.warmup_epochs = 0.0
     config.grad_accumulation_steps = 1
-    layouts = settings.choose_layouts(own, _LAYOUTS.value)
-    counts = command.to_numbers(
-      "devices", _DEVICES.value, most=command.MOST_SIMULATED
+    layouts = settings.choose_layouts(layout, _LAYOUTS.value)
+    counts = command.parse_counts(
+      "devices", _DEVICES.value, most=command.MAX_SIMULATED_DEVICES
     )
     for name in ("exchange_dtype", "compute_dtype"):
       if config[name] != "float32":
         raise ValueError(
-          f"{name} is {config[name]!r}, which changes results; layouts are "
-          f"compared in 'float32'. Set config.{name}."
+          f"{name} is {config[name]!r}, which changes results, expected "
+          f"'float32' to compare layouts. Set config.{name}."
         )
     mesh_lib.simulate_devices(max(counts), only_cpu=True)
-    kept = verify(config, network, layouts, counts)
-  sys.exit(0 if kept else 1)
+    all_agree = verify(config, network, layouts, counts)
+  sys.exit(0 if all_agree else 1)
 
 
 def verify(
@@ -98,12 +92,17 @@ def verify(
   layouts: Sequence[layout_lib.Layout],
   counts: Sequence[int],
 ) -> bool:
-  """Prints a line for each layout and mesh; whether all promises are kept.
+  """Prints a line for each layout and mesh; returns whether all agree.
 
   Raises:
-    ValueError: no layout fits, or no batch is free of near ties.
+    ValueError: no layout fits, or every batch has near ties.
   """
-  candidates = list(allowed(network, layouts, counts, config.batch_size))
+  candidates = [
+    candidate
+    for layout, count in itertools.product(layouts, counts)
+    for candidate in layout_lib.find_meshes(layout, count)
+    if check.fits(candidate, network, batch_size=config.batch_size)
+  ]
   if not candidates:
     raise ValueError(
       f"none of the layouts {', '.join(layout.name for layout in layouts)} "
@@ -118,14 +117,14 @@ def verify(
     f"from one_device after {STEPS} steps (up to {TOLERANCE:g} is rounding)"
   )
   print(_ROW.format(*_HEADERS))
-  all_kept = True
+  all_agree = True
   for layout in candidates:
     program = run_lib.make_program(config, network, layout)
     compiled, audit = compiled_step.compile_step(program)
     steps = take_steps(program, compiled, batch)
-    differences = differ(steps, expected)
-    kept = audit.agrees and max(differences) <= TOLERANCE
-    all_kept = all_kept and kept
+    differences = find_differences(steps, expected)
+    agrees = audit.agrees and max(differences) <= TOLERANCE
+    all_agree = all_agree and agrees
     sent = [
       sum(exchange.sent_bytes for exchange in exchanges)
       for exchanges in (audit.plan, audit.traced, audit.compiled)
@@ -133,48 +132,35 @@ def verify(
     print(
       _ROW.format(
         layout.name,
-        layout_lib.listed(layout.mesh),
+        layout_lib.format_mesh(layout.mesh),
         len(audit.plan),
         *(f"{number:,}" for number in sent),
         *(f"{difference:.1e}" for difference in differences),
-        "kept" if kept else "BROKEN",
+        "kept" if agrees else "BROKEN",
       ),
       flush=True,
     )
     for line in audit.unplanned + audit.missing + audit.notes:
       print(f"    {line}")
-  return all_kept
-
-
-def allowed(
-  network: wiring.Network,
-  layouts: Sequence[layout_lib.Layout],
-  counts: Sequence[int],
-  batch_size: int,
-) -> Iterator[layout_lib.Layout]:
-  """Yields every layout on every mesh that it allows."""
-  for layout, count in itertools.product(layouts, counts):
-    for candidate in layout_lib.find_meshes(layout, count):
-      if check.fits(candidate, network, batch_size=batch_size):
-        yield candidate
+  return all_agree
 
 
 def find_batch(
   config: ml_collections.ConfigDict, one_device: program_lib.Program
 ) -> tuple[int, tuple[np.ndarray, np.ndarray], Steps]:
-  """A batch of noise on which rounding stays rounding.
+  """Finds a batch of noise on which rounding errors stay small.
 
   Near ties in a pooling window, or at the zero of a ReLU, turn a difference of
   1e-7 into one of 1e-3 within a few steps. Such a batch says nothing about a
-  layout, and one device alone shows it: its weights, changed by their own
-  rounding, lead elsewhere. The first batch without is taken.
+  layout. One device alone shows it: with its weights changed by rounding, the
+  steps differ.
 
   Returns:
-    Its seed, from config.seed on; images u8[N, side, side, 3] and labels
-    i32[N]; what one device makes of it.
+    The first seed, from config.seed on, whose batch has no near ties; its
+    images u8[N, side, side, 3] and labels i32[N]; the steps of one device.
 
   Raises:
-    ValueError: there is none among the first ten seeds.
+    ValueError: the first ten seeds all have near ties.
   """
   compiled, _ = compiled_step.compile_step(one_device)
   n, side = config.batch_size, config.data.stored_size
@@ -184,15 +170,17 @@ def find_batch(
     labels = rng.integers(0, config.network.num_classes, n, dtype=np.int32)
     batch = images, labels
     expected = take_steps(one_device, compiled, batch)
-    changed = [
-      take_steps(one_device, compiled, batch, change=trial)
+    trials = (
+      take_steps(one_device, compiled, batch, rounding_seed=trial)
       for trial in range(1, TRIALS + 1)
-    ]
-    if all(max(differ(steps, expected)) <= TOLERANCE for steps in changed):
+    )
+    if all(
+      max(find_differences(steps, expected)) <= TOLERANCE for steps in trials
+    ):
       return seed, batch, expected
   raise ValueError(
-    f"the batches of seeds {config.seed} to {seed} all have near ties, on "
-    "which rounding leads elsewhere. Set config.batch_size lower."
+    f"the batches of seeds {config.seed} to {seed} all have near ties, which "
+    "amplify rounding errors. Set config.batch_size lower."
   )
 
 
@@ -201,20 +189,16 @@ def take_steps(
   compiled: jax.stages.Compiled,
   batch: tuple[np.ndarray, np.ndarray],
   *,
-  change: int = 0,
+  rounding_seed: int = 0,
 ) -> Steps:
   """Takes some training steps on one batch.
 
-  Args:
-    program: the program.
-    compiled: its step.
-    batch: images and labels.
-    change: 0, or the seed of a change of the first weights by rounding.
+  Unless `rounding_seed` is 0, the first weights are changed by rounding.
   """
   init_key, step_key = jax.random.split(jax.random.key(0))
   state = program.init(init_key)
-  if change:
-    rng = np.random.default_rng(change)
+  if rounding_seed:
+    rng = np.random.default_rng(rounding_seed)
     state = state._replace(
       parameters=jax.tree.map(
         lambda x: x * (1 + 3e-7 * rng.standard_normal(x.shape, np.float32)),
@@ -222,11 +206,11 @@ def take_steps(
       )
     )
   images, labels = jax.device_put(batch, program.batch_shardings)
-  losses, gradients = [], None
-  for _ in range(STEPS):
+  losses = []  # sums over the batch
+  for step in range(STEPS):
     state, totals = compiled(state, step_key, images, labels)
     losses.append(float(totals[0]))
-    if gradients is None:
+    if step == 0:  # the first velocity is the gradient
       gradients = jax.device_get(optax.tree.get(state.optimizer, "trace"))
   return Steps(
     losses=np.array(losses),
@@ -235,31 +219,33 @@ def take_steps(
   )
 
 
-def differ(steps: Steps, expected: Steps) -> tuple[float, float, float]:
-  """Largest relative differences: losses, gradients, parameters."""
+def find_differences(
+  steps: Steps, expected: Steps
+) -> tuple[float, float, float]:
+  """Finds the largest relative differences: losses, gradients, parameters."""
 
-  def distance(a, b) -> float:
+  def difference(a, b) -> float:
     if np.array_equal(a, b):
       return 0.0
-    found = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
-    return float(found) if np.isfinite(found) else math.inf
+    relative = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
+    return float(relative) if np.isfinite(relative) else math.inf
 
   def arrays(layers) -> Iterator[np.ndarray]:
-    """Each by itself; those of a batch normalization's layer together.
+    """Yields each array, but those of a batch normalization's layer as one.
 
-    The next one takes some shifts away again: their gradient is but rounding.
+    The next normalization removes some shifts: their gradient is only rounding.
     """
-    for blocks in layers.values():
-      if "scale" in blocks:
-        yield np.concatenate([block.ravel() for block in blocks.values()])
+    for of_layer in layers.values():
+      if "scale" in of_layer:
+        yield np.concatenate([array.ravel() for array in of_layer.values()])
       else:
-        yield from blocks.values()
+        yield from of_layer.values()
 
   def largest(a, b) -> float:
-    return max(map(distance, arrays(a), arrays(b)))
+    return max(map(difference, arrays(a), arrays(b)))
 
   return (
-    max(map(distance, steps.losses, expected.losses)),
+    max(map(difference, steps.losses, expected.losses)),
     largest(steps.gradients, expected.gradients),
     largest(steps.parameters, expected.parameters),
   )

@@ -1,12 +1,13 @@
-"""What a checkpoint of the full-size network costs.
+"""Measures the cost of a checkpoint of the full-size network.
 
     python -m benchmarks.checkpoints --config.batch_size=32
 
-Size, time until it is on disk, time to read, by Orbax alone and with what is
-done beside it here, while nothing trains; then loops of steps with one save
-each, between loops without, from which follows what training loses. One batch
-of noise, on the devices already: neither input nor reports are in the way.
-Files are read from the system's memory, as after a restart on the same machine.
+Measures size, time until it is on disk, and time to read, with Orbax alone and
+with the checks of this project, while nothing trains. Then loops of steps with
+one save take turns with loops without, which gives the time that training
+loses. Steps run on one batch of noise that is on the devices already, without
+input and reports. Files are read from the system's memory, as after a restart
+on the same machine.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import time
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from absl import app, flags
 from orbax.checkpoint import v1 as ocp
 
+from alexnet_jax.bench import turns
 from alexnet_jax.checkpoints import checkpoint, reader
 from alexnet_jax.cli import command
 from alexnet_jax.partition import mesh as mesh_lib
@@ -32,78 +33,45 @@ from alexnet_jax.settings import settings
 from alexnet_jax.training import loop
 from alexnet_jax.training import run as run_lib
 
-# Parameters change, so that velocities are no zeros, and stay finite.
-_RATE = 1e-5
+# So that parameters change, velocities are not zero, and both stay finite.
+_LEARNING_RATE = 1e-5
 _LONGEST_SAVE_SECONDS = 600
 
 
 def define_flags() -> None:
   command.define_config("configs/two_device.py:imagenet")
-  flags.DEFINE_integer("steps", 50, "Of a loop.", lower_bound=1)
-  flags.DEFINE_integer("repeats", 3, "Of everything.", lower_bound=1)
+  flags.DEFINE_integer("steps", 50, "Steps of a loop.", lower_bound=1)
+  flags.DEFINE_integer(
+    "repeats", 3, "How often everything is measured.", lower_bound=1
+  )
   flags.DEFINE_string(
-    "folder", None, "On the disk to measure. Default: /tmp's."
+    "folder",
+    None,
+    "A folder on the disk to measure. Default: the one of TMPDIR.",
   )
 
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   config = flags.FLAGS.config
-  with command.in_one_line(ValueError, TypeError):
+  with command.exit_on_error(ValueError, TypeError):
     network, layout = settings.check(config)
     settings.check_single(config, command="checkpoints")
-    config.optimizer.learning_rate = _RATE
+    config.optimizer.learning_rate = _LEARNING_RATE
     mesh_lib.simulate_devices(layout.devices, only_cpu=False)
     program = run_lib.make_program(config, network, layout)
-  steps = Steps(program, config)
+  steps = turns.StepRunner(program, compiled_step.compile_step(program)[0])
   with tempfile.TemporaryDirectory(dir=flags.FLAGS.folder) as folder:
-    steps.take(loop.STEPS_AHEAD)
+    steps.run(loop.STEPS_AHEAD)
     rows = measure_alone(steps.state, folder)
     loops = measure_loops(steps, folder)
   report(program, layout.name, rows, loops)
 
 
-class Steps:
-  """A training without its input.
-
-  Args:
-    program: of the step, compiled here.
-    config: of it.
-  """
-
-  def __init__(self, program, config):
-    self._step, _ = compiled_step.compile_step(program)
-    init_key, self._key = program.make_keys(config.seed)
-    self.state = program.init(init_key)
-    rng = np.random.default_rng(0)
-    side = config.data.stored_size
-    images = rng.integers(
-      0, 256, (config.batch_size, side, side, 3), dtype=np.uint8
-    )
-    labels = rng.integers(
-      0, config.network.num_classes, config.batch_size, dtype=np.int32
-    )
-    self._batch = jax.device_put((images, labels), program.batch_shardings)
-    self.number = 0
-
-  def take(self, count: int, save: Callable[[], None] | None = None) -> float:
-    """Seconds for so many steps, with a save after the first one."""
-    begin, totals = time.monotonic(), []
-    for number in range(count):
-      self.state, total = self._step(self.state, self._key, *self._batch)
-      self.number += 1
-      totals.append(total)
-      jax.block_until_ready(totals[-loop.STEPS_AHEAD - 1 : -loop.STEPS_AHEAD])
-      if save is not None and number == 0:
-        save()
-    jax.block_until_ready(totals)
-    return time.monotonic() - begin
-
-
 def measure_alone(
   state: step_lib.TrainState, folder: str
 ) -> dict[str, tuple[list[float], list[float]]]:
-  """Seconds by Orbax alone and as it is done here, while nothing trains."""
+  """Seconds of (Orbax alone, this project), while nothing trains."""
   jax.block_until_ready(state)
   like = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
@@ -120,22 +88,21 @@ def measure_alone(
     response = ocp.save_async(path, state._asdict())
     blocked = time.monotonic() - begin
     response.result()
-    times = (
+    alone = (
       blocked,
       time.monotonic() - begin,
       _time(lambda path=path: ocp.load(path, like._asdict())),
     )
-    alone = times
-    watch = Watch(folder, number)
+    watcher = CheckpointWatcher(folder, number)
     checkpoints.save(number, state)
-    blocked = time.monotonic() - watch.begin
-    times = (
+    blocked = time.monotonic() - watcher.begin
+    ours = (
       blocked,
-      watch.wait(),
+      watcher.wait(),
       _time(lambda number=number: reader.load(folder, number, like)),
     )
     if number:  # the first of each opens and compiles
-      for name, *seconds in zip(names, alone, times, strict=True):
+      for name, *seconds in zip(names, alone, ours, strict=True):
         for row, value in zip(rows[name], seconds, strict=True):
           row.append(value)
   checkpoints.close()
@@ -146,38 +113,32 @@ def measure_alone(
   return rows
 
 
-def measure_loops(steps: Steps, folder: str) -> dict[str, list[float]]:
+def measure_loops(
+  steps: turns.StepRunner, folder: str
+) -> dict[str, list[float]]:
   """Seconds of loops without and with a save, one after the other."""
-  place = os.path.join(folder, "loops")
-  checkpoints = checkpoint.Checkpoints(place, keep=1)
-  found = {"without": [], "with": [], "waits": [], "on disk after": []}
-  count = flags.FLAGS.steps
-  for _ in range(flags.FLAGS.repeats):
-    found["without"].append(steps.take(count))
-    watch = Watch(place, steps.number + 1)
-    waits = []
+  workdir = os.path.join(folder, "loops")
+  checkpoints = checkpoint.Checkpoints(workdir, keep=1)
+  seconds = {"without": [], "with": [], "waits": [], "on disk after": []}
+  for repeat in range(flags.FLAGS.repeats):
+    seconds["without"].append(steps.run(flags.FLAGS.steps))
+    watcher = CheckpointWatcher(workdir, repeat)
 
-    def save(watch=watch, waits=waits):
-      jax.block_until_ready(steps.state)  # its step is not the save's time
-      watch.begin = time.monotonic()
-      checkpoints.save(steps.number, steps.state)
-      waits.append(time.monotonic() - watch.begin)
+    def save(repeat=repeat, watcher=watcher):
+      jax.block_until_ready(steps.state)  # the step is not part of the save
+      watcher.begin = time.monotonic()
+      checkpoints.save(repeat, steps.state)
+      seconds["waits"].append(time.monotonic() - watcher.begin)
 
-    found["with"].append(steps.take(count, save))
-    found["waits"] += waits
-    # Where the loop is shorter than the save, it is not all in the loop.
-    found["on disk after"].append(watch.wait())
+    seconds["with"].append(steps.run(flags.FLAGS.steps, after_first=save))
+    # A loop that is shorter than the save does not contain all of it.
+    seconds["on disk after"].append(watcher.wait())
   checkpoints.close()
-  return found
+  return seconds
 
 
-class Watch:
-  """Waits in a thread for a checkpoint to get its name.
-
-  Args:
-    workdir: where it will be.
-    step: of it.
-  """
+class CheckpointWatcher:
+  """Waits in a thread until a checkpoint of a step has its final name."""
 
   def __init__(self, workdir: str, step: int):
     self.begin, self._end = time.monotonic(), 0.0
@@ -191,14 +152,17 @@ class Watch:
     self._end = time.monotonic()
 
   def wait(self) -> float:
-    """Seconds from `begin` until it was there.
+    """Returns the seconds from `begin` until the checkpoint was complete.
 
     Raises:
-      TimeoutError: it does not come.
+      TimeoutError: it was not written in time.
     """
     self._thread.join(_LONGEST_SAVE_SECONDS)
     if self._thread.is_alive():
-      raise TimeoutError(f"{self._path} is not there, expected a checkpoint")
+      raise TimeoutError(
+        f"{self._path} is missing, expected a checkpoint within "
+        f"{_LONGEST_SAVE_SECONDS} s."
+      )
     return self._end - self.begin
 
 

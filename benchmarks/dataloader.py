@@ -1,28 +1,29 @@
-"""The input beside PyTorch's: python -m benchmarks.dataloader
+"""Compares the input with PyTorch's: python -m benchmarks.dataloader
 
-The same real pictures, squares of 256 pixels as JPEG, twice on this machine's
-disk: as files in folders by class, read by `torch.utils.data.DataLoader` in the
-way of PyTorch's own ImageNet example, and as records of `imagenet256/jpeg`,
-read by this project. Both go through them in random order without an end, so
-that neither pays for the ends of epochs, and from files that the system holds
-in memory.
+How many images per second does this project's input deliver, compared with
+PyTorch's? Both read the same real pictures, squares of 256 pixels as JPEG, from
+this machine's disk. PyTorch reads files in folders by class with
+`torch.utils.data.DataLoader`, as in its own ImageNet example. This project
+reads records of `imagenet256/jpeg`. Both read in random order without an end,
+so that neither pays for the ends of epochs, and from files that the system
+holds in memory.
 
 What each side does for a batch on the host:
 
 - PyTorch, in as many worker processes as there are cores: reads a file, decodes
-  it with Pillow, crops 224 x 224 at random, mirrors half of them, to float32,
-  adds AlexNet's color noise, normalizes, collates, and hands the batch over to
-  the main process.
+  it with Pillow, crops 224 x 224 at random, mirrors half of the crops, converts
+  them to float32, adds AlexNet's color noise, normalizes, collates, and hands
+  the batch over to the main process.
 - alexnet_jax, in as many threads: reads a record, checks its hash, decodes it,
-  and puts it into the batch as bytes, 256 x 256. No crop, mirror, colors or
-  float: these are part of the training step, on the devices.
+  and writes it into the batch as bytes, 256 x 256. Crops, mirroring, colors and
+  float32 are part of the training step, on the devices.
 
-So the two do not do the same, and this is their point: the host is left with
-what only it can do. The row `JPEG, augmented` adds what the step does with such
-a batch, on this machine's CPU: crop, mirror, colors, mean, to float32. With an
-accelerator that is its work, in its time. The row `pixels` is that of
-`imagenet256/raw`, in which nothing is left to decode. Nowhere is a batch copied
-to an accelerator, and nothing is trained.
+So the two do different work by design: the host does only what the devices
+cannot do. The row `JPEG, augmented` adds the step's augmentation of such a
+batch, on this machine's CPU: crop, mirror, colors, mean, float32. With an
+accelerator, this is part of its step. The row `pixels` reads `imagenet256/raw`,
+which needs no decoder. No batch is copied to an accelerator, and nothing is
+trained.
 """
 
 import contextlib
@@ -38,7 +39,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.table
 from absl import app, flags
 from array_record.python import array_record_module
 from PIL import Image
@@ -49,6 +49,7 @@ from alexnet_jax.cli import command
 from alexnet_jax.data import host_batches, pipeline, records, shards, source
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
+from benchmarks import page
 from configs import default
 
 TORCH = "2.13.0"
@@ -105,12 +106,12 @@ class Files:
 
 
 def write_pictures(folder: pathlib.Path, count: int) -> None:
-  """Writes cuts of real photographs.
+  """Writes cutouts of real photographs.
 
   Args:
     folder: gets files/CLASS/NUMBER.jpeg, and the same pictures as records of
       `imagenet256` in the files jpeg and raw.
-    count: pictures.
+    count: number of pictures.
   """
   rng = np.random.default_rng(SEED)
   photos = [
@@ -166,7 +167,7 @@ def open_records(
 def read_with_torch(
   torch, folder: pathlib.Path, *, batch_size: int, workers: int
 ) -> Iterator[Any]:
-  """Batches without an end; the workers start here and stay."""
+  """Batches without an end; the workers start now and stay."""
   files = Files(folder)
   sampler = torch.utils.data.RandomSampler(
     files, replacement=True, num_samples=10**9
@@ -181,8 +182,8 @@ def read_with_torch(
   return iter(loader)
 
 
-def read_blocks(split: records.Records, *, batch_size: int) -> Iterator[Any]:
-  return host_batches.train_blocks(
+def read_ours(split: records.Records, *, batch_size: int) -> Iterator[Any]:
+  return host_batches.train_batches(
     split,
     rows=range(batch_size),
     batch_size=batch_size,
@@ -232,25 +233,23 @@ def measure(
   batch_size: int,
   warm: int,
 ) -> dict[str, list[float]]:
-  """Images per second of each input, one for each round; they take turns.
+  """Returns images per second of each input, round by round; they take turns.
 
   Args:
-    inputs: each stops by itself a few batches ahead of what is asked for.
-    decode: (thread, turn) -> nothing; decodes an image.
+    inputs: each reads a few batches ahead and then waits.
+    decode: (thread, turn) -> None; decodes an image.
     threads: that decode.
+    rounds: how often each input is measured.
+    seconds: of each input in each round.
+    batch_size: images in a batch.
     warm: batches before the clock starts, more than are read ahead.
   """
   rates = {name: [] for name in (*inputs, DECODER)}
   for _, (name, batches) in itertools.product(range(rounds), inputs.items()):
     if name == OURS:
       rates[DECODER].append(input.in_threads(decode, threads, seconds))
-    for batch in itertools.islice(batches, warm):
-      jax.block_until_ready(batch)
-    begin, taken = time.perf_counter(), 0
-    while time.perf_counter() < begin + seconds:
-      jax.block_until_ready(next(batches))
-      taken += batch_size
-    rates[name].append(taken / (time.perf_counter() - begin))
+    per_second, _ = input.measure_batches(batches, seconds, warm=warm)
+    rates[name].append(batch_size * per_second)
     time.sleep(1)  # until it is ahead again and idle
   return rates
 
@@ -262,22 +261,8 @@ def to_ratio(rates: list[float], others: list[float]) -> float:
   )
 
 
-def make_decode(
-  split: records.Records, threads: int
-) -> Callable[[int, int], None]:
-  """The decoder alone, on images in memory: for `measure`."""
-  sample = [split.find(index)[0] for index in range(min(1024, len(split)))]
-  out = np.empty((threads, 64, SIDE, SIDE, 3), np.uint8)
-
-  def decode(thread: int, turn: int) -> None:
-    image = sample[(thread + turn * threads) % len(sample)]
-    split.decode(image, out[thread, turn % 64])
-
-  return decode
-
-
 def make_rows(rates: dict[str, list[float]], cores: int) -> list[tuple]:
-  """Name, images per second, per core, and how many times PyTorch's."""
+  """Rows of name, images per second, per core, and by PyTorch's rate."""
   rows = []
   for name, found in rates.items():
     rate = statistics.median(found)
@@ -290,13 +275,10 @@ def make_rows(rates: dict[str, list[float]], cores: int) -> list[tuple]:
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   values = flags.FLAGS
-  with command.in_one_line(ImportError, ValueError):
+  with command.exit_on_error(ImportError, ValueError):
     torch = import_torch()
-    if values.markdown and not pathlib.Path(values.markdown).parent.is_dir():
-      raise ValueError(
-        f"{values.markdown!r} is in no folder that is there. Set --markdown."
-      )
-  cores, size = host_batches.find_cores(), values.batch_size
+    page.check_markdown()
+  cores, size = host_batches.count_cores(), values.batch_size
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     write_pictures(folder, values.images)
@@ -312,17 +294,19 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     inputs = {
       PYTORCH: theirs,
-      OURS: read_blocks(jpeg, batch_size=size),
-      "pixels": read_blocks(raw, batch_size=size),
+      OURS: read_ours(jpeg, batch_size=size),
+      "pixels": read_ours(raw, batch_size=size),
       "JPEG, augmented": read_augmented(jpeg, batch_size=size),
     }
+    count = min(input.SAMPLE, values.images)
+    sample = [jpeg.read_encoded(index)[0] for index in range(count)]
     with contextlib.ExitStack() as stack:
       for name, batches in inputs.items():
         if name != PYTORCH:
           stack.callback(batches.close)
       rates = measure(
         inputs,
-        make_decode(jpeg, cores),
+        input.make_decoder(jpeg, sample, cores),
         threads=cores,
         rounds=values.rounds,
         seconds=values.seconds,
@@ -330,14 +314,11 @@ def main(argv: list[str]) -> None:
         warm=2 * cores + 6,
       )
   rows = make_rows(rates, cores)
-  headers = ("input", "images/s", "per core", "times PyTorch")
-  table = rich.table.Table(box=None)
-  for header in headers:
-    table.add_column(header, justify="left" if header == "input" else "right")
-  for row in rows:
-    table.add_row(*row)
+  table = page.Table(
+    "", ("input", "> images/s", "> per core", "> times PyTorch"), rows
+  )
   console = command.make_console()
-  console.print(table)
+  console.print(table.to_rich())
   about = (
     f"{cores} cores, batches of {size}, {values.images:,} pictures; medians of "
     f"{values.rounds} rounds of {values.seconds:g} s, in turns; JPEG at "
@@ -347,32 +328,25 @@ def main(argv: list[str]) -> None:
       for package in ("torch", "pillow", "simplejpeg", "jax")
     )
   )
-  console.print(about, soft_wrap=True, highlight=False)
-  if values.markdown:
-    _, _, explanation = __doc__.partition("\n\n")
-    lines = [f"| {' | '.join(row)} |" for row in (headers, *rows)]
-    lines.insert(1, "| --- | ---: | ---: | ---: |")
-    text = "\n\n".join(
-      (
-        "# Speed of the input",
-        "`python -m benchmarks.dataloader --markdown=docs/input_speed.md` "
-        f"writes this page (`pip install torch=={TORCH}`).",
-        explanation.strip(),
-        "\n".join(lines),
-        about,
-      )
-    )
-    pathlib.Path(values.markdown).write_text(f"{text}\n")
+  command.print_line(console, about)
+  page.write(
+    "How fast is the input, compared with PyTorch's?",
+    "`python -m benchmarks.dataloader --markdown=docs/input_speed.md` "
+    f"writes this page (`pip install torch=={TORCH}`).",
+    __doc__,
+    table.to_markdown(),
+    about,
+  )
 
 
 def import_torch() -> Any:
-  """PyTorch, which is no requirement of this project."""
+  """Imports PyTorch, which is not a requirement of this project."""
   try:
     import torch
     import torch.utils.data
   except ImportError as error:
     raise ImportError(
-      f"there is no PyTorch ({error}); install it for this comparison: "
+      f"PyTorch is not installed ({error}); this comparison needs it: "
       f"pip install torch=={TORCH}"
     ) from None
   return torch
@@ -383,8 +357,8 @@ def define_flags() -> None:
   flags.DEFINE_integer("images", 4096, "Pictures to write.", lower_bound=1)
   flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)
   flags.DEFINE_integer("rounds", 9, "Rounds to measure.", lower_bound=1)
-  flags.DEFINE_float("seconds", 2.0, "Of each input in each round.")
-  flags.DEFINE_string("markdown", None, "File to write the table to as well.")
+  flags.DEFINE_float("seconds", 2.0, "Seconds of each input in each round.")
+  page.define_markdown()
 
 
 if __name__ == "__main__":

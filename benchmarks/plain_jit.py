@@ -1,55 +1,53 @@
-"""What the compiler would have done: python -m benchmarks.plain_jit
+"""Compares our plan with the compiler's: python -m benchmarks.plain_jit
 
-The network of 2012 in full size on layouts of the catalog, under plain
-`jax.jit`: parameters and batch are split by `NamedSharding` as the layout has
-them, and XLA's partitioner decides what to send. What it sends is read from
-the compiled program and put beside our plan.
+What would XLA's partitioner send without our plan? The network of 2012 in full
+size is compiled under plain `jax.jit` on layouts of the catalog. Parameters and
+batch are sharded by `NamedSharding` as the layout shards them, and the
+partitioner decides what to send. This is read from the compiled program and
+compared with our plan.
 
-It computes what our step does, loss, gradients and update, except:
-- a layer that reads its own column is one grouped convolution, as one writes
-  it without a layout in mind;
+The program computes what our step does, loss, gradients and update, except:
+- a layer that reads its own column is one grouped convolution, the usual code
+  without a layout;
 - images arrive as f32[N, 224, 224, 3], and dropout masks as arguments. Ours are
   augmented and drawn inside the step, which sends nothing.
 
-The state leaves a step split as it came, or the next step could not take it.
-`plain jit` says no more than that. `constrained` also says how the output of
-each layer, and so its gradient, lies in our layout. `dense` is `model.AlexNet`
-itself, one convolution for each column: what it sends is not due to openxla/xla
-issue 47945, by which the batch of a grouped convolution is gathered. But it
-takes the kernel of fc6 as a matrix, and the partitioner exchanges all of it for
-that.
+The state leaves a step sharded as it came, else the next step could not take
+it. `plain jit` specifies no more than that. `constrained` also specifies how
+our layout shards the output of each layer, and so its gradient. `dense` is
+`model.AlexNet` itself, with one convolution for each column. So it is not
+affected by openxla/xla issue 47945, by which the batch of a grouped convolution
+is gathered. But it takes the kernel of fc6 as a matrix, and the partitioner
+exchanges all of this kernel.
 
 Everything is compiled for simulated CPU devices and nothing is run, so this is
-about XLA's compiler for CPUs. Others differ: that for TPU (libtpu 0.0.42, v5e)
-makes no grouped convolution, so that `plain jit` sends for data_parallel just
-what we plan, and makes one reduce-scatter of a sum and a slice, where the CPU's
-keeps the sum and sends twice as much.
+about XLA's compiler for CPUs. Others differ. The compiler for TPU (libtpu
+0.0.42, v5e) makes no grouped convolution, so that `plain jit` sends for
+data_parallel just what we plan. It makes one reduce-scatter of a sum and a
+slice, where the CPU's keeps the sum and sends twice as much.
 """
 
 import collections
 import dataclasses
-import itertools
-import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import rich.table
 from absl import app, flags
 from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alexnet_jax.cli import command
-from alexnet_jax.network import model, ops, wiring
+from alexnet_jax.network import model, ops, pooling, wiring
 from alexnet_jax.partition import collectives, plan, resharding, specs
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.program import compiled_step, metrics
 from alexnet_jax.program import program as program_lib
-from alexnet_jax.program import step as step_lib
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
+from benchmarks import page
 from configs import default
 
 PLAN, OURS = "our plan", "our step"
@@ -60,11 +58,11 @@ VARIANTS = {
   "dense": {"grouped": False},
 }
 PROGRAMS = (PLAN, OURS, *VARIANTS)
-OUTSIDE = "no layer"
+NO_LAYER = "no layer"
 DEVICES = 8  # simulated; no named layout has more
-OFFENDERS = 3
+WORST = 3
 
-Found = Mapping[str, Sequence[plan.Collective]]
+Sent = Mapping[str, Sequence[plan.Collective]]
 Rows = list[tuple[str, ...]]
 
 
@@ -82,7 +80,7 @@ def forward(
     parameters: as `model.init_parameters` has them.
     images: f32[N, image_size, image_size, 3].
     masks: per layer with dropout, bool[N, units].
-    outputs: per layer, how its output is to lie; None leaves it open.
+    outputs: per layer, the sharding of its output; None leaves it open.
 
   Returns:
     f32[N, classes], the logits.
@@ -111,7 +109,7 @@ def forward(
       if layer.normalize == "column":
         x = ops.local_response_norm(x, groups=network.columns)
       if layer.pool:
-        x = ops.pool(x, layer.pool)
+        x = pooling.pool(x, layer.pool)
       if layer.dropout:
         x = x * masks[layer.name].astype(x.dtype)
       if outputs:
@@ -129,7 +127,7 @@ def make_step(
 
   Args:
     program: the network, its layout and its optimizer.
-    constrained: whether the outputs of layers are told how to lie.
+    constrained: whether to specify the shardings of layer outputs.
     grouped: `forward`; False: `model.AlexNet`.
 
   Returns:
@@ -149,9 +147,11 @@ def make_step(
   routes = resharding.find_routes(network, layout, batch_size=n)
   outputs = {}
   for layer in network.layers if constrained else ():
-    lie = routes[layer.name].leaves
+    sharding = routes[layer.name].output_sharding
     sides = (None, None) if layer.window else ()
-    spec = PartitionSpec(lie.batch or None, *sides, lie.features or None)
+    spec = PartitionSpec(
+      sharding.batch or None, *sides, sharding.features or None
+    )
     outputs[layer.name] = NamedSharding(mesh, spec)
 
   def train_step(state, images, labels, masks):
@@ -170,8 +170,8 @@ def make_step(
         gradients, state.optimizer, state.parameters
       )
       parameters = jax.tree.map(jnp.add, state.parameters, updates)
-    state = step_lib.TrainState(
-      state.step + 1, parameters, optimizer_state, state.statistics
+    state = state._replace(
+      step=state.step + 1, parameters=parameters, optimizer=optimizer_state
     )
     return state, totals
 
@@ -191,9 +191,9 @@ def make_step(
     },
   )
   leaves = jax.tree.map(lambda leaf: leaf.sharding, state)
-  whole = NamedSharding(mesh, program.specs.whole)
+  replicated = NamedSharding(mesh, program.specs.replicated)
   step = jax.jit(
-    train_step, donate_argnames="state", out_shardings=(leaves, whole)
+    train_step, donate_argnames="state", out_shardings=(leaves, replicated)
   )
   return step, arguments
 
@@ -201,15 +201,15 @@ def make_step(
 def find_sent(
   program: program_lib.Program, **variant: bool
 ) -> tuple[plan.Collective, ...]:
-  """Compiles the step of a program under plain `jax.jit`: what it sends."""
+  """Returns what the step of a program sends under plain `jax.jit`."""
   step, arguments = make_step(program, **variant)
   hlo = step.lower(*arguments).compile().as_text()
   scopes = [*program.network.sizes(), "loss", "update"]
   return tuple(collectives.find_compiled(hlo, scopes, program.layout.mesh))
 
 
-def compare(program: program_lib.Program) -> Found:
-  """Compiles the step in every way: what each of `PROGRAMS` sends."""
+def compare(program: program_lib.Program) -> Sent:
+  """Returns what each of `PROGRAMS` sends."""
   _, audit = compiled_step.compile_step(program)
   return {
     PLAN: audit.plan,
@@ -219,26 +219,27 @@ def compare(program: program_lib.Program) -> Found:
 
 
 def find_unplanned(
-  found: Sequence[plan.Collective], planned: Sequence[plan.Collective]
+  compiled: Sequence[plan.Collective], planned: Sequence[plan.Collective]
 ) -> list[plan.Collective]:
-  """What a program sends that the plan does not have, most bytes first."""
+  """Returns what a program sends beyond the plan, most bytes first."""
   # A collective of the compiler does not say whether it moves a parameter.
-  planned, found = (
+  planned, compiled = (
     collections.Counter(dataclasses.replace(e, tensor="") for e in exchanges)
-    for exchanges in (planned, found)
+    for exchanges in (planned, compiled)
   )
-  extra = (found - planned).elements()
+  extra = (compiled - planned).elements()
   return sorted(extra, key=lambda exchange: -exchange.sent_bytes)
 
 
-def summarize(layout: str, found: Found) -> Rows:
-  """A row for each program: collectives, bytes, and what nobody planned."""
+def summarize(layout: str, by_program: Sent) -> Rows:
+  """Rows for programs: collectives, bytes, and what is not planned."""
   rows = []
-  for program, exchanges in found.items():
-    sent, planned = _sent(exchanges), _sent(found[PLAN])
+  for program, exchanges in by_program.items():
+    sent, planned = _sent(exchanges), _sent(by_program[PLAN])
     worst = [
-      f"{e.layer or OUTSIDE} {e.direction}: {e.kind} of {e.elements:,} elements"
-      for e in find_unplanned(exchanges, found[PLAN])[:OFFENDERS]
+      f"{it.layer or NO_LAYER} {it.direction}: {it.kind} of {it.elements:,} "
+      "elements"
+      for it in find_unplanned(exchanges, by_program[PLAN])[:WORST]
     ]
     ratio = f"{sent / planned:.2f}" if planned else "-"
     numbers = (f"{len(exchanges)}", f"{sent:,}", ratio)
@@ -246,18 +247,21 @@ def summarize(layout: str, found: Found) -> Rows:
   return rows
 
 
-def list_layers(found: Found) -> Rows:
+def list_layers(by_program: Sent) -> Rows:
   """A row for each layer and direction: bytes sent by each program."""
   sent = collections.Counter()
-  for program, exchanges in found.items():
+  for program, exchanges in by_program.items():
     for e in exchanges:
-      sent[e.layer or OUTSIDE, e.direction, program] += e.sent_bytes
-  places = sorted({(layer, direction) for layer, direction, _ in sent})
+      sent[e.layer or NO_LAYER, e.direction, program] += e.sent_bytes
+  keys = sorted({(layer, direction) for layer, direction, _ in sent})
   rows = [
-    (*place, *(f"{sent[*place, program]:,}" for program in found))
-    for place in places
+    (*key, *(f"{sent[*key, program]:,}" for program in by_program))
+    for key in keys
   ]
-  return [*rows, ("sum", "", *(f"{_sent(found[name]):,}" for name in found))]
+  return [
+    *rows,
+    ("sum", "", *(f"{_sent(by_program[name]):,}" for name in by_program)),
+  ]
 
 
 def main(argv: list[str]) -> None:
@@ -267,46 +271,43 @@ def main(argv: list[str]) -> None:
   mesh_lib.simulate_devices(DEVICES, only_cpu=True)
   console = command.make_console()
   programs = {}
-  with command.in_one_line(ValueError, OSError):
+  with command.exit_on_error(ValueError, OSError):
     for name in dict.fromkeys([*values.layouts, values.detail]):
       config = default.get_config("imagenet")
       config.layout.name, config.batch_size = name, values.batch_size
       programs[name] = run_lib.make_program(config, *settings.check(config))
     if not values.layouts:
       raise ValueError("--layouts is empty, expected names of layouts.")
-    if values.markdown and not pathlib.Path(values.markdown).parent.is_dir():
-      raise ValueError(
-        f"{values.markdown!r} is in no folder that is there. Set --markdown."
-      )
+    page.check_markdown()
   rows, details = [], []
   for name, program in programs.items():
-    found = compare(program)
+    sent = compare(program)
     if name in values.layouts:
-      rows += summarize(name, found)
+      rows += summarize(name, sent)
     if name == values.detail:
-      details = list_layers(found)
-  tables = (
-    (
+      details = list_layers(sent)
+  tables = [
+    page.Table(
       f"Bytes that one device sends in a step of {values.batch_size} images",
-      ("layout", "program", "collectives", "bytes", "/ plan", "not planned"),
+      ("layout", "program", "> collectives", "> bytes", "> / plan")
+      + ("not planned",),
       rows,
     ),
-    (f"By layer, {values.detail}", ("layer", "direction", *PROGRAMS), details),
-  )
+    page.Table(
+      f"By layer, {values.detail}",
+      ("layer", "direction", *(f"> {program}" for program in PROGRAMS)),
+      details,
+    ),
+  ]
   for table in tables:
-    console.print(_to_rich(*table))
+    console.print(table.to_rich())
   console.print(f"\n{time.monotonic() - started:.0f} s, jax {jax.__version__}")
-  if values.markdown:
-    _, _, explanation = __doc__.partition("\n\n")
-    text = "\n\n".join(
-      (
-        "# What the compiler would have done",
-        f"`make docs` writes this page, with jax {jax.__version__}.",
-        explanation.strip(),
-        *itertools.starmap(_to_markdown, tables),
-      )
-    )
-    pathlib.Path(values.markdown).write_text(f"{text}\n")
+  page.write(
+    "What would the compiler send without a plan?",
+    f"`make docs` writes this page, with jax {jax.__version__}.",
+    __doc__,
+    *(f"{table.title}:\n\n{table.to_markdown()}" for table in tables),
+  )
 
 
 def define_flags() -> None:
@@ -315,27 +316,11 @@ def define_flags() -> None:
   flags.DEFINE_integer("batch_size", 128, "Images in a step.", lower_bound=1)
   flags.DEFINE_list("layouts", layouts, "Named layouts to compare.")
   flags.DEFINE_string("detail", "two_column_data", "Layout to list by layer.")
-  flags.DEFINE_string("markdown", None, "File to write the tables to as well.")
+  page.define_markdown()
 
 
 def _sent(exchanges: Sequence[plan.Collective]) -> int:
   return sum(exchange.sent_bytes for exchange in exchanges)
-
-
-def _to_rich(title: str, headers, rows: Rows) -> rich.table.Table:
-  table = rich.table.Table(title=f"\n{title}", title_justify="left", box=None)
-  for header, cell in zip(headers, rows[0], strict=True):
-    table.add_column(header, justify="right" if cell[:1].isdigit() else "left")
-  for row in rows:
-    table.add_row(*row)
-  return table
-
-
-def _to_markdown(title: str, headers, rows: Rows) -> str:
-  marks = ["---:" if cell[:1].isdigit() else "---" for cell in rows[0]]
-  lines = [f"| {' | '.join(row)} |" for row in (headers, marks, *rows)]
-  lines = [line.replace("\n", "<br>") for line in lines]
-  return "\n".join((f"{title}:", "", *lines))
 
 
 if __name__ == "__main__":

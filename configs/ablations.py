@@ -5,17 +5,17 @@
 
 The name alone is the embedded default with that change, `NAME,imagenet` the
 run of 2012 with it. Devices: one; any layout with --config.layout.name. Times:
-those of one_device.py. Results on ImageNet: not measured; what is said below is
-the change in top-1 / top-5 error, in points, that the authors report: [P] in
-the paper, [S] in the notebook of the released code, as the run that it names.
+those of one_device.py. Results on ImageNet: not measured. Below is the change
+in top-1 / top-5 error, in points, that the authors report: [P] in the paper,
+[S] with the number of the run in the notebook of the released code.
 
-tanh, sigmoid         in the place of ReLU. [P] tanh takes six times the epochs
+tanh, sigmoid         instead of ReLU. [P] tanh takes six times the epochs
                       to 25 % training error, with another network, on CIFAR-10
                       (benchmarks/results/activations.py)
 lrn_off               no response normalization. +1.4 / +1.2 [P, S 148]
 lrn2_off              none in block 2: no difference [S 167]
 lrn_across            over the maps of both columns: not reported
-lrn_k1                k = 1 in the place of 2. -.14 / +.16 [S 135]
+lrn_k1                k = 1 instead of 2. -.14 / +.16 [S 135]
 pooling_2x2           windows of 2 x 2, which do not overlap. +.4 / +.3 [P,
                       S 147, which also had other padding in conv2 and conv5
                       and rounded the sizes of its maps up]
@@ -27,7 +27,7 @@ join_at_fc            or at fc6: clearly worse, stopped [S 127]
 without_conv3         one middle convolution less. About +2 top-1 each [P]
 without_conv4
 without_conv5
-no_color_noise       more than +1 top-1 [P]
+no_color_noise        more than +1 top-1 [P]
 scalar_mean           one mean for all pixels: no difference [S 136]
 no_dropout            strong overfitting, half of the epochs [P]
 dropout_after_conv4   a fifth of conv4's outputs dropped. +.16 / +.25 against

@@ -1,4 +1,4 @@
-"""Two devices, the whole network on each, the batch split in two.
+"""Two devices with a complete network each, the batch split in two.
 
     python -m alexnet_jax.main --config=configs/data_parallel.py
     python -m alexnet_jax.main --config=configs/data_parallel.py:imagenet

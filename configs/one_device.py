@@ -1,4 +1,4 @@
-"""One device, the whole network on it.
+"""One device with the complete network.
 
     python -m alexnet_jax.main --config=configs/one_device.py
     python -m alexnet_jax.main --config=configs/one_device.py:imagenet

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Several processes on this machine, each with simulated devices of its own.
 #
-# What several hosts do, without the hosts: the processes find each other, share
-# one mesh, and send through the loopback device.
+# They do the same as on several hosts: find each other, share one mesh, and
+# communicate over the network, here the loopback device.
 #
 # Needs: nothing but this project's Python environment.
 # Call:  launch/local.sh 2 2 --config=configs/four_device.py --workdir=runs/two
 #        2 processes with 2 devices each, then any flags of alexnet_jax.main.
-#        PORT is where they meet, PYTHON the interpreter.
+#        PORT is the port of process 0, PYTHON the interpreter.
 # Ends:  when all processes have ended, with the lowest of their codes that is
 #        not 0. Ctrl-C and TERM reach all of them: they save and end with 75.
 
@@ -16,7 +16,7 @@ processes=${1:?"say how many processes: launch/local.sh 2 2 --config=..."}
 devices=${2:?"say how many devices in each: launch/local.sh 2 2 --config=..."}
 shift 2
 
-# Below the ports that systems hand out by themselves; another for each run.
+# Below the ports that systems assign by themselves; another one for each run.
 export JAX_COORDINATOR_ADDRESS=localhost:${PORT:-$((10000 + $$ % 20000))}
 export JAX_NUM_PROCESSES=$processes
 

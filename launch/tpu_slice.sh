@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# A TPU slice on Google Cloud: made, set up, and trained on by all its hosts.
+# A TPU slice on Google Cloud: creates it, sets it up, trains on all its hosts.
 #
-# Takes the committed state of this folder. The run goes on when this script, or
-# the line to the slice, is interrupted. After its end, the same command starts
-# it again, from its checkpoint.
+# Uses the committed state of this folder. The run continues if this script or
+# the connection to the slice is interrupted. After its end, the same command
+# resumes it from its checkpoint.
 #
 # Needs: gcloud with a project and the right to make TPUs, up to v6e (for newer
 #        ones: jobset.yaml). A folder that all hosts share, for --workdir and
-#        --data_dir: MOUNT is the shell command that brings it to each of them,
-#        as
+#        --data_dir: MOUNT is the shell command that mounts it on each, as
 #        MOUNT="mountpoint -q /mnt || sudo mount 10.0.0.2:/runs /mnt".
 # Call:  launch/tpu_slice.sh NAME ZONE v5litepod-16 v2-alpha-tpuv5-lite \
 #          --config=configs/four_device.py:imagenet --workdir=/mnt/run \
 #          --config.layout.mesh.data=8
-#        CREATE has more flags for its making, as CREATE=--spot.
-# Ends:  as the run does on worker 0. Ctrl-C only ends the following; this stops
-#        the run, and this deletes the slice, which costs until then:
+#        CREATE has more flags to create it with, as CREATE=--spot.
+# Ends:  with the code of worker 0. Ctrl-C only stops the output. The first
+#        command below stops the run, the second deletes the slice, which costs
+#        until then:
 #          gcloud compute tpus tpu-vm ssh NAME --zone=ZONE \
 #            --command='pkill -TERM -f alexnet_jax.main'
 #          gcloud compute tpus tpu-vm delete NAME --zone=ZONE
@@ -36,7 +36,7 @@ trap 'rm -r "$code"' EXIT
 git archive --prefix=alexnet_jax/ --output="$code/alexnet_jax.tar.gz" HEAD
 "${tpu[@]}" scp "$code/alexnet_jax.tar.gz" "$name:" --zone="$zone" --worker=all
 
-# Their own Python may be older than the 3.11 that this project needs.
+# Their own Python may be older than the required 3.11.
 "${tpu[@]}" ssh "$name" --zone="$zone" --worker=all --command="
   set -e
   ${MOUNT:-:}

@@ -1,6 +1,5 @@
 """Eight simulated devices, strict types, and the fixtures that tests share."""
 
-import dataclasses
 import os
 
 import jax
@@ -8,8 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from alexnet_jax.data import augment, statistics
-from alexnet_jax.network import catalog as wirings
+from alexnet_jax.data import augment
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, mesh
 from configs import default
@@ -41,45 +39,28 @@ def layout(request):
 
 @pytest.fixture(scope="session")
 def tiny_network() -> wiring.Network:
-  """An eighth of the width; two columns, dropout on."""
-  return wiring.make_network(
-    wirings.ALEXNET_2012, width=1 / 8, image_size=67, num_classes=10, init="he"
-  )
+  return build.TINY_NETWORK
 
 
 @pytest.fixture(scope="session")
 def tiny_augmentation() -> augment.Augment:
-  """Everything on: crops, flips, color noise, a mean."""
-  return augment.Augment(
-    stored_size=72,
-    image_size=67,
-    flip=True,
-    color_noise=0.1,
-    statistics=dataclasses.replace(
-      statistics.PUBLISHED, mean=(127.0, 120.0, 105.0)
-    ),
-    scale=64.0,
-  )
+  return build.TINY_AUGMENTATION
 
 
 @pytest.fixture(scope="session")
 def tiny_batch() -> tuple[np.ndarray, np.ndarray]:
   """Eight noisy images and their labels."""
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (8, 72, 72, 3), dtype=np.uint8)
-  return images, rng.integers(0, 10, 8, dtype=np.int32)
+  return build.make_batch(72)
 
 
 @pytest.fixture(scope="session")
-def program(tiny_network, tiny_augmentation):
+def program():
   """layout -> its program, its traced and its compiled step, made once."""
   made = {}
 
   def make(layout):
     if layout.name not in made:
-      parts = build.make_program(
-        tiny_network, layout, tiny_augmentation, batch_size=8
-      )
+      parts = build.make_program(layout)
       traced = parts.trace()
       made[layout.name] = parts, traced, traced.lower().compile()
     return made[layout.name]
@@ -101,6 +82,12 @@ def tiny_config() -> config_dict.ConfigDict:
   config.eval_every_steps = 100
   config.checkpoint_every_steps = 100
   return config
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> str:
+  """A folder for data sets, common to all runs."""
+  return str(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

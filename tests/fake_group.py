@@ -9,17 +9,33 @@ from alexnet_jax.distributed import cluster, group
 
 
 class Store:
-  """What JAX's service keeps for all processes, here for threads."""
+  """What JAX's service keeps for all processes, here for threads.
+
+  Attributes:
+    fails: whether the next answer is an error; what was set is kept even then.
+  """
 
   def __init__(self):
+    self.fails = lambda: False
     self._kept = {}
     self._changed = threading.Condition()
 
-  def key_value_set(self, key, value):
+  def key_value_set(self, key, value, allow_overwrite=False):
     with self._changed:
-      assert key not in self._kept, f"{key} is said twice"
+      if key in self._kept and not allow_overwrite:
+        raise jax.errors.JaxRuntimeError(f"ALREADY_EXISTS: {key}")
       self._kept[key] = value
       self._changed.notify_all()
+      self._answer()
+
+  def key_value_dir_get(self, key):
+    with self._changed:
+      self._answer()
+      return [item for item in self._kept.items() if item[0].startswith(key)]
+
+  def _answer(self):
+    if self.fails():
+      raise jax.errors.JaxRuntimeError("UNAVAILABLE")
 
   def blocking_key_value_get(self, key, milliseconds):
     with self._changed:
@@ -35,8 +51,8 @@ def make_groups(*hosts):
   store = Store()
   groups = []
   for index in range(len(hosts)):
-    place = cluster.Place(index=index, count=len(hosts), address="host0:1")
-    groups.append(group.Group(place, hosts))
+    process = cluster.Process(index=index, count=len(hosts), address="host0:1")
+    groups.append(group.Group(process, hosts))
     groups[-1]._client = store
   return groups
 

@@ -63,10 +63,8 @@ def train_batches(split: layout.Layout, records=None, **options):
 
 
 def main(name, sizes, port, processes, process, steps):
-  sizes = {
-    axis: int(size)
-    for axis, size in (part.split("=") for part in sizes.split(","))
-  }
+  sizes = dict(part.split("=") for part in sizes.split(","))
+  sizes = {axis: int(size) for axis, size in sizes.items()}
   split = layout.override(
     catalog.find(name), axes=None, mesh=sizes, placements={}
   )
@@ -79,11 +77,9 @@ def main(name, sizes, port, processes, process, steps):
   for first in range(int(steps)):
     batches = train_batches(split, first_step=first, num_steps=int(steps))
     for step, batch in enumerate(batches, start=first):
-      for images, labels in zip(
-        batch.images.addressable_shards,
-        batch.labels.addressable_shards,
-        strict=True,
-      ):
+      arrays = batch.images, batch.labels
+      shards = (array.addressable_shards for array in arrays)
+      for images, labels in zip(*shards, strict=True):
         (rows,) = labels.index
         numbers = read_numbers(images.data)
         assert (numbers == np.asarray(labels.data)).all()

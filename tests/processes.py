@@ -1,19 +1,20 @@
-"""Starts runs of several real processes, for tests."""
+"""Starts commands and runs in real processes, for tests."""
 
 import json
 import os
 import pathlib
 import re
-import signal
 import socket
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from alexnet_jax.checkpoints import checkpoint
+from alexnet_jax.checkpoints import reader
+from alexnet_jax.partition import catalog
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
 from configs import default
@@ -34,10 +35,25 @@ SMALL = {
 }
 
 
+class Ended(NamedTuple):
+  """Exit code and streams of a process that has ended."""
+
+  code: int
+  out: str
+  errors: str
+
+
+def free_ports(count: int) -> list[int]:
+  """Different ports of this machine that nothing uses."""
+  sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+  ports = [free.getsockname()[1] for free in sockets]
+  for free in sockets:
+    free.close()
+  return ports
+
+
 def free_port() -> int:
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    return free.getsockname()[1]
+  return free_ports(1)[0]
 
 
 def flags(config: str, tmp: pathlib.Path, fields: dict | None = None):
@@ -53,108 +69,191 @@ def flags(config: str, tmp: pathlib.Path, fields: dict | None = None):
 
 
 def environment(cache: pathlib.Path, **variables) -> dict[str, str]:
-  """As in a fresh shell: none of what other tests set for JAX.
+  """A fresh shell's: without the variables that other tests set for JAX.
 
-  But for what conftest.py sets, so that all compile alike.
+  Keeps those that conftest.py sets, so that all processes compile alike.
   """
-  foreign = re.compile(r"(JAX_(?!DISABLE)|XLA_|OMPI_|PMIX_)")
+  foreign = re.compile(
+    r"(JAX_(?!DISABLE)|XLA_|OMPI_|PMIX_|SLURM|SBATCH|SRUN|SCANCEL)"
+  )
   clean = {
     name: value for name, value in os.environ.items() if not foreign.match(name)
   }
   return clean | {"XDG_CACHE_HOME": str(cache), **variables}
 
 
-def local(tmp, processes, devices, arguments):
-  """Runs launch/local.sh to its end."""
-  port = str(free_port())
-  return subprocess.run(
-    ["launch/local.sh", str(processes), str(devices), *arguments],
-    cwd=ROOT,
-    env=environment(tmp.parent / "cache", PORT=port, PYTHON=sys.executable),
-    capture_output=True,
+def open_process(command, cache, *, cwd=ROOT, **options) -> subprocess.Popen:
+  """Starts a command with pipes for its output.
+
+  Args:
+    command: program and arguments; the first "python" is this interpreter.
+    cache: folder for compiled programs.
+    cwd: where it runs.
+    **options: `variables` of its environment; else of `subprocess.Popen`.
+  """
+  variables = options.pop("variables", {})
+  return subprocess.Popen(
+    [sys.executable if part == "python" else part for part in command],
+    cwd=cwd,
+    env=environment(cache, **variables),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
     text=True,
-    timeout=200,
+    **options,
   )
 
 
-def start(tmp, count, arguments, *, module="main", variables=None, prefix=None):
-  """Starts processes one by one.
+def run(command, cache, *, timeout=200, **options) -> Ended:
+  """Runs a command as `open_process` starts it, to its end."""
+  return finish([open_process(command, cache, **options)], timeout)[0]
+
+
+def open_local(
+  tmp, count, devices, fields=None, *, config="two_device", **options
+) -> subprocess.Popen:
+  """Starts a small run in `tmp` with launch/local.sh."""
+  return open_process(
+    ["launch/local.sh", str(count), str(devices), *flags(config, tmp, fields)],
+    tmp.parent / "cache",
+    variables={"PORT": str(free_port()), "PYTHON": sys.executable},
+    **options,
+  )
+
+
+def train_local(tmp, count, devices, fields=None, **options) -> str:
+  """Runs as `open_local` to the end, which must be good; returns the output."""
+  (ended,) = finish([open_local(tmp, count, devices, fields, **options)])
+  assert (ended.code, ended.errors) == (0, ""), ended.errors
+  return ended.out
+
+
+def cluster_variables(count: int, index: int, address: str) -> dict[str, str]:
+  """JAX's own variables of one process of several."""
+  return {
+    "JAX_COORDINATOR_ADDRESS": address,
+    "JAX_NUM_PROCESSES": str(count),
+    "JAX_PROCESS_ID": str(index),
+  }
+
+
+def start(
+  tmp,
+  count,
+  arguments,
+  *,
+  module="main",
+  address=None,
+  variables=None,
+  prefix=None,
+) -> list[subprocess.Popen]:
+  """Starts the processes of a command.
 
   Args:
-    tmp: the folder of the run.
-    count: of processes.
+    tmp: folder of the run; its parent holds the cache.
+    count: number of processes.
     arguments: of the command.
     module: the command.
-    variables: index -> environment variables; by default JAX's own.
-    prefix: index -> what comes before the interpreter.
+    address: of process 0; a free port of this machine by default.
+    variables: index -> environment variables; by default those of JAX for
+      `count` processes, and none for a single one.
+    prefix: index -> arguments before the interpreter.
   """
-  port = free_port()
+  address = address or f"localhost:{free_port()}"
+  if variables is None:
 
-  def jax_variables(index):
-    return {
-      "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-      "JAX_NUM_PROCESSES": str(count),
-      "JAX_PROCESS_ID": str(index),
-    }
+    def variables(index):
+      return cluster_variables(count, index, address) if count > 1 else {}
 
   return [
-    subprocess.Popen(
+    open_process(
       [
         *(prefix(index) if prefix else ()),
-        sys.executable,
-        "-m",
-        f"alexnet_jax.{module}",
-        *arguments,
+        *("python", "-m", f"alexnet_jax.{module}", *arguments),
       ],
-      cwd=ROOT,
-      env=environment(
-        tmp.parent / "cache", **(variables or jax_variables)(index)
-      ),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
+      tmp.parent / "cache",
+      variables=variables(index),
     )
     for index in range(count)
   ]
 
 
-def finish(running, timeout=100):
-  """[(exit code, output, errors)] of processes; none is left behind."""
+def start_training(
+  tmp, fields=None, *arguments, config="two_device", count=1, **options
+) -> list[subprocess.Popen]:
+  """Starts a small run in `tmp`, see `flags` and `start`."""
+  return start(tmp, count, [*flags(config, tmp, fields), *arguments], **options)
+
+
+def train(tmp, fields=None, *arguments, code=0, **options) -> Ended:
+  """Runs a small training of one process, which must end with `code`.
+
+  A run that ends well writes nothing to standard error, and one that is
+  refused a single line.
+  """
+  (ended,) = finish(start_training(tmp, fields, *arguments, **options))
+  assert ended.code == code, ended
+  assert ended.errors.count("\n") == (code != 0), ended.errors
+  assert code == 0 or ended.errors.startswith("error: "), ended.errors
+  return ended
+
+
+def finish(running, timeout=200) -> list[Ended]:
+  """Waits for processes to end; leaves none behind."""
   try:
-    done = []
-    for process in running:
-      out, errors = process.communicate(timeout=timeout)
-      done.append((process.returncode, out, errors))
-    return done
+    outputs = [process.communicate(timeout=timeout) for process in running]
+    return [
+      Ended(process.returncode, *output)
+      for process, output in zip(running, outputs, strict=True)
+    ]
   finally:
     for process in running:
       process.kill()
       process.wait()
 
 
-def wait_for_step(tmp, step, running, seconds=90) -> None:
-  """Until the run in `tmp` has reported on a step."""
+def wait_until(
+  is_so, running, *, seconds: float = 90, poll_seconds: float = 0.05
+) -> None:
+  """Waits until `is_so()`, while one of the processes `running` is alive.
+
+  Raises:
+    AssertionError: not in time, or all have ended; with their output.
+  """
   end = time.monotonic() + seconds
-  while time.monotonic() < end:
-    if any(line["step"] >= step for line in metrics(tmp)):
+  while not is_so():
+    ended = all(process.poll() is not None for process in running)
+    if ended or time.monotonic() > end:
+      for process in running:
+        process.kill()
+      raise AssertionError([process.communicate() for process in running])
+    time.sleep(poll_seconds)
+
+
+def wait_for_step(tmp, step, running) -> None:
+  """Waits until the run in `tmp` has reported a step."""
+  wait_until(
+    lambda: any(line["step"] >= step for line in metrics(tmp)), running
+  )
+
+
+def wait_for_line(process, text) -> None:
+  """Waits until a process has printed a line that contains `text`."""
+  for line in process.stdout:
+    if text in line:
       return
-    if all(process.poll() is not None for process in running):
-      break
-    time.sleep(0.05)
-  raise AssertionError([process.communicate() for process in running])
-
-
-def kill(process, sent=signal.SIGKILL) -> None:
-  process.send_signal(sent)
+  raise AssertionError(f"no {text!r}: {process.communicate()}")
 
 
 def metrics(tmp) -> list[dict]:
-  """What a run in `tmp` has reported of trainings and validations."""
+  """Reports on training and validation of the run in `tmp`."""
   return read_reports(tmp / "workdir")
 
 
 def read_reports(workdir: pathlib.Path) -> list[dict]:
-  """As `metrics`; lines on checkpoints come when these are on disk."""
+  """As `metrics`, without a line that a kill cut off.
+
+  Lines on checkpoints are left out: they come when these are on disk.
+  """
   file = workdir / "metrics.jsonl"
   lines = file.read_text().splitlines() if file.exists() else []
   found = [json.loads(line) for line in lines if line.endswith("}")]
@@ -162,19 +261,23 @@ def read_reports(workdir: pathlib.Path) -> list[dict]:
 
 
 def read_state(tmp, fields: dict | None = None):
-  """The newest checkpoint, on one device: (step, {path: array})."""
+  """Reads the newest checkpoint of a small run, see `read_newest`."""
   config = default.get_config("digits")
   config.update_from_flattened_dict(SMALL | (fields or {}))
   config.layout.name = "one_device"
   config.layout.mesh.data = None
-  network, layout = settings.check(config)
-  program = run_lib.make_program(config, network, layout)
-  checkpoints = checkpoint.Checkpoints(str(tmp / "workdir"), keep=3)
-  state = checkpoints.restore(program.abstract_state)
-  checkpoints.close()
-  leaves = jax.tree.leaves_with_path(state)
-  return checkpoints.latest_step(), {
-    jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves
+  return read_newest(tmp / "workdir", config)
+
+
+def read_newest(workdir: pathlib.Path, config):
+  """Reads the newest checkpoint, on one device: (step, {path: array})."""
+  network, _ = settings.check(config)
+  program = run_lib.make_program(config, network, catalog.ONE_DEVICE)
+  step = reader.find_latest_step(str(workdir))
+  state = reader.load(str(workdir), step, program.abstract_state)
+  return step, {
+    jax.tree_util.keystr(path): np.asarray(leaf)
+    for path, leaf in jax.tree.leaves_with_path(state)
   }
 
 

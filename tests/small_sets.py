@@ -16,18 +16,17 @@ from alexnet_jax.data import records, source
 def tiles(count: int, side: int = 32) -> np.ndarray:
   """Cuts of a photograph, no two the same: u8[count, side, side, 3]."""
   photo = datasets.load_sample_image("china.jpg")
-  corners = [divmod(number, 40) for number in range(count)]
+  corners = [divmod(8 * number, 320) for number in range(count)]
   return np.stack(
-    [
-      photo[8 * row : 8 * row + side, 8 * column : 8 * column + side]
-      for row, column in corners
-    ]
+    [photo[8 * y : 8 * y + side, x : x + side] for y, x in corners]
   )
 
 
-def encode(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
+def encode(
+  pixels: np.ndarray, kind: str = "PNG", *, mode: str | None = None, **options
+) -> bytes:
   encoded = io.BytesIO()
-  Image.fromarray(pixels).save(encoded, format=kind, **options)
+  Image.fromarray(pixels).convert(mode).save(encoded, format=kind, **options)
   return encoded.getvalue()
 
 

@@ -1,15 +1,17 @@
-"""Who may import whom; the rules are in docs/design.md."""
+"""Who may import whom; docs/design.md has the rules in words."""
 
 import ast
+import graphlib
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-FILES = sorted((ROOT / "alexnet_jax").rglob("*.py"))
-# Folder -> the folders that it may import, beside itself.
+PACKAGE = ROOT / "alexnet_jax"
+# Folder -> the folders that it may import, besides itself.
 PARTS = {
   **dict.fromkeys(("network", "data", "distributed"), ()),
   **dict.fromkeys(("partition", "optim"), ("network",)),
@@ -20,98 +22,115 @@ PARTS = {
   ),
 }
 PARTS["training"] = tuple(name for name in PARTS if name != "cli")
-COLLECTIVES = {
-  *("psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute"),
-  *("psum_scatter", "pcast", "pvary", "axis_index"),
+# What only some files may import or use: a pattern of full names, and these.
+RESERVED = {
+  r"(psum|pmean|pmax|pmin|all_gather|all_to_all|ppermute|psum_scatter|pcast"
+  # timing measures collectives; no step runs them.
+  r"|pvary|axis_index)": ("partition/exchange", "partition/timing"),
+  r"(PartitionSpec|NamedSharding)": ("partition/",),
+  r"set_mesh": ("program/program",),
+  r"orbax": ("checkpoints/checkpoint", "checkpoints/reader"),
+  r"tensorflow": (),
 }
 
 
-def imports(path: pathlib.Path) -> set[str]:
-  """Full names of the modules that a file imports."""
+def find_imports(tree: ast.Module) -> set[str]:
+  """Full names of what a file imports."""
   names = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-      for inner in ast.walk(node):
-        if isinstance(inner, ast.ImportFrom):
-          names -= _names(inner)
-          inner.names = []
-    elif isinstance(node, ast.Import | ast.ImportFrom):
-      names |= _names(node)
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
   return names
 
 
-def _names(node: ast.Import | ast.ImportFrom) -> set[str]:
-  if isinstance(node, ast.Import):
-    return {alias.name for alias in node.names}
-  return {f"{node.module}.{alias.name}" for alias in node.names}
+def find_words(tree: ast.Module) -> set[str]:
+  """Each part of the names that a file imports, and every attribute it uses."""
+  attributes = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+  return attributes.union(*(name.split(".") for name in find_imports(tree)))
 
 
-def attributes(path: pathlib.Path) -> set[str]:
-  """Dotted names that a file uses, as `jax.lax.psum`."""
-  return {
-    ast.unparse(node)
-    for node in ast.walk(ast.parse(path.read_text()))
-    if isinstance(node, ast.Attribute)
-  }
-
-
-@pytest.fixture(params=FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def file(request):
-  return request.param
-
-
-def test_file_imports_only_what_it_may(file):
-  place = file.relative_to(ROOT / "alexnet_jax")
-  room = place.parts[0]
-  found = imports(file)
-  ours = {
-    name.removeprefix("alexnet_jax.")
-    for name in found
+# "partition/mesh" -> its syntax tree.
+TREES = {
+  path.relative_to(PACKAGE).with_suffix("").as_posix(): ast.parse(
+    path.read_text()
+  )
+  for path in sorted(PACKAGE.rglob("*.py"))
+}
+# -> the modules of the package that it imports, named likewise.
+GRAPH = {
+  module: {
+    name.removeprefix("alexnet_jax.").replace(".", "/")
+    for name in find_imports(tree)
     if name.startswith("alexnet_jax.")
   }
+  for module, tree in TREES.items()
+}
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_module_imports_and_uses_only_what_it_may(module):
+  room = module.split("/")[0]
   # A command may import every part, and no other command.
   allowed = {room, *PARTS.get(room, PARTS)}
-  assert {name.split(".")[0] for name in ours} <= allowed
-  assert not [name for name in ours if name.endswith("__main__")]
-  tops = {name.split(".")[0] for name in found}
-  assert "tensorflow" not in tops
-  place = str(place)
-  if place in ("partition/layout.py", "network/wiring.py"):
-    assert tops <= set(sys.stdlib_module_names) and not ours
-  if place == "partition/check.py":
-    assert ours <= {"partition.layout"}
+  assert {name.split("/")[0] for name in GRAPH[module]} <= allowed
+  assert GRAPH[module] <= TREES.keys(), "modules are imported, not their names"
+  assert not [name for name in GRAPH[module] if name.endswith("__main__")]
+  if module in ("partition/layout", "network/wiring"):
+    tops = {name.split(".")[0] for name in find_imports(TREES[module])}
+    assert tops <= set(sys.stdlib_module_names)
+  if module == "partition/check":
+    assert GRAPH[module] <= {"partition/layout", "network/wiring"}
+  words = find_words(TREES[module])
+  for pattern, places in RESERVED.items():
+    if not any(
+      module.startswith(place) if place.endswith("/") else module == place
+      for place in places
+    ):
+      assert not [word for word in words if re.fullmatch(pattern, word)]
   if room in PARTS and room not in ("cli", "settings", "training"):
-    assert "ml_collections" not in tops
-  if place not in ("checkpoints/checkpoint.py", "checkpoints/reader.py"):
-    assert "orbax" not in tops
+    assert "ml_collections" not in words
 
 
-def test_only_the_partition_communicates(file):
-  place = str(file.relative_to(ROOT / "alexnet_jax"))
-  used = {name.split(".")[-1] for name in attributes(file)}
-  # `timing.py` measures collectives; no step runs them. `silent.py` has what
-  # stands in for them.
-  allowed = ("exchange", "timing", "silent")
-  if place not in [f"partition/{name}.py" for name in allowed]:
-    assert not used & COLLECTIVES
-  if not place.startswith("partition/"):
-    assert not {"PartitionSpec", "NamedSharding"} & used
-  if place != "program/program.py":
-    assert "set_mesh" not in used
+def test_package_stays_easy_to_survey():
+  graphlib.TopologicalSorter(GRAPH).prepare()  # a circle is an error
+  assert sum(map(len, GRAPH.values())) <= 500
+  modules = [name for name in TREES if not name.endswith("__init__")]
+  assert len(modules) <= 125
+  top = {name for name in modules if "/" not in name} - {"__main__"}
+  assert len(top) <= 3
+  # Each module is a command, is imported, or is started by its name.
+  texts = {name: (PACKAGE / f"{name}.py").read_text() for name in modules}
+  unused = set(modules).difference(top, *GRAPH.values())
+  unused = {name for name in unused if not name.endswith("__main__")}
+  started = re.findall(r'"alexnet_jax\.([\w.]+)"', "".join(texts.values()))
+  assert unused <= {name.replace(".", "/") for name in started}
+  # Few know of members of an ensemble; in data/, a member is that of a tar.
+  found = [
+    name
+    for name in modules
+    if not name.startswith("data/")
+    and re.search(r"ensemble|\bmember", texts[name], re.IGNORECASE)
+  ]
+  assert len(found) <= 12, found
 
 
 @pytest.mark.slow
 def test_benchmarks_find_what_they_import():
-  # One runs where PyTorch is.
-  names = {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
-  names.remove("peer_torch")
-  imported = ", ".join(f"benchmarks.{name}" for name in names)
+  names = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "benchmarks").rglob("*.py")
+    if path.name != "__init__.py"
+  }
+  names.remove("benchmarks.peers.torch_worker")  # runs where PyTorch is
   subprocess.run(
-    [sys.executable, "-c", f"import {imported}"], cwd=ROOT, check=True
+    [sys.executable, "-c", f"import {', '.join(names)}"], cwd=ROOT, check=True
   )
 
 
 def test_configs_import_only_configs():
   for path in (ROOT / "configs").glob("*.py"):
-    tops = {name.split(".")[0] for name in imports(path)}
+    names = find_imports(ast.parse(path.read_text()))
+    tops = {name.split(".")[0] for name in names}
     assert tops <= {"ml_collections", "configs", "alexnet_jax"}, path

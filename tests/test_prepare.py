@@ -8,10 +8,7 @@ import pathlib
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
-import time
 
 import numpy as np
 import pytest
@@ -27,31 +24,28 @@ from alexnet_jax.data import (
   shards,
   statistics,
 )
-from tests import processes, small_ilsvrc, test_main
+from tests import processes, small_ilsvrc
 
-ROOT = pathlib.Path(__file__).parents[1]
 FILES = 4 * small_ilsvrc.TRAINING + 2
 
 
-def command(tars, data_dir, *flags):
-  return [
-    *(sys.executable, "-m", "alexnet_jax.prepare", "--jobs=2"),
-    *(f"--manual_dir={tars}", f"--data_dir={data_dir}", *flags),
-  ]
-
-
-def run(tars, data_dir, *flags, **options):
-  return subprocess.run(
-    command(tars, data_dir, *flags),
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=200,
+def start(tars, data_dir, *flags, **options):
+  return processes.open_process(
+    [
+      *("python", "-m", "alexnet_jax.prepare", "--jobs=2"),
+      *(f"--manual_dir={tars}", f"--data_dir={data_dir}", *flags),
+    ],
+    data_dir,
     **options,
   )
 
 
+def run(tars, data_dir, *flags, **options):
+  return processes.finish([start(tars, data_dir, *flags, **options)])[0]
+
+
 SMALL = ("--subset", "--shard_images=50", "--unreadable=leave_out")
+in_both_encodings = pytest.mark.parametrize("encoding", ["jpeg", "raw"])
 
 
 @pytest.fixture(scope="module")
@@ -68,37 +62,35 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def said(tars, data_dir, tmp_path_factory):
-  """What the command has said, {encoding: process}."""
+  """How the command ended, {encoding: process}."""
   # TensorFlow would be found, and asking for it would end the process.
   trap = tmp_path_factory.mktemp("trap")
   (trap / "tensorflow.py").write_text("raise SystemExit('TensorFlow asked')")
-  environment = {**os.environ, "PYTHONPATH": str(trap)}
+  variables = {"PYTHONPATH": str(trap)}
   return {
     encoding: run(
-      tars,
-      data_dir,
-      *SMALL,
-      f"--dataset=imagenet256/{encoding}",
-      env=environment,
+      *(tars, data_dir, *SMALL, f"--dataset=imagenet256/{encoding}"),
+      variables=variables,
     )
     for encoding in ("jpeg", "raw")
   }
 
 
+def open_set(data_dir, encoding):
+  return sets.open_builder(f"imagenet256/{encoding}", data_dir=str(data_dir))
+
+
 @functools.cache
 def open_split(data_dir, encoding, split):
-  builder = sets.open_builder(f"imagenet256/{encoding}", data_dir=str(data_dir))
+  builder = open_set(data_dir, encoding)
   sets.check_classes(builder, 1000)
   return list(builder.as_data_source(split=split))
 
 
-@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
-def test_command_prepares_the_set_and_tells_of_odd_files(
-  encoding, said, data_dir
-):
-  process = said[encoding]
-  assert process.returncode == 0, process.stderr
-  assert process.stderr == ""
+@in_both_encodings
+def test_command_prepares_and_reports_odd_files(encoding, said, data_dir):
+  code, out, errors = said[encoding]
+  assert (code, errors) == (0, ""), errors
   for line in (
     f"1 file CMYK, converted to RGB: {small_ilsvrc.CMYK}",
     f"1 file not a JPEG in spite of its name: {small_ilsvrc.PNG}",
@@ -106,62 +98,54 @@ def test_command_prepares_the_set_and_tells_of_odd_files(
     f"1 file unreadable, left out: {small_ilsvrc.TRUNCATED}",
     f"{FILES - 1} in train, {small_ilsvrc.VALIDATION} in validation",
   ):
-    assert line in process.stdout
+    assert line in out
   assert not list(data_dir.rglob("*.unfinished"))
   records = open_split(data_dir, encoding, "train")
-  names = {record["file_name"].decode() for record in records}
-  assert len(names) == len(records) == FILES - 1
-  for record in records:
-    wordnet_id = record["file_name"].decode().partition("_")[0]
-    assert record["label"] == ilsvrc.class_names().index(wordnet_id)
-  for record in open_split(data_dir, encoding, "validation"):
-    number = int(record["file_name"].decode()[-13:-5])
-    wordnet_id = ilsvrc.validation_labels()[number - 1]
+  assert len({record["file_name"] for record in records}) == FILES - 1
+  assert len(records) == FILES - 1
+  for record in records + open_split(data_dir, encoding, "validation"):
+    wordnet_id, _, number = record["file_name"].decode().partition("_")
+    if wordnet_id == "ILSVRC2012":
+      wordnet_id = ilsvrc.validation_labels()[int(number[-13:-5]) - 1]
     assert record["label"] == ilsvrc.class_names().index(wordnet_id)
 
 
 def as_pillow_has_it(encoded):
   """Shorter side to 256, central 256 x 256, in Pillow's own words."""
   picture = Image.open(io.BytesIO(encoded)).convert("RGB")
-  width, height = picture.size
-  if width < height:
-    size = (256, round(height * 256 / width))
-  else:
-    size = (round(width * 256 / height), 256)
-  picture = picture.resize(size, Image.Resampling.BICUBIC)
-  left, top = (size[0] - 256) // 2, (size[1] - 256) // 2
+  width, height = (
+    round(side * 256 / min(picture.size)) for side in picture.size
+  )
+  picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+  left, top = (width - 256) // 2, (height - 256) // 2
   return np.asarray(picture.crop((left, top, left + 256, top + 256)))
 
 
-def test_prepared_pixels_are_those_of_pillow(said, tars, data_dir):
+@in_both_encodings
+def test_prepared_pixels_are_those_of_pillow(encoding, said, tars, data_dir):
   files = small_ilsvrc.read(tars)
   ten = [small_ilsvrc.CMYK, small_ilsvrc.PNG, small_ilsvrc.GRAY]
   ten += [f"n01440764_{number}.JPEG" for number in range(10, 17)]
-  for encoding in ("jpeg", "raw"):
-    found = {
-      record["file_name"].decode(): record["image"]
-      for record in open_split(data_dir, encoding, "train")
-    }
-    for name in ten:
-      expected = as_pillow_has_it(files[name]).astype(int)
-      if encoding == "raw":
-        np.testing.assert_array_equal(found[name], expected)
-      else:
-        # Quality 95 with colors at half the resolution: a few gray levels.
-        error = found[name].astype(int) - expected
-        assert np.sqrt(np.mean(error**2)) < 8
-        assert np.abs(error.mean()) < 0.5
+  found = {
+    record["file_name"].decode(): record["image"]
+    for record in open_split(data_dir, encoding, "train")
+  }
+  for name in ten:
+    expected = as_pillow_has_it(files[name])
+    if encoding == "raw":
+      np.testing.assert_array_equal(found[name], expected)
+    else:
+      # Quality 95 with colors at half the resolution: a few gray levels.
+      error = found[name].astype(int) - expected
+      assert np.sqrt(np.mean(error**2)) < 8
+      assert np.abs(error.mean()) < 0.5
 
 
-@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
-def test_statistics_are_those_of_numpy_over_all_pixels(
-  encoding, said, data_dir
-):
-  images = np.stack(
-    [record["image"] for record in open_split(data_dir, encoding, "train")]
-  ).astype(np.float64)
-  builder = sets.open_builder(f"imagenet256/{encoding}", data_dir=str(data_dir))
-  found = sets.find_statistics(builder)
+@in_both_encodings
+def test_statistics_are_those_of_numpy(encoding, said, data_dir):
+  records = open_split(data_dir, encoding, "train")
+  images = np.stack([record["image"] for record in records]).astype(np.float64)
+  found = sets.find_statistics(open_set(data_dir, encoding))
   # Stored to a thousandth of a gray level.
   np.testing.assert_allclose(found.mean_image, images.mean(axis=0), atol=6e-4)
   np.testing.assert_allclose(found.mean, images.mean(axis=(0, 1, 2)))
@@ -176,38 +160,36 @@ def test_statistics_are_those_of_numpy_over_all_pixels(
 def test_sums_of_parts_are_those_of_the_whole():
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
-  whole, first, second = (statistics.Sums(8) for _ in range(3))
+  whole, first, second = (statistics.PixelSums.zeros(8) for _ in range(3))
   for number, image in enumerate(images):
     whole.add(image)
     (first if number < 2 else second).add(image)
-  first.merge(statistics.Sums.from_arrays(second.to_arrays()))
+  first.merge(second)
   expected, found = whole.to_statistics(), first.to_statistics()
   np.testing.assert_array_equal(found.mean_image, expected.mean_image)
   assert found.directions == expected.directions
-  read = statistics.from_metadata(
-    json.loads(json.dumps(statistics.to_metadata(found)))
-  )
+  metadata = json.dumps(statistics.to_metadata(found))
+  read = statistics.from_metadata(json.loads(metadata))
   assert read.stds == expected.stds
   np.testing.assert_allclose(read.mean_image, expected.mean_image, atol=6e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+@in_both_encodings
 def test_full_size_network_trains_on_it_on_two_devices(
   encoding, said, data_dir, tmp_path
 ):
-  process = test_main.start(
-    [
-      *(sys.executable, "-m", "alexnet_jax.main"),
-      "--config=configs/two_device.py:imagenet",
-      *(f"--data_dir={data_dir}", f"--workdir={tmp_path}"),
-      *(f"--config.data.name=imagenet256/{encoding}", "--config.batch_size=16"),
-      *("--config.num_epochs=0.15", "--config.log_every_steps=1"),
-      "--config.augment.mean_from=image",
-    ]
-  )
-  assert process.returncode == 0, process.stderr
-  assert "the traced step has the 7 exchanges of the plan" in process.stdout
+  command = [
+    *("python", "-m", "alexnet_jax.main"),
+    "--config=configs/two_device.py:imagenet",
+    *(f"--data_dir={data_dir}", f"--workdir={tmp_path}"),
+    *(f"--config.data.name=imagenet256/{encoding}", "--config.batch_size=16"),
+    *("--config.num_epochs=0.15", "--config.log_every_steps=1"),
+    "--config.augment.mean_from=image",
+  ]
+  ended = processes.run(command, tmp_path)
+  assert ended.code == 0, ended.errors
+  assert "the traced step has the 7 exchanges of the plan" in ended.out
   lines = processes.read_reports(tmp_path)
   assert lines[-1]["validation_images"] == small_ilsvrc.VALIDATION
   # The initial network gives every class about the same: ln 1000 is 6.91.
@@ -238,90 +220,75 @@ def test_interrupt_while_processes_start_is_not_lost():
 def test_interrupted_and_started_again_ends_with_the_same_data(
   number, said, tars, data_dir, tmp_path
 ):
-  flags = ("--subset", "--shard_images=10", "--unreadable=leave_out")
+  flags = (*SMALL, "--shard_images=10")
   parts = tmp_path / "imagenet256" / "jpeg" / "1.0.0.unfinished" / "set"
-  process = subprocess.Popen(
-    command(tars, tmp_path, *flags),
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
+  process = start(tars, tmp_path, *flags)
+  processes.wait_until(
+    lambda: [*parts.glob("*-of-*[0-9]")], [process], poll_seconds=0.005
   )
-  until = time.monotonic() + 60
-  while not list(parts.glob("*-of-*[0-9]")) and time.monotonic() < until:
-    time.sleep(0.005)
   process.send_signal(number)
-  _, complaint = process.communicate(timeout=60)
-  assert process.returncode != 0
+  ((code, _, complaint),) = processes.finish([process])
+  assert code != 0
   if number == signal.SIGINT:
-    assert complaint.startswith("interrupted; the same command goes on")
+    assert complaint.startswith("interrupted; the same command resumes")
     assert len(complaint.splitlines()) == 1
-  assert not (parts.parents[1] / "1.0.0").exists()
-  with pytest.raises(FileNotFoundError, match="not prepared to the end"):
+  final = parts.parents[1] / "1.0.0"
+  assert not final.exists()
+  with pytest.raises(FileNotFoundError, match="not completely prepared"):
     sets.open_builder("imagenet256", data_dir=str(tmp_path))
 
   kept = {path: path.stat().st_mtime_ns for path in parts.glob("*-of-*[0-9]")}
   assert kept
-  again = run(tars, tmp_path, *flags)
-  assert again.returncode == 0, again.stderr
-  final = parts.parents[1] / "1.0.0"
+  assert run(tars, tmp_path, *flags).code == 0
   for path, written in kept.items():
     assert (final / path.name).stat().st_mtime_ns == written  # not redone
   straight = tmp_path / "straight"
-  assert run(tars, straight, *flags).returncode == 0
-  expected = content(straight / "imagenet256" / "jpeg" / "1.0.0")
-  assert content(final) == expected  # every file, every byte
+  assert run(tars, straight, *flags).code == 0
+  # Every file, every byte.
+  assert content(final) == content(straight / final.relative_to(tmp_path))
   assert not parts.parent.exists()
 
 
-def make_plan(tars, data_dir, *, subset=True, encoding="jpeg", leave_out=False):
-  builder = imagenet256.Imagenet256(
+def make_builder(data_dir, encoding="raw"):
+  return imagenet256.Imagenet256(
     data_dir=str(data_dir), config=encoding, file_format="array_record"
   )
-  return preparation.plan(
-    builder,
+
+
+def make_plan(tars, data_dir, *, encoding="jpeg", **options):
+  options = {"subset": True, "leave_out": False, "log": print} | options
+  return preparation.make_plan(
+    make_builder(data_dir, encoding),
     manual_dir=str(tars),
-    subset=subset,
-    leave_out=leave_out,
     shard_images=50,
-    say=lambda text: None,
+    **options,
   )
-
-
-def _second_header(train):
-  """Where the second picture of the second class begins."""
-  with tarfile.open(train) as outer:
-    second = outer.getmembers()[1]
-    with tarfile.open(fileobj=outer.extractfile(second)) as inner:
-      return second.offset_data + inner.getmembers()[1].offset
 
 
 def damage(tars, kind):
+  """Damages the tars; "header" is that of the second class's second picture."""
   train, validation = (tars / name for name in ilsvrc.TARS.values())
+  stored = bytearray(train.read_bytes())
+  with tarfile.open(train) as outer:
+    second = outer.getmembers()[1]
+    with tarfile.open(fileobj=outer.extractfile(second)) as inner:
+      header = second.offset_data + inner.getmembers()[1].offset
+  page = b"<html>please log in</html>"
   if kind == "missing":
     validation.unlink()
-  elif kind == "other size":
-    pass
   elif kind == "swapped":
-    train.rename(tars / "other")
-    validation.rename(train)
-    (tars / "other").rename(validation)
+    train.write_bytes(validation.read_bytes())
+    validation.write_bytes(stored)
   elif kind == "cut short":
-    with open(train, "r+b") as file:
-      file.truncate(train.stat().st_size * 2 // 3)
+    os.truncate(train, len(stored) * 2 // 3)
   elif kind == "header":
-    place = _second_header(train)
-    with open(train, "r+b") as file:
-      file.seek(place)
-      file.write(b"damaged")
+    stored[header : header + 7] = b"damaged"
+    train.write_bytes(stored)
   elif kind == "class":
-    with tarfile.open(train) as tar:
-      second = tar.getmembers()[1]
-    with open(train, "r+b") as file:
-      file.seek(second.offset_data)
-      file.write(b"<html>please log in</html>".ljust(512))
+    stored[second.offset_data : second.offset_data + 512] = page.ljust(512)
+    train.write_bytes(stored)
   elif kind == "no tar":
-    train.write_bytes(b"<html>please log in</html>" * 100)
+    train.write_bytes(page * 100)
   elif kind == "empty":
     validation.write_bytes(bytes(10240))
 
@@ -332,16 +299,14 @@ def damage(tars, kind):
     ("missing", "there is no .*ILSVRC2012_img_val.tar.*set --manual_dir"),
     ("other size", "expected 147,897,477,120: .*set --subset"),
     ("swapped", "img_train.tar holds 'ILSVRC2012_val_.*expected one tar for"),
-    ("cut short", "img_train.tar is not a whole tar file"),
-    ("header", "img_train.tar is not a whole tar file .damaged or cut short"),
-    ("class", "img_train.tar is not a whole tar file .damaged or cut short"),
-    ("no tar", "img_train.tar is not a whole tar file"),
+    ("cut short", "img_train.tar is not a complete tar file"),
+    ("header", "img_train.tar is not a complete tar file .damaged or cut"),
+    ("class", "img_train.tar is not a complete tar file .damaged or cut"),
+    ("no tar", "img_train.tar is not a complete tar file"),
     ("empty", "img_val.tar holds no pictures"),
   ],
 )
-def test_wrong_tars_are_refused_before_anything_is_written(
-  kind, message, tars, tmp_path
-):
+def test_wrong_tars_are_refused_before_a_write(kind, message, tars, tmp_path):
   copied = shutil.copytree(tars, tmp_path / "tars")
   damage(copied, kind)
   with pytest.raises((ValueError, OSError), match=message):
@@ -349,9 +314,7 @@ def test_wrong_tars_are_refused_before_anything_is_written(
   assert not (tmp_path / "data").exists()
 
 
-def test_too_little_disk_is_refused_before_anything_is_written(
-  tars, tmp_path, monkeypatch
-):
+def test_too_little_disk_is_refused_before_a_write(tars, tmp_path, monkeypatch):
   plan = make_plan(tars, tmp_path / "data", encoding="raw")
   pixels = (FILES + small_ilsvrc.VALIDATION) * 256 * 256 * 3
   assert 1.05 * pixels < plan.needed_bytes < 1.4 * pixels
@@ -362,47 +325,61 @@ def test_too_little_disk_is_refused_before_anything_is_written(
   assert not (tmp_path / "data").exists()
 
 
-def test_full_disk_in_mid_run_leaves_nothing_under_the_name_of_a_shard(
-  tars, tmp_path
-):
+def test_full_disk_in_mid_run_leaves_no_file_named_as_a_shard(tars, tmp_path):
   plan = make_plan(tars, tmp_path, encoding="raw")
   shard = plan.shards["validation"][0]
-  for path in (shard.path, shard.notes):
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  make_folders(shard)
   _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
   resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))  # five records
   try:
-    with pytest.raises(
-      OSError, match="cannot be written .*Finished shards are"
-    ):
+    message = "cannot be written .*keeps finished shards"
+    with pytest.raises(OSError, match=message):
       shards.write(shard)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     signal.signal(signal.SIGXFSZ, before)
   assert not shard.is_done() and not os.path.exists(shard.path)
   shards.write(shard)
-  assert shards.read_notes(shard).records == small_ilsvrc.VALIDATION
+  assert shard.read_notes().records == small_ilsvrc.VALIDATION
 
 
-def test_shard_that_lacks_files_is_not_done_for_one_who_wants_them_all(
-  tars, tmp_path
-):
-  without = make_plan(tars, tmp_path, leave_out=True)
-  (shard,) = [
-    shard
-    for shard in without.shards["train"]
-    if small_ilsvrc.TRUNCATED in [member.name for member in shard.members]
-  ]
+def make_folders(shard):
   for path in (shard.path, shard.notes):
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_shard_with(name, tars, data_dir):
+  """Writes the shard that has a file, and leaves unreadable ones out."""
+  train = make_plan(tars, data_dir, leave_out=True).shards["train"]
+  (shard,) = [
+    shard
+    for shard in train
+    if name in [member.name for member in shard.members]
+  ]
+  make_folders(shard)
   shards.write(shard)
   assert shard.is_done()
-  (same,) = [
-    other
-    for other in make_plan(tars, tmp_path).waiting
-    if other.path == shard.path
-  ]
+  return shard
+
+
+def test_shard_with_notes_of_another_version_is_rewritten(tars, tmp_path):
+  shard = write_shard_with(small_ilsvrc.GRAY, tars, tmp_path)
+  with np.load(shard.notes) as stored:
+    notes = dict(stored)
+  notes["notes"] = str(notes["notes"]).replace("gray", "grey")
+  np.savez(shard.notes, **notes)
+  lines = []
+  plan = make_plan(tars, tmp_path, leave_out=True, log=lines.append)
+  assert shard in plan.remaining
+  expected = "shards with notes of an earlier version, written again: 1"
+  assert lines[-1] == expected
+
+
+def test_shard_that_lacks_files_is_not_done_without_leave_out(tars, tmp_path):
+  shard = write_shard_with(small_ilsvrc.TRUNCATED, tars, tmp_path)
+  plan = make_plan(tars, tmp_path)
+  (same,) = [other for other in plan.remaining if other.path == shard.path]
   assert not same.is_done()
 
 
@@ -415,30 +392,26 @@ def test_builder_prepares_itself_from_whole_tars(tmp_path, monkeypatch):
   images = {"train": FILES, "validation": small_ilsvrc.VALIDATION}
   monkeypatch.setattr(ilsvrc, "BYTES", sizes)
   monkeypatch.setattr(ilsvrc, "IMAGES", images)
-  builder = imagenet256.Imagenet256(
-    data_dir=str(tmp_path / "data"), config="raw", file_format="array_record"
-  )
   config = tfds.download.DownloadConfig(manual_dir=tmp_path)
-  builder.download_and_prepare(download_config=config)
-  found = sets.open_builder("imagenet256/raw", data_dir=str(tmp_path / "data"))
+  data_dir = tmp_path / "data"
+  make_builder(data_dir).download_and_prepare(download_config=config)
+  found = open_set(data_dir, "raw")
   for split, count in images.items():
     assert found.info.splits[split].num_examples == count
   monkeypatch.setattr(ilsvrc, "IMAGES", images | {"train": FILES + 1})
-  other = imagenet256.Imagenet256(
-    data_dir=str(tmp_path / "other"), config="raw", file_format="array_record"
-  )
+  other = make_builder(tmp_path / "other")
   with pytest.raises(ValueError, match="holds 242 pictures, expected 243: it"):
     other.download_and_prepare(download_config=config)
 
 
-def test_complete_set_is_left_as_it_is(said, tars, data_dir):
+def test_complete_set_is_not_touched(said, tars, data_dir):
   (folder,) = data_dir.glob("imagenet256/jpeg/*")
   left = folder.with_name(folder.name + preparation.UNFINISHED)
   left.mkdir()  # as by a kill between the last two steps
   before = content(folder)
-  process = run(tars, data_dir, *SMALL)
-  assert process.returncode == 0
-  assert "imagenet256/jpeg/1.0.0 is complete already" in process.stdout
+  ended = run(tars, data_dir, *SMALL)
+  assert ended.code == 0
+  assert "imagenet256/jpeg/1.0.0 is complete already" in ended.out
   assert content(folder) == before
   assert not left.exists()
 
@@ -447,7 +420,7 @@ def test_folder_in_the_place_of_the_set_is_not_touched(tars, tmp_path):
   folder = tmp_path / "imagenet256" / "jpeg" / "1.0.0"
   folder.mkdir(parents=True)
   (folder / "mine").touch()
-  with pytest.raises(FileExistsError, match="not by this preparation"):
+  with pytest.raises(FileExistsError, match="not from this preparation"):
     make_plan(tars, tmp_path)
   assert [path.name for path in folder.iterdir()] == ["mine"]
 
@@ -455,33 +428,30 @@ def test_folder_in_the_place_of_the_set_is_not_touched(tars, tmp_path):
 @pytest.mark.slow
 def test_unreadable_file_stops_and_what_is_finished_is_kept(tars, tmp_path):
   copied = shutil.copytree(tars, tmp_path / "tars")
-  process = run(copied, tmp_path, "--subset", "--shard_images=50")
-  assert process.returncode == 1
-  lines = process.stderr.splitlines()
-  assert len(lines) == 1
-  assert lines[0].startswith(f"error: {small_ilsvrc.TRUNCATED} in ")
-  assert "set --unreadable=leave_out" in lines[0]
+  ended = run(copied, tmp_path, "--subset", "--shard_images=50")
+  assert ended.code == 1
+  (line,) = ended.errors.splitlines()
+  assert line.startswith(f"error: {small_ilsvrc.TRUNCATED} in ")
+  assert "set --unreadable=leave_out" in line
   assert not (tmp_path / "imagenet256" / "jpeg" / "1.0.0").exists()
   plan = make_plan(copied, tmp_path)
-  assert 0 < len(plan.waiting) < 6
+  assert 0 < len(plan.remaining) < 6
   # Only with the same tars, though.
   small_ilsvrc.write(copied, truncated=False)
-  with pytest.raises(ValueError, match="begun with others .ILSVRC2012_img_tra"):
+  with pytest.raises(ValueError, match="started with other inputs .ILSVRC"):
     make_plan(copied, tmp_path)
 
 
 @pytest.mark.parametrize(
   ("name", "message"),
   [
-    ("cifar10", "needs TensorFlow .*`pip install tensorflow && tfds build cif"),
+    ("cifar10", "with TensorFlow: `pip install tensorflow && tfds build cif"),
     ("digits", "needs no preparation"),
     ("imagenet257", "unknown dataset 'imagenet257', .*Set --dataset"),
     ("imagenet256/png", "BuilderConfig png not found"),
     ("imagenet256:0.9.0", "cannot be loaded at version 0.9.0, only: 1.0.0"),
   ],
 )
-def test_set_that_is_not_prepared_here_is_told_in_one_line(
-  name, message, tmp_path
-):
+def test_set_that_cannot_be_prepared_is_refused(name, message, tmp_path):
   with pytest.raises(ValueError, match=message):
     sets.find_to_prepare(name, data_dir=str(tmp_path))

@@ -1,127 +1,102 @@
-"""When the devices had no step under way, and what the host did meanwhile.
+"""Gaps between steps: times without a running step, and what the host did then.
 
-A gap lies between the end of a step and the start of the next one, where the
-host starts it later than that. All times are of one clock, in seconds.
+There is a gap where the host starts a step after the end of the one before. All
+times are seconds of one clock.
 """
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterable
 
-# What a host does between two steps.
+# What the host does between two steps.
 INPUT, REPORT, CHECKPOINT, ELSE = "input", "report", "checkpoint", "else"
 ACTIVITIES = (INPUT, REPORT, CHECKPOINT, ELSE)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Record:
-  """What was noted of a run, of its first step on.
+@dataclasses.dataclass(kw_only=True)
+class Timeline:
+  """Times of a run, from its first step on.
 
   Attributes:
+    switches: (time, activity), ascending: the host's activity from then on.
     started: when the host started each step.
-    ended: when the devices had done it.
-    switches: (time, activity): from then on the host did this; ascending.
-    reports: steps after which there was a report.
-    checkpoints: steps after which there was a checkpoint.
+    ended: when the devices had finished it.
+    reports: numbers of the steps that were followed by a report.
+    checkpoints: numbers of the steps that were followed by a checkpoint.
   """
 
-  started: Sequence[float]
-  ended: Sequence[float]
-  switches: Sequence[tuple[float, str]]
-  reports: Sequence[int] = ()
-  checkpoints: Sequence[int] = ()
+  switches: list[tuple[float, str]]
+  started: list[float] = dataclasses.field(default_factory=list)
+  ended: list[float] = dataclasses.field(default_factory=list)
+  reports: list[int] = dataclasses.field(default_factory=list)
+  checkpoints: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gaps:
-  """What is spent outside the steps of a run, in seconds.
+  """Time spent outside the steps of a run.
 
   Attributes:
     steps: that are counted.
-    wall: from the end of the last step that is not counted to that of the last.
-    spent: in gaps, by activity.
-    step_seconds: of each counted step, from the start or the end of the one
-      before, whichever is later, to its end.
-    reports: in that time.
-    checkpoints: in that time.
+    wall_seconds: from the end of the last warm-up step to that of the last
+      step.
+    gap_seconds: spent in gaps, by activity.
+    step_seconds: of each counted step, to its end from its start or from the
+      end of the step before, whichever is later.
+    reports, checkpoints: how many there were in that time.
   """
 
   steps: int
-  wall: float
-  spent: dict[str, float]
+  wall_seconds: float
+  gap_seconds: dict[str, float]
   step_seconds: list[float]
   reports: int
   checkpoints: int
 
   @property
-  def share(self) -> float:
-    """Of the wall time, 0 to 1."""
-    return sum(self.spent.values()) / self.wall
+  def gap_share(self) -> float:
+    """Gaps as a part of the wall time, 0 to 1."""
+    return sum(self.gap_seconds.values()) / self.wall_seconds
 
-  def share_at(self, *, report_every: int, checkpoint_every: int) -> float:
-    """The same at another pace of reports and checkpoints, 0 to 1.
-
-    Args:
-      report_every: steps between two reports.
-      checkpoint_every: steps between two checkpoints.
-    """
-    per_step = (self.spent[INPUT] + self.spent[ELSE]) / self.steps
+  def gap_share_at(
+    self, *, log_every_steps: int, checkpoint_every_steps: int
+  ) -> float:
+    """Estimates `gap_share` at another cadence of reports and checkpoints."""
+    gaps = self.gap_seconds
+    per_step = (gaps[INPUT] + gaps[ELSE]) / self.steps
     if self.reports:
-      per_step += self.spent[REPORT] / self.reports / report_every
+      per_step += gaps[REPORT] / self.reports / log_every_steps
     if self.checkpoints:
-      per_step += self.spent[CHECKPOINT] / self.checkpoints / checkpoint_every
-    busy = (self.wall - sum(self.spent.values())) / self.steps
+      per_step += gaps[CHECKPOINT] / self.checkpoints / checkpoint_every_steps
+    busy = (self.wall_seconds - sum(gaps.values())) / self.steps
     return per_step / (busy + per_step)
 
 
-def find_gaps(record: Record, *, warm: int) -> Gaps:
-  """Adds up the gaps before all steps but the first.
-
-  Args:
-    record: of a run.
-    warm: steps at its beginning that are left out, 1 or more.
-  """
-  started, ended = record.started, record.ended
+def find_gaps(timeline: Timeline, *, warm: int) -> Gaps:
+  """Adds up the gaps before all steps but the first `warm` ones, 1 or more."""
+  started, ended = timeline.started, timeline.ended
   spent = dict.fromkeys(ACTIVITIES, 0.0)
   step_seconds = []
   for step in range(warm, len(ended)):
     begin, end = ended[step - 1], started[step]
     step_seconds.append(ended[step] - max(begin, end))
-    for activity, seconds in split(begin, end, record.switches).items():
-      spent[activity] += seconds
+    for (start, activity), (stop, _) in itertools.pairwise(
+      [*timeline.switches, (math.inf, "")]
+    ):
+      spent[activity] += max(min(stop, end) - max(start, begin), 0.0)
 
   def count(steps: Iterable[int]) -> int:
-    # What follows the last step is in no gap.
+    # What follows the last step is not in a gap.
     return sum(warm <= step < len(ended) for step in steps)
 
   return Gaps(
     steps=len(ended) - warm,
-    wall=ended[-1] - ended[warm - 1],
-    spent=spent,
+    wall_seconds=ended[-1] - ended[warm - 1],
+    gap_seconds=spent,
     step_seconds=step_seconds,
-    reports=count(record.reports),
-    checkpoints=count(record.checkpoints),
+    reports=count(timeline.reports),
+    checkpoints=count(timeline.checkpoints),
   )
-
-
-def split(
-  begin: float, end: float, switches: Sequence[tuple[float, str]]
-) -> Mapping[str, float]:
-  """How long the host did what from `begin` to `end`; nothing if that is not.
-
-  Args:
-    begin: not before the first switch.
-    end: of the time.
-    switches: as those of `Record`.
-  """
-  spent: dict[str, float] = {}
-  index = bisect.bisect_right(switches, begin, key=lambda switch: switch[0]) - 1
-  while begin < end:
-    _, activity = switches[index]
-    later = switches[index + 1 :][:1]
-    until = min([end, *(time for time, _ in later)])
-    spent[activity] = spent.get(activity, 0.0) + until - begin
-    begin, index = until, index + 1
-  return spent

@@ -1,9 +1,9 @@
-"""What the devices can do at most: large products, and a pass over memory.
+"""The peak of the devices: large products, and a pass over memory.
 
-Each works on all devices of a mesh at once, each device on arrays of its own,
-and nothing is exchanged. Simulated devices share the cores of one machine; all
-of them together are then the peak of these cores, whether a device computes on
-one thread or on all. Each is compiled when it is made, with XLA's own options.
+All devices work at once, each on its own arrays, without communication.
+Simulated devices share the cores of one machine; together they show the peak of
+these cores, with one thread for each device or with many. Programs are compiled
+when an object is made, with XLA's default options.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import jax.numpy as jnp
 # Side of the matrices: a product takes milliseconds, and three matrices fit.
 _SIDES = {"cpu": 2048}
 _SIDE = 8192
-# Products that wait for each other, so that starting them costs nothing.
+# Products in a chain, so that the start of a product is hidden.
 _PRODUCTS = 3
-# Of a CPU, over all simulated devices: more than its caches hold. Of others,
-# on each.
+# Bytes of a CPU, for all simulated devices together: more than its caches hold.
+# Bytes on each device of another platform.
 _CPU_BYTES, _BYTES = 2**29, 2**30
-# What a float32 product is computed with unless more is asked for, as a step
-# does not. Source: JAX, jax.default_matmul_precision.
+# The precision of a float32 product by default, which a step does not change.
+# Source: JAX, jax.default_matmul_precision.
 _DEFAULT_PRECISIONS = {
   "cpu": "float32",
   "gpu": "float32, at JAX's default precision: TF32 where the GPU has it",
@@ -32,36 +32,35 @@ _DEFAULT_PRECISIONS = {
 
 
 def describe_precision(platform: str, dtype: str) -> str:
-  """How a product of a type is computed, in words."""
+  """Describes how a product of a dtype is computed."""
   if dtype == "float32":
     return _DEFAULT_PRECISIONS.get(platform, dtype)
   return f"{dtype}, added in float32 where the platform does so"
 
 
-class Product:
-  """Products of square matrices.
+def choose_side(platform: str) -> int:
+  """Side of matrices whose product reaches the peak of a platform."""
+  return _SIDES.get(platform, _SIDE)
 
-  Args:
-    devices: of one platform.
-    dtype: of the matrices, `float32` or `bfloat16`.
-  """
+
+class Product:
+  """Products of square matrices, on devices of one platform."""
 
   def __init__(self, devices: Sequence[jax.Device], dtype: str):
-    side = _SIDES.get(devices[0].platform, _SIDE)
+    side = choose_side(devices[0].platform)
     self._flops = _PRODUCTS * len(devices) * 2 * side**3
-    # Of all 1 / side: products stay finite, whatever they are multiplied by.
-    factors = [
+    # Factors of 1 / side keep all products finite.
+    self._factors = [
       jnp.full((side, side), 1 / side, dtype, device=device)
       for device in devices
     ]
-    self._xs, self._factors = factors, factors
-    self._multiply = _compile(jnp.matmul, [(x, x) for x in factors])
+    self._multiply = _compile(jnp.matmul, [(x, x) for x in self._factors])
 
   def measure(self) -> float:
     """FLOP/s of all devices together."""
 
     def multiply() -> list[jax.Array]:
-      xs = self._xs
+      xs = self._factors
       for _ in range(_PRODUCTS):
         xs = [
           operation(x, factor)
@@ -75,28 +74,23 @@ class Product:
 
 
 class Copy:
-  """A pass over memory: every element is read, and written where it was.
+  """A pass over memory: every element is read and written in place.
 
-  In place, so that no fresh memory has to be brought in by the system.
-
-  Args:
-    devices: of one platform.
+  In place, so that the system need not map fresh memory.
   """
 
   def __init__(self, devices: Sequence[jax.Device]):
-    held = _BYTES
-    if devices[0].platform == "cpu":
-      held = _CPU_BYTES // len(devices)
-    size = held // jnp.dtype(jnp.float32).itemsize
+    is_cpu = devices[0].platform == "cpu"
+    size = (_CPU_BYTES // len(devices) if is_cpu else _BYTES) // 4  # of float32
     self._bytes = 2 * size * 4 * len(devices)
     self._xs = [jnp.zeros(size, jnp.float32, device=d) for d in devices]
     self._add = _compile(
       lambda x: x + 1, [(x,) for x in self._xs], donate_argnums=0
     )
-    self.measure()  # the first brings the memory in
+    self.measure()  # the first pass maps the memory
 
   def measure(self) -> float:
-    """Bytes a second, read and written, of all devices together."""
+    """Bytes per second, read and written, of all devices together."""
 
     def add() -> list[jax.Array]:
       self._xs = [add(x) for add, x in zip(self._add, self._xs, strict=True)]
@@ -108,7 +102,7 @@ class Copy:
 def _compile(
   operation: Callable[..., jax.Array], arguments: Sequence[tuple], **options
 ) -> list[jax.stages.Compiled]:
-  """For the device of each tuple of arguments."""
+  """Compiles for the device of each tuple of arguments."""
   jitted = jax.jit(operation, **options)
   return [jitted.lower(*given).compile() for given in arguments]
 

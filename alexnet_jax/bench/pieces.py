@@ -1,7 +1,8 @@
-"""What one device computes of each layer, cut out of the step.
+"""One device's part of each layer, cut out of the step.
 
-For each layer the blocks that one device holds and is brought, and functions of
-them; nothing is exchanged. `layers.py` and `implementations.py` measure these.
+A piece has the shapes of the arrays that the device holds and receives for a
+layer, and functions of such arrays. They communicate nothing. `layers.py` and
+`implementations.py` measure them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from alexnet_jax.bench import report
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.network import model, wiring
 from alexnet_jax.partition import resharding, timing
-from alexnet_jax.program import compiler_options
 from alexnet_jax.program import program as program_lib
 
 Block = jax.ShapeDtypeStruct
@@ -25,17 +26,14 @@ Block = jax.ShapeDtypeStruct
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Piece:
-  """One device's share of a layer.
+  """One device's part of a layer. A block is the shape and dtype of an array.
 
   Attributes:
-    layer: the row of the table.
-    network: of the layer.
-    implementations: how its operations are computed.
-    parameters: {"kernel", "bias", ...}, as they are used: gathered.
+    parameters: {"kernel", "bias", ...}, after gathering.
     statistics: {"mean", "variance"} of a batch normalization, else {}.
-    x: what is brought to the layer; a map that units read is one row.
-    drawn: {"masks" or "points": {layer: block}}, see `model.AlexNet`.
-    y: what the layer leaves.
+    x: the input of the layer; for units, a map is one row.
+    drawn: {"masks" or "uniforms": {layer: block}}, see `model.AlexNet`.
+    y: the output of the layer.
   """
 
   layer: wiring.Layer
@@ -47,17 +45,11 @@ class Piece:
   drawn: Mapping[str, Mapping[str, Block]]
   y: Block
 
-  @property
-  def columns(self) -> int:
-    """Columns of the input that are convolved or multiplied one by one."""
-    inputs = self.x.shape[-1]
-    return inputs // self.parameters["kernel"].shape[-2]
-
   def run(self, parameters, statistics, x, drawn) -> jax.Array:
-    """What the layer leaves: forward."""
+    """The forward pass; returns the output of the layer."""
     kernel = self.parameters["kernel"].shape
     abstract = nnx.eval_shape(
-      lambda: model.Weights(self.layer, kernel, jnp.zeros(kernel))
+      lambda: model.LayerVariables(self.layer, kernel, jnp.zeros(kernel))
     )
     graphdef, _ = nnx.split(abstract)
     return model.run_layer(
@@ -65,44 +57,35 @@ class Piece:
       self.layer,
       nnx.merge(graphdef, {**parameters, **statistics}),
       x,
-      masks=drawn.get("masks", {}),  # not None: it trains
-      points=drawn.get("points"),
-      exchange=_Alone(self.parameters["bias"].shape[0]),
+      masks=drawn.get("masks", {}),  # None would mean evaluation
+      uniforms=drawn.get("uniforms"),
+      exchange=_SliceOfSum(self.parameters["bias"].shape[0]),
       implementations=self.implementations,
     )
 
   def run_both(self, parameters, statistics, x, drawn, gradient) -> tuple:
-    """Forward and backward: what is left, and the gradients.
-
-    Args:
-      gradient: of what is left.
-    """
-    if self.layer.reads == "image":  # which needs no gradient
-      y, pull = jax.vjp(
-        lambda parameters: self.run(parameters, statistics, x, drawn),
-        parameters,
-      )
-    else:
-      y, pull = jax.vjp(
-        lambda parameters, x: self.run(parameters, statistics, x, drawn),
-        parameters,
-        x,
-      )
+    """Forward and backward pass; returns the output and the gradients."""
+    # An image needs no gradient.
+    inputs = (parameters,) if self.layer.reads == "image" else (parameters, x)
+    y, pull = jax.vjp(
+      lambda parameters, x=x: self.run(parameters, statistics, x, drawn),
+      *inputs,
+    )
     return y, pull(gradient)
 
   @property
   def product(self) -> Block:
-    """What the convolution or product makes of its input."""
+    """The output of the convolution or product."""
     return jax.eval_shape(self.multiply, self.x, self.parameters["kernel"])
 
   def multiply(self, x, kernel) -> jax.Array:
-    """The convolution or product alone, of all columns."""
-    return model.by_column(
+    """The convolution or product alone, for all columns."""
+    return model.apply_kernel(
       self.layer, x, kernel, implementations=self.implementations
     )
 
   def products(self) -> dict[str, tuple[Callable, tuple[Block, ...]]]:
-    """The layer's products, forward and backward, each with its blocks."""
+    """Returns {name: (product, its blocks)}, forward and backward."""
     x, kernel, y = self.x, self.parameters["kernel"], self.product
 
     def by_input(x, kernel, gradient):
@@ -113,14 +96,14 @@ class Piece:
         gradient
       )
 
-    found = {"forward": (self.multiply, (x, kernel))}
+    products = {"forward": (self.multiply, (x, kernel))}
     if self.layer.reads != "image":
-      found["by input"] = by_input, (x, kernel, y)
-    return found | {"by kernel": (by_kernel, (x, kernel, y))}
+      products["by input"] = by_input, (x, kernel, y)
+    return products | {"by kernel": (by_kernel, (x, kernel, y))}
 
 
-class _Alone(exchange_lib.NoExchange):
-  """Leaves a device its share of a sum's outputs, and adds nothing to it."""
+class _SliceOfSum(exchange_lib.NoExchange):
+  """Keeps this device's slice of the outputs of a sum, without the sum."""
 
   def __init__(self, outputs: int):
     self._outputs = outputs
@@ -129,9 +112,9 @@ class _Alone(exchange_lib.NoExchange):
     return product(x, kernel)[..., : self._outputs]
 
 
-def cut(program: program_lib.Program) -> tuple[Piece, ...]:
+def cut_layers(program: program_lib.Program) -> tuple[Piece, ...]:
   """Cuts the step of a program into its layers, first to last."""
-  network, implementations = program.network, program.implementations
+  network = program.network
   routes = resharding.find_routes(
     network, program.layout, batch_size=program.batch_size
   )
@@ -139,15 +122,16 @@ def cut(program: program_lib.Program) -> tuple[Piece, ...]:
   pieces = []
   for layer in network.layers:
     name, size = layer.name, network.sizes()[layer.name]
-    route, images = routes[name], program.shares[name].images
-    parameters = _hold(state.parameters[name])
+    route, images = routes[name], program.device_loads[name].images
+    parameters = _to_blocks(state.parameters[name])
     if (name, "kernel") in program.specs.gathers:
       axes, dimension = program.specs.gathers[name, "kernel"]
       shape = list(parameters["kernel"].shape)
       shape[dimension] *= program.layout.size(axes)
       parameters["kernel"] = Block(tuple(shape), jnp.float32)
-    statistics = _hold(state.statistics.get(name, {}))
-    channels = size.channels // program.layout.size(route.arrived.features)
+    statistics = _to_blocks(state.statistics.get(name, {}))
+    axes = route.input_sharding.features
+    channels = size.channels // program.layout.size(axes)
     if layer.window:
       side = int(size.positions**0.5)
       shape = (images, side, side, channels)
@@ -157,57 +141,51 @@ def cut(program: program_lib.Program) -> tuple[Piece, ...]:
       shape = (images, channels)
     x = Block(shape, program.compute_dtype)
     outputs = parameters["bias"].shape[0]
-    left = (images, *size.out_shape[:-1], outputs)
+    out_shape = (images, *size.out_shape[:-1], outputs)
     drawn = {}
     if layer.dropout:
-      drawn["masks"] = {name: Block(left, jnp.bool)}
+      drawn["masks"] = {name: Block(out_shape, jnp.bool)}
     if layer.pool and layer.pool.kind == "stochastic":
-      drawn["points"] = {name: Block(left, jnp.float32)}
+      drawn["uniforms"] = {name: Block(out_shape, jnp.float32)}
     pieces.append(
       Piece(
         layer=layer,
         network=network,
-        implementations=implementations,
+        implementations=program.implementations,
         parameters=parameters,
         statistics=statistics,
         x=x,
         drawn=drawn,
-        y=Block(left, x.dtype),
+        y=Block(out_shape, x.dtype),
       )
     )
   return tuple(pieces)
 
 
-def _hold(leaves: Mapping[str, Block]) -> dict[str, Block]:
-  """What one device holds of arrays."""
+def _to_blocks(leaves: Mapping[str, Block]) -> dict[str, Block]:
+  """The shards of arrays on one device."""
   return {
     name: Block(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
     for name, leaf in leaves.items()
   }
 
 
-class Maker:
-  """Makes what is measured callable.
+@dataclasses.dataclass(frozen=True)
+class Compiler:
+  """Compiles functions of one device into calls on noise."""
 
-  Args:
-    program: of the step.
-    options: for the compiler.
-  """
+  mesh: jax.sharding.Mesh
+  options: report.Options
 
-  def __init__(
-    self,
-    program: program_lib.Program,
-    options: Mapping[str, compiler_options.Value],
-  ):
-    self.program, self._options = program, dict(options)
+  def make_call(self, function: Callable, *blocks) -> Callable[[], object]:
+    """Compiles a function of pytrees of one device's blocks.
 
-  def call(self, function: Callable, *blocks) -> Callable[[], object]:
-    """One device's work, on all devices at once; see `timing.on_each`."""
-    mesh = self.program.mesh
-    arrays = timing.fill(mesh, blocks)
-    traced = jax.jit(timing.on_each(mesh, function)).trace(*arrays)
+    The call starts it on all devices at once; see `timing.on_each_device`.
+    """
+    arrays = timing.make_noise(self.mesh, blocks)
+    traced = jax.jit(timing.on_each_device(self.mesh, function)).trace(*arrays)
     compiled = self.compile(traced)
     return lambda: compiled(*arrays)
 
   def compile(self, traced: jax.stages.Traced) -> jax.stages.Compiled:
-    return traced.lower().compile(compiler_options=self._options)
+    return traced.lower().compile(compiler_options=dict(self.options))

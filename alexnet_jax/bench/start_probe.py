@@ -1,10 +1,10 @@
-"""One start of a run with a clock, up to the end of its first step.
+"""Times one start of a run, up to the end of its first step.
 
-    python -m alexnet_jax.speed.start_probe --config=... --workdir=DIR
+    python -m alexnet_jax.bench.start_probe --config=... --workdir=DIR
 
-What `bench --what=startup` starts: the run of `main`, told to nobody. Prints
-when each phase of `startup.PHASES` was over, in seconds of the system's clock,
-and whether the step came from the compilation cache.
+`bench --what=startup` starts this process: the run of `main`, without its
+reports. It prints when each phase of `startup.PHASES` was over, in seconds of
+the system's clock, and whether the step came from the compilation cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from alexnet_jax.distributed import malloc
 
 if __name__ == "__main__":  # as main does, before the imports that take seconds
-  malloc.keep(sys.argv)
+  malloc.keep_freed_memory(sys.argv)
 
 import jax
 import rich.console
@@ -37,26 +37,29 @@ from alexnet_jax.training import run as run_lib
 from alexnet_jax.training import train
 
 _CONFIG = command.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.", required=True)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Directory of the run.", required=True
 )
+_DATA_DIR = command.define_data_dir()
 _SIMULATE_DEVICES = command.define_simulate_devices()
 _XLA_OPTIONS = command.define_xla_options()
 _IMPLEMENTATIONS = command.define_implementations()
 _COMPILATION_CACHE = command.define_compilation_cache()
 
-# Of JAX's monitoring.
+# Events of jax.monitoring.
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # or read
 
 
-class Done(Exception):
-  """The first step is over."""
+class FirstStepDone(Exception):
+  """Ends the loop after its first step."""
 
 
 class Marks(dict[str, float]):
-  """When each phase was over, and the newest event of each kind of JAX's."""
+  """When each phase was over.
+
+  Also listens to JAX's events, and keeps the time of the last of each kind.
+  """
 
   def __init__(self):
     super().__init__()
@@ -66,67 +69,60 @@ class Marks(dict[str, float]):
   def _note(self, event: str, seconds: float, **_) -> None:
     self._events[event] = time.time()
 
-  def add(self, phase: str) -> None:
-    """The phase is over."""
+  def end(self, phase: str) -> None:
+    """Notes that the phase is over."""
     self[phase] = time.time()
 
-  def add_compilation(self) -> None:
-    """What was lowered and compiled last ends these phases."""
+  def end_compilation(self) -> None:
+    """Notes when the last program was lowered, and when it was compiled."""
     self[startup.LOWER] = self._events[_LOWERED]
     self[startup.COMPILE] = self._events[_COMPILED]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MarkedCache(compilation_cache.Cache):
-  """The cache of a run, which marks when the step is compiled.
+  """The cache of a run; marks when the step is compiled.
 
   Attributes:
-    marks: to which it adds.
-    found: whether all came from it, of each that was watched.
+    hits: for each compilation, whether all programs came from the cache.
   """
 
   marks: Marks
-  found: list[bool] = dataclasses.field(default_factory=list)
+  hits: list[bool] = dataclasses.field(default_factory=list)
 
   @contextlib.contextmanager
   def watch(self, what: str) -> Iterator[compilation_cache.Compilation]:
-    self.marks.add(startup.TABLES)
+    self.marks.end(startup.TABLES)
     with super().watch(what) as compilation:
       yield compilation
-    self.marks.add_compilation()
-    self.marks.add(startup.AUDIT)
-    self.found.append(compilation.read > 0 and compilation.written == 0)
+    self.marks.end_compilation()
+    self.marks.end(startup.AUDIT)
+    self.hits.append(compilation.read > 0 and compilation.written == 0)
 
 
-class FirstStep(loop_lib.Loop):
-  """A loop that ends after one step.
+class OneStepLoop(loop_lib.Loop):
+  """A loop that ends after one step."""
 
-  Args:
-    marks: to which it adds.
-    run: of the loop.
-    **rest: of the arguments of `loop.Loop`.
-  """
-
-  def __init__(self, marks: Marks, run: run_lib.Run, **rest):
-    super().__init__(run, **rest)
+  def __init__(self, marks: Marks, run: run_lib.Run, **options):
+    super().__init__(run, **options)
     self._marks = marks
     jax.block_until_ready(self.state)
-    marks.add(startup.STATE)
+    marks.end(startup.STATE)
 
   def _take_step(self, number: int, batch: pipeline.Batch) -> None:
     jax.block_until_ready((batch.images, batch.labels))
-    self._marks.add(startup.BATCH)
+    self._marks.end(startup.BATCH)
     super()._take_step(number, batch)
     jax.block_until_ready((self.state, self._totals))
-    self._marks.add(startup.STEP)
-    raise Done
+    self._marks.end(startup.STEP)
+    raise FirstStepDone
 
 
 def main(argv: list[str]) -> None:
   marks = Marks()
-  marks.add(startup.IMPORTS)
+  marks.end(startup.IMPORTS)
   command.check_no_arguments(argv)
-  with command.in_one_line(ValueError, TypeError, OSError):
+  with command.exit_on_error(ValueError, TypeError, OSError):
     run = run_lib.prepare(
       _CONFIG.value,
       group=group_lib.alone(),
@@ -137,15 +133,15 @@ def main(argv: list[str]) -> None:
       implementations=_IMPLEMENTATIONS.value,
       cache_dir=_COMPILATION_CACHE.value,
     )
-  marks.add(startup.SET_UP)
+  marks.end(startup.SET_UP)
   cache = MarkedCache(**dataclasses.asdict(run.cache), marks=marks)
-  with open(os.devnull, "w") as nowhere, contextlib.suppress(Done):
+  with open(os.devnull, "w") as nowhere, contextlib.suppress(FirstStepDone):
     train.train(
       dataclasses.replace(run, cache=cache),
       rich.console.Console(file=nowhere, width=command.PLAIN_WIDTH),
-      make_loop=functools.partial(FirstStep, marks),
+      make_loop=functools.partial(OneStepLoop, marks),
     )
-  print(json.dumps({"marks": marks, "from_cache": all(cache.found)}))
+  print(json.dumps({"marks": marks, "from_cache": all(cache.hits)}))
 
 
 if __name__ == "__main__":

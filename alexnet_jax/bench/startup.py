@@ -1,12 +1,13 @@
-"""How long a run takes from its command to the end of its first step.
+"""The time from the command of a run to the end of its first step.
 
-Measured in processes of their own, by `start_probe.py`, first with an empty
-compilation cache, cold, and then with what that start has left in it, warm.
+Measured in processes of their own (`start_probe.py`): a cold start with an
+empty compilation cache, then a warm one with the cache that it has filled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -16,116 +17,146 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-# In their order: Python and the imports, flags and config; devices, set,
-# checks; what is said first, and keys; trace and lower the step; compile it or
-# read it; hold it to the plan; the initial state, and checkpoints opened.
+import rich.table
+
+from alexnet_jax.program import summary
+
+# In their order: Python, imports, flags and config; devices, data set and
+# checks; the tables that a run prints, and keys; trace and lower the step;
+# compile it or read it from the cache; compare it with the plan; initial state,
+# and checkpoints opened; first batch; first step.
 IMPORTS, SET_UP, TABLES = "imports", "devices and data", "tables, keys"
 LOWER, COMPILE, AUDIT = "trace, lower", "compile or read", "audit"
 STATE, BATCH, STEP = "initial state", "first batch", "first step"
 PHASES = (IMPORTS, SET_UP, TABLES, LOWER, COMPILE, AUDIT, STATE, BATCH, STEP)
 STARTS = ("cold", "warm")
 
-# Flags of a start, besides those of its config.
-_FLAGS = (
-  "config",
-  "data_dir",
-  "simulate_devices",
-  "xla_options",
-  "implementations",
-)
+# Flags of the probe, besides fields of its config.
+_FLAGS = "config data_dir simulate_devices xla_options implementations".split()
 _PROBE = "alexnet_jax.bench.start_probe"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Speed:
-  """What was measured.
+class StartTime:
+  """One kind of start.
 
   Attributes:
-    seconds: of each phase, by start and phase, round by round.
-    from_cache: whether the step came from the cache, by start, likewise.
+    seconds: of each phase, round by round.
+    step_from_cache: whether the compiled step came from the cache, likewise.
   """
 
-  seconds: dict[str, dict[str, list[float]]]
-  from_cache: dict[str, list[bool]]
+  seconds: dict[str, list[float]]
+  step_from_cache: list[bool]
 
-  def median(self, start: str, phase: str) -> float:
-    """Seconds of a phase."""
-    return statistics.median(self.seconds[start][phase])
-
-  def totals(self, start: str) -> list[float]:
+  @property
+  def total_seconds(self) -> list[float]:
     """Seconds of all phases, round by round."""
-    return [
-      sum(each) for each in zip(*self.seconds[start].values(), strict=True)
+    return [sum(phases) for phases in zip(*self.seconds.values(), strict=True)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartupTimes:
+  """Both kinds of start: with an empty compilation cache, and a filled one."""
+
+  cold: StartTime
+  warm: StartTime
+
+  def tables(self) -> list[rich.table.Table]:
+    table = summary.make_table(
+      "start to first step, in s",
+      *("phase", *(f"> {start}" for start in STARTS)),
+    )
+
+    def add_row(name: str, *seconds: list[float]) -> None:
+      table.add_row(name, *(f"{statistics.median(it):.2f}" for it in seconds))
+
+    for phase in PHASES:
+      add_row(phase, self.cold.seconds[phase], self.warm.seconds[phase])
+    table.add_section()
+    add_row("all", self.cold.total_seconds, self.warm.total_seconds)
+    return [table]
+
+  def lines(self) -> list[str]:
+    rounds = len(self.cold.total_seconds)
+    lines = [
+      f"medians of {rounds} {'rounds' if rounds > 1 else 'round'} of two "
+      "processes, from the command to the end of the first step: cold with an "
+      "empty compilation cache, warm with the cache that the cold one filled"
     ]
+    for name in STARTS:
+      totals = getattr(self, name).total_seconds
+      lines.append(f"{name}: {min(totals):.2f} to {max(totals):.2f} s")
+    if not all(self.warm.step_from_cache):
+      lines.append("the warm start has NOT found its step in the cache")
+    return lines
 
 
-def measure(argv: Sequence[str], *, rounds: int) -> Speed:
-  """Starts a run so many times in either way.
+def measure(argv: Sequence[str], *, rounds: int) -> StartupTimes:
+  """Starts a run cold and warm, once in each round.
 
-  Args:
-    argv: flags, of which those that a start knows are passed on.
-    rounds: of a cold and a warm start each.
+  Flags that the probe does not know are left out.
 
   Raises:
     OSError: a start has failed.
   """
-  flags = keep_flags(argv)
-  seconds = {start: {phase: [] for phase in PHASES} for start in STARTS}
-  from_cache = {start: [] for start in STARTS}
+  flags = select_flags(argv)
+  times = {
+    name: StartTime(seconds={p: [] for p in PHASES}, step_from_cache=[])
+    for name in STARTS
+  }
   for _ in range(rounds):
     with tempfile.TemporaryDirectory() as folder:
-      for start in STARTS:
-        marks, found = _start(flags, folder, start)
-        from_cache[start].append(found)
-        for phase, taken in find_phases(marks).items():
-          seconds[start][phase].append(taken)
-  return Speed(seconds=seconds, from_cache=from_cache)
+      for name in STARTS:
+        marks, from_cache = _start(flags, folder, name)
+        times[name].step_from_cache.append(from_cache)
+        for phase, seconds in to_phases(marks).items():
+          times[name].seconds[phase].append(seconds)
+  return StartupTimes(**times)
 
 
-def find_phases(marks: dict[str, float]) -> dict[str, float]:
-  """Seconds of each phase.
+def to_phases(marks: dict[str, float]) -> dict[str, float]:
+  """Returns the seconds of each phase.
 
   Args:
-    marks: when each was over, and `start`, when the first began.
+    marks: when each phase was over, and `start`, when the first began.
   """
-  times = [marks["start"], *(marks[phase] for phase in PHASES)]
   return {
-    phase: end - begin
-    for phase, begin, end in zip(PHASES, times[:-1], times[1:], strict=True)
+    phase: marks[phase] - marks[before]
+    for before, phase in itertools.pairwise(("start", *PHASES))
   }
 
 
-def keep_flags(argv: Sequence[str]) -> list[str]:
-  """Of these flags, those that a start knows, each with its value."""
-  kept, takes_next = [], False
+def select_flags(argv: Sequence[str]) -> list[str]:
+  """Returns the flags that the probe knows, each with its value."""
+  selected, takes_next = [], False
   for word in argv:
     if takes_next and not word.startswith("-"):
-      kept.append(word)
+      selected.append(word)
     takes_next = False
     name, equals, _ = word.lstrip("-").partition("=")
     is_known = name in _FLAGS or name.startswith("config.")
     if word.startswith("-") and is_known:
-      kept.append(word)
+      selected.append(word)
       takes_next = not equals
-  return kept
+  return selected
 
 
 def _start(
-  flags: Sequence[str], folder: str, start: str
+  flags: Sequence[str], folder: str, name: str
 ) -> tuple[dict[str, float], bool]:
   """The marks of a start, and whether its step came from the cache."""
   command = [
     *(sys.executable, "-m", _PROBE, *flags),
-    f"--workdir={os.path.join(folder, start)}",
+    f"--workdir={os.path.join(folder, name)}",
     f"--compilation_cache={os.path.join(folder, 'cache')}",
   ]
   began = time.time()
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
-    said = done.stderr.strip().splitlines() or ["it says nothing"]
+    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
     raise ChildProcessError(
       f"a start of the run ended with code {done.returncode}: "
-      f"{said[-1].removeprefix('error: ')}"
+      f"{last.removeprefix('error: ')}"
     )
   found = json.loads(done.stdout.splitlines()[-1])
   return {"start": began, **found["marks"]}, found["from_cache"]

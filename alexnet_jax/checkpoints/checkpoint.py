@@ -1,8 +1,8 @@
-"""Checkpoints: saved in the background, atomic, restored onto any layout.
+"""Saves checkpoints in the background, and restores them onto any layout.
 
-A folder gets its name once all is in it, so what is there is complete. Arrays
-are synced to disk (fsync, by TensorStore); the small files beside them and the
-name are not: after a loss of power the newest may be damaged, which is found,
+Orbax renames a folder to its final name once it is complete. TensorStore syncs
+the arrays to disk (fsync), but not the small files beside them and the name:
+after a loss of power the newest checkpoint may be damaged. This is detected,
 and the one before it is used.
 """
 
@@ -26,17 +26,16 @@ class Checkpoints:
   """The checkpoints of one run, `<workdir>/checkpoints/<step>`.
 
   Args:
-    workdir: of the run; each checkpoint keeps the fields it has now, and what
-      code this is.
-    keep: how many of the newest are kept, but two at least: one that is
-      damaged by a loss of power leaves the one before it.
+    workdir: of the run; each checkpoint records its `config.json` as it is
+      now, and the version of the code.
+    keep: how many of the newest are kept, but at least two, in case a loss of
+      power damages the newest.
     best: how many of the lowest validation error are kept too.
-    every: of which steps each multiple is kept too; None: of none.
+    every: steps whose multiples are all kept too; None: none are for that.
     group: the processes of the run; None: this one.
 
   Raises:
-    OSError, ValueError: what the directory keeps of its run cannot be read, or
-      the project file of this code.
+    OSError, ValueError: `config.json` or the project file cannot be read.
   """
 
   def __init__(
@@ -49,25 +48,27 @@ class Checkpoints:
     group: group_lib.Group | None = None,
   ):
     self._workdir = workdir
-    # Once: a save hours later is of this run and of this code, whatever has
-    # been edited or checked out by then.
-    self._fields = workdir_lib.read(workdir) or {}
-    self._code = metadata.find()
+    # Read once: files may be edited, or another commit checked out, before a
+    # save hours later.
+    self._fields = workdir_lib.read_config(workdir) or {}
+    self._code = metadata.find_code_versions()
     self._group = group or group_lib.alone()
-    self._kept = writer.Policy(newest=max(keep, 2), best=best, every=every)
-    self._saving: writer.Saving | None = None
+    self._policy = writer.PreservationPolicy(
+      newest=max(keep, 2), best=best, every=every
+    )
+    self._pending: writer.PendingSave | None = None
     self._saved: list[writer.Saved] = []
     self._failed = False
 
   @functools.cached_property
   def _checkpointer(self) -> ocp.training.Checkpointer:
-    """Opened when it is first needed: it reads a little of each checkpoint."""
+    """Opened at first use: it reads a little of each checkpoint."""
     training = ocp.training
     for step in self.steps():
-      with contextlib.suppress(metadata.DamagedError):  # it has no error then
+      with contextlib.suppress(metadata.DamagedError):
         self._note_error(step, self.facts(step))
-    reader.mute()
-    # Of float32 it takes a tenth away, and most of the time of a save.
+    reader.mute_orbax()
+    # Compression saves a tenth of float32, and takes most of a save's time.
     context = ocp.Context()
     context.array.saving.use_compression = False
     return training.Checkpointer(
@@ -76,20 +77,20 @@ class Checkpoints:
       save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
         1
       ),
-      preservation_policy=self._kept,
+      preservation_policy=self._policy,
       cleanup_tmp_directories=True,
     )
 
   def latest_step(self) -> int | None:
-    """The step of the newest complete checkpoint; None if there is none."""
+    """Returns the step of the newest complete checkpoint; None without one."""
     return reader.find_latest_step(self._workdir)
 
   def steps(self) -> list[int]:
-    """The steps of the complete checkpoints, the oldest first."""
+    """Returns the steps of the complete checkpoints, rising."""
     return reader.find_steps(self._workdir)
 
   def facts(self, step: int) -> dict[str, Any]:
-    """What was said of a checkpoint when it was saved.
+    """Returns the facts that a checkpoint was saved with.
 
     Raises:
       CheckpointError: it is damaged, or cannot be read now.
@@ -102,24 +103,24 @@ class Checkpoints:
     state: step_lib.TrainState,
     facts: Mapping[str, Any] | None = None,
   ) -> None:
-    """Starts to save a state; returns once it may be changed.
+    """Starts to save a state; returns once the state may be changed.
 
     Args:
-      step: of the state, not before the newest; a checkpoint that exists is
-        left as it is.
+      step: of the state, not before the newest; an existing checkpoint of this
+        step stays unchanged.
       state: global arrays.
-      facts: of this state, as JSON has it; `validation_error`, its top-1
-        error, decides whether it is one of the best.
+      facts: values to record with it, as JSON has them; `validation_error`,
+        the top-1 error, decides whether it is one of the best.
 
     Raises:
       FloatingPointError: the state has elements that are not finite.
       CheckpointError: it cannot be written, or the one before could not.
     """
     began = time.monotonic()
-    self.finish()
+    self.wait()
     if any(found.step == step for found in self._checkpointer.checkpoints):
       return
-    arrays = checksum.take(state)
+    arrays = checksum.compute(state)
     metadata.check_finite(step, arrays)
     facts = dict(facts or {})
     self._note_error(step, facts)
@@ -133,135 +134,123 @@ class Checkpoints:
       )
     if response is None:
       raise metadata.CheckpointError(
-        f"the checkpoint of step {step} would come after that of step "
+        f"the checkpoint of step {step} would be saved after that of step "
         f"{self.latest_step()} in {self._workdir!r}, expected a later step. "
         "Set --workdir."
       )
-    self._saving = writer.Saving(self._folder(step), step, began, response)
+    self._pending = writer.PendingSave(
+      self._folder(step), step, began, response
+    )
 
   def _note_error(self, step: int, facts: Mapping[str, Any]) -> None:
     if "validation_error" in facts:
-      self._kept.errors[step] = facts["validation_error"]
+      self._policy.errors[step] = facts["validation_error"]
 
-  def check(self) -> list[writer.Saved]:
-    """What has been saved since the last call; waits for nothing.
+  def collect_saved(self) -> list[writer.Saved]:
+    """Returns what has been saved since the last call; does not wait.
 
     Raises:
       CheckpointError: the save in the background has failed.
     """
-    self.finish(0.0)
+    self.wait(0.0)
     saved, self._saved = self._saved, []
     return saved
 
-  def finish(self, timeout_seconds: float | None = None) -> None:
+  def wait(self, timeout_seconds: float | None = None) -> None:
     """Waits until the save that is under way is on disk.
 
     Args:
-      timeout_seconds: after which it may go on; None: until its end.
+      timeout_seconds: to wait at most; None: until its end.
 
     Raises:
       CheckpointError: it has failed.
     """
-    if self._saving is not None:
-      with self._writing(self._saving.step):
-        saved = self._saving.finish(timeout_seconds)
+    if self._pending is not None:
+      with self._writing(self._pending.step):
+        saved = self._pending.finish(timeout_seconds)
       if saved is not None:
         self._saved.append(saved)
-        self._saving = None
+        self._pending = None
 
   @contextlib.contextmanager
   def _writing(self, step: int) -> Iterator[None]:
-    """Says of any error of Orbax which checkpoint it is about."""
+    """Turns any error of Orbax into one that names the checkpoint."""
     try:
       yield
     except Exception as error:
-      self._saving, self._failed = None, True
-      raise writer.failure(
+      self._pending, self._failed = None, True
+      raise writer.make_save_error(
         error, self._folder(step), step, self.latest_step()
       ) from error
 
   def restore(
     self, like: step_lib.TrainState, *, step: int | None = None
   ) -> step_lib.TrainState:
-    """Reads a checkpoint; as `load`.
-
-    Args:
-      like: `jax.ShapeDtypeStruct`s with the shardings to restore onto, which
-        need not be those that the checkpoint was written under.
-      step: of the checkpoint; None: the newest.
-    """
+    """Reads the checkpoint of a step, or the newest; see `reader.load`."""
     step = self.latest_step() if step is None else step
     return reader.load(self._workdir, step, like)
 
   def resume(
-    self, like: step_lib.TrainState, say: Callable[[str], None]
+    self, like: step_lib.TrainState, log: Callable[[str], None]
   ) -> tuple[int, step_lib.TrainState] | None:
-    """Reads the newest sound checkpoint, in all processes alike.
+    """Reads the newest intact checkpoint; all processes read the same.
 
-    Damaged ones that are newer are moved aside: nothing could be saved below
-    them. Nothing is moved before a sound one is found.
+    Damaged ones that are newer are moved aside: no earlier step could be saved
+    beside them. Nothing is moved before an intact one is found.
 
     Args:
-      like: as for `restore`.
-      say: prints a line.
+      like: as for `reader.load`.
+      log: prints a line.
 
     Returns:
       Its step, and the state; None where there is no checkpoint.
 
     Raises:
-      CheckpointError: there are checkpoints, but none is sound, or one cannot
-        be read now: it may be.
+      CheckpointError: there are checkpoints, but none is intact, or one, which
+        may be intact, cannot be read now.
     """
-    found = reader.find_sound(
+    found = reader.read_newest_intact(
       reader.find_folder(self._workdir),
       self.steps(),
       lambda step: self._restore_together(like, step),
       self.move_aside,
-      say,
+      log,
     )
-    self.prepare(say)
-    if found is not None:
-      self.tell_version(found[0], say)
+    self.open_for_saving(log)
     return found
 
-  def prepare(self, say: Callable[[str], None]) -> None:
-    """Removes what a save has left that was cut off, and opens the rest.
+  def open_for_saving(self, log: Callable[[str], None]) -> None:
+    """Removes the leftovers of an interrupted save, and opens Orbax.
 
     Args:
-      say: prints a line on each checkpoint whose record is damaged, which is
+      log: prints a line on each checkpoint whose record is damaged, which is
         moved aside.
     """
-    problems = self._group.first("checkpoints/records", self._find_problems)
+    problems = self._group.run_in_first(
+      "checkpoints/records", self._find_problems
+    )
     for step, problem in problems:
-      say(f"{problem} It is now {self.move_aside(step)!r}.")
+      log(f"{problem} It is now {self.move_aside(step)!r}.")
     _ = self._checkpointer
 
-  def tell_version(self, step: int, say: Callable[[str], None]) -> None:
-    """Says so where a checkpoint cannot be held against its record."""
-    if metadata.read(self._folder(step)) is None:
-      say(
-        f"the checkpoint of step {step} in {self._workdir} is of an earlier "
-        "version: nothing tells whether it is what was saved"
-      )
-
   def _restore_together(self, like, step: int) -> step_lib.TrainState:
-    """As `restore`; no process raises DamagedError without the others."""
+    """As `restore`; either all processes raise DamagedError or none does."""
     if self._group.count == 1:
       return self.restore(like, step=step)
-    # In a read together all wait for all, also for one that has failed.
-    problem = reader.find_problem(self._workdir, step, like)
-    for found in self._group.gather(f"checkpoints/{step}", problem):
-      if found is not None:
-        raise metadata.DamagedError(found)
+    # In a common read all processes wait for all, also for one that failed.
+    problem = reader.find_damage(self._workdir, step, like)
+    for damage in self._group.gather(f"checkpoints/{step}", problem):
+      if damage is not None:
+        raise metadata.DamagedError(damage)
     try:
       return self.restore(like, step=step)
     except metadata.DamagedError as error:
       raise metadata.CheckpointError(
-        f"{error} Each process by itself could read it. Start again."
+        f"{error} Each process alone could read it. Start again."
       ) from error
 
   def _find_problems(self) -> list[tuple[int, str]]:
-    """Of the records of all checkpoints, which Orbax reads when it opens."""
+    """Returns (step, message) for each damaged record: Orbax reads them all."""
     problems = []
     for step in self.steps():
       try:
@@ -271,13 +260,8 @@ class Checkpoints:
     return problems
 
   def move_aside(self, step: int, *, why: str = "broken") -> str:
-    """Takes away the checkpoint of a step; returns where it is now.
-
-    Args:
-      step: of the checkpoint.
-      why: see `reader.move_aside`.
-    """
-    return self._group.first(
+    """Renames the checkpoint of a step; as `reader.move_aside`."""
+    return self._group.run_in_first(
       f"checkpoints/{step}/aside",
       lambda: reader.move_aside(self._folder(step), why=why),
     )
@@ -286,17 +270,17 @@ class Checkpoints:
     return reader.find_folder(self._workdir, step)
 
   def close(self) -> list[writer.Saved]:
-    """Waits until everything is on disk; as `check`.
+    """Waits until everything is on disk; as `collect_saved`.
 
     Raises:
       CheckpointError: the last save has failed.
     """
     if "_checkpointer" in self.__dict__:
       try:
-        self.finish()
+        self.wait()
       finally:
-        # Orbax says once more of a save that has failed what is said by then.
+        # Orbax raises the error of a failed save once more.
         known = (Exception,) if self._failed else ()
         with contextlib.suppress(*known):
           self._checkpointer.close()
-    return self.check()
+    return self.collect_saved()

@@ -1,12 +1,10 @@
-"""A fingerprint of arrays: what is read back is what was saved, bit for bit.
+"""Checksums of arrays, equal under every layout and in any number of processes.
 
-Two sums over the elements of an array, modulo 2^32: of numbers made of the
-bits of each and of its place in the global array. Whole numbers add up to the
-same in any order, so an array has one fingerprint under every layout and in any
-number of processes. At its place, each element has a number of its own, so a
-change of any one of them always shows; other changes stay hidden with a chance
-of about 2^-64. It is computed on the devices where the arrays are, by a program
-of its own.
+A checksum is two sums, modulo 2^32, over the elements of an array. Each term
+mixes the bits of an element with its position in the global array. Integers
+have the same sum in any order. A change of one element always changes the
+checksum; any other change goes unnoticed with a probability of about 2^-64. A
+program of its own computes it on the devices where the arrays are.
 """
 
 from __future__ import annotations
@@ -18,20 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# 2^32 over the golden ratio, and a prime of xxHash: any odd numbers that
-# spread the bits of an index.
+# 2^32 over the golden ratio, and a prime of xxHash: any odd numbers that spread
+# the bits of an index would do.
 _SPREAD, _MIX = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 class Checksum(NamedTuple):
-  """Of one array.
+  """The checksum of one array.
 
   Attributes:
     dtype: its name.
     shape: global.
     sums: 16 hexadecimal digits.
-    not_finite: elements that are infinite or no number; 0 of whole numbers.
+    not_finite: how many elements are infinite or nan; 0 for integers.
   """
 
   dtype: str
@@ -40,11 +38,11 @@ class Checksum(NamedTuple):
   not_finite: int
 
 
-def take(tree: Any) -> dict[str, Checksum]:
-  """The fingerprint of each array of a tree, under its path: `a.0.b`.
+def compute(tree: Any) -> dict[str, Checksum]:
+  """Returns the checksum of each array of a tree, by its path: `a.0.b`.
 
   Args:
-    tree: of global arrays; all processes that hold a part of them ask at once.
+    tree: of global arrays; all processes that hold a part of them call this.
 
   Raises:
     TypeError: an array has elements of 8 bytes.
@@ -73,20 +71,20 @@ def _sum(leaves: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
 
 
 def _sum_of_one(x: jax.Array) -> tuple[jax.Array, ...]:
-  """The two sums and the elements that are not finite: u32[] each."""
+  """Returns the two sums and the number of not finite elements: u32[] each."""
   bits = x
   if x.dtype != jnp.bool:
     bits = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize])
   bits = bits.astype(jnp.uint32)
   if math.prod(x.shape) == 0:
     return (jnp.uint32(0),) * 3
-  place = _mix(_index(x))
+  position = _mix(_index(x))
   bad = jnp.zeros_like(bits)
   if jnp.issubdtype(x.dtype, jnp.floating):
     bad = (~jnp.isfinite(x)).astype(jnp.uint32)
-  # Both without loss: from the sum of one element follows the element.
-  numbers = _mix(bits ^ place), _mix(bits * _MIX + place)
-  # One pass for all three: half the time to compile of three sums.
+  # Both are bijections of the bits of an element at a given position.
+  numbers = _mix(bits ^ position), _mix(bits * _MIX + position)
+  # One pass compiles in half the time of three sums.
   return jax.lax.reduce(
     (*numbers, bad),
     (np.uint32(0),) * 3,
@@ -96,7 +94,7 @@ def _sum_of_one(x: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _index(x: jax.Array) -> jax.Array:
-  """The place of each element in the global array, row by row, mod 2^32."""
+  """Returns the row-major index of each element, modulo 2^32."""
   index = jnp.zeros_like(x, jnp.uint32)
   for axis, size in enumerate(x.shape):
     along = jax.lax.broadcasted_iota(
@@ -107,7 +105,7 @@ def _index(x: jax.Array) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-  """Numbers that look random, another one for each: u32 -> u32."""
+  """Maps each number to another one that looks random: u32 -> u32."""
   mixed = x * _SPREAD
   mixed = (mixed ^ (mixed >> np.uint32(15))) * _MIX
   return mixed ^ (mixed >> np.uint32(13))

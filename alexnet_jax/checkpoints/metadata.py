@@ -1,7 +1,7 @@
-"""What a checkpoint says of itself, and whether that is what was read.
+"""The record of a checkpoint, and the checks of a read against it.
 
-Kept in Orbax's metadata of the checkpoint, which is written before the folder
-gets its name: a checkpoint that is there has its record.
+The record is in Orbax's metadata of the checkpoint, which is written before the
+folder gets its name: a checkpoint that exists has its record.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import subprocess
 import tomllib
 import zlib
 from collections.abc import Mapping
@@ -21,16 +22,32 @@ import jax
 
 from alexnet_jax.checkpoints import checksum
 
-# Of Orbax, in the folder of each checkpoint.
+# Orbax's file, in the folder of each checkpoint.
 _FILE = "_CHECKPOINT_METADATA"
+_ROOT = pathlib.Path(__file__).parents[2]
+
+# TensorStore writes "... [os_error_code='28']", and begins with a status.
+_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'")
+_STATUS = re.compile(
+  r"\b(?:RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED)\b"
+)
+# The file does not exist or is of another kind: a second try changes nothing.
+_ABSENT = {
+  errno.ENOENT,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.ELOOP,
+  errno.EINVAL,
+  errno.ENAMETOOLONG,
+}
 
 
 class CheckpointError(OSError):
-  """A checkpoint cannot be written, or not be read as what it is."""
+  """A checkpoint cannot be written, cannot be read now, or does not fit."""
 
 
 class DamagedError(CheckpointError):
-  """A checkpoint is not what was saved; another one may be."""
+  """A checkpoint is not what was saved; another one may be intact."""
 
 
 def make(
@@ -40,13 +57,13 @@ def make(
   *,
   code: Mapping[str, str | None],
 ) -> dict[str, Any]:
-  """The record of a checkpoint, as JSON has it.
+  """Returns the record of a checkpoint, as JSON has it.
 
   Args:
-    fields: what the directory keeps of its run; see `workdir.to_fields`.
-    facts: what else there is to say of this state.
-    arrays: of the state.
-    code: that made it; see `metadata.find`.
+    fields: the content of `config.json`.
+    facts: other values to record with this state.
+    arrays: the checksums of the state.
+    code: from `find_code_versions`.
   """
   record = {
     "fields": dict(fields),
@@ -60,98 +77,104 @@ def make(
   return {**record, "sum": _sum(record)}
 
 
-def read(folder: str) -> dict[str, Any] | None:
-  """The record of a checkpoint; None of one that an earlier version wrote.
+def read(folder: str) -> dict[str, Any]:
+  """Returns the record of a checkpoint.
 
   Raises:
     DamagedError: it is not what was written.
-    CheckpointError: it cannot be read now.
+    CheckpointError: it cannot be read now, or an earlier version wrote the
+      checkpoint without a record.
   """
   file = os.path.join(folder, _FILE)
   try:
-    with open(file, "rb") as found:
-      content = json.loads(found.read().decode())
+    with open(file, "rb") as opened:
+      content = json.loads(opened.read().decode())
   except FileNotFoundError:
-    raise damaged(folder, f"it has no {_FILE}") from None
+    raise make_damaged_error(folder, f"it has no {_FILE}") from None
   except OSError as error:
-    raise unread(folder, error, f"{_FILE}: {error.strerror}") from error
+    raise make_read_error(folder, error, f"{_FILE}: {error.strerror}") from (
+      error
+    )
   except ValueError as error:
-    raise damaged(folder, f"{_FILE} is no JSON: {error}") from error
+    raise make_damaged_error(folder, f"{_FILE} is no JSON: {error}") from error
   if (
     not isinstance(content, dict)
     or not isinstance(content.get("custom_metadata"), dict)
-    # Orbax reads them of all checkpoints before it saves another.
+    # Orbax reads them from all checkpoints before it saves another.
     or not isinstance(content.get("commit_timestamp_nsecs"), int)
     or not isinstance(content.get("init_timestamp_nsecs"), int)
   ):
-    raise damaged(folder, f"{_FILE} lacks what Orbax writes there")
+    raise make_damaged_error(folder, f"{_FILE} lacks what Orbax writes there")
   record = content["custom_metadata"]
   if not record:
-    return None
-  kept = {name: value for name, value in record.items() if name != "sum"}
-  if "arrays" not in kept or record.get("sum") != _sum(kept):
-    raise damaged(folder, f"{_FILE} is not as it was written")
+    raise _make_version_error(folder, "it has no checksums")
+  rest = {name: value for name, value in record.items() if name != "sum"}
+  if "arrays" not in rest or record.get("sum") != _sum(rest):
+    raise make_damaged_error(folder, f"{_FILE} is not as it was written")
   return record
 
 
-def check_fits(folder: str, record: Mapping[str, Any], like: Any) -> None:
-  """Refuses a checkpoint of other arrays; it may be sound.
+def check_shapes(folder: str, record: Mapping[str, Any], like: Any) -> None:
+  """Refuses a checkpoint of other arrays; it may be intact.
 
   Args:
     folder: of the checkpoint.
-    record: of it.
-    like: the shapes and types that are asked for.
+    record: of the checkpoint.
+    like: the expected shapes and types.
 
   Raises:
     CheckpointError: names the first that differs.
   """
-  wanted = {
-    jax.tree_util.keystr(path, simple=True, separator="."): _shown(
+  expected = {
+    jax.tree_util.keystr(path, simple=True, separator="."): _describe(
       str(leaf.dtype), leaf.shape
     )
     for path, leaf in jax.tree.leaves_with_path(like)
   }
-  there = {
-    name: _shown(dtype, shape)
+  found = {
+    name: _describe(dtype, shape)
     for name, (dtype, shape, _) in record["arrays"].items()
   }
   names = sorted(
-    wanted.keys() | there.keys(),
+    expected.keys() | found.keys(),
     key=lambda name: (not name.startswith("parameters."), name),
   )
+  # Arrays beside parameters, optimizer and statistics are in every state.
   for name in names:
-    if wanted.get(name) != there.get(name):
+    if "." not in name and (name in expected) != (name in found):
+      whose = "an array" if name in found else "no array"
+      raise _make_version_error(folder, f"it has {whose} {name!r}")
+  for name in names:
+    if expected.get(name) != found.get(name):
       raise CheckpointError(
         f"the checkpoint {folder!r} is of another state: {name} is "
-        f"{there.get(name, 'not')} there, and {wanted.get(name, 'not')} here. "
-        "Set --workdir, or the config back to that of the run."
+        f"{found.get(name, 'missing')} in it, and "
+        f"{expected.get(name, 'missing')} with this config. Set --workdir, or "
+        "the config back to that of the run."
       )
 
 
-def check(folder: str, record: Mapping[str, Any], state: Any) -> None:
-  """Refuses what is not what was saved.
-
-  Args:
-    folder: of the checkpoint.
-    record: of it.
-    state: as it was read.
+def check_checksums(folder: str, record: Mapping[str, Any], state: Any) -> None:
+  """Refuses a state, as it was read, that is not what was saved.
 
   Raises:
     DamagedError: names the first array that differs.
   """
-  found = checksum.take(state)
-  other = [
+  found = checksum.compute(state)
+  differing = [
     name
     for name, (_, _, sums) in record["arrays"].items()
     if found[name].sums != sums
   ]
-  if other:
-    more = f" and {len(other) - 1} more arrays" if other[1:] else ""
-    raise damaged(folder, f"{other[0]}{more} are not what was saved")
+  if differing:
+    more = f" and {len(differing) - 1} more arrays" if differing[1:] else ""
+    raise make_damaged_error(
+      folder, f"{differing[0]}{more} are not what was saved"
+    )
 
 
 def check_finite(step: int, arrays: Mapping[str, checksum.Checksum]) -> None:
-  """Refuses to save a state from which nothing could go on.
+  """Refuses to save a state that no training could resume from.
 
   Single numbers may be infinite, as the best error before there is any.
 
@@ -163,19 +186,30 @@ def check_finite(step: int, arrays: Mapping[str, checksum.Checksum]) -> None:
       raise FloatingPointError(
         f"{one.not_finite:,} elements of {name} are not finite after step "
         f"{step}, so it is not saved. Lower config.optimizer.learning_rate, "
-        "with --allow_config_changes; the run goes on from its last checkpoint."
+        "with --allow_config_changes; the run resumes from its last checkpoint."
       )
 
 
-def damaged(folder: str, what: str) -> DamagedError:
-  """The error, in one line."""
+def _describe(dtype: str, shape) -> str:
+  return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def _sum(record: Mapping[str, Any]) -> str:
+  """Returns a checksum of a record, whatever the order of its fields."""
+  return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
+def make_damaged_error(folder: str, what: str) -> DamagedError:
+  """Returns the error, in one line."""
   return DamagedError(
     f"the checkpoint {folder!r} is damaged: {' '.join(what.split())[:300]}."
   )
 
 
-def unread(folder: str, error: Exception, what: str) -> CheckpointError:
-  """The error for a checkpoint that was not read, in one line.
+def make_read_error(
+  folder: str, error: Exception, what: str
+) -> CheckpointError:
+  """Returns the error for a checkpoint that was not read, in one line.
 
   Args:
     folder: of the checkpoint.
@@ -183,112 +217,36 @@ def unread(folder: str, error: Exception, what: str) -> CheckpointError:
     what: is wrong with the checkpoint if the system is not to blame.
 
   Returns:
-    A `DamagedError` only if it is not: any other one says nothing of what is
-    there, so the checkpoint has to stay where it is.
+    A `DamagedError` if the system is not. Else nothing is known about the
+    files, and the checkpoint has to stay where it is.
   """
-  refusal = find_refusal(error)
-  if refusal is None:
-    return damaged(folder, what)
+  reason = find_system_error(error)
+  if reason is None:
+    return make_damaged_error(folder, what)
   return CheckpointError(
-    f"the checkpoint {folder!r} cannot be read now: {refusal}. It stays as it "
-    "is. Start again once that is put right, or set --workdir."
+    f"the checkpoint {folder!r} cannot be read now: {reason}. It is left in "
+    "its place. Start again once that is repaired, or set --workdir."
   )
 
 
-def _shown(dtype: str, shape) -> str:
-  return f"{dtype}[{','.join(map(str, shape))}]"
+def _make_version_error(folder: str, reason: str) -> CheckpointError:
+  return CheckpointError(
+    f"the checkpoint {folder!r} was written by an earlier version of "
+    f"alexnet_jax: {reason}. Set another --workdir, or use that version."
+  )
 
 
-def _sum(record: Mapping[str, Any]) -> str:
-  """Of the text of a record, whatever the order of its fields."""
-  return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+def find_system_error(error: BaseException) -> str | None:
+  """Returns why the system refused to read or write a file, in its own words.
 
-
-_ROOT = pathlib.Path(__file__).parents[2]
-
-
-def find() -> dict[str, str | None]:
-  """Versions of this package and of JAX; starts no program.
-
-  Returns:
-    {"alexnet_jax", "revision", "jax"}; the revision is the commit that the
-    files were checked out at, None where they are in no checkout.
-
-  Raises:
-    ValueError: the project file does not say it.
-  """
-  return {
-    "alexnet_jax": _find_version(),
-    "revision": find_revision(_ROOT),
-    "jax": jax.__version__,
-  }
-
-
-def _find_version() -> str | None:
-  project = _ROOT / "pyproject.toml"
-  if project.exists():  # before any older one that is installed too
-    try:
-      return tomllib.loads(project.read_text())["project"]["version"]
-    except (ValueError, KeyError) as error:
-      raise ValueError(
-        f"{str(project)!r} says no version: {error}. Restore it."
-      ) from error
-  try:
-    return importlib.metadata.version("alexnet_jax")
-  except importlib.metadata.PackageNotFoundError:
-    return None
-
-
-def find_revision(root: pathlib.Path) -> str | None:
-  """The commit that a checkout is at; None where there is none."""
-  folder = root / ".git"
-  try:
-    if folder.is_file():  # of a worktree: "gitdir: PATH"
-      folder = pathlib.Path(folder.read_text().split(":", 1)[1].strip())
-    head = (folder / "HEAD").read_text().strip()
-    if not head.startswith("ref:"):
-      return head
-    name = head.split(":", 1)[1].strip()
-    common = folder / "commondir"
-    if common.exists():
-      folder = folder / common.read_text().strip()
-    if (folder / name).exists():
-      return (folder / name).read_text().strip()
-    for line in (folder / "packed-refs").read_text().splitlines():
-      if line.endswith(f" {name}"):
-        return line.split()[0]
-  except (OSError, ValueError, IndexError):
-    pass  # no checkout, or one of a kind that git alone can read
-  return None
-
-
-# Of TensorStore: "... [os_error_code='28']", and the status it begins with.
-_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'")
-_STATUS = re.compile(
-  r"\b(?:RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED)\b"
-)
-# What is asked for is not there, or of another kind: true tomorrow as well.
-_ABSENT = {
-  errno.ENOENT,
-  errno.ENOTDIR,
-  errno.EISDIR,
-  errno.ELOOP,
-  errno.EINVAL,
-  errno.ENAMETOOLONG,
-}
-
-
-def find_refusal(error: BaseException) -> str | None:
-  """Why the system did not let a file be read, in its own words.
-
-  Too many open files, no right, a disk or server that does not answer: nothing
-  is known then of what is in the file.
+  Too many open files, no permission, a disk that is full, or a server that does
+  not answer say nothing about the content of the file.
 
   Args:
-    error: of reading; its causes are asked too.
+    error: of reading or writing; its causes are searched too.
 
   Returns:
-    As "Too many open files"; None: the file was read or is not there.
+    As "Too many open files"; None: the file was read or does not exist.
   """
   seen: list[BaseException] = []
   while error is not None and error not in seen:
@@ -306,3 +264,63 @@ def find_refusal(error: BaseException) -> str | None:
       return status[0]
     error = error.__cause__ or error.__context__
   return None
+
+
+def summarize_error(error: BaseException) -> str:
+  """Returns the cause of an error of Orbax or TensorStore, in one line."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  text = " ".join(str(error).split())
+  for details in ("[tensorstore_spec", "See full TensorStore details"):
+    text = text.split(details)[0].strip()
+  return text if len(text) < 200 else f"... {text[-200:]}"
+
+
+def find_code_versions() -> dict[str, str | None]:
+  """Returns the versions of this package and of JAX, and the git commit.
+
+  Returns:
+    {"alexnet_jax", "revision", "jax"}; the revision is None where the package
+    does not run from a git checkout.
+
+  Raises:
+    ValueError: the project file has no version.
+  """
+  return {
+    "alexnet_jax": _find_version(),
+    "revision": find_revision(_ROOT),
+    "jax": jax.__version__,
+  }
+
+
+def _find_version() -> str | None:
+  project = _ROOT / "pyproject.toml"
+  if project.exists():  # before any older version that is installed too
+    try:
+      return tomllib.loads(project.read_text())["project"]["version"]
+    except (ValueError, KeyError) as error:
+      raise ValueError(
+        f"{str(project)!r} has no version: {error}. Restore it."
+      ) from error
+  try:
+    return importlib.metadata.version("alexnet_jax")
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def find_revision(root: pathlib.Path) -> str | None:
+  """Returns the commit of a git checkout; None if `root` is not its top."""
+  git = root / ".git"
+  if not git.exists():
+    return None
+  try:
+    done = subprocess.run(
+      # Not the repository of a folder above, nor that of GIT_DIR.
+      ["git", f"--git-dir={git}", "rev-parse", "--verify", "--quiet", "HEAD"],
+      capture_output=True,
+      text=True,
+      timeout=10,
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None

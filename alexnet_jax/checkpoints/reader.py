@@ -1,6 +1,6 @@
-"""Checkpoints as they are stored: found, read and held against their records.
+"""Finds checkpoints on disk, reads them and checks them against their records.
 
-Of any run, whether it trains meanwhile or not; writes nothing.
+Works on any run, also on one that is training meanwhile; writes nothing.
 """
 
 from __future__ import annotations
@@ -21,75 +21,90 @@ from orbax.checkpoint import v1 as ocp
 from alexnet_jax.checkpoints import metadata
 from alexnet_jax.program import step as step_lib
 
+State = TypeVar("State")
 
-def find_latest_step(workdir: str) -> int | None:
-  """As `Checkpoints.latest_step`, of a run that is not open; writes nothing."""
-  return max(find_steps(workdir), default=None)
+
+def find_folder(workdir: str, step: int | None = None) -> str:
+  """Returns the folder of all checkpoints of a run, or of one."""
+  folder = os.path.abspath(os.path.join(workdir, "checkpoints"))
+  return folder if step is None else os.path.join(folder, str(step))
 
 
 def find_steps(workdir: str) -> list[int]:
-  """Of the complete checkpoints of a run, rising; writes nothing."""
-  mute()  # what is wrong with one of them is said when it is read
+  """Returns the steps of the complete checkpoints of a run, rising."""
+  mute_orbax()  # a read of a damaged checkpoint reports it
   names = ocp.path.step.standard_name_format()
   found = names.find_all(find_folder(workdir))
   return sorted(checkpoint.step for checkpoint in found)
 
 
+def find_latest_step(workdir: str) -> int | None:
+  """Returns the step of the newest complete checkpoint; None without one."""
+  return max(find_steps(workdir), default=None)
+
+
 def load(
   workdir: str, step: int, like: step_lib.TrainState
 ) -> step_lib.TrainState:
-  """As `Checkpoints.restore`, of a run that is not open; writes nothing.
+  """Reads a checkpoint.
 
   Args:
     workdir: of the run, which may be training meanwhile.
-    step: of `find_steps`.
-    like: as for `Checkpoints.restore`.
+    step: from `find_steps`.
+    like: `jax.ShapeDtypeStruct`s with the shardings to restore onto, which
+      need not be those that the checkpoint was written under.
 
   Raises:
     DamagedError: it is not what was saved, in one line.
     CheckpointError: it is of another state, or cannot be read now.
   """
   folder = find_folder(workdir, step)
-  found = metadata.read(folder)
-  if found is not None:
-    metadata.check_fits(folder, found, like)
-  mute()
+  record = metadata.read(folder)
+  metadata.check_shapes(folder, record, like)
+  mute_orbax()
   try:
     state = step_lib.TrainState(**ocp.load(folder, like._asdict()))
   except jax.errors.JaxRuntimeError:
     raise  # of the devices, or of another process
   except Exception as error:
-    raise metadata.unread(
-      folder, error, f"it cannot be read: {_summarize(error)}"
+    reason = metadata.summarize_error(error)
+    raise metadata.make_read_error(
+      folder, error, f"it cannot be read: {reason}"
     ) from error
-  if found is not None:
-    metadata.check(folder, found, state)
+  metadata.check_checksums(folder, record, state)
   return state
 
 
-def check_fits(workdir: str, like: step_lib.TrainState) -> None:
-  """Refuses a run whose newest checkpoint is of another state.
-
-  Damaged ones are left out.
+def read_facts(workdir: str, step: int) -> dict[str, Any]:
+  """Returns the facts that a checkpoint was saved with.
 
   Raises:
-    CheckpointError: see `metadata.check_fits`.
+    DamagedError: it is not what was saved.
+    CheckpointError: it cannot be read now.
+  """
+  return metadata.read(find_folder(workdir, step))["facts"]
+
+
+def check_newest_fits(workdir: str, like: step_lib.TrainState) -> None:
+  """Refuses a run whose newest undamaged checkpoint is of another state.
+
+  Raises:
+    CheckpointError: see `metadata.check_shapes`.
   """
   for step in reversed(find_steps(workdir)):
     folder = find_folder(workdir, step)
     with contextlib.suppress(metadata.DamagedError):
-      if (found := metadata.read(folder)) is not None:
-        metadata.check_fits(folder, found, like)
+      metadata.check_shapes(folder, metadata.read(folder), like)
       return
 
 
-def find_problem(
+def find_damage(
   workdir: str, step: int, like: step_lib.TrainState
 ) -> str | None:
-  """What is wrong with a checkpoint, found out by this process alone.
+  """Returns what is wrong with a checkpoint, as this process alone finds it.
 
-  Of several that read another one together later, all are to ask: Orbax counts
-  in each process what it has read.
+  If several processes read another one together later, all have to call this:
+  Orbax counts in each process what it has read.
 
   Raises:
     CheckpointError: it is of another state, or cannot be read now.
@@ -98,132 +113,54 @@ def find_problem(
   alone.multiprocessing.primary_host = index
   alone.multiprocessing.active_processes = {index}
   alone.multiprocessing.barrier_sync_key_prefix = f"process_{index}"
-  here = jax.tree.map(
+  local = jax.tree.map(
     # Takes no memory; NumPy arrays are read as such.
     lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
     like,
   )
   try:
     with alone:
-      load(workdir, step, here)
+      load(workdir, step, local)
   except metadata.DamagedError as error:
     return str(error)
   return None
 
 
-def read_facts(workdir: str, step: int) -> dict[str, Any]:
-  """What was said of a checkpoint when it was saved.
-
-  Raises:
-    DamagedError: it is not what was saved.
-    CheckpointError: it cannot be read now.
-  """
-  found = metadata.read(find_folder(workdir, step))
-  return {} if found is None else found["facts"]
-
-
-def find_folder(workdir: str, step: int | None = None) -> str:
-  """Of all checkpoints of a run, or of one."""
-  folder = os.path.abspath(os.path.join(workdir, "checkpoints"))
-  return folder if step is None else os.path.join(folder, str(step))
-
-
-def find_sound_before(
+def find_intact_before(
   workdir: str, step: int, like: step_lib.TrainState
 ) -> int | None:
-  """The newest sound checkpoint before that of a step; None: there is none.
+  """Returns the newest intact step before a step; None if there is none.
 
   One that cannot be read now does not count.
   """
   for earlier in sorted(find_steps(workdir), reverse=True):
     with contextlib.suppress(metadata.CheckpointError):
-      if earlier < step and find_problem(workdir, earlier, like) is None:
+      if earlier < step and find_damage(workdir, earlier, like) is None:
         return earlier
   return None
 
 
-def _summarize(error: BaseException) -> str:
-  """The cause of an error of TensorStore, which says all that it was doing."""
-  while error.__cause__ is not None:
-    error = error.__cause__
-  text = " ".join(str(error).split())
-  for rest in ("[tensorstore_spec", "See full TensorStore details"):
-    text = text.split(rest)[0].strip()
-  return text if len(text) < 200 else f"... {text[-200:]}"
-
-
-def mute() -> None:
-  """Drops what Orbax and its threads print of errors that it raises too.
-
-  With their traceback, several times. A read that fails leaves others that
-  nobody waits for any more, which say so at any time later; so it is for good.
-  Whatever ends a thread of ours is shown. --verbosity=1 shows what is logged.
-  """
-  if getattr(sys.unraisablehook, "mutes_orbax", False):
-    return
-  show = sys.unraisablehook
-
-  def show_ignored(found):
-    code = getattr(found.object, "cr_code", None)
-    of_orbax = code is not None and "orbax" in code.co_filename
-    if not of_orbax and not _is_late_answer(found):
-      show(found)
-
-  def keep(line: logging.LogRecord) -> bool:
-    return absl_logging.get_verbosity() > 0 or not (
-      "orbax" in line.pathname
-      or "exception was never retrieved" in line.getMessage()
-    )
-
-  show_ignored.mutes_orbax = True
-  sys.unraisablehook = show_ignored
-  for name in ("absl", "asyncio", None):
-    logging.getLogger(name).addFilter(keep)
-  warnings.filterwarnings(
-    "ignore", message="coroutine .* was never awaited", category=RuntimeWarning
-  )
-
-
-def _is_late_answer(found: Any) -> bool:
-  """Whether TensorStore has answered a read whose event loop is gone.
-
-  Args:
-    found: of `sys.unraisablehook`.
-  """
-  trace = found.exc_traceback
-  return (
-    isinstance(found.exc_value, RuntimeError)
-    and str(found.exc_value) == "Event loop is closed"
-    # Its own threads call this, and nothing of Python calls them.
-    and trace is not None
-    and trace.tb_frame.f_code.co_name.endswith("call_soon_threadsafe")
-  )
-
-
-State = TypeVar("State")
-
-
-def find_sound(
-  place: str,
+def read_newest_intact(
+  folder: str,
   steps: Sequence[int],
   read: Callable[[int], State],
   move_aside: Callable[[int], str],
-  say: Callable[[str], None],
+  log: Callable[[str], None],
 ) -> tuple[int, State] | None:
-  """Reads checkpoints, the newest first, until one is sound.
+  """Reads checkpoints, the newest first, until one is intact.
 
   Args:
-    place: where they are.
-    steps: of all.
-    read: reads that of a step.
-    move_aside: takes away that of a step; returns where it is now.
-    say: prints a line.
+    folder: of the checkpoints, for messages.
+    steps: of all checkpoints.
+    read: reads the checkpoint of a step.
+    move_aside: renames the checkpoint of a step; returns its new path.
+    log: prints a line.
 
   Returns:
     The step and what was read; None if there are no steps.
 
   Raises:
-    CheckpointError: none of them is sound; names them all. None is moved.
+    CheckpointError: none of them is intact; names them all. None is moved.
   """
   problems: dict[int, str] = {}
   for step in sorted(steps, reverse=True):
@@ -233,11 +170,11 @@ def find_sound(
       problems[step] = str(error)
       continue
     for damaged, problem in problems.items():
-      say(f"{problem} It is now {move_aside(damaged)!r}.")
+      log(f"{problem} It is now {move_aside(damaged)!r}.")
     return step, state
   if problems:
     raise metadata.CheckpointError(
-      f"none of the checkpoints in {place!r} is sound: "
+      f"none of the checkpoints in {folder!r} is intact: "
       f"{' '.join(problems.values())} Restore one of them, or set --workdir to "
       "start another run."
     )
@@ -245,27 +182,69 @@ def find_sound(
 
 
 def move_aside(folder: str, *, why: str = "broken") -> str:
-  """Gives a checkpoint a name that none has; returns its path.
-
-  Orbax reads no folder of such a name.
+  """Gives a checkpoint a new name, which Orbax ignores; returns its path.
 
   Args:
     folder: of the checkpoint.
-    why: begins the name, `WHY-STEP`: "broken", or "later" of a sound one that
-      nothing could be saved below.
+    why: begins the name, `WHY-STEP`: "broken", or "later" for an intact one
+      that no earlier step could be saved beside.
   """
-  above, name = os.path.split(folder)
+  parent, name = os.path.split(folder)
   number = 1
   while True:
     suffix = "" if number == 1 else f"-{number}"
-    path = os.path.join(above, f"{why}-{name}{suffix}")
+    path = os.path.join(parent, f"{why}-{name}{suffix}")
     if not os.path.lexists(path):
       os.rename(folder, path)
       return path
     number += 1
 
 
-def has_damaged(place: str) -> bool:
-  """Whether a folder of checkpoints has one that was moved aside as damaged."""
-  found = os.listdir(place) if os.path.isdir(place) else []
-  return any(name.startswith("broken-") for name in found)
+def has_moved_damaged(folder: str) -> bool:
+  """Whether a folder has a checkpoint that was moved aside as damaged."""
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  return any(name.startswith("broken-") for name in names)
+
+
+def mute_orbax() -> None:
+  """Drops what Orbax and its threads print about errors that it raises too.
+
+  It prints them with tracebacks, several times. A read that fails leaves others
+  behind, which may fail at any time later; so this is for good. What ends a
+  thread of ours is shown. --verbosity=1 shows what is logged.
+  """
+  if getattr(sys.unraisablehook, "mutes_orbax", False):
+    return
+  show = sys.unraisablehook
+
+  def show_unless_orbax(unraisable):
+    code = getattr(unraisable.object, "cr_code", None)
+    is_orbax = code is not None and "orbax" in code.co_filename
+    if not is_orbax and not _is_late_answer(unraisable):
+      show(unraisable)
+
+  def is_shown(line: logging.LogRecord) -> bool:
+    return absl_logging.get_verbosity() > 0 or not (
+      "orbax" in line.pathname
+      or "exception was never retrieved" in line.getMessage()
+    )
+
+  show_unless_orbax.mutes_orbax = True
+  sys.unraisablehook = show_unless_orbax
+  for name in ("absl", "asyncio", None):
+    logging.getLogger(name).addFilter(is_shown)
+  warnings.filterwarnings(
+    "ignore", message="coroutine .* was never awaited", category=RuntimeWarning
+  )
+
+
+def _is_late_answer(unraisable: Any) -> bool:
+  """Whether TensorStore has answered a read whose event loop is closed."""
+  trace = unraisable.exc_traceback
+  return (
+    isinstance(unraisable.exc_value, RuntimeError)
+    and str(unraisable.exc_value) == "Event loop is closed"
+    # Its own threads call this; no Python code calls them.
+    and trace is not None
+    and trace.tb_frame.f_code.co_name.endswith("call_soon_threadsafe")
+  )

@@ -1,4 +1,13 @@
-"""The directory of a run: it can be written, and it belongs to one config."""
+"""Locks a workdir for one process and one config.
+
+`config.json` has every field of the run by its full name, and under `found.`
+what the run has read from its data set. A start with other values is refused,
+unless the field does not change results (`may_change`), or the user passes
+--allow_config_changes. A run can have several workdirs, which are all locked.
+
+The kernel keeps a lock and releases it with the process, however that ends. The
+text in the file is for people; a file that is left over locks nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,52 +21,27 @@ import os
 import pathlib
 import socket
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from flax import traverse_util
 
-from alexnet_jax.checkpoints import members as members_lib
 from alexnet_jax.checkpoints import metadata, reader
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.program import step as step_lib
 
-# Fields that may differ between two starts of one run: where it is computed,
-# how long it goes on, what it says meanwhile, and what becomes of records that
-# are lost. All others change results.
-FREE = (
-  "layout",
-  "num_epochs",
-  "data.threads",
-  "data.unreadable",
-  "data.batches_ahead",
-  "log_every_steps",
-  "eval_every_steps",
-  "validation_views",
-  "checkpoint_every_steps",
-  "max_to_keep",
-  "keep_best",
-  "keep_every_steps",
+CONFIG_FILE, LOCK_FILE = "config.json", "lock"
+_RESTORE = (
+  "Restore it, set --workdir, or pass --allow_config_changes to resume with "
+  "the config given now."
 )
-
-# Those of them that change results under a schedule of the learning rate: it
-# ends with the run, or goes by the validations.
-BOUND = {
-  "exponential": ("num_epochs",),
-  "polynomial": ("num_epochs",),
-  "cosine": ("num_epochs",),
-  "plateau": ("eval_every_steps", "validation_views"),
-}
-
-_FILE = "config.json"
-# Systems take four times as much, and what lies in it has longer names.
+# Systems allow four times as much; the files inside have longer names.
 _LONGEST_PATH = 1000
+# The errors of a file system that has no locks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
-# What a run has where its directory is older than the field.
-_EARLIER = {"ensemble": 1}
 
-
-def check(path: str) -> None:
+def check_writable(path: str) -> None:
   """Refuses a directory that cannot be written; writes nothing.
 
   Raises:
@@ -71,102 +55,301 @@ def check(path: str) -> None:
   try:
     os.lstat(path)
   except (FileNotFoundError, NotADirectoryError):
-    pass  # what is above it says more
+    pass  # the checks of the parent below have the better message
   except OSError as error:
     raise _cannot_write(path, error.strerror) from error
-  above = find_existing(path)
-  if not os.path.isdir(above):
-    raise _cannot_write(path, f"{above} is no directory")
-  if not os.access(above, os.W_OK | os.X_OK):
-    raise _cannot_write(path, f"{above} is not yours to write to")
+  parent = find_existing_parent(path)
+  if not os.path.isdir(parent):
+    raise _cannot_write(path, f"{parent} is no directory")
+  if not os.access(parent, os.W_OK | os.X_OK):
+    raise _cannot_write(path, f"{parent} is not yours to write to")
 
 
-def find_existing(path: str) -> str:
-  """The path itself, or the nearest above it that there is."""
-  above = os.path.abspath(path)
-  while not os.path.lexists(above):
-    above = os.path.dirname(above)
-  return above
+def find_existing_parent(path: str) -> str:
+  """Returns the path itself, or the nearest folder above it that exists."""
+  parent = os.path.abspath(path)
+  while not os.path.lexists(parent):
+    parent = os.path.dirname(parent)
+  return parent
 
 
-def to_fields(
+def flatten_config(
   config: Mapping[str, Any], found: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """What a directory keeps of its run; as JSON has it: tuples are lists."""
+  """Returns the content of `config.json`: flat, tuples as lists.
+
+  Args:
+    config: all fields of the run.
+    found: what the run has read from its data set.
+  """
   fields = traverse_util.flatten_dict({**config, "found": found}, sep=".")
   return json.loads(json.dumps(fields))
 
 
-def read(path: str) -> dict[str, Any] | None:
-  """What a directory keeps of its run; None where it holds none.
+def read_config(path: str) -> dict[str, Any] | None:
+  """Returns the content of `config.json` in a workdir; None without one.
 
   Raises:
     OSError, ValueError: it cannot be read.
   """
-  file = os.path.join(path, _FILE)
+  file = os.path.join(path, CONFIG_FILE)
   if not os.path.exists(file):
     return None
-  with open(file, "rb") as kept:
+  with open(file, "rb") as opened:
     try:
-      fields = json.load(kept)
-    except ValueError as error:  # also of bytes that are no text
-      raise ValueError(
-        f"{file!r} is no JSON: {error}. Restore it, set --workdir, or go on "
-        "with the config as it is given now: --allow_config_changes."
-      ) from error
+      fields = json.load(opened)
+    except ValueError as error:  # also for bytes that are no text
+      raise ValueError(f"{file!r} is no JSON: {error}. {_RESTORE}") from error
   if not isinstance(fields, dict):
     raise ValueError(
-      f"{file!r} holds no fields, expected those of a run by name. Restore it, "
+      f"{file!r} has no fields, expected those of a run by name. Restore it, "
       "or set --workdir."
     )
   return fields
 
 
-def make(path: str) -> None:
-  """Makes the directory if it is not there.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Acquired:
+  """The workdirs of a run that this process has locked.
+
+  Attributes:
+    locks: held for as long as something refers to them.
+    changes: of the config, a line for each that is accepted.
+  """
+
+  locks: tuple[Lock, ...]
+  changes: tuple[str, ...]
+
+
+def acquire(
+  folders: Mapping[str, Mapping[str, Any]],
+  found: Mapping[str, Any],
+  *,
+  may_change: Collection[str],
+  find_step: Callable[[], int | None] | None = None,
+  accept_for: Mapping[str, program_lib.Program] | None = None,
+) -> Acquired:
+  """Makes and locks the workdirs of a run, if they belong to this run.
+
+  Args:
+    folders: {workdir: all fields of the run}, that of the whole run first.
+    found: what the run has read from its data set.
+    may_change: fields, or prefixes of fields, that do not change results.
+    find_step: returns the step that the run resumes after, or None; called when
+      all existing workdirs are locked. It may raise ValueError. Default: the
+      newest checkpoint in the first workdir.
+    accept_for: {workdir: program of its checkpoints}; the run may resume with
+      any changed field as long as its checkpoints fit; None: changes are
+      refused.
 
   Raises:
-    OSError: it cannot be made.
+    OSError: another process has locked one of them, or it cannot be locked or
+      written.
+    ValueError: one belongs to a run with other fields or data, or was written
+      by an earlier version, or its checkpoints do not fit or would not be
+      found. No directory is made and no config is written then.
   """
+  first = next(iter(folders))
+  # Existing folders are locked before they are read, new ones made after that.
+  existing = [path for path in folders if path == first or os.path.isdir(path)]
+  with contextlib.ExitStack() as stack:
+    locks = [_make_and_lock(path, stack) for path in existing]
+    accepts = accept_for is not None
+    step = find_step() if find_step else reader.find_latest_step(first)
+    changes: dict[str, None] = {}
+    writes = []
+    for path, fields in folders.items():
+      fields = flatten_config(fields, found)
+      saved = step if path == first else reader.find_latest_step(path)
+      lines = _find_changes(path, fields, saved, may_change, accepts=accepts)
+      if lines and saved is not None and path in accept_for:
+        _check_fits(path, accept_for[path].abstract_state, changes=lines)
+      backup = f"config.step_{step or 0}.json" if lines else None
+      writes.append((path, fields, backup))
+      changes |= dict.fromkeys(
+        f"changed after step {step or 0}, as --allow_config_changes says: "
+        f"{line}"
+        for line in lines
+      )
+    locks += [
+      _make_and_lock(path, stack) for path in folders if path not in existing
+    ]
+    for path, fields, backup in writes:
+      write_config(path, fields, backup=backup)
+    stack.pop_all()
+  return Acquired(locks=tuple(locks), changes=tuple(changes))
+
+
+def _make_and_lock(path: str, stack: contextlib.ExitStack) -> Lock:
   try:
     os.makedirs(path, exist_ok=True)
   except OSError as error:
     raise _cannot_write(path, error.strerror) from error
+  lock = Lock(path)
+  stack.callback(lock.release)
+  return lock
 
 
-def keep(
-  path: str, fields: Mapping[str, Any], *, aside: str | None = None
-) -> None:
-  """Keeps the fields of a run in its directory, from one moment to the next.
+def _find_changes(
+  path: str,
+  fields: Mapping[str, Any],
+  saved: int | None,
+  may_change: Collection[str],
+  *,
+  accepts: bool,
+) -> list[str]:
+  """Returns a line for each difference from the config in a workdir.
 
   Args:
-    path: of the directory.
-    fields: from `to_fields`.
-    aside: the name that the file of before gets, unless there is one of that
-      name; None: it is replaced.
+    path: the workdir.
+    fields: of the run, now.
+    saved: the step of its newest checkpoint; None without one.
+    may_change: see `acquire`.
+    accepts: whether to return differences rather than raise ValueError.
+  """
+  earlier, problem = None, None
+  try:
+    earlier = read_config(path)
+  except ValueError as error:
+    problem = str(error)
+  if earlier is not None:
+    if not accepts:
+      check_same_config(path, earlier, fields, may_change=may_change)
+    check_version(path, earlier, fields)
+    return find_differences(earlier, fields, may_change=may_change)
+  if problem is None and saved is not None:
+    problem = (
+      f"the workdir {path!r} has a checkpoint of step {saved}, but no "
+      f"config.json that says of what run. {_RESTORE}"
+    )
+  if problem is not None and not accepts:
+    raise ValueError(problem)
+  return [] if problem is None else [problem]
+
+
+def _check_fits(
+  path: str, like: step_lib.TrainState, *, changes: Sequence[str]
+) -> None:
+  """Refuses changes with which the newest checkpoint no longer fits."""
+  try:
+    reader.check_newest_fits(path, like)
+  except metadata.CheckpointError as error:
+    listed = "; ".join(changes).rstrip(".")
+    raise ValueError(f"{error} Changed fields: {listed}.") from error
+
+
+def check_same_config(
+  path: str,
+  earlier: Mapping[str, Any],
+  now: Mapping[str, Any],
+  *,
+  may_change: Collection[str],
+) -> None:
+  """Refuses the workdir of a run whose fields give other results.
+
+  Args:
+    path: the workdir.
+    earlier: its fields, from `read_config`.
+    now: the fields of this run, from `flatten_config`.
+    may_change: see `acquire`.
 
   Raises:
-    OSError: the directory cannot be written.
+    ValueError: names the fields.
   """
-  file = os.path.join(path, _FILE)
+  check_version(path, earlier, now)
+  differences = find_differences(earlier, now, may_change=may_change)
+  if differences:
+    raise ValueError(
+      f"the workdir {path!r} belongs to a run of another config "
+      f"({'; '.join(differences)}). Set --workdir to start another run, set "
+      "these fields back to resume that one, or pass --allow_config_changes to "
+      "resume it with them."
+    )
+
+
+def check_version(
+  path: str, earlier: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+  """Refuses a workdir with fields that this version does not have.
+
+  Args:
+    path: the workdir.
+    earlier: its fields, from `read_config`.
+    now: the fields of this version, by their full names.
+
+  Raises:
+    ValueError: names the first of them.
+  """
+  unknown = [
+    name
+    for name in sorted(earlier.keys() - now.keys())
+    # These names differ between runs of one version.
+    if not name.startswith(("found.", "layout.mesh."))
+  ]
+  if unknown:
+    more = f" and {len(unknown) - 3} more" if unknown[3:] else ""
+    raise ValueError(
+      f"the workdir {path!r} was written by an earlier version of alexnet_jax: "
+      f"this one has no field {', '.join(unknown[:3])}{more}. Set another "
+      "--workdir, or use that version."
+    )
+
+
+def find_differences(
+  earlier: Mapping[str, Any],
+  now: Mapping[str, Any],
+  *,
+  may_change: Collection[str],
+) -> list[str]:
+  """Returns a line for each field that gives other results."""
+  if earlier.get("data.seed") != now.get("data.seed"):
+    # Unset, it is that of the run: the order may be the same one.
+    earlier, now = map(_fill_data_seed, (earlier, now))
+  return [
+    f"{name}: {earlier.get(name)} in the workdir, {now.get(name)} now"
+    for name in sorted(earlier.keys() | now.keys())
+    if earlier.get(name) != now.get(name)
+    and not any(name == one or name.startswith(f"{one}.") for one in may_change)
+  ]
+
+
+def _fill_data_seed(fields: Mapping[str, Any]) -> dict[str, Any]:
+  seed = fields.get("data.seed")
+  return {**fields, "data.seed": fields.get("seed") if seed is None else seed}
+
+
+def write_config(
+  path: str, fields: Mapping[str, Any], *, backup: str | None = None
+) -> None:
+  """Writes the fields of a run to its workdir, atomically.
+
+  Args:
+    path: the workdir.
+    fields: from `flatten_config`.
+    backup: the name that the present file is copied to first, unless that name
+      exists; None: it is replaced.
+
+  Raises:
+    OSError: the workdir cannot be written.
+  """
+  file = os.path.join(path, CONFIG_FILE)
   try:
-    if aside is not None and os.path.exists(file):
-      earlier = os.path.join(path, aside)
-      if not os.path.exists(earlier):
-        _write(earlier, pathlib.Path(file).read_bytes())
-    _write(file, json.dumps(fields, indent=2).encode())
+    if backup is not None and os.path.exists(file):
+      copy = os.path.join(path, backup)
+      if not os.path.exists(copy):
+        _write_atomically(copy, pathlib.Path(file).read_bytes())
+    _write_atomically(file, json.dumps(fields, indent=2).encode())
   except OSError as error:
     raise _cannot_write(path, error.strerror) from error
 
 
-def _write(file: str, contents: bytes) -> None:
-  """Writes a file, from one moment to the next."""
-  with open(f"{file}.partial", "wb") as now:
-    now.write(contents)
-    now.flush()
-    # Before the name is given: else a crash of the machine could leave a file
-    # that has its name, and nothing in it.
-    os.fsync(now.fileno())
+def _write_atomically(file: str, contents: bytes) -> None:
+  with open(f"{file}.partial", "wb") as opened:
+    opened.write(contents)
+    opened.flush()
+    # Before the rename: else a crash of the machine could leave an empty file
+    # under the final name.
+    os.fsync(opened.fileno())
   os.replace(f"{file}.partial", file)
 
 
@@ -176,318 +359,66 @@ def _cannot_write(path: str, reason: str) -> OSError:
   )
 
 
-def check_same(
-  path: str, earlier: Mapping[str, Any], now: Mapping[str, Any]
-) -> None:
-  """Refuses the directory of a run whose fields give other results.
-
-  Args:
-    path: of the directory.
-    earlier: what it keeps, from `read`.
-    now: of this run, from `to_fields`.
-
-  Raises:
-    ValueError: names the fields.
-  """
-  differences = find_differences(earlier, now)
-  if differences:
-    raise ValueError(
-      f"the workdir {path!r} belongs to a run of another config "
-      f"({'; '.join(differences)}). Set --workdir to start another run, or "
-      "these fields back to go on with that one, or --allow_config_changes to "
-      "go on with them as they are."
-    )
-
-
-def find_differences(
-  earlier: Mapping[str, Any], now: Mapping[str, Any]
-) -> list[str]:
-  """A line for each field that gives other results; as of `check_same`."""
-  bound = BOUND.get(now.get("optimizer.schedule"), ())
-  free = [name for name in FREE if name not in bound]
-  earlier, now = _EARLIER | earlier, _EARLIER | now
-  if earlier.get("data.seed") != now.get("data.seed"):
-    # Unset, it is that of the run: the order may be the same one.
-    earlier, now = map(_name_order_seed, (earlier, now))
-  return [
-    f"{name}: {earlier.get(name)} there, {now.get(name)} here"
-    for name in sorted(earlier.keys() | now.keys())
-    if earlier.get(name) != now.get(name)
-    and not any(name == each or name.startswith(f"{each}.") for each in free)
-  ]
-
-
-def _name_order_seed(fields: Mapping[str, Any]) -> dict[str, Any]:
-  seed = fields.get("data.seed")
-  return {**fields, "data.seed": fields.get("seed") if seed is None else seed}
-
-
-# One writer: a run holds its directory until its process has ended.
-#
-# The kernel keeps the lock and releases it with the process, however that ends.
-# What stands in the file is for people; a file that is left over locks nothing.
-
-FILE = "lock"
-
-# What a file system answers that has no locks.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-
-
 class Lock:
-  """Holds a directory until the process ends, or nothing refers to this.
+  """Locks a directory until the process ends, or nothing refers to this.
 
   Args:
-    path: of the directory; it is there.
+    path: of the directory, which exists.
 
   Raises:
-    OSError: another process holds it, or its file system has no locks.
+    OSError: another process has locked it, or its file system has no locks.
   """
 
   def __init__(self, path: str):
-    file = os.path.join(path, FILE)
+    file = os.path.join(path, LOCK_FILE)
     descriptor = -1
     try:
       # Not inherited by programs that this process starts.
       descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      _write_holder(descriptor)
+      _write_owner(descriptor)
     except OSError as error:
       if descriptor >= 0:
         os.close(descriptor)
-      raise OSError(_describe(error, path, file)) from error
+      raise _cannot_lock(error, path, file) from error
     self._release = weakref.finalize(self, os.close, descriptor)
 
   def release(self) -> None:
-    """Lets others write."""
+    """Lets another process lock the directory."""
     self._release()
 
 
-def _describe(error: OSError, path: str, file: str) -> str:
-  """Why a directory cannot be held, and what to do."""
+def _cannot_lock(error: OSError, path: str, file: str) -> OSError:
   if isinstance(error, BlockingIOError):
-    return (
-      f"the workdir {path!r} is in use by {_read_holder(file)}. Wait until "
+    return OSError(
+      f"the workdir {path!r} is in use by {_read_owner(file)}. Wait until "
       "that run has ended, or set --workdir to start another."
     )
   if error.errno in _NO_LOCKS:
-    return (
+    return OSError(
       f"the workdir {path!r} cannot be locked, so that a second run in it "
       f"would not be noticed: {error.strerror}. Set --workdir to a folder of "
       "another file system, or mount this one with locks (Lustre: flock)."
     )
-  return (
-    f"the workdir {path!r} cannot be written: {error.strerror}. Set --workdir."
-  )
+  return _cannot_write(path, error.strerror)
 
 
-def _write_holder(descriptor: int) -> None:
+def _write_owner(descriptor: int) -> None:
   now = datetime.datetime.now(datetime.UTC)
-  holder = {
+  owner = {
     "host": socket.gethostname(),
     "pid": os.getpid(),
     "since": now.strftime("%Y-%m-%d %H:%M:%S UTC"),
   }
   os.ftruncate(descriptor, 0)
-  os.pwrite(descriptor, f"{json.dumps(holder)}\n".encode(), 0)
+  os.pwrite(descriptor, f"{json.dumps(owner)}\n".encode(), 0)
 
 
-def _read_holder(file: str) -> str:
-  """Who holds a lock, in words; it may have been taken just now."""
+def _read_owner(file: str) -> str:
+  """Returns who has a lock, in words; it may have been taken just now."""
   try:
-    with open(file) as kept:
-      holder = json.load(kept)
-    return (
-      f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-    )
+    with open(file) as opened:
+      owner = json.load(opened)
+    return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
   except (OSError, ValueError, LookupError, TypeError):
-    return "a process that has not given its name yet"
-
-
-# Whose directory it is: one process's at a time, and of one config.
-#
-# That of an ensemble with those of its members, which can go on alone too.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Claim:
-  """The directories of a run belong to this process.
-
-  Attributes:
-    locks: of the directories, as long as they are referred to.
-    changes: of the config, a line for each that is accepted.
-  """
-
-  locks: tuple[Lock, ...]
-  changes: tuple[str, ...]
-
-
-def acquire(
-  workdir: str,
-  config: Mapping[str, Any],
-  found: Mapping[str, Any],
-  *,
-  accept_for: program_lib.Program | None = None,
-) -> Claim:
-  """Makes and locks the directories of a run, if they are of this run.
-
-  Args:
-    workdir: of the run.
-    config: all fields of the run; kept as `config.json`, with `found`.
-    found: what the run has found of its data.
-    accept_for: the program of the run, which goes on with whatever fields have
-      changed as long as its checkpoints fit; None: changes are refused.
-
-  Raises:
-    OSError: another run holds one of them, or it cannot be locked or written.
-    ValueError: one is of a run whose fields or data give other results, or
-      whose checkpoints do not fit or would not be found. No directory is made
-      and no config is kept then.
-  """
-  folders = members_lib.find_folders(workdir, config)
-  # What is there is locked before it is read, what is not is made after that.
-  there = [path for path in folders if path == workdir or os.path.isdir(path)]
-  with contextlib.ExitStack() as held:
-    locks = [_hold(path, held) for path in there]
-    _check_members(workdir, config["ensemble"], accepts=accept_for is not None)
-    changes, writes = _check(workdir, folders, found, accept_for)
-    locks += [_hold(path, held) for path in folders if path not in there]
-    for path, fields, aside in writes:
-      keep(path, fields, aside=aside)
-    held.pop_all()
-  return Claim(locks=tuple(locks), changes=tuple(changes))
-
-
-def _hold(path: str, held: contextlib.ExitStack) -> Lock:
-  make(path)
-  made = Lock(path)
-  held.callback(made.release)
-  return made
-
-
-def _check_members(workdir: str, members: int, *, accepts: bool) -> None:
-  """Refuses another number of members, which is no change of one run.
-
-  Its checkpoints would not be found, and it would start over.
-
-  Args:
-    workdir: of the run.
-    members: of the ensemble, now.
-    accepts: whether changes are accepted; `_find_changes` refuses them else.
-
-  Raises:
-    ValueError: names the number, or a folder whose checkpoints are not of it.
-  """
-  try:
-    earlier = read(workdir)
-  except ValueError:
-    earlier = None
-  there = members if earlier is None else earlier.get("ensemble", 1)
-  if accepts and there != members:
-    raise ValueError(
-      f"the workdir {workdir!r} belongs to a run of ensemble={there}, which "
-      f"cannot go on as one of {members}, with --allow_config_changes neither. "
-      f"Set config.ensemble={there}, or --workdir to start another run."
-    )
-  if earlier is not None:
-    return
-  own = [members_lib.find_folder(workdir, member) for member in range(members)]
-  other = {str(path) for path in pathlib.Path(workdir).glob("member_*")}
-  if members > 1:
-    other = other - {*own} | {workdir}
-  for folder in sorted(other):
-    if (step := reader.find_latest_step(folder)) is not None:
-      raise ValueError(
-        f"{folder!r} has a checkpoint of step {step}, which is not of a run of "
-        f"ensemble={members}, and {workdir!r} has no config.json that can be "
-        "read. Restore it, set config.ensemble, or --workdir to start another "
-        "run."
-      )
-
-
-def _check(
-  workdir: str,
-  folders: Mapping[str, Mapping[str, Any]],
-  found: Mapping[str, Any],
-  accept_for: program_lib.Program | None,
-) -> tuple[list[str], list[tuple[str, dict[str, Any], str | None]]]:
-  """Holds the directories of a run against what they keep; as `acquire`.
-
-  Args:
-    folders: the directories, the workdir first, each with its config.
-
-  Returns:
-    A line for each change, and of each directory its path, what it is to keep,
-    and the name under which what it keeps is put aside.
-  """
-  several = len(folders) > 1
-  step = members_lib.find_latest_step(workdir, len(folders) - several)
-  changes: dict[str, None] = {}
-  writes = []
-  for index, (path, config) in enumerate(folders.items()):
-    fields = to_fields(config, found)
-    saved = step if path == workdir else reader.find_latest_step(path)
-    lines = _find_changes(path, fields, saved, accepts=accept_for is not None)
-    if lines and saved is not None and not (several and path == workdir):
-      like = accept_for.members[max(index - 1, 0)].abstract_state
-      _check_fits(path, like, changes=lines)
-    aside = f"config.step_{step or 0}.json" if lines else None
-    writes.append((path, fields, aside))
-    changes |= dict.fromkeys(
-      f"changed after step {step or 0}, as --allow_config_changes says: {line}"
-      for line in lines
-    )
-  return list(changes), writes
-
-
-def _check_fits(
-  path: str, like: step_lib.TrainState, *, changes: Sequence[str]
-) -> None:
-  """Refuses changes under which the newest checkpoint no longer fits.
-
-  Args:
-    path: of the directory.
-    like: the shapes and types of the state, with the changes.
-    changes: a line for each.
-
-  Raises:
-    ValueError: names an array with both of its shapes, and the changes.
-  """
-  try:
-    reader.check_fits(path, like)
-  except metadata.CheckpointError as error:
-    raise ValueError(
-      f"{error} What has changed is {'; '.join(changes)}."
-    ) from error
-
-
-def _find_changes(
-  path: str, fields: Mapping[str, Any], saved: int | None, *, accepts: bool
-) -> list[str]:
-  """What differs from the config that a directory keeps; refused or accepted.
-
-  Args:
-    path: of the directory.
-    fields: of the run, now.
-    saved: the step of its newest checkpoint; None: there is none.
-    accepts: whether changes are accepted.
-
-  Raises:
-    OSError, ValueError: they are not.
-  """
-  try:
-    earlier = read(path)
-    if earlier is None:
-      if saved is None:
-        return []
-      raise ValueError(
-        f"the workdir {path!r} has a checkpoint of step {saved}, but no "
-        "config.json that says of what run. Restore it, set --workdir, or go "
-        "on with the config as it is given now: --allow_config_changes."
-      )
-    if not accepts:
-      check_same(path, earlier, fields)
-    return find_differences(earlier, fields)
-  except ValueError as error:
-    if not accepts:
-      raise
-    return [str(error)]
+    return "a process that has not written its name yet"

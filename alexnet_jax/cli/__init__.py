@@ -1,1 +1,1 @@
-"""What all commands share: flags, a console, errors in one line."""
+"""Shared by all commands: flags, --help, a console, errors in one line."""

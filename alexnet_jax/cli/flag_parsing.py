@@ -1,63 +1,136 @@
-"""Flags and configs, parsed: whatever is wrong with them is an error in words.
+"""Parses flags and configs, and turns every error of theirs into one line.
 
-ml_collections sets the fields of a config while absl parses the flags, and runs
-the file of the config: an error of any type may come out of that.
+ml_collections runs the config file and sets its fields while absl parses the
+flags, so that parsing can raise an error of any type.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 
 from absl import flags, logging
+from flax import traverse_util
 
-# As `--config.network.width`.
+import alexnet_jax
+from alexnet_jax.cli import help_text
+
+# Old name -> new name, of fields, flags and values.
+_RENAMED_FIELDS = {
+  "accumulate_batches": "grad_accumulation_steps",
+  "report_every_steps": "log_every_steps",
+  "validate_every_steps": "eval_every_steps",
+  "keep_checkpoints": "max_to_keep",
+  "compute_precision": "compute_dtype",
+  "exchange_precision": "exchange_dtype",
+  "optimizer.average_decay": "optimizer.ema_decay",
+  "optimizer.bias_rate": "optimizer.bias_lr_multiplier",
+  "layout.LAYER.stored": "layout.LAYER.fsdp",
+  "layout.LAYER.own_first": "layout.LAYER.overlap_gather",
+  "network.normalisation": "network.normalization",
+  "augment.colour_noise": "augment.color_noise",
+  "augment.colour_noise_until_epoch": "augment.color_noise_until_epoch",
+  "augment.colour_divisor": "augment.color_divisor",
+}
+_RENAMED_FLAGS = {
+  "stuck_seconds": "hang_timeout_seconds",
+  "accept_changes": "allow_config_changes",
+  "forms": "implementations",
+}
+_RENAMED_VALUES = {
+  ("what", "forms"): "implementations",
+  ("config", "no_colour_noise"): "no_color_noise",
+}
+# A field on the command line, such as `--config.network.width`.
 _FIELD_FLAG = re.compile(r"--?(no)?config\.(?P<name>[^=]*)", re.DOTALL)
 _FIELD_NAME = re.compile(r"[a-zA-Z]\w*(\.[a-zA-Z]\w*)*")
 _LONGEST_VALUE = 1000
-# In what ml_collections says of a field that a group lacks.
-_PLACE = re.compile(r"\(in: (.+)\)")
+# The group that lacks a field, in a message of ml_collections.
+_GROUP = re.compile(r"\(in: (.+)\)")
+_HELP_FLAGS = {"--help", "-help", "--helpshort", "-helpshort", "-?"}
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parses all flags that are defined.
-
-  Args:
-    argv: with the name of the program.
+  """Parses all defined flags; prints the help and exits if that is asked for.
 
   Returns:
-    What is no flag, with the name of the program.
+    The arguments that are no flags, after the name of the program.
 
   Raises:
     ValueError, TypeError, OSError, ImportError, flags.Error: names the flag,
       the field or the line of the config file.
   """
+  given = argv[: argv.index("--")] if "--" in argv else argv
+  if not _HELP_FLAGS.isdisjoint(given[1:]):
+    print(help_text.make_help())
+    sys.exit(0)
   try:
-    _check_field_names(argv)
+    argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+    argv = _resolve_config(argv)
+    _check_flags(argv)
     with _mute_absl():
       unused = flags.FLAGS(argv)
   except (flags.Error, ValueError, TypeError, OSError) as error:
-    raise _without_traceback(error) from error
+    raise _simplify(error, argv) from error
   except ImportError as error:
     raise ImportError(
-      f"{error}. Start from the folder that holds configs/."
+      f"{error}. Start from the folder that contains configs/."
     ) from error
-  except Exception as error:  # of a config file, any
+  except Exception as error:  # a config file may raise any
     if place := _find_place(error, argv):
       raise ValueError(f"{place} Change it, or set --config.") from error
     if not isinstance(error, AttributeError | KeyError):
       raise
     raise _name_field(error, argv) from error
   _check_not_empty()
+  _check_renamed_fields()
   return unused
+
+
+def find_config(path: str) -> str:
+  """Finds a config, PATH or PATH:VARIANT, here or in the installed package.
+
+  Raises:
+    FileNotFoundError: it is in neither.
+  """
+  file, colon, variant = path.partition(":")
+  if os.path.exists(file) and not os.path.isdir(file):
+    return path
+  if os.path.normpath(file).split(os.sep)[0] == "configs":
+    package = os.path.dirname(os.path.dirname(alexnet_jax.__file__))
+    if os.path.isfile(packaged := os.path.join(package, file)):
+      return f"{packaged}{colon}{variant}"
+  raise FileNotFoundError(
+    f"there is no config file {file[:500]!r}, in this folder or in the "
+    "installed configs/. Set --config to a file with a function get_config, "
+    "e.g. configs/two_device.py."
+  )
+
+
+def _resolve_config(argv: Sequence[str]) -> list[str]:
+  """Joins `--config PATH` to one argument and finds the file of PATH."""
+  resolved: list[str] = []
+  arguments = iter(argv)
+  for argument in arguments:
+    name, equals, value = argument.partition("=")
+    if argument == "--":
+      return [*resolved, argument, *arguments]
+    if name in ("--config", "-config"):
+      if not equals:
+        value = next(arguments, "")
+      argument = f"--config={find_config(value)}"
+    resolved.append(argument)
+  return resolved
 
 
 @contextlib.contextmanager
 def _mute_absl() -> Iterator[None]:
-  """What is wrong becomes an error; ml_collections warns of it besides."""
+  """Silences the warnings that ml_collections logs besides its errors."""
   logger = logging.get_absl_logger()
   logger.disabled = True
   try:
@@ -66,28 +139,70 @@ def _mute_absl() -> Iterator[None]:
     logger.disabled = False
 
 
-def _check_field_names(argv: Sequence[str]) -> None:
-  """Refuses --config.NAME where NAME cannot be that of a field.
+def _check_flags(argv: Sequence[str]) -> None:
+  """Refuses old names, names that no field can have, and very long values.
 
-  And what is too long for a value: of that, Python's parser may give up.
+  Python's parser may fail on a very long value.
   """
-  for flag in argv[1:]:
-    given = _FIELD_FLAG.match(flag)
-    if given and len(flag) > _LONGEST_VALUE:
+  for argument, following in itertools.pairwise([*argv[1:], ""]):
+    if argument == "--":
+      return
+    if not argument.startswith("-"):
+      continue
+    flag, equals, value = argument.lstrip("-").partition("=")
+    _check_renamed_flag(flag, value if equals else following)
+    field = _FIELD_FLAG.match(argument)
+    if field and len(argument) > _LONGEST_VALUE:
       raise ValueError(
-        f"{given[0][:100]} has a value of {len(flag) - given.end():,} "
+        f"{field[0][:100]} has a value of {len(argument) - field.end():,} "
         f"characters, expected {_LONGEST_VALUE:,} or fewer. Set it in the file "
         "of --config."
       )
-    if given and not _FIELD_NAME.fullmatch(given["name"]):
+    if field and not _FIELD_NAME.fullmatch(field["name"]):
       raise ValueError(
-        f"{given[0]!r} names no field, expected --config.GROUP.FIELD=VALUE, as "
-        "--config.network.width=0.5; configs/default.py lists all fields."
+        f"{field[0]!r} names no field, expected --config.GROUP.FIELD=VALUE, "
+        "e.g. --config.network.width=0.5; configs/default.py lists all fields."
+      )
+    if field:
+      _check_renamed_field(field["name"])
+
+
+def _check_renamed_flag(flag: str, value: str) -> None:
+  for old in (flag, flag.removeprefix("no")):
+    new = _RENAMED_FLAGS.get(old)
+    if new in flags.FLAGS:
+      raise ValueError(f"--{old} is now called --{new}. Set --{new}.")
+  for word in re.split("[:,]", value):
+    if new := _RENAMED_VALUES.get((flag, word)):
+      raise ValueError(
+        f"{word!r} in --{flag} is now called {new!r}. Set --{flag}="
+        f"{value.replace(word, new)}."
       )
 
 
+def _check_renamed_field(name: str) -> None:
+  group, _, rest = name.partition(".")
+  layer = rest.partition(".")[0]
+  is_layer = group == "layout" and "." in rest
+  new = _RENAMED_FIELDS.get(
+    f"layout.LAYER.{rest.partition('.')[2]}" if is_layer else name
+  )
+  if new is not None:
+    new = new.replace("LAYER", layer)
+    raise ValueError(f"the field {name} is now called {new}. Set config.{new}.")
+
+
+def _check_renamed_fields() -> None:
+  """Refuses old names that a config file has added to a config."""
+  config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+  # Neither None nor the error of a file that could not be read.
+  if hasattr(type(config), "to_dict"):
+    for name in traverse_util.flatten_dict(config.to_dict(), sep="."):
+      _check_renamed_field(name)
+
+
 def _check_not_empty() -> None:
-  """Refuses flags of text that are given without any."""
+  """Refuses text flags without a value."""
   for name in flags.FLAGS:
     flag = flags.FLAGS[name]
     if flag.present and flag.value in ("", [""]):
@@ -97,12 +212,11 @@ def _check_not_empty() -> None:
 
 
 def _find_place(error: Exception, argv: Sequence[str]) -> str | None:
-  """The line of the config file that raised an error; None: another did."""
-  given = [flag.partition("=") for flag in argv]
+  """Describes the line of the config file that raised; None: another did."""
   paths = [
     os.path.abspath(value.partition(":")[0])
-    for name, _, value in given
-    if name.lstrip("-") == "config"
+    for name, _, value in (argument.partition("=") for argument in argv)
+    if name == "--config"
   ]
   what = f"{type(error).__name__}: {error}"
   lines = [
@@ -110,25 +224,43 @@ def _find_place(error: Exception, argv: Sequence[str]) -> str | None:
     for place in traceback.extract_tb(error.__traceback__)
     if os.path.abspath(place.filename) in paths
   ]
-  if isinstance(error, SyntaxError):  # in that file, or in what it imports
+  if isinstance(error, SyntaxError):  # in that file, or in one it imports
     what = f"{type(error).__name__}: {error.msg}"
     paths = [error.filename or ", ".join(paths)]
     lines = [error.lineno or 1]
   if not lines:
     return None
-  return f"line {lines[-1]} of {paths[-1]} cannot be run ({what})."
+  line = f"line {lines[-1]} of {paths[-1]}"
+  if isinstance(error, AttributeError | KeyError):
+    for old, new in _RENAMED_FIELDS.items():
+      old, new = old.rpartition(".")[2], new.rpartition(".")[2]
+      if re.search(rf"\b{old}\b", what.partition("\n")[0]):
+        return f"{line} reads the field {old}, which is now called {new}."
+  return f"{line} cannot be run ({what})."
 
 
-def _without_traceback(error: Exception) -> Exception:
-  """What a config says itself, of the error that the flag makes of it."""
-  if "Traceback (most recent call last)" not in str(error):
+def _simplify(error: Exception, argv: Sequence[str]) -> Exception:
+  """Rewords the errors of --config that absl and ml_collections word badly."""
+  said = str(error)
+  if "Flag --config must have a value other than None" in said:
+    given = [one for one in argv if one.startswith("--config=")]
+    if given:
+      return ValueError(
+        f"get_config in the file of {given[-1]} returns None, expected a "
+        "config. Return an ml_collections.ConfigDict."
+      )
+    return ValueError(
+      "--config is not given. Set --config=configs/NAME.py, e.g. "
+      "--config=configs/two_device.py."
+    )
+  if "Traceback (most recent call last)" not in said:
     return error
-  last = str(error).strip().splitlines()[-1]
-  return ValueError(last.split("Error: ", 1)[-1])
+  # A config's own error is at the end of the traceback.
+  return ValueError(said.strip().splitlines()[-1].split("Error: ", 1)[-1])
 
 
-def _name_field(error: Exception, argv: list[str]) -> Exception:
-  """The error of ml_collections for a misspelled field, with its whole name."""
+def _name_field(error: Exception, argv: Sequence[str]) -> Exception:
+  """Makes the error for a misspelled field, with its full name."""
   while error.args and isinstance(error.args[0], Exception):
     error = error.args[0]
   if "get_config" in str(error):
@@ -138,8 +270,8 @@ def _name_field(error: Exception, argv: list[str]) -> Exception:
     )
   said = str(error.args[0]) if error.args else type(error).__name__
   name, _, hint = said.partition("\n")
-  if place := _PLACE.search(name):
-    name = f"config.{place[1]}"
+  if group := _GROUP.search(name):
+    name = f"config.{group[1]}"
   given = [flag.split("=")[0].lstrip("-") for flag in argv]
   fields = [flag for flag in given if name.strip("'") in flag.split(".")]
   return ValueError(

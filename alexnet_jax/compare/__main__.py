@@ -1,13 +1,13 @@
 """Compares layouts, meshes and batches before any run.
 
-    python -m alexnet_jax.compare --config=configs/one_device.py:imagenet \
-      --layouts=data_parallel,two_column,one_weird_trick \
+    python -m alexnet_jax.compare --config=configs/one_device.py:imagenet \\
+      --layouts=data_parallel,two_column,one_weird_trick \\
       --devices=2,8 --batch_sizes=128,1024
 
-In one table: what one device sends, planned and in the compiled step, what it
-computes and holds, and which part of the work is repeated; then the batches at
-which one layout overtakes another. Every layout stands on every mesh of its
-axes that it allows. Ends with 1 where a step does not communicate as planned.
+Prints a table of what one device sends, planned and in the compiled step, what
+it computes and holds, and which part of the work is repeated; then the batches
+at which one layout overtakes another. Each layout is tried on every mesh of its
+axes that it allows. Exits with 1 if a step does not communicate as planned.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import ml_collections
-import rich.table
 from absl import app, flags
 
 from alexnet_jax.cli import command
 from alexnet_jax.compare import chart, comparison
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
-from alexnet_jax.program import compiled_step
+from alexnet_jax.program import compiled_step, summary
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
 
@@ -48,9 +47,7 @@ _COMPILE = flags.DEFINE_bool(
 _CHART = flags.DEFINE_string(
   "chart", None, "Draw what is sent over the batch to this file, .svg or .png."
 )
-_FORMAT = flags.DEFINE_enum(
-  "format", "table", ["table", "json"], "A table for people, or data."
-)
+_FORMAT = command.define_format()
 
 # The rows of each number of devices and batch; the lines of each number.
 Groups = Sequence[Sequence[comparison.Row]]
@@ -59,19 +56,24 @@ Traffic = Mapping[int, Sequence[comparison.Traffic]]
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
-  with command.in_one_line(ValueError, TypeError, OSError, ImportError):
+  with command.exit_on_error(ValueError, TypeError, OSError, ImportError):
     config = _CONFIG.value
-    network, own = settings.check(config)
+    network, layout = settings.check(config)
     settings.check_single(config, command="compare")
-    layouts = settings.choose_layouts(own, _LAYOUTS.value)
-    counts = command.to_numbers("devices", _DEVICES.value)
-    sizes = command.to_numbers(
+    layouts = settings.choose_layouts(layout, _LAYOUTS.value)
+    workload = comparison.Workload(
+      network=network,
+      exchange_dtype=config.exchange_dtype,
+      norms=config.optimizer.trust_coefficient is not None,
+    )
+    counts = command.parse_counts("devices", _DEVICES.value)
+    sizes = command.parse_counts(
       "batch_sizes", _BATCH_SIZES.value or [config.batch_size]
     )
     if _CHART.value:
-      command.check_picture_path(_CHART.value, flag="chart")
+      command.check_path(_CHART.value, flag="chart", endings=command.PICTURES)
     cases = {
-      (count, size): _find_layouts(config, network, layouts, count, size)
+      (count, size): _find_layouts(workload, layouts, count, size)
       for count, size in itertools.product(counts, sizes)
     }
     devices = None
@@ -82,16 +84,11 @@ def main(argv: list[str]) -> None:
         topology_name=_TOPOLOGY.value,
       )
     groups = [
-      _make_group(config, network, found, size, devices)
-      for (_, size), found in cases.items()
+      _make_group(config, workload, fitting, size, devices)
+      for (_, size), fitting in cases.items()
     ]
     traffic = {
-      count: comparison.find_traffic(
-        network,
-        cases[count, sizes[0]],
-        precision=config.exchange_dtype,
-        norms=config.optimizer.trust_coefficient is not None,
-      )
+      count: comparison.find_traffic(workload, cases[count, sizes[0]])
       for count in counts
     }
     if _CHART.value:
@@ -99,7 +96,7 @@ def main(argv: list[str]) -> None:
         traffic,
         batch_sizes=sizes,
         network=network.name,
-        precision=config.exchange_dtype,
+        exchange_dtype=config.exchange_dtype,
         path=_CHART.value,
       )
   if _FORMAT.value == "json":
@@ -111,62 +108,48 @@ def main(argv: list[str]) -> None:
 
 
 def _find_layouts(
-  config: ml_collections.ConfigDict,
-  network: wiring.Network,
+  workload: comparison.Workload,
   layouts: Sequence[layout_lib.Layout],
   count: int,
   size: int,
 ) -> list[layout_lib.Layout]:
-  """The layouts on meshes of one number of devices that a batch fits.
+  """Finds the layouts on meshes of `count` devices that a batch fits.
 
   Raises:
-    ValueError: there is none.
+    ValueError: no layout fits.
   """
-  found = list(
-    comparison.find_layouts(
-      network,
-      layouts,
-      count,
-      batch_size=size,
-      precision=config.exchange_dtype,
-      norms=config.optimizer.trust_coefficient is not None,
-    )
+  fitting = list(
+    comparison.find_layouts(workload, layouts, count, batch_size=size)
   )
-  if not found:
+  if not fitting:
     raise ValueError(
       f"none of the layouts {', '.join(layout.name for layout in layouts)} "
-      f"splits {network.name} over {count} devices with a batch of {size}. "
-      "Set --layouts, --devices or --batch_sizes."
+      f"splits {workload.network.name} over {count} devices with a batch of "
+      f"{size}. Set --layouts, --devices or --batch_sizes."
     )
-  return found
+  return fitting
 
 
 def _make_group(
   config: ml_collections.ConfigDict,
-  network: wiring.Network,
+  workload: comparison.Workload,
   layouts: Sequence[layout_lib.Layout],
   batch_size: int,
   devices: Sequence[jax.Device] | None,
 ) -> list[comparison.Row]:
-  """The rows of one number of devices and one batch, least bytes first."""
+  """Makes the rows of one device count and one batch, least bytes first."""
   rows = []
   config = copy.deepcopy(config)
   config.batch_size = batch_size
   for layout in layouts:
-    row = comparison.make_row(
-      network,
-      layout,
-      batch_size=batch_size,
-      precision=config.exchange_dtype,
-      norms=config.optimizer.trust_coefficient is not None,
-    )
+    row = comparison.make_row(workload, layout, batch_size=batch_size)
     if _COMPILE.value:
       compiled, audit = compiled_step.compile_step(
-        run_lib.make_program(config, network, layout, devices=devices)
+        run_lib.make_program(config, workload.network, layout, devices=devices)
       )
       row = dataclasses.replace(
         row,
-        compiled_bytes=sum(found.sent_bytes for found in audit.compiled),
+        compiled_bytes=sum(sent.sent_bytes for sent in audit.compiled),
         memory_bytes=compiled_step.find_memory(compiled).get("peak"),
         agrees=audit.agrees,
       )
@@ -178,27 +161,18 @@ def _print_tables(
   network: wiring.Network, groups: Groups, traffic: Traffic
 ) -> None:
   console = command.make_console()
-  table = rich.table.Table(
-    title=f"network {network.name}: one device in one step, in MB of 10^6 "
-    "bytes",
-    title_justify="left",
-    box=None,
-    padding=(0, 1, 0, 0),
+  table = summary.make_table(
+    f"network {network.name}: one device in one step, in MB of 10^6 bytes",
+    *("layout", "mesh", "> batch", "> activations", "> parameters", "> sent"),
+    *("> compiled", "> x least", "> memory", "> GFLOP", "> repeated"),
   )
-  for header in ("layout", "mesh"):
-    table.add_column(header, no_wrap=True)
-  for header in (
-    *("batch", "activations", "parameters", "sent", "compiled", "x least"),
-    *("memory", "GFLOP", "repeated"),
-  ):
-    table.add_column(header, justify="right", no_wrap=True)
   for rows in groups:
     sent = [row.planned_bytes for row in rows if row.planned_bytes]
     for row in rows:
       compiled = _to_mb(row.compiled_bytes)
       table.add_row(
         row.layout.name,
-        layout_lib.listed(row.layout.mesh),
+        layout_lib.format_mesh(row.layout.mesh),
         f"{row.batch_size:,}",
         *map(_to_mb, (row.activation_bytes, row.parameter_bytes)),
         _to_mb(row.planned_bytes),
@@ -209,23 +183,22 @@ def _print_tables(
         f"{row.repeated:.1%}",
       )
     table.add_section()
-  command.print_whole(console, table)
+  command.print_table(console, table)
   for count, lines in traffic.items():
-    console.print(f"\n{count} devices: the batch at which two send the same")
+    console.print(f"\n{count} devices: batches at which two send the same")
     for overtaking in comparison.find_overtakings(lines):
-      console.print(
-        f"  {overtaking.batch_size:>9,.0f}: below it less by "
-        f"{comparison.describe(overtaking.below)}, above it by "
+      command.print_line(
+        console,
+        f"  {overtaking.batch_size:>9,.0f}: below it, "
+        f"{comparison.describe(overtaking.below)} sends less, above it "
         f"{comparison.describe(overtaking.above)}",
-        soft_wrap=True,
-        highlight=False,
       )
   if _CHART.value:
     console.print(f"\nthe chart is in {_CHART.value}", highlight=False)
 
 
 def _to_json(network: wiring.Network, groups: Groups, traffic: Traffic) -> dict:
-  """What the tables show, as data."""
+  """Returns what the tables show."""
   return {
     "network": network.name,
     "rows": [
@@ -234,14 +207,13 @@ def _to_json(network: wiring.Network, groups: Groups, traffic: Traffic) -> dict:
         "mesh": dict(row.layout.mesh),
         "devices": row.layout.devices,
         "batch": row.batch_size,
-        "activation_bytes": row.activation_bytes,
-        "parameter_bytes": row.parameter_bytes,
-        "planned_bytes": row.planned_bytes,
-        "compiled_bytes": row.compiled_bytes,
-        "memory_bytes": row.memory_bytes,
-        "flops": row.flops,
-        "repeated": row.repeated,
-        "agrees": row.agrees,
+        **{
+          field: getattr(row, field)
+          for field in (
+            *("activation_bytes", "parameter_bytes", "planned_bytes"),
+            *("compiled_bytes", "memory_bytes", "flops", "repeated", "agrees"),
+          )
+        },
       }
       for rows in groups
       for row in rows

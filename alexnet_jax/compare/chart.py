@@ -1,4 +1,4 @@
-"""What layouts send over the batch, as a chart: one panel per device count."""
+"""Draws what layouts send over the batch, one panel per device count."""
 
 from __future__ import annotations
 
@@ -24,22 +24,20 @@ def draw(
   *,
   batch_sizes: Sequence[int],
   network: str,
-  precision: str,
+  exchange_dtype: str,
   path: str,
 ) -> None:
   """Draws bytes sent by one device over the batch, both logarithmic.
 
   Args:
     traffic: number of devices -> lines of the layouts.
-    batch_sizes: marked in the panels, which reach 16 times as far either way.
-    network: name of the network.
-    precision: in which activations are sent.
+    batch_sizes: marked in the panels, which go on by a factor of 16 either way.
     path: .svg or .png.
 
   Raises:
-    ValueError: the file cannot be drawn to.
+    ValueError: the file cannot be written.
   """
-  command.check_picture_path(path, flag="chart")
+  command.check_path(path, flag="chart", endings=command.PICTURES)
   names = sorted(
     {line.layouts[0].name for lines in traffic.values() for line in lines}
   )
@@ -51,7 +49,9 @@ def draw(
     for panel, (devices, lines) in zip(panels, traffic.items(), strict=True):
       _draw_panel(panel, lines, names, batch_sizes)
       panel.set_title(f"{devices} devices", fontsize="medium")
-    panels[0].set_ylabel(f"MB that one device sends in a step, {precision}")
+    panels[0].set_ylabel(
+      f"MB that one device sends in a step, {exchange_dtype}"
+    )
     drawn.suptitle(f"What each layout sends: {network}", fontsize="large")
     drawn.savefig(
       path, dpi=200, metadata={"Date": None} if path.endswith("svg") else {}

@@ -1,8 +1,8 @@
-"""Several layouts side by side: what one device sends, computes and holds.
+"""Compares what one device sends, computes and holds under several layouts.
 
 What a layout sends is a straight line over the batch: gradients and weights
-cost the same for any batch, activations so much for each image. Where two
-lines cross, one layout overtakes the other.
+cost the same for any batch, activations a fixed amount for each image. Where
+two lines cross, one layout overtakes the other.
 """
 
 from __future__ import annotations
@@ -19,11 +19,37 @@ from alexnet_jax.program import metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+  """What is computed, whatever the layout; see `plan.make_plan`."""
+
+  network: wiring.Network
+  exchange_dtype: str = "float32"
+  norms: bool = False
+
+  def make_plan(
+    self, layout: layout_lib.Layout, batch_size: int
+  ) -> tuple[plan_lib.Collective, ...]:
+    return plan_lib.make_plan(
+      self.network,
+      layout,
+      batch_size=batch_size,
+      loss_values=len(metrics.NAMES),
+      exchange_dtype=self.exchange_dtype,
+      norms=self.norms,
+    )
+
+  def find_loads(
+    self, layout: layout_lib.Layout, batch_size: int
+  ) -> dict[str, per_device.DeviceLoad]:
+    return per_device.find_loads(self.network, layout, batch_size=batch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Traffic:
-  """Bytes that one device sends in a step, as a line over the batch.
+  """The bytes that one device sends in a step, as a line over the batch.
 
   Attributes:
-    layouts: that send just as much, each on its mesh.
+    layouts: that send the same, each on its mesh.
     fixed: for gradients, weights, norms, statistics and the loss.
     per_image: for activations and their edges, for each image of the batch.
   """
@@ -38,12 +64,9 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Overtaking:
-  """Two lines, and the batch at which they are equal.
+  """Two lines, and the batch, rarely an integer, at which they are equal.
 
-  Attributes:
-    below: sends less for smaller batches.
-    above: sends less for larger ones.
-    batch_size: at which they send the same; seldom a whole number.
+  `below` sends less for smaller batches, `above` for larger ones.
   """
 
   below: Traffic
@@ -56,15 +79,13 @@ class Row:
   """One layout on one mesh at one batch; bytes of one device in one step.
 
   Attributes:
-    layout: on its mesh.
-    batch_size: images in a step, over all devices.
-    activation_bytes: sent for all but gradients and weights.
+    activation_bytes: sent for everything except gradients and weights.
     parameter_bytes: sent for gradients and weights.
     flops: computed, forward and backward.
-    repeated: part of the work that is done a second time or more, 0 to 1.
-    compiled_bytes: what the compiled step sends; None: not compiled.
+    repeated: part of the work that repeats other devices' work, 0 to 1.
+    compiled_bytes: sent by the compiled step; None: not compiled.
     memory_bytes: at the peak of a step; None: not known.
-    agrees: whether the audit does; None: not compiled.
+    agrees: whether the audit agrees; None: not compiled.
   """
 
   layout: layout_lib.Layout
@@ -83,52 +104,43 @@ class Row:
 
 
 def find_layouts(
-  network: wiring.Network,
+  workload: Workload,
   layouts: Iterable[layout_lib.Layout],
   devices: int,
   *,
   batch_size: int,
-  precision: str = "float32",
-  norms: bool = False,
 ) -> Iterator[layout_lib.Layout]:
   """Yields each layout on each mesh of that many devices that it allows.
 
-  Of those that come to the same, only the one with the fewest axes of one
-  device: `data_parallel`, and no other layout with one device along `model`.
-  None that splits nothing.
+  Of equivalent ones, only that with the fewest axes of one device:
+  `data_parallel`, and no other layout with one device along `model`. None that
+  splits nothing.
   """
   candidates = [
     candidate
     for layout in layouts
     for candidate in layout_lib.find_meshes(layout, devices)
-    if check.fits(candidate, network, batch_size=batch_size)
+    if check.fits(candidate, workload.network, batch_size=batch_size)
   ]
   plainest = {}
   for candidate in sorted(
     candidates, key=lambda layout: list(layout.mesh.values()).count(1)
   ):
-    plan = _make_plan(network, candidate, batch_size, precision, norms)
-    shares = per_device.find_shares(network, candidate, batch_size=batch_size)
-    splits = any(share.times < devices for share in shares.values())
-    if splits or devices == 1:
-      plainest.setdefault((plan, *shares.values()), candidate)
+    plan = workload.make_plan(candidate, batch_size)
+    loads = workload.find_loads(candidate, batch_size).values()
+    if devices == 1 or any(load.times_computed < devices for load in loads):
+      plainest.setdefault((plan, *loads), candidate)
   kept = list(plainest.values())
   yield from (candidate for candidate in candidates if candidate in kept)
 
 
 def make_row(
-  network: wiring.Network,
-  layout: layout_lib.Layout,
-  *,
-  batch_size: int,
-  precision: str = "float32",
-  norms: bool = False,
+  workload: Workload, layout: layout_lib.Layout, *, batch_size: int
 ) -> Row:
-  """What the plan says, before anything compiles."""
-  plan = _make_plan(network, layout, batch_size, precision, norms)
-  shares = per_device.find_shares(network, layout, batch_size=batch_size)
+  """Makes a row from the plan, before anything compiles."""
+  loads = workload.find_loads(layout, batch_size)
   sent = {True: 0, False: 0}
-  for exchange in plan:
+  for exchange in workload.make_plan(layout, batch_size):
     is_parameter = exchange.tensor in plan_lib.PARAMETERS
     sent[is_parameter] += exchange.sent_bytes
   return Row(
@@ -136,26 +148,20 @@ def make_row(
     batch_size=batch_size,
     activation_bytes=sent[False],
     parameter_bytes=sent[True],
-    flops=sum(share.flops for share in shares.values()),
-    repeated=per_device.repeated_share(shares),
+    flops=sum(load.flops for load in loads.values()),
+    repeated=per_device.repeated_fraction(loads),
   )
 
 
 def find_traffic(
-  network: wiring.Network,
-  layouts: Iterable[layout_lib.Layout],
-  *,
-  precision: str = "float32",
-  norms: bool = False,
+  workload: Workload, layouts: Iterable[layout_lib.Layout]
 ) -> list[Traffic]:
-  """The line of each layout, through what it sends at two batches."""
+  """Finds the line of each layout, through what it sends at two batches."""
   lines = {}
   for layout in layouts:
     one, two = layout.devices, 2 * layout.devices
     sent = [
-      make_row(
-        network, layout, batch_size=size, precision=precision, norms=norms
-      ).planned_bytes
+      make_row(workload, layout, batch_size=size).planned_bytes
       for size in (one, two)
     ]
     per_image = (sent[1] - sent[0]) / (two - one)
@@ -168,12 +174,8 @@ def find_traffic(
 
 
 def find_overtakings(traffic: Sequence[Traffic]) -> list[Overtaking]:
-  """The pairs of lines that are equal at some batch of one image or more.
-
-  Returns:
-    In the order of these batches.
-  """
-  found = []
+  """Finds pairs of lines that are equal at a batch >= 1, in its order."""
+  overtakings = []
   for first, second in itertools.combinations(traffic, 2):
     if first.per_image == second.per_image:
       continue
@@ -182,30 +184,15 @@ def find_overtakings(traffic: Sequence[Traffic]) -> list[Overtaking]:
       below.per_image - above.per_image
     )
     if batch_size >= 1:
-      found.append(Overtaking(below=below, above=above, batch_size=batch_size))
-  return sorted(found, key=lambda overtaking: overtaking.batch_size)
+      overtakings.append(
+        Overtaking(below=below, above=above, batch_size=batch_size)
+      )
+  return sorted(overtakings, key=lambda overtaking: overtaking.batch_size)
 
 
 def describe(line: Traffic) -> str:
-  """The layouts of a line, each with its mesh."""
+  """Lists the layouts of a line, each with its mesh."""
   return " = ".join(
-    f"{layout.name} ({layout_lib.listed(layout.mesh)})"
+    f"{layout.name} ({layout_lib.format_mesh(layout.mesh)})"
     for layout in line.layouts
-  )
-
-
-def _make_plan(
-  network: wiring.Network,
-  layout: layout_lib.Layout,
-  batch_size: int,
-  precision: str,
-  norms: bool,
-) -> tuple[plan_lib.Collective, ...]:
-  return plan_lib.make_plan(
-    network,
-    layout,
-    batch_size=batch_size,
-    loss_values=len(metrics.NAMES),
-    precision=precision,
-    norms=norms,
   )

@@ -1,10 +1,10 @@
-"""What a network has and multiplies: by its table, in its program, by XLA.
+"""Counts parameters and multiplications by the table, in the program, by XLA.
 
-Three counts that know nothing of each other: the arithmetic of
-`wiring.Sizes`; the arrays that the module makes and the convolutions and
-products of its traced forward pass; and XLA's cost analysis of each of these.
-Everything is of one image and one forward pass. A multiply-accumulate (MAC)
-is two floating-point operations (FLOP). No array is made.
+The three counts are independent: the arithmetic of `wiring.Sizes`; the arrays
+that the module makes, and the convolutions and products of its traced forward
+pass; and XLA's cost analysis of each of these. All are for one image and one
+forward pass. A multiply-accumulate (MAC) is two floating-point operations
+(FLOP). Nothing is computed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,31 +24,32 @@ from jax.extend import core as jex_core
 
 from alexnet_jax.network import model, wiring
 
-# XLA keeps its figures as float32, so one above 2^24 may be off by this part.
+# Fields of `LayerCount` that make the sums of a network.
+SUMMED = ("parameters", "multiplications", "outputs")
+# Relative error of XLA's figures above 2^24, which are float32.
 _XLA_ROUNDING = 2.0**-24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerCount:
-  """One layer, counted three times.
+  """One layer, counted by the table, in the program, and by XLA.
 
   Attributes:
     layer: its name.
-    kernel: shape of its kernel, by the table.
-    parameters: by the table.
-    multiplications: MAC, by the table.
-    padding: of these, those with a zero that pads the map, by the table.
-    outputs: values before pooling, by the table.
+    kernel: the shape.
+    multiplications: MAC.
+    multiplications_of_padding: those of them with a zero that pads the map.
+    outputs: values before pooling.
     program_parameters: elements of the arrays that the module makes.
     program_multiplications: MAC of the traced convolutions and products.
-    xla_flops: of these, each compiled alone, by XLA.
+    xla_flops: FLOP of each of these alone.
   """
 
   layer: str
   kernel: tuple[int, ...]
   parameters: int
   multiplications: int
-  padding: int
+  multiplications_of_padding: int
   outputs: int
   program_parameters: int
   program_multiplications: int
@@ -56,35 +58,31 @@ class LayerCount:
   @property
   def disagreements(self) -> list[str]:
     """A line for each count that the table does not explain."""
-    lines = []
-    if self.program_parameters != self.parameters:
-      lines.append(
-        f"{self.layer} has {self.program_parameters:,} parameters in the "
-        f"program, {self.parameters:,} by the table"
+    lines = [
+      f"{self.layer} has {found:,} {unit} in the program, {expected:,} by the "
+      "table"
+      for unit, found, expected in (
+        ("parameters", self.program_parameters, self.parameters),
+        ("MAC", self.program_multiplications, self.multiplications),
       )
-    if self.program_multiplications != self.multiplications:
-      lines.append(
-        f"{self.layer} has {self.program_multiplications:,} MAC in the "
-        f"program, {self.multiplications:,} by the table"
-      )
-    flops = 2 * (self.multiplications - self.padding)
+      if found != expected
+    ]
+    flops = 2 * (self.multiplications - self.multiplications_of_padding)
     if abs(self.xla_flops - flops) > _XLA_ROUNDING * flops:
       lines.append(
         f"{self.layer} has {self.xla_flops:,} FLOP by XLA, {flops:,} by the "
-        "table, padding left out"
+        "table without padding"
       )
     return lines
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkCount:
-  """A whole network.
+  """All layers of a network, first to last.
 
   Attributes:
-    network: the network.
-    layers: first to last.
     outside: MAC of the program that are in no layer's named scope.
-    forward_flops: of the forward pass by XLA, with biases, activations,
+    forward_flops: FLOP of the forward pass by XLA, with biases, activations,
       normalization and pooling.
   """
 
@@ -94,12 +92,7 @@ class NetworkCount:
   forward_flops: int
 
   def total(self, field: str, *, convolutions: bool = False) -> int:
-    """The sum of a field of `LayerCount` over all layers.
-
-    Args:
-      field: its name.
-      convolutions: only over these.
-    """
+    """Sums a field of `LayerCount` over all layers, or the convolutions."""
     return sum(
       getattr(count, field)
       for count in self.layers
@@ -115,30 +108,45 @@ class NetworkCount:
     return lines
 
   @property
-  def column_shares(self) -> list[tuple[int, int]]:
-    """(parameters, MAC) of each column's device as in 2012.
+  def columns_of_2012(self) -> list[tuple[int, int]]:
+    """(parameters, MAC) of each column's device, placed as in 2012.
 
-    Each has the outputs of its column, the first all of the last layer
-    (layers-145.cfg: fc1000 is on GPU 0).
+    Each device has the outputs of its column; the first one has all of the last
+    layer (layers-145.cfg: fc1000 is on GPU 0).
     """
     *columned, last = self.layers
     parameters, multiplications = (
       sum(getattr(count, field) for count in columned) // self.network.columns
       for field in ("parameters", "multiplications")
     )
-    first = (
+    devices = [(parameters, multiplications)] * self.network.columns
+    devices[0] = (
       parameters + last.parameters,
       multiplications + last.multiplications,
     )
-    others = self.network.columns - 1
-    return [first, *[(parameters, multiplications)] * others]
+    return devices
+
+  def to_json(self) -> dict[str, Any]:
+    """The content of the tables as data."""
+    return {
+      "wiring": self.network.name,
+      "image_size": self.network.image_size,
+      "columns": self.network.columns,
+      "layers": [dataclasses.asdict(count) for count in self.layers],
+      **{field: self.total(field) for field in SUMMED},
+      "forward_xla_flops": self.forward_flops,
+      "disagreements": self.disagreements,
+    }
+
+
+def make_published(table: wiring.Wiring) -> wiring.Network:
+  """Makes a network in the size it was published in."""
+  size, classes = table.published_size, table.published_classes
+  return wiring.make_network(table, image_size=size, num_classes=classes)
 
 
 def count(network: wiring.Network) -> NetworkCount:
-  """Counts a network by its table, in its program, and by XLA.
-
-  Traces and lowers for the default device; compiles and runs nothing.
-  """
+  """Counts a network three times; traces and lowers, but runs nothing."""
   parameters = jax.eval_shape(
     lambda: model.init_parameters(network, jax.random.key(0))
   )
@@ -157,7 +165,8 @@ def count(network: wiring.Network) -> NetworkCount:
         kernel=sizes.kernel,
         parameters=sizes.parameters,
         multiplications=sizes.multiplications,
-        padding=sizes.multiplications - _inside(network.layer(name), sizes),
+        multiplications_of_padding=sizes.multiplications
+        - _count_inside(network.layer(name), sizes),
         outputs=sizes.outputs,
         program_parameters=sum(
           math.prod(array.shape) for array in jax.tree.leaves(parameters[name])
@@ -173,8 +182,8 @@ def count(network: wiring.Network) -> NetworkCount:
   )
 
 
-def _inside(layer: wiring.Layer, sizes: wiring.Sizes) -> int:
-  """MAC of a layer with values of the map, not with zeros that pad it."""
+def _count_inside(layer: wiring.Layer, sizes: wiring.Sizes) -> int:
+  """MAC of a layer with values of the map, without the padding's zeros."""
   if not layer.window:
     return sizes.multiplications
   side = math.isqrt(sizes.positions)
@@ -185,18 +194,15 @@ def _inside(layer: wiring.Layer, sizes: wiring.Sizes) -> int:
 
 
 def _trace_forward(network: wiring.Network) -> jax.stages.Traced:
-  """The forward pass of one image, in float32, without dropout."""
+  """Traces the forward pass of one image, in float32, without dropout."""
   module = nnx.eval_shape(
     lambda: model.AlexNet(network, rngs=nnx.Rngs(params=0))
   )
+  shape = (1, network.image_size, network.image_size, network.image_channels)
+  image = jax.ShapeDtypeStruct(shape, jnp.float32)
   graphdef, arrays = nnx.split(module)
-  side = network.image_size
-  image = jax.ShapeDtypeStruct(
-    (1, side, side, network.image_channels), jnp.float32
-  )
-  return jax.jit(
-    lambda arrays, image: nnx.merge(graphdef, arrays)(image)
-  ).trace(arrays, image)
+  forward = jax.jit(lambda arrays, image: nnx.merge(graphdef, arrays)(image))
+  return forward.trace(arrays, image)
 
 
 def _find_products(
@@ -212,7 +218,7 @@ def _find_products(
 
 
 def _multiplications(equation: jex_core.JaxprEqn) -> int:
-  """MAC of an equation: its outputs, times what each is a sum of."""
+  """MAC of an equation: its outputs, times the products that each sums."""
   left, right = (variable.aval.shape for variable in equation.invars)
   outputs = math.prod(equation.outvars[0].aval.shape)
   numbers = equation.params["dimension_numbers"]

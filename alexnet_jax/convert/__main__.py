@@ -1,12 +1,12 @@
-"""Takes a run over into an equivalent network with other columns.
+"""Converts a run into one of an equivalent network with other columns.
 
     python -m alexnet_jax.convert --workdir=runs/demo --new_workdir=runs/new \\
       --config=configs/two_device.py --config.network.wiring=block_diagonal
 
 Layers that read their own column become layers that read all of them, with
-zeros where the columns do not meet, or the reverse where these are zeros: see
-`convert/block_diagonal.py`. The new run goes on from the same step, with the
-same optimizer; the old one stays as it is.
+zeros where the columns do not meet, or the reverse if these are zeros: see
+`convert/block_diagonal.py`. The new run resumes at the same step, with the same
+optimizer; the old one is not changed.
 """
 
 from absl import app, flags
@@ -16,21 +16,25 @@ from alexnet_jax.convert import conversion
 from alexnet_jax.partition import mesh as mesh_lib
 
 _CONFIG = command.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Workdir of the run to convert.", required=True
+)
 _NEW_WORKDIR = flags.DEFINE_string(
   "new_workdir",
   None,
-  "Where the new one goes; there is none yet.",
+  "Workdir of the new run; must not exist yet.",
   required=True,
 )
 _STEP = flags.DEFINE_integer(
-  "checkpoint_step", None, "Of the checkpoint. Default: the newest."
+  "checkpoint_step", None, "Step of the checkpoint. Default: the newest."
 )
 
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
-  with command.in_one_line(ValueError, TypeError, OSError, FloatingPointError):
+  with command.exit_on_error(
+    ValueError, TypeError, OSError, FloatingPointError
+  ):
     mesh_lib.simulate_devices(1, only_cpu=True)
     for line in conversion.convert(
       _CONFIG.value,

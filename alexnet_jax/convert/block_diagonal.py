@@ -1,8 +1,9 @@
-"""A layer that reads its own column is one that reads all, with zeros between.
+"""Converts layers that read their own column to layers that read all, and back.
 
-The kernel of such a layer is block-diagonal: input of one column never reaches
-output of another. Written out with its zeros it fits a layer that reads all
-columns, which computes the same; and back, as long as the zeros are zeros.
+The kernel of a layer that reads its own column is block-diagonal: input of one
+column never reaches output of another. Filled with zeros between the blocks it
+fits a layer that reads all columns, and computes the same. The way back is
+possible as long as these zeros are zeros.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import numpy as np
 from alexnet_jax.network import wiring
 
 KERNEL = "kernel"
-# Of a row, what has no part in what it computes: `reads` is what may differ,
-# the next two are initial values, and normalization is compared by its groups.
+# Fields of a row that may differ: `reads` is what is converted, the next two
+# are initial values, and normalization is compared by its groups.
 _FREE = ("reads", "kernel_std", "bias", "normalize")
 
 
@@ -27,46 +28,48 @@ def check(source: wiring.Network, target: wiring.Network) -> None:
   Raises:
     ValueError: names the layer, and what it has in each of them.
   """
-  there, here = ([row.name for row in each.layers] for each in (source, target))
-  if there != here:
+  source_names, target_names = (
+    ", ".join(row.name for row in network.layers)
+    for network in (source, target)
+  )
+  if source_names != target_names:
     raise ValueError(
-      f"the layers are {', '.join(there)} in {source.name} and "
-      f"{', '.join(here)} in {target.name}, expected the same. Set "
-      "config.network.wiring."
+      f"the layers are {source_names} in {source.name} and {target_names} in "
+      f"{target.name}, expected the same. Set config.network.wiring."
     )
-  for row, other in zip(source.layers, target.layers, strict=True):
+  for source_row, target_row in zip(source.layers, target.layers, strict=True):
     before, after = (
-      {k: v for k, v in dataclasses.asdict(of).items() if k not in _FREE}
-      | {"normalization": _describe_groups(network, of)}
-      for network, of in ((source, row), (target, other))
+      {k: v for k, v in dataclasses.asdict(row).items() if k not in _FREE}
+      | {"normalization": _describe_groups(network, row)}
+      for network, row in ((source, source_row), (target, target_row))
     )
-    for what, value in before.items():
-      if value != after[what]:
+    for field, value in before.items():
+      if value != after[field]:
         raise ValueError(
-          f"the {what} of {row.name} is {value} in {source.name} with "
-          f"{source.columns} columns, and {after[what]} in {target.name} with "
-          f"{target.columns}, expected the same: it would be another function. "
-          "Set config.network.wiring or config.network.columns."
+          f"the {field} of {source_row.name} is {value} in {source.name} with "
+          f"{source.columns} columns, and {after[field]} in {target.name} with "
+          f"{target.columns}, expected the same: the networks would compute "
+          "different functions. Set config.network.wiring or "
+          "config.network.columns."
         )
-  for what in sorted(_find_constants(source)):
-    value, other = getattr(source, what), getattr(target, what)
-    if value != other:
+  for field in sorted(_find_used_constants(source)):
+    value, target_value = getattr(source, field), getattr(target, field)
+    if value != target_value:
       raise ValueError(
-        f"network.{what} is {value} in {source.name} and {other} in "
-        f"{target.name}, expected the same. Set config.network.{what}."
+        f"network.{field} is {value} in {source.name} and {target_value} in "
+        f"{target.name}, expected the same. Set config.network.{field}."
       )
 
 
 def _describe_groups(network: wiring.Network, row: wiring.Layer) -> str:
-  """What a layer normalizes over."""
   groups = {"column": network.columns, "across": 1}.get(row.normalize)
   if groups is None:
     return row.normalize
   return f"local response over {row.features // groups} of {row.features} maps"
 
 
-def _find_constants(network: wiring.Network) -> set[str]:
-  """Fields that all layers share, of those that this network uses."""
+def _find_used_constants(network: wiring.Network) -> set[str]:
+  """Fields of a network that its layers use."""
   kinds = {row.normalize for row in network.layers}
   used = {"image_size", "image_channels"}
   if kinds & {"column", "across"}:
@@ -78,29 +81,16 @@ def _find_constants(network: wiring.Network) -> set[str]:
   return used
 
 
-def find_changes(
-  source: wiring.Network, target: wiring.Network
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-  """Shapes of the kernels that differ: layer -> (there, here)."""
-  before, after = source.sizes(), target.sizes()
-  return {
-    name: (size.kernel, after[name].kernel)
-    for name, size in before.items()
-    if size.kernel != after[name].kernel
-  }
-
-
 def convert(tree: Any, source: wiring.Network, target: wiring.Network) -> Any:
-  """What one network holds, as another that computes the same holds it.
+  """Converts the kernels in a tree of one network to those of another.
 
   Args:
     tree: parameters {layer: {"kernel", "bias", ...}} of global shapes, or any
       tree with such in it, as the state of an optimizer: all leaves that are
-      called "kernel" under the name of a layer are changed, and no others. A
-      velocity or an average is 0 where the columns do not meet, as what it is
-      of.
-    source: whose tree it is.
-    target: that `check` has accepted.
+      called "kernel" under the name of a layer are converted, and no others. A
+      velocity or an average is 0 wherever its kernel is.
+    source: the network of the tree.
+    target: a network that `check` has accepted.
 
   Returns:
     The same tree, of NumPy arrays.
@@ -112,55 +102,56 @@ def convert(tree: Any, source: wiring.Network, target: wiring.Network) -> Any:
   rows = {row.name: row for row in source.layers}
   sizes = source.sizes()
 
-  def change(path, leaf):
+  def convert_leaf(path, leaf):
     leaf = np.asarray(leaf)
     names = [getattr(key, "key", None) for key in path]
     name = names[-2] if len(names) > 1 else None
     if names[-1] != KERNEL or name not in rows:
       return leaf
-    blocks, wanted = (
-      _count_blocks(network, name) for network in (source, target)
+    blocks, target_blocks = (
+      network.columns if network.layer(name).reads == "own" else 1
+      for network in (source, target)
     )
-    if blocks == wanted:
+    if blocks == target_blocks:
       return leaf
     window = rows[name].window
-    places = window * window or sizes[name].positions
-    dense = _fill(leaf.reshape(places, -1, leaf.shape[-1]), blocks)
-    cut = _cut(dense, wanted, where=f"{name} ({jax.tree_util.keystr(path)})")
-    return cut.reshape(target.sizes()[name].kernel)
+    positions = window * window or sizes[name].positions
+    dense = _to_dense(leaf.reshape(positions, -1, leaf.shape[-1]), blocks)
+    leaf_name = f"{name} ({jax.tree_util.keystr(path)})"
+    kernel = _to_blocks(dense, target_blocks, leaf_name)
+    return kernel.reshape(target.sizes()[name].kernel)
 
-  return jax.tree.map_with_path(change, tree)
-
-
-def _count_blocks(network: wiring.Network, name: str) -> int:
-  return network.columns if network.layer(name).reads == "own" else 1
+  return jax.tree.map_with_path(convert_leaf, tree)
 
 
-def _fill(kernel: np.ndarray, blocks: int) -> np.ndarray:
-  """[places, in / blocks, out] -> [places, in, out], 0 between the blocks.
+def _to_dense(kernel: np.ndarray, blocks: int) -> np.ndarray:
+  """[positions, in / blocks, out] -> [positions, in, out], 0 between blocks.
 
-  Channels are the last part of an input, so column k of every place has the
+  Channels are the last part of an input, so at every position column k has the
   channels from k * in / blocks on.
   """
-  places, read, out = kernel.shape
-  dense = np.zeros((places, blocks, read, blocks, out // blocks), kernel.dtype)
-  for block, own in enumerate(np.split(kernel, blocks, axis=-1)):
-    dense[:, block, :, block] = own
-  return dense.reshape(places, blocks * read, out)
+  positions, read, out = kernel.shape
+  shape = (positions, blocks, read, blocks, out // blocks)
+  dense = np.zeros(shape, kernel.dtype)
+  for index, block in enumerate(np.split(kernel, blocks, axis=-1)):
+    dense[:, index, :, index] = block
+  return dense.reshape(positions, blocks * read, out)
 
 
-def _cut(dense: np.ndarray, blocks: int, *, where: str) -> np.ndarray:
-  """The reverse of `_fill`; refuses what would be lost."""
-  places, read, out = dense.shape
-  parts = dense.reshape(places, blocks, read // blocks, blocks, out // blocks)
-  own = [parts[:, block, :, block] for block in range(blocks)]
-  kernel = np.concatenate(own, axis=-1)
+def _to_blocks(dense: np.ndarray, blocks: int, leaf_name: str) -> np.ndarray:
+  """The inverse of `_to_dense`; refuses values between the blocks."""
+  positions, read, out = dense.shape
+  parts = dense.reshape(
+    positions, blocks, read // blocks, blocks, out // blocks
+  )
   between = parts * (1 - np.eye(blocks, dtype=dense.dtype))[:, None, :, None]
   if between.any():
     raise ValueError(
-      f"{where} has values of up to {np.abs(between).max():.3g} where the "
+      f"{leaf_name} has values of up to {np.abs(between).max():.3g} where the "
       f"{blocks} columns of the new network do not meet, expected 0: they were "
       "trained, and would be lost. Set config.network.wiring to a network in "
       "which this layer reads all columns."
     )
-  return kernel
+  return np.concatenate(
+    [parts[:, index, :, index] for index in range(blocks)], axis=-1
+  )

@@ -1,4 +1,4 @@
-"""A run taken over into an equivalent network; `convert.py` is the command."""
+"""Copies a run into a new workdir, with an equivalent network."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from alexnet_jax.convert import block_diagonal
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog
 from alexnet_jax.program import step as step_lib
+from alexnet_jax.settings import fields as fields_lib
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
 from alexnet_jax.training import trained_run
 
-# What may differ between the two runs, beside where they are computed.
+# Fields that may differ, beside those that any run may change.
 _CHANGES = ("network.wiring", "network.columns")
 
 
 def convert(
   config, *, workdir: str, new_workdir: str, step: int | None = None
 ) -> list[str]:
-  """Writes the new run; what was done, in words.
+  """Writes the new run, and returns lines that say what was converted.
 
   Args:
     config: of the new run.
-    workdir: of the run that there is, which may be training.
-    new_workdir: of the new one.
+    workdir: of the existing run, which may be training.
+    new_workdir: must not exist.
     step: of the checkpoint; None: the newest.
 
   Raises:
-    ValueError, TypeError, OSError: the two do not compute the same, there is a
-      run in `new_workdir`, or it cannot be written; says what to change.
+    ValueError, TypeError, OSError: the networks do not compute the same,
+      `new_workdir` exists, or cannot be written; says what to change.
   """
   settings.check_single(config, command="convert")
   target, _ = settings.check(config)
@@ -42,74 +43,75 @@ def convert(
   )
   _check_fields(config, run)
   block_diagonal.check(run.network, target)
-  workdir_lib.check(new_workdir)
+  workdir_lib.check_writable(new_workdir)
   unfinished = f"{new_workdir.rstrip(os.sep)}.unfinished"
   for path in (new_workdir, unfinished):
     if os.path.lexists(path):
       raise ValueError(
-        f"{path!r} is there already, expected a new folder. Remove it, or set "
+        f"{path!r} exists already, expected a new folder. Remove it, or set "
         "--new_workdir."
       )
-  like = _find_like(config, run, run.network)
-  state = reader.load(workdir, run.step, like)
+  abstract = _make_abstract_state(config, run, run.network)
+  state = reader.load(workdir, run.step, abstract)
   state = block_diagonal.convert(state, run.network, target)
-  like = _find_like(config, run, target)
-  state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, like))
-  # A run without its checkpoint would start from the beginning.
-  claim = workdir_lib.acquire(unfinished, config.to_dict(), run.found)
+  abstract = _make_abstract_state(config, run, target)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  state = jax.device_put(state, shardings)
+  # In another folder until it is complete: a run without its checkpoint would
+  # start from the beginning.
+  acquired = workdir_lib.acquire(
+    {unfinished: config.to_dict()}, run.found, may_change=()
+  )
   checkpoints = checkpoint.Checkpoints(unfinished, keep=config.max_to_keep)
-  # Its error decides how long it is kept; a validation may be owed.
+  # The facts hold the validation error, which decides how long the checkpoint
+  # is kept, and whether a validation is still due.
   checkpoints.save(run.step, state, reader.read_facts(workdir, run.step))
   checkpoints.close()
   os.rename(unfinished, new_workdir)
-  for lock in claim.locks:
+  for lock in acquired.locks:
     lock.release()
+  old, new = (
+    {
+      name: "x".join(map(str, size.kernel))
+      for name, size in network.sizes().items()
+    }
+    for network in (run.network, target)
+  )
   return [
     *(
-      f"{name}: the kernel was {_times(there)}, and is {_times(here)}"
-      for name, (there, here) in block_diagonal.find_changes(
-        run.network, target
-      ).items()
+      f"{name}: the kernel was {shape}, and is now {new[name]}"
+      for name, shape in old.items()
+      if shape != new[name]
     ),
-    f"{new_workdir} goes on after step {run.step} with this config: set "
+    f"to resume after step {run.step} with this config, set "
     f"--workdir={new_workdir}",
   ]
 
 
 def _check_fields(config, run: trained_run.TrainedRun) -> None:
-  """Refuses a config that differs in what is not taken over.
-
-  Raises:
-    ValueError: names the fields.
-  """
-  there = workdir_lib.read(run.workdir)
-  here = workdir_lib.to_fields(config.to_dict(), run.found)
-  free = (*workdir_lib.FREE, *_CHANGES)
+  """Refuses a config that differs in fields that cannot be converted."""
+  old = workdir_lib.read_config(run.workdir)
+  new = workdir_lib.flatten_config(config.to_dict(), run.found)
+  free = (*fields_lib.find_changeable(), *_CHANGES)
   differences = [
-    f"{name}: {there.get(name)} there, {value} here"
-    for name, value in here.items()
-    if there.get(name) != value
-    and not any(name == each or name.startswith(f"{each}.") for each in free)
+    f"{name}: was {old.get(name)}, is {value}"
+    for name, value in new.items()
+    if old.get(name) != value
+    and not any(name == field or name.startswith(f"{field}.") for field in free)
   ]
   if differences:
     raise ValueError(
       f"the run in {run.workdir!r} has another config "
-      f"({'; '.join(differences)}), expected the same but for "
+      f"({'; '.join(differences)}), expected the same except for "
       f"{' and '.join(_CHANGES)}. Set these fields back."
     )
 
 
-def _find_like(
+def _make_abstract_state(
   config, run: trained_run.TrainedRun, network: wiring.Network
 ) -> step_lib.TrainState:
-  """Shapes of a state, on one device."""
+  """Shapes and shardings of a state on one device."""
+  images = run.found["training_images"]
   return run_lib.make_program(
-    config,
-    network,
-    catalog.ONE_DEVICE,
-    num_images=run.found["training_images"],
+    config, network, catalog.ONE_DEVICE, num_images=images
   ).abstract_state
-
-
-def _times(shape: tuple[int, ...]) -> str:
-  return "x".join(map(str, shape))

@@ -6,7 +6,7 @@ From the two official tar files of ILSVRC 2012 (`ilsvrc.py`), in two encodings:
     imagenet256/raw    262 GB, only copied
 
 Classes are in the order of their WordNet ids, as in TFDS's own `imagenet2012`.
-The metadata keep the statistics that the augmentation needs, and the odd files.
+The metadata hold the statistics that the augmentation needs, and odd files.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
 
   @property
   def default_manual_dir(self) -> str:
-    """The folder of the tars, as TFDS has it."""
+    """TFDS's default folder for the tars."""
     data_dir = self.data_path.parents[2]
     return os.fspath(data_dir / "downloads" / "manual")
 
@@ -60,21 +60,21 @@ class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
   ) -> None:
     """Prepares the set in this process; `alexnet_jax.prepare` uses all cores.
 
-    Not TFDS's own way: that one starts anew after every interruption.
+    Not with TFDS's own code, which starts again after every interruption.
     """
     del download_dir, kwargs
     if self.info.splits:
       return
     asked = download_config or tfds.download.DownloadConfig()
-    plan = preparation.plan(
+    plan = preparation.make_plan(
       self,
       manual_dir=os.fspath(asked.manual_dir or self.default_manual_dir),
       subset=False,
       leave_out=False,
       shard_images=preparation.SHARD_IMAGES,
-      say=lambda text: None,
+      log=lambda text: None,
     )
-    preparation.carry_out(plan, jobs=1, report=lambda count: None)
+    preparation.execute(plan, jobs=1, report=lambda count: None)
 
   def _download_and_prepare(self, dl_manager, download_config=None):
-    raise NotImplementedError("download_and_prepare does it all")
+    raise NotImplementedError("download_and_prepare is overridden")

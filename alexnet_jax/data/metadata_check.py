@@ -1,9 +1,9 @@
-"""What is read of a set is data: it names no code, and no file elsewhere.
+"""Refuses a data set whose name or metadata would run code or leave its folder.
 
-TFDS imports the Python module that the metadata of a set name for a feature,
-and fetches and runs the builder of a name with a namespace. Both are refused
-before TFDS sees them. All else that is read of a set is JSON, protocol buffers
-and pictures, these of formats that start no program (`decode.FORMATS`).
+TFDS imports the Python module that a set's metadata name for a feature, and
+for a name with a namespace it downloads and runs a builder. Both are refused
+before TFDS sees them. The rest of a set is JSON, protocol buffers, and pictures
+in formats for which no program is started (`decode.FORMATS`).
 """
 
 from __future__ import annotations
@@ -17,34 +17,26 @@ from typing import Any
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.core.utils import file_utils
 
-# Where a class may come from.
-_KNOWN = "tensorflow_datasets."
+# Features may be classes of this package only.
+_TRUSTED = "tensorflow_datasets."
 
 
 def check_name(name: str, *, data_dir: str | None, field: str) -> None:
-  """Refuses a set that is more than data.
+  """Refuses a set that would run code.
 
-  Args:
-    name: of the set, as TFDS takes it.
-    data_dir: as TFDS takes it; None: TFDS's own.
-    field: that the name comes from, for messages.
-
-  Raises:
-    ValueError: the name is none, or has a namespace, or the metadata of the set
-      name code.
+  The ValueError names `field`, the config field or flag with the name.
   """
   try:
     parsed, _ = naming.parse_builder_name_kwargs(name)
   except ValueError as error:
     raise ValueError(
-      f"dataset {name!r} cannot be opened (this is no name), expected NAME, "
+      f"dataset {name!r} cannot be opened (invalid name), expected NAME, "
       f"NAME/CONFIG or NAME:VERSION of TFDS. Set {field}."
     ) from error
   if parsed.namespace:
     raise ValueError(
-      f"dataset {name!r} is one of the namespace {parsed.namespace!r}, for "
-      "which TFDS fetches code and runs it, expected a set of TFDS itself. Set "
-      f"{field}."
+      f"dataset {name!r} is in the namespace {parsed.namespace!r}, for which "
+      f"TFDS fetches code and runs it, expected a set of TFDS. Set {field}."
     )
   for root in file_utils.list_data_dirs(data_dir):
     folder = glob.escape(os.path.join(os.fspath(root), parsed.name))
@@ -58,23 +50,23 @@ def _check_features(path: str) -> None:
       features = json.load(file)
     except ValueError as error:
       raise ValueError(
-        f"{path} is no JSON ({error}). Prepare the set again, or set "
+        f"{path} is not JSON ({error}). Prepare the set again, or set "
         "--data_dir."
       ) from error
   for name in _find_classes(features):
-    if not name.startswith(_KNOWN):
+    if not name.startswith(_TRUSTED):
       raise ValueError(
-        f"{path} says that {name!r} reads a feature, expected a class of "
-        "TFDS: TFDS would import it, which runs code. Prepare the set again, "
-        "or set --data_dir."
+        f"{path} names {name!r} as the class of a feature, expected a class "
+        "of TFDS: TFDS would import it, which runs code. Prepare the set "
+        "again, or set --data_dir."
       )
 
 
 def _find_classes(value: Any) -> Iterator[str]:
-  """Names of Python classes, anywhere in a JSON value."""
+  """Yields the names of Python classes anywhere in a JSON value."""
   if isinstance(value, dict):
     for key, inner in value.items():
-      # The second is what TFDS wrote until 2021.
+      # TFDS wrote the second form until 2021.
       if isinstance(inner, str) and (
         key == "pythonClassName" or (key == "type" and "." in inner)
       ):
@@ -86,20 +78,11 @@ def _find_classes(value: Any) -> Iterator[str]:
 
 
 def check_inside(paths: Iterable[str], folder: str, *, what: str) -> None:
-  """Refuses files that do not lie in the folder of their set.
-
-  Args:
-    paths: that its metadata name.
-    folder: of the set.
-    what: they are, for messages.
-
-  Raises:
-    ValueError: names the first that does not.
-  """
+  """Refuses files outside a folder; `what` describes them in the message."""
   inside = os.path.join(os.path.abspath(folder), "")
   for path in paths:
     if not os.path.abspath(path).startswith(inside):
       raise ValueError(
-        f"{what} is to be read from {path}, which is not in {folder}: the "
-        "metadata of the set are wrong. Prepare it again, or set --data_dir."
+        f"{what} has the file {path}, which is not in {folder}: the metadata "
+        "of the set are wrong. Prepare it again, or set --data_dir."
       )

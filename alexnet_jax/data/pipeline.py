@@ -1,11 +1,11 @@
 """From records to batches on the devices.
 
-Batch k is a function of (seed, k) alone: the state of the input is the step
-number. Each process reads the rows that its devices hold, and no others.
+Batch k is a function of (seed, k) alone, so the step number is all the state of
+the input. Each process reads only the rows that its devices hold.
 
-The devices hold the batches that are in use, `batches_ahead` more, and one on
-its way, besides what `blocks.py` holds in the memory of this process. On CPU,
-JAX takes that memory over as it is.
+The devices hold the batches in use, `batches_ahead` more, and one in transfer,
+besides those in the memory of this process (`host_batches.py`). On CPU, JAX
+uses that memory without copying it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from alexnet_jax.data import host_batches
 from alexnet_jax.data import records as records_lib
 
+# Of the images and of the labels of a batch.
 Shardings = tuple[jax.sharding.Sharding, jax.sharding.Sharding]
 
 
@@ -31,8 +32,8 @@ class Batch(NamedTuple):
   Attributes:
     images: u8[N, side, side, 3], global.
     labels: i32[N], global.
-    replaced: images whose own record could not be read. Where several processes
-      read a row, only the first of them counts it.
+    replaced: rows that hold another record than their own, which could not be
+      read. If several processes read a row, only the first counts it.
   """
 
   images: jax.Array
@@ -53,25 +54,19 @@ def train_batches(
 ) -> Iterator[Batch]:
   """Yields the batches of steps `first_step` to `num_steps - 1`.
 
-  Every epoch is a permutation of the split, a function of (seed, epoch);
-  batches run on across the end of an epoch. Close the iterator where it is
-  left before its end: that stops the threads.
+  Every epoch is another permutation of the split; batches cross the end of an
+  epoch. Closing the iterator early stops the reader threads.
 
   Args:
-    records: the split.
     batch_size: images in a step, over all devices.
-    seed: of the permutations.
-    first_step: the step to start at.
-    num_steps: the step to end before.
-    shardings: of the images and of the labels.
-    threads: that read and decode; None: one for each core, up to 16.
-    batches_ahead: batches that are on the devices before they are asked for.
+    threads: threads that read and decode; None: one per core, up to 16.
+    batches_ahead: batches to have on the devices before they are requested.
 
   Raises:
     source.RecordError: see `Records.fill`.
   """
-  rows = find_rows(shardings, batch_size)
-  blocks = host_batches.train_blocks(
+  rows = find_local_rows(shardings, batch_size)
+  batches = host_batches.train_batches(
     records,
     rows=rows,
     batch_size=batch_size,
@@ -80,7 +75,7 @@ def train_batches(
     threads=threads,
   )
   return to_devices(
-    blocks,
+    batches,
     rows=rows,
     batch_size=batch_size,
     shardings=shardings,
@@ -101,12 +96,12 @@ def validation_batches(
   The last batch is filled up with rows whose label is `host_batches.PADDING`.
   Arguments, arrays and errors are those of `train_batches`.
   """
-  rows = find_rows(shardings, batch_size)
-  blocks = host_batches.validation_blocks(
+  rows = find_local_rows(shardings, batch_size)
+  batches = host_batches.validation_batches(
     records, rows=rows, batch_size=batch_size, threads=threads
   )
   return to_devices(
-    blocks,
+    batches,
     rows=rows,
     batch_size=batch_size,
     shardings=shardings,
@@ -114,10 +109,10 @@ def validation_batches(
   )
 
 
-def find_rows(
+def find_local_rows(
   shardings: Iterable[jax.sharding.Sharding], batch_size: int
 ) -> list[int]:
-  """The rows of a batch that the devices of this process hold, ascending."""
+  """Returns the rows of a batch that this process's devices hold, ascending."""
   rows = set()
   for sharding in shardings:
     indices = sharding.addressable_devices_indices_map((batch_size,))
@@ -126,54 +121,51 @@ def find_rows(
   return sorted(rows)
 
 
-def find_owned_rows(
+def _find_counted_rows(
   shardings: Iterable[jax.sharding.Sharding], batch_size: int
 ) -> list[int]:
-  """Those of `find_rows` that no process of a lower number holds."""
+  """Returns the local rows that no process of a lower number holds."""
   first = {}
   for sharding in shardings:
     indices = sharding.devices_indices_map((batch_size,))
     for device, (index,) in indices.items():
       for row in range(*index.indices(batch_size)):
         first[row] = min(first.get(row, math.inf), device.process_index)
-  own = jax.process_index()
-  return sorted(row for row, process in first.items() if process == own)
+  this = jax.process_index()
+  return sorted(row for row, process in first.items() if process == this)
 
 
 def to_devices(
-  blocks: Iterator[records_lib.Block],
+  batches: Iterator[records_lib.HostBatch],
   *,
   rows: Sequence[int],
   batch_size: int,
   shardings: Shardings,
   batches_ahead: int,
 ) -> Iterator[Batch]:
-  """Copies blocks to the devices, ahead of the one that is asked for.
+  """Copies batches to the devices, ahead of the one that is requested.
 
-  Args:
-    blocks: of these rows; closed at the end.
-    rows: of each batch, from `find_rows`.
-
-  The other arguments are those of `train_batches`.
+  `batches` have the `rows` of `find_local_rows`, and are closed at the end. The
+  other arguments are those of `train_batches`.
   """
-  held = np.asarray(rows)
-  owned = set(find_owned_rows(shardings, batch_size))
+  local_rows = np.asarray(rows)
+  counted = set(_find_counted_rows(shardings, batch_size))
 
   def put(local: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    def cut(index):
+    def shard(index):
       first, last, _ = index[0].indices(batch_size)
-      return local[slice(*np.searchsorted(held, (first, last)))]
+      return local[slice(*np.searchsorted(local_rows, (first, last)))]
 
     shape = (batch_size, *local.shape[1:])
-    return jax.make_array_from_callback(shape, sharding, cut)
+    return jax.make_array_from_callback(shape, sharding, shard)
 
   queue = collections.deque()
-  with contextlib.closing(blocks):
-    for block in blocks:
-      images, labels = map(put, (block.images, block.labels), shardings)
-      replaced = sum(rows[row] in owned for row in block.replaced)
+  with contextlib.closing(batches):
+    for batch in batches:
+      images, labels = map(put, (batch.images, batch.labels), shardings)
+      replaced = sum(rows[row] in counted for row in batch.replaced)
       queue.append(Batch(images, labels, replaced))
-      del block, images, labels  # the memory is used again
+      del batch, images, labels  # so that their memory can be reused
       if len(queue) > batches_ahead:
         yield queue.popleft()
     yield from queue

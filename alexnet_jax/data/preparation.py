@@ -1,6 +1,8 @@
-"""What it takes to make `imagenet256` of the official tars, and whether it can.
+"""Prepares `imagenet256` from the official tars: `make_plan`, then `execute`.
 
-Checks and estimates; nothing is written here. `completion.py` does it.
+A plan checks and estimates; it writes nothing. `execute` writes the shards into
+a folder beside the set's own, skips those that are there, and renames the
+folder at the end: a set under its final name is complete.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import itertools
 import math
 import os
 import shutil
@@ -19,16 +22,17 @@ import numpy as np
 import PIL
 import tensorflow_datasets as tfds
 
-from alexnet_jax.data import ilsvrc, shards, statistics
+from alexnet_jax.data import atomic, ilsvrc, shards, statistics
 
-# What the folder of a set is called until the set is complete.
+# Ends the name of a set's folder until the set is complete.
 UNFINISHED = ".unfinished"
 # 1,024 shards of the official training tar.
 SHARD_IMAGES = 1_252
+# Files that the estimates are measured on.
 _SAMPLES = 32
-# Of the bytes of a record, measured on that many; and of each file, besides.
+# Factor on the measured bytes of a record, and bytes to add for each shard.
 _MARGIN = 1.05
-_FILE_BYTES = 1 << 17
+_SHARD_BYTES = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,145 +40,190 @@ class Plan:
   """What is to be written.
 
   Attributes:
-    builder: of the set.
-    parts: the folder of the unfinished set.
+    folder: of the unfinished set.
     made_from: tars and settings that the shards depend on.
     files: {split: its files, in the order of the records}.
     shards: {split: its shards}.
-    image_bytes: of one record, measured on some files.
-    image_seconds: of one core for one file, measured on some files.
+    image_bytes: of a record, measured on some files.
+    image_seconds: of one core per file, measured on some files.
     free_bytes: of the disk.
   """
 
   builder: tfds.core.DatasetBuilder
-  parts: str
+  folder: str
   made_from: Mapping[str, object]
-  files: ilsvrc.Files
+  files: ilsvrc.Listing
   shards: Mapping[str, list[shards.Shard]]
   image_bytes: float
   image_seconds: float
   free_bytes: int
 
   @functools.cached_property
-  def waiting(self) -> list[shards.Shard]:
-    """Shards that were not written when the plan was made."""
-    return [
-      shard
-      for split in self.shards.values()
-      for shard in split
-      if not shard.is_done()
-    ]
+  def remaining(self) -> list[shards.Shard]:
+    """The shards that were not written when this was first asked."""
+    shards_of_splits = itertools.chain(*self.shards.values())
+    return [shard for shard in shards_of_splits if not shard.is_done()]
 
   @property
   def needed_bytes(self) -> int:
-    """Of disk, for what is not written yet: records, sums, and a margin."""
-    images = sum(len(shard.members) for shard in self.waiting)
-    sums = sum(shard.has_sums for shard in self.waiting)
+    """Disk for the remaining shards: records, sums, and a margin."""
+    images = sum(len(shard.members) for shard in self.remaining)
+    sums = sum(shard.has_sums for shard in self.remaining)
     return math.ceil(
       images * self.image_bytes * _MARGIN
       + sums * shards.SUMS_BYTES
-      + len(self.waiting) * _FILE_BYTES
+      + len(self.remaining) * _SHARD_BYTES
     )
 
 
-def plan(
+def make_plan(
   builder: tfds.core.DatasetBuilder,
   *,
   manual_dir: str,
   subset: bool,
   leave_out: bool,
   shard_images: int,
-  say: Callable[[str], None],
+  log: Callable[[str], None],
 ) -> Plan:
   """Checks all that can be checked before anything is written.
 
   Args:
-    builder: of `imagenet256`.
     manual_dir: the folder of the tars.
-    subset: whether the tars may be smaller than the official ones.
-    leave_out: whether unreadable files are left out.
-    shard_images: in a shard, at most.
-    say: told of what takes long.
+    subset: accept tars of another size than the official ones.
+    leave_out: leave unreadable files out.
+    shard_images: images in a shard, at most.
+    log: called with a line for the user.
 
   Raises:
-    OSError: a tar is missing, there is too little disk, or something else
-      stands where the set is to be.
-    ValueError: a tar is not what it should be, or the folder of the unfinished
-      set was begun with others.
+    OSError: a tar is missing, the disk is too small, or something else is in
+      the place of the set.
+    ValueError: a tar is damaged or not as the official one, or an unfinished
+      set was started with other inputs.
   """
-  check_place(builder)
+  _check_destination(builder)
   tars = ilsvrc.find_tars(manual_dir, subset=subset)
-  parts = find_parts(builder)
+  folder = _find_unfinished(builder)
   made_from = {
-    **{
-      ilsvrc.TARS[split]: ilsvrc.fingerprint(path)
-      for split, path in tars.items()
-    },
-    "shard_images": shard_images,
-    "pillow": PIL.__version__,
-  }
-  files = ilsvrc.load(parts, made_from)
+    ilsvrc.TARS[split]: ilsvrc.tar_fingerprint(path)
+    for split, path in tars.items()
+  } | {"shard_images": shard_images, "pillow": PIL.__version__}
+  files = ilsvrc.load_listing(folder, made_from)
   if files is None:
-    say("reading the headers of the tars; a minute or more for the whole ones")
-    files = ilsvrc.make(tars)
+    log("reading the headers of the tars; official ones take a minute or more")
+    files = ilsvrc.list_files(tars)
   split_shards = {
     split: _make_shards(
-      builder, parts, split, tars[split], listed, leave_out, shard_images
+      builder, folder, split, tars[split], members, leave_out, shard_images
     )
-    for split, listed in files.items()
+    for split, members in files.items()
   }
-  image_bytes, image_seconds = _sample(tars["train"], files["train"], builder)
-  made = Plan(
+  outdated = sum(
+    shard.is_outdated() for split in split_shards.values() for shard in split
+  )
+  if outdated:
+    log(f"shards with notes of an earlier version, written again: {outdated:,}")
+  image_bytes, image_seconds = _measure(tars["train"], files["train"], builder)
+  disk = os.path.abspath(folder)
+  while not os.path.isdir(disk):
+    disk = os.path.dirname(disk)
+  plan = Plan(
     builder=builder,
-    parts=parts,
+    folder=folder,
     made_from=made_from,
     files=files,
     shards=split_shards,
     image_bytes=image_bytes,
     image_seconds=image_seconds,
-    free_bytes=shutil.disk_usage(_existing(parts)).free,
+    free_bytes=shutil.disk_usage(disk).free,
   )
-  if made.free_bytes < made.needed_bytes:
+  if plan.free_bytes < plan.needed_bytes:
     raise OSError(
-      f"the disk of {_existing(parts)} has {made.free_bytes / 1e6:,.0f} MB "
-      f"free, expected at least {made.needed_bytes / 1e6:,.0f} MB for what is "
-      "to be written. Free some, or set --data_dir to another disk."
+      f"the disk of {disk} has {plan.free_bytes / 1e6:,.0f} MB free, expected "
+      f"at least {plan.needed_bytes / 1e6:,.0f} MB for the remaining shards. "
+      "Free some, or set --data_dir to another disk."
     )
-  return made
+  return plan
 
 
-def notes_folder(split: str) -> str:
-  """Of a split, in the folder of the unfinished set."""
-  return f"notes-{split}"
+def execute(
+  plan: Plan, *, jobs: int, report: Callable[[int], None]
+) -> list[shards.Notes]:
+  """Writes the remaining shards, completes the set, returns all notes.
+
+  Finished shards are kept after errors, Ctrl-C and kills.
+
+  Raises:
+    ValueError, OSError: as `shards.write_all`, which has the arguments; or
+      another process prepares this set.
+  """
+  os.makedirs(plan.folder, exist_ok=True)
+  with _lock(plan.folder, plan.builder):
+    _check_destination(plan.builder)
+    for name in ("set", *map(_notes_folder, plan.shards)):
+      os.makedirs(os.path.join(plan.folder, name), exist_ok=True)
+    ilsvrc.save_listing(plan.folder, plan.made_from, plan.files)
+    shards.write_all(plan.remaining, jobs=jobs, report=report)
+    notes = _finish(plan)
+    shutil.rmtree(plan.folder)
+  return notes
 
 
-def find_parts(builder: tfds.core.DatasetBuilder) -> str:
-  """The folder of the unfinished set, whether it is there or not."""
+def remove_leftovers(builder: tfds.core.DatasetBuilder) -> None:
+  """Removes what a kill after the last step has left beside a complete set."""
+  folder = _find_unfinished(builder)
+  if os.path.isdir(folder):
+    with _lock(folder, builder):
+      shutil.rmtree(folder)
+
+
+def count_odd(notes: list[shards.Notes]) -> dict[str, tuple[int, list[str]]]:
+  """Returns {oddity: (files, names of some of them)} over all shards."""
+  counts = {}
+  for kind in shards.ODDITIES:
+    count = sum(note.odd.get(kind, 0) for note in notes)
+    if count:
+      names = [name for note in notes for name in note.names.get(kind, [])]
+      counts[kind] = count, sorted(names)
+  return counts
+
+
+def _check_destination(builder: tfds.core.DatasetBuilder) -> None:
+  if os.path.exists(builder.data_dir):
+    raise FileExistsError(
+      f"{builder.data_dir} exists, but not from this preparation, expected no "
+      "such folder. Delete it, or set --data_dir."
+    )
+
+
+def _find_unfinished(builder: tfds.core.DatasetBuilder) -> str:
+  """Returns the folder of the unfinished set, which need not exist."""
   return f"{os.fspath(builder.data_dir)}{UNFINISHED}"
+
+
+def _notes_folder(split: str) -> str:
+  return f"notes-{split}"
 
 
 def _make_shards(
   builder: tfds.core.DatasetBuilder,
-  parts: str,
+  folder: str,
   split: str,
   tar: str,
   members: list[ilsvrc.Member],
   leave_out: bool,
   shard_images: int,
 ) -> list[shards.Shard]:
-  template = make_template(builder, os.path.join(parts, "set"), split)
+  template = _make_template(builder, os.path.join(folder, "set"), split)
   count = -(-len(members) // shard_images)
   made = []
   for index in range(count):
-    path = os.fspath(
-      template.sharded_filepath(shard_index=index, num_shards=count)
-    )
+    path = template.sharded_filepath(shard_index=index, num_shards=count)
     first = index * len(members) // count
     last = (index + 1) * len(members) // count
     made.append(
       shards.Shard(
-        path=path,
-        notes=os.path.join(parts, notes_folder(split), f"{index:05d}.npz"),
+        path=os.fspath(path),
+        notes=os.path.join(folder, _notes_folder(split), f"{index:05d}.npz"),
         tar=tar,
         members=tuple(members[first:last]),
         encoding=builder.builder_config.name,
@@ -185,10 +234,10 @@ def _make_shards(
   return made
 
 
-def make_template(
+def _make_template(
   builder: tfds.core.DatasetBuilder, folder: str, split: str
 ) -> tfds.core.ShardedFileTemplate:
-  """The names that TFDS gives to the shards of a split in a folder."""
+  """Makes TFDS's names for the shards of a split in a folder."""
   return tfds.core.ShardedFileTemplate(
     data_dir=tfds.core.Path(folder),
     dataset_name=builder.name,
@@ -197,167 +246,80 @@ def make_template(
   )
 
 
-def _sample(
+def _measure(
   path: str,
   members: list[ilsvrc.Member],
   builder: tfds.core.DatasetBuilder,
 ) -> tuple[float, float]:
-  """Bytes of a record, and seconds to make it, on some files of a tar."""
+  """Measures bytes per record, and seconds to make one, on some files."""
   sizes, since = [], time.perf_counter()
   with open(path, "rb") as tar:
     for member in members[:: max(1, len(members) // _SAMPLES)][:_SAMPLES]:
-      with contextlib.suppress(ValueError):  # unreadable: told when written
-        pixels, _ = shards.read_square(ilsvrc.read(tar, member))
-        record, _ = shards.make_record(
-          pixels, member, builder.builder_config.name
-        )
+      with contextlib.suppress(ValueError):  # reported when written
+        pixels, _ = shards.read_square(ilsvrc.read_member(tar, member))
+        encoding = builder.builder_config.name
+        record, _ = shards.make_record(pixels, member, encoding)
         sizes.append(len(record))
   if not sizes:
     raise ValueError(
       f"none of {_SAMPLES} files of {path} can be decoded, expected "
-      "JPEGs. Fetch it again."
+      "JPEGs. Download it again."
     )
   return float(np.mean(sizes)), (time.perf_counter() - since) / len(sizes)
 
 
-def check_place(builder: tfds.core.DatasetBuilder) -> None:
-  """Refuses a folder that stands where the set is to be.
-
-  Raises:
-    FileExistsError: there is one.
-  """
-  if os.path.exists(builder.data_dir):
-    raise FileExistsError(
-      f"{builder.data_dir} is there, but not by this preparation, expected no "
-      "such folder. Delete it, or set --data_dir."
-    )
-
-
-def _existing(path: str) -> str:
-  """The nearest folder above that exists."""
-  path = os.path.abspath(path)
-  while not os.path.isdir(path):
-    path = os.path.dirname(path)
-  return path
-
-
-# `imagenet256` made as planned, in steps that are kept.
-#
-# Shards are written into a folder beside the set's own, those that are there
-# are skipped, and the folder is moved to its place when it is whole: a set that
-# stands under its name is complete.
-
-
-def carry_out(
-  made: Plan, *, jobs: int, report: Callable[[int], None]
-) -> list[shards.Notes]:
-  """Writes the shards that are missing, and finishes the set.
-
-  Args:
-    made: from `preparation.plan`.
-    jobs: processes that write shards.
-    report: called now and then with the files done since the start.
-
-  Returns:
-    The notes of all shards.
-
-  Raises:
-    ValueError: a file cannot be decoded; finished shards are kept, as after
-      every other error and after a kill.
-    OSError: the disk is full, or another process prepares this set.
-  """
-  os.makedirs(made.parts, exist_ok=True)
-  with _lock(made.parts, made.builder):
-    check_place(made.builder)
-    for name in ("set", *map(notes_folder, made.shards)):
-      os.makedirs(os.path.join(made.parts, name), exist_ok=True)
-    ilsvrc.save(made.parts, made.made_from, made.files)
-    shards.write_all(made.waiting, jobs=jobs, report=report)
-    notes = _finish(made)
-    shutil.rmtree(made.parts)
-  return notes
-
-
-def clear_leftovers(builder: tfds.core.DatasetBuilder) -> None:
-  """Removes what a kill after the last step has left beside a whole set."""
-  parts = find_parts(builder)
-  if os.path.isdir(parts):
-    with _lock(parts, builder):
-      shutil.rmtree(parts)
-
-
-def count_odd(notes: list[shards.Notes]) -> dict[str, tuple[int, list[str]]]:
-  """{kind: (files, names of some of them)}, over all shards."""
-  counts = {}
-  for kind in shards.KINDS:
-    count = sum(note.odd.get(kind, 0) for note in notes)
-    if count:
-      names = [name for note in notes for name in note.names.get(kind, [])]
-      counts[kind] = count, sorted(names)
-  return counts
-
-
 @contextlib.contextmanager
-def _lock(parts: str, builder: tfds.core.DatasetBuilder) -> Iterator[None]:
-  with open(os.path.join(parts, "lock"), "w") as file:
+def _lock(folder: str, builder: tfds.core.DatasetBuilder) -> Iterator[None]:
+  with open(os.path.join(folder, "lock"), "w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise OSError(
-        f"another process prepares {builder.info.full_name} in {parts}, "
-        "expected none. Wait for it, or end it."
+        f"another process prepares {builder.info.full_name} in {folder}. Wait "
+        "for it, or end it."
       ) from None
     yield
 
 
-def _finish(made: Plan) -> list[shards.Notes]:
-  """Writes what TFDS keeps of a set, and moves the set to its place."""
-  sums = statistics.Sums(shards.SIDE)
-  notes = {split: [] for split in made.shards}
-  for split, listed in made.shards.items():
-    for shard in listed:
-      notes[split].append(shards.read_notes(shard))
-      if shard.has_sums:  # one at a time: of a thousand shards they are large
-        sums.merge(shards.read_sums(shard))
-  everything = [note for listed in notes.values() for note in listed]
-  info = made.builder.info
+def _finish(plan: Plan) -> list[shards.Notes]:
+  """Writes TFDS's metadata of the set, and renames the set's folder."""
+  sums = statistics.PixelSums.zeros(shards.SIDE)
+  notes = {split: [] for split in plan.shards}
+  for split, split_shards in plan.shards.items():
+    for shard in split_shards:
+      notes[split].append(shard.read_notes())
+      if shard.has_sums:  # one at a time: those of a thousand shards are large
+        sums.merge(shard.read_sums())
+  all_notes = [note for split_notes in notes.values() for note in split_notes]
+  info = plan.builder.info
   info.metadata.update(
     statistics=statistics.to_metadata(sums.to_statistics()),
     odd_files={
       kind: {"files": count, "names": names}
-      for kind, (count, names) in count_odd(everything).items()
+      for kind, (count, names) in count_odd(all_notes).items()
     },
     pillow=PIL.__version__,
   )
-  folder = os.path.join(made.parts, "set")
+  folder = os.path.join(plan.folder, "set")
   info.set_splits(
     tfds.core.SplitDict(
       [
         tfds.core.SplitInfo(
           name=split,
-          shard_lengths=[note.records for note in listed],
-          num_bytes=sum(note.bytes for note in listed),
-          filename_template=make_template(made.builder, folder, split),
+          shard_lengths=[note.records for note in split_notes],
+          num_bytes=sum(note.bytes for note in split_notes),
+          filename_template=_make_template(plan.builder, folder, split),
         )
-        for split, listed in notes.items()
+        for split, split_notes in notes.items()
       ]
     )
   )
   info.write_to_directory(folder)
-  # On the disk before they get their name, and that before the sums go.
+  # Synced before the rename, and the rename before the notes are deleted.
   for name in os.listdir(folder):
-    _sync(os.path.join(folder, name))
-  _sync(folder)
-  os.rename(folder, made.builder.data_dir)
-  _sync(os.path.dirname(made.builder.data_dir))
-  info.read_from_directory(made.builder.data_dir)
-  return everything
-
-
-def _sync(path: str) -> None:
-  """Has a file or a folder on the disk, not in memory alone."""
-  handle = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
+    atomic.sync(os.path.join(folder, name))
+  atomic.sync(folder)
+  os.rename(folder, plan.builder.data_dir)
+  atomic.sync(os.path.dirname(plan.builder.data_dir))
+  info.read_from_directory(plan.builder.data_dir)
+  return all_notes

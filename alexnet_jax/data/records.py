@@ -1,4 +1,4 @@
-"""The records of a split as uint8 images and int labels, many at a time.
+"""The records of a split, parsed and decoded: uint8 images and int labels.
 
 A record is a `tf.train.Example` as TFDS writes it; TensorFlow is not used.
 """
@@ -16,19 +16,20 @@ from tensorflow_datasets.proto import tf_example_pb2
 from alexnet_jax.data import decode
 from alexnet_jax.data import source as source_lib
 
-# What becomes of a record that cannot be read, see `Records.unreadable`.
+# Values of `Records.unreadable`.
 UNREADABLE = ("stop", "replace")
-# Neighbors that are tried in its place.
+# Records after an unreadable one that are tried in its place.
 _NEIGHBORS = 64
 
 
-class Block(NamedTuple):
-  """Rows of a batch, in the memory of this process.
+class HostBatch(NamedTuple):
+  """Some rows of a batch, in the memory of this process.
 
   Attributes:
     images: u8[n, side, side, 3].
     labels: i32[n].
-    replaced: the rows, 0 to n - 1, whose own record could not be read.
+    replaced: rows, 0 to n - 1, that hold another record than their own, which
+      could not be read.
   """
 
   images: np.ndarray
@@ -41,16 +42,15 @@ class Records:
   """One split of a set; `records[i]` is u8[side, side, 3] and its label.
 
   Attributes:
-    source: the stored records.
-    image_key: of the image in a record.
-    label_key: of the label in a record.
+    image_key: the feature with the image.
+    label_key: the feature with the label.
     num_classes: labels are 0..num_classes-1.
     stored_size: side of the images returned, in pixels.
-    raw_shape: height, width and channels of images that are stored as pixels;
-      None where they are encoded.
-    unreadable: `stop` where a record or its image cannot be read, or `replace`
-      it by its neighbor: the first of the next 64 that can be read, from the
-      end of the split on at its start.
+    raw_shape: height, width and channels of images stored as pixels; None if
+      they are encoded.
+    unreadable: `stop` raises for a record that cannot be read or decoded;
+      `replace` takes the first readable one of the next 64 records, counted on
+      from the start of the split after its end.
   """
 
   source: source_lib.Source
@@ -69,12 +69,12 @@ class Records:
     images, labels, _ = self.read([index])
     return images[0], int(labels[0])
 
-  def read(self, indices: Sequence[int]) -> Block:
+  def read(self, indices: Sequence[int]) -> HostBatch:
     """Reads and decodes records; errors are those of `fill`."""
     side = self.stored_size
     images = np.empty((len(indices), side, side, 3), np.uint8)
     labels = np.empty(len(indices), np.int32)
-    return Block(images, labels, self.fill(indices, images, labels))
+    return HostBatch(images, labels, self.fill(indices, images, labels))
 
   def fill(
     self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray
@@ -82,16 +82,16 @@ class Records:
     """Reads and decodes records into rows of a batch.
 
     Args:
-      indices: of the records.
-      images: u8[n, side, side, 3], a row for each, contiguous.
-      labels: i32[n].
+      indices: n records.
+      images: u8[n, side, side, 3], contiguous; filled.
+      labels: i32[n]; filled.
 
     Returns:
       The rows whose record was replaced.
 
     Raises:
       source.RecordError: a label is out of range, a file of the split cannot
-        be opened, or a record cannot be read and is not to be replaced.
+        be opened, or a record cannot be read and `unreadable` is `stop`.
     """
     replaced = []
     for row, index in enumerate(indices):
@@ -104,12 +104,8 @@ class Records:
         replaced.append(row)
     return replaced
 
-  def find(self, index: int) -> tuple[bytes, int]:
-    """The stored image of a record, and its label; nothing is decoded.
-
-    Raises:
-      source.RecordError: as for `fill`.
-    """
+  def read_encoded(self, index: int) -> tuple[bytes, int]:
+    """Reads a stored image and its label, undecoded; errors as for `fill`."""
     try:
       record = tf_example_pb2.Example.FromString(self.source[index])
     except message.DecodeError as error:
@@ -119,7 +115,7 @@ class Records:
         "without it."
       ) from error
     features = record.features.feature
-    # A feature that is not there has no values.
+    # A missing feature has no values.
     images = features[self.image_key].bytes_list.value
     labels = features[self.label_key].int64_list.value
     if len(images) != 1 or len(labels) != 1:
@@ -140,15 +136,15 @@ class Records:
     """Decodes a stored image into u8[side, side, 3].
 
     Raises:
-      ValueError: says why it cannot be decoded.
+      ValueError: the reason why it cannot be decoded.
     """
     if self.raw_shape is None:
       decode.decode(image, out)
     else:
-      decode.copy(image, self.raw_shape, out)
+      decode.copy_pixels(image, self.raw_shape, out)
 
   def _read(self, index: int, out: np.ndarray) -> int:
-    image, label = self.find(index)
+    image, label = self.read_encoded(index)
     try:
       self.decode(image, out)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""TFDS sets: found by name, checked, and opened split by split."""
+"""Finds TFDS sets by name, checks them, and opens their splits."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from alexnet_jax.data import (
   statistics,
 )
 
-# Sets of this project; importing their builders makes TFDS know them.
+# Sets of this project; importing their builders registers them with TFDS.
 OWN = (digits.Digits.name, imagenet256.Imagenet256.name)
 
 
 def open_builder(
   name: str, *, data_dir: str | None
 ) -> tfds.core.DatasetBuilder:
-  """Finds a set that can be read; writes nothing.
+  """Finds a prepared set; writes nothing.
 
   Args:
     name: `digits`, `imagenet256/jpeg`, `imagenet256/raw`, or an
       image-classification set of TFDS.
-    data_dir: where TFDS keeps its sets; None for TFDS's own default.
+    data_dir: folder of TFDS's sets; None: TFDS's default.
 
   Raises:
-    ValueError: there is no such set, or not in this version.
-    FileNotFoundError: the set has not been prepared in `data_dir`.
+    ValueError: the set or its version does not exist.
+    FileNotFoundError: the set is not prepared in `data_dir`.
   """
   builder = find_builder(name, data_dir=data_dir)
   if builder.name == "digits" or builder.info.splits:
@@ -47,21 +47,22 @@ def open_builder(
   how = (
     f"Prepare it: `python -m alexnet_jax.prepare --dataset={name} "
     f"--manual_dir=FOLDER_OF_THE_TARS{place}`"
-    if _is_own(builder)
+    if builder.name in OWN
     else "Prepare it where TensorFlow is installed: "
     f"`tfds build {name} --file_format=array_record{place}`"
   )
-  others = [found for found in _list(folder) if _is_version(found)]
+  entries = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  others = list(filter(tfds.core.Version.is_valid, entries))
   if others:
     raise FileNotFoundError(
       f"dataset {name!r} is in {folder} in version {', '.join(others)}, "
       f"expected {version}. {how}, or set --data_dir."
     )
-  begun = f"{version}{preparation.UNFINISHED}" in _list(folder)
+  started = f"{version}{preparation.UNFINISHED}" in entries
   raise FileNotFoundError(
-    f"dataset {name!r} is not prepared{' to the end' if begun else ''}: there "
-    f"is no {builder.data_dir}/dataset_info.json. {how}, or set --data_dir to "
-    "where it is."
+    f"dataset {name!r} is not {'completely ' if started else ''}prepared: "
+    f"{builder.data_dir}/dataset_info.json does not exist. {how}, or set "
+    "--data_dir to its folder."
   )
 
 
@@ -70,19 +71,13 @@ def find_builder(
 ) -> tfds.core.DatasetBuilder:
   """Finds a set, prepared or not; writes nothing.
 
-  Args:
-    name: as for `open_builder`.
-    data_dir: as for `open_builder`.
-    field: that the name comes from, for messages.
-
-  Raises:
-    ValueError: there is no such set, or not in this version.
+  Arguments and errors are those of `open_builder`; messages name `field`.
   """
   metadata_check.check_name(name, data_dir=data_dir, field=field)
   options = {}
   if name.partition("/")[0].partition(":")[0] in OWN:
     options["file_format"] = "array_record"
-  # TFDS warns of a missing dataset_info.json; `open_builder` says it better.
+  # TFDS warns of a missing dataset_info.json; `open_builder` reports it.
   logging.getLogger("absl").addFilter(_is_not_about_info)
   try:
     return tfds.builder(name, data_dir=data_dir, **options)
@@ -92,7 +87,7 @@ def find_builder(
       f"image-classification set of TFDS. Set {field}."
     ) from None
   except (ValueError, AssertionError) as error:
-    # No such config or version, or no name at all.
+    # Unknown config or version, or an invalid name.
     reason = str(error).partition("\n")[0].rpartition('}": ')[2]
     reason = reason.partition(". ")[0].rstrip(".")
     raise ValueError(
@@ -106,39 +101,30 @@ def find_builder(
 def find_to_prepare(
   name: str, *, data_dir: str | None
 ) -> imagenet256.Imagenet256:
-  """Finds a set that `prepare` can make.
-
-  Raises:
-    ValueError: TFDS makes it, or there is no such set.
-  """
+  """Finds a set for `prepare`; a ValueError says how to prepare another."""
   builder = find_builder(name, data_dir=data_dir, field="--dataset")
   if isinstance(builder, imagenet256.Imagenet256):
     return builder
-  if _is_own(builder):
+  if builder.name in OWN:
     raise ValueError(
-      f"{name!r} needs no preparation: it is made when it is first read. Set "
+      f"{name!r} needs no preparation: the first read makes it. Set "
       "--dataset=imagenet256."
     )
   raise ValueError(
-    f"{name!r} is prepared by TFDS itself, which needs TensorFlow for it: "
-    f"`pip install tensorflow && tfds build {name} "
-    "--file_format=array_record`; it is then read here without. Set "
-    "--dataset=imagenet256 for what is prepared here."
+    f"{name!r} is prepared by TFDS, with TensorFlow: `pip install tensorflow "
+    f"&& tfds build {name} --file_format=array_record`; reading it then needs "
+    "no TensorFlow. Set --dataset=imagenet256, which this command prepares."
   )
 
 
 def check_classes(builder: tfds.core.DatasetBuilder, num_classes: int) -> None:
-  """Refuses a set that is not one of images in so many classes.
-
-  Raises:
-    ValueError: names what the set has instead.
-  """
+  """Refuses a set that does not have images in `num_classes` classes."""
   image_key, label_key = builder.info.supervised_keys or (None, None)
   features = dict(builder.info.features)
   image, label = features.get(image_key), features.get(label_key)
   if not _is_image(image) or not isinstance(label, tfds.features.ClassLabel):
     raise ValueError(
-      f"dataset {builder.name!r} is not one of image classification: its "
+      f"dataset {builder.name!r} is not for image classification: its "
       f"supervised keys are {builder.info.supervised_keys}, expected an image "
       "and a class label. Set config.data.name."
     )
@@ -159,16 +145,12 @@ def open_splits(
   """Opens splits of a set; builds `digits` at its first use.
 
   Args:
-    builder: that `check_classes` has accepted.
+    builder: a set that `check_classes` accepts.
     splits: in TFDS's notation, `train` or `train[:90%]`.
-    stored_size: side of the images to return, in pixels.
-    unreadable: what becomes of records that cannot be read, see
-      `records.Records`.
+    stored_size, unreadable: see `records.Records`.
 
   Raises:
-    ValueError: there is no such split, it has no records, or it cannot be read
-      at random.
-    FileNotFoundError: files of it are missing.
+    ValueError, FileNotFoundError: see `source.open_source`.
   """
   if builder.name == "digits":
     _build(builder)
@@ -190,14 +172,14 @@ def open_splits(
 
 
 def _build(builder: tfds.core.DatasetBuilder) -> None:
-  """Builds a set where it is not there, next to other processes that do."""
-  # TFDS announces a download; there is none.
+  """Builds a set unless it exists; other processes may do so meanwhile."""
+  # TFDS announces a download that does not happen.
   with contextlib.redirect_stdout(io.StringIO()):
     tfds.disable_progress_bar()
     try:
       builder.download_and_prepare()
     except OSError as error:
-      # Each builds in a folder of its own; the first to rename it has won.
+      # Each process builds in a folder of its own; the first rename wins.
       if not os.path.exists(builder.data_dir):
         raise OSError(
           f"dataset {builder.name!r} cannot be made in "
@@ -210,39 +192,25 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
 def find_statistics(
   builder: tfds.core.DatasetBuilder,
 ) -> statistics.Statistics | None:
-  """Those kept with the metadata of a set; None where it keeps none."""
-  metadata = builder.info.metadata or {}
-  if "statistics" not in metadata:
-    return None
-  return statistics.from_metadata(metadata["statistics"])
+  """Returns the statistics in the metadata of a set; None if it has none."""
+  fields = (builder.info.metadata or {}).get("statistics")
+  return None if fields is None else statistics.from_metadata(fields)
 
 
 def find_class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
-  """Names of the classes, by their labels; numbers where a set has none."""
+  """Returns the class names by label; numbers if a set names no classes."""
   _, label_key = builder.info.supervised_keys
   label = builder.info.features[label_key]
   return tuple(map(label.int2str, range(label.num_classes)))
 
 
 def _is_image(feature: Any) -> bool:
-  """Whether a feature is an encoded image, or the pixels of one."""
+  """Tests for an encoded image, or the pixels of one."""
   return isinstance(feature, tfds.features.Image) or (
     isinstance(feature, tfds.features.Tensor)
     and feature.np_dtype == np.uint8
     and len(feature.shape) == 3
   )
-
-
-def _is_own(builder: tfds.core.DatasetBuilder) -> bool:
-  return builder.name in OWN
-
-
-def _list(folder: str) -> list[str]:
-  return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-
-
-def _is_version(name: str) -> bool:
-  return tfds.core.Version.is_valid(name)
 
 
 def _is_not_about_info(record: logging.LogRecord) -> bool:

@@ -1,8 +1,8 @@
-"""One shard of `imagenet256`: from files in a tar to records, and their sums.
+"""Shards of `imagenet256`: records made from files in a tar, and pixel sums.
 
-A shard is a function of its list of files, and stands under its own name
-only when it is whole, with the sums of its pixels beside it. So shards can be
-written in any order, in any process, and never twice.
+A shard is a function of its list of files, and has its name only once it is
+complete and its notes are beside it. So shards can be written in any order, in
+any process, and never twice.
 """
 
 from __future__ import annotations
@@ -25,44 +25,61 @@ from array_record.python import array_record_module
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax.data import decode, ilsvrc, statistics
+from alexnet_jax.data import atomic, decode, ilsvrc, statistics
 
 # Side of the stored squares, pixels. Source: Krizhevsky et al. 2012, section 2.
 SIDE = 256
 # Of the stored JPEGs; the colors have half the resolution, as in the files of
-# ImageNet. That of the released code (cuda-convnet2, make-data, pyext.h).
+# ImageNet. Source: the released code (cuda-convnet2, make-data, pyext.h).
 QUALITY = 95
-# Of the sums beside a shard: those of the values at each place, 64 bits each.
+# Of the sums beside a shard: 64 bits for each value of a square.
 SUMS_BYTES = 8 * SIDE * SIDE * 3
 # As TFDS's own, but not compressed: a JPEG gets no smaller, and reads a sixth
 # slower; pixels shrink by a third, and read at a fifth of the speed.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
-# What is told of a file, in the order of the report.
-KINDS = {
+# What can be odd about a file, in the order of the final report.
+ODDITIES = {
   "cmyk": "CMYK, converted to RGB",
   "not_jpeg": "not a JPEG in spite of its name",
   "gray": "gray, stored as RGB",
   "enlarged": f"smaller than {SIDE} pixels, enlarged",
   "left_out": "unreadable, left out",
 }
+# Notes name all files with these oddities, and some of the others.
 _ALL_NAMED = ("cmyk", "not_jpeg", "left_out")
 _NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Notes:
+  """What is noted beside a shard when it is written.
+
+  Attributes:
+    records: in the shard.
+    bytes: of its file.
+    odd: {oddity: number of files}, see `ODDITIES`.
+    names: {oddity: names of the first files, or of all of a rare oddity}.
+  """
+
+  records: int
+  bytes: int
+  odd: dict[str, int]
+  names: dict[str, list[str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-  """What to write, and where.
+  """A shard to write.
 
   Attributes:
     path: of the records.
-    notes: of the sums and the odd files.
-    tar: that holds the files.
-    members: the files, in the order of the records.
+    notes: path of the notes, and of the pixel sums.
+    members: the files of `tar`, in the order of the records.
     encoding: jpeg or raw.
-    leave_out: whether unreadable files are left out; else they are an error,
-      and a shard that lacks some is not done.
-    has_sums: whether the pixels are summed.
+    leave_out: leave unreadable files out; if False they are an error, and a
+      shard that lacks some is not done.
+    has_sums: sum up the pixels.
   """
 
   path: str
@@ -74,31 +91,36 @@ class Shard:
   has_sums: bool
 
   def is_done(self) -> bool:
-    if not os.path.exists(self.path) or not os.path.exists(self.notes):
+    """Tests whether the shard is complete, and lacks no file it should have."""
+    if not self._exists() or self.is_outdated():
       return False
-    return self.leave_out or "left_out" not in read_notes(self).odd
+    return self.leave_out or "left_out" not in self.read_notes().odd
 
+  def is_outdated(self) -> bool:
+    """Tests whether an earlier version wrote it, with other names in notes."""
+    return self._exists() and not (
+      self.read_notes().odd.keys() <= ODDITIES.keys()
+    )
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Notes:
-  """What is known of a shard that has been written.
+  def _exists(self) -> bool:
+    return os.path.exists(self.path) and os.path.exists(self.notes)
 
-  Attributes:
-    records: in the shard.
-    bytes: of its file.
-    odd: {kind: how many files}, kinds as in `KINDS`.
-    names: {kind: names of the first of them}; of rare kinds all.
-  """
+  def read_notes(self) -> Notes:
+    with np.load(self.notes) as stored:
+      notes = json.loads(str(stored["notes"]))
+    return Notes(**notes, bytes=os.path.getsize(self.path))
 
-  records: int
-  bytes: int
-  odd: dict[str, int]
-  names: dict[str, list[str]]
+  def read_sums(self) -> statistics.PixelSums:
+    """Reads the pixel sums of a shard with `has_sums`."""
+    with np.load(self.notes) as stored:
+      return statistics.PixelSums(
+        stored["images"], stored["values"], stored["products"]
+      )
 
 
 @functools.cache
 def make_features(encoding: str) -> tfds.features.FeaturesDict:
-  """What a record holds."""
+  """Makes TFDS's description of a record."""
   shape = (SIDE, SIDE, 3)
   return tfds.features.FeaturesDict(
     {
@@ -112,16 +134,13 @@ def make_features(encoding: str) -> tfds.features.FeaturesDict:
 
 
 def read_square(encoded: bytes) -> tuple[np.ndarray, list[str]]:
-  """Decodes a file of ImageNet and brings it to the square.
-
-  Args:
-    encoded: the file.
+  """Decodes a file of ImageNet to a square.
 
   Returns:
-    u8[256, 256, 3], and what is odd about the file: kinds as in `KINDS`.
+    u8[256, 256, 3], and what is odd about the file, see `ODDITIES`.
 
   Raises:
-    ValueError: the file cannot be decoded whole.
+    ValueError: the file cannot be decoded completely.
   """
   try:
     picture = Image.open(io.BytesIO(encoded), formats=decode.FORMATS)
@@ -132,27 +151,22 @@ def read_square(encoded: bytes) -> tuple[np.ndarray, list[str]]:
       "gray": picture.mode == "L",
       "enlarged": min(picture.size) < SIDE,
     }
-    pixels = np.asarray(decode.cut(picture, SIDE))
+    pixels = np.asarray(decode.to_square(picture, SIDE))
   except MemoryError:
     raise
-  except Exception as error:  # Pillow's plugins raise what they like
-    raise ValueError(decode.describe(error)) from error
+  except Exception as error:  # Pillow's plugins raise errors of any type
+    raise ValueError(decode.describe_error(error)) from error
   return pixels, [kind for kind, applies in odd.items() if applies]
 
 
 def make_record(
   pixels: np.ndarray, member: ilsvrc.Member, encoding: str
 ) -> tuple[bytes, np.ndarray]:
-  """Makes the record of a square.
-
-  Args:
-    pixels: u8[256, 256, 3].
-    member: the file that it comes from.
-    encoding: jpeg or raw.
+  """Makes the record of a square, u8[256, 256, 3], from a file of a tar.
 
   Returns:
-    The serialized tf.train.Example, and the pixels that come out of it again:
-    u8[256, 256, 3], for JPEG not quite those that go in.
+    The serialized tf.train.Example, and the pixels that reading it returns,
+    u8[256, 256, 3]; JPEG changes them a little.
   """
   image = decoded = pixels
   if encoding == "jpeg":
@@ -164,7 +178,7 @@ def make_record(
     image.seek(0)
   example = {"image": image, "label": member.label, "file_name": member.name}
   serialized = make_features(encoding).serialize_example(example)
-  # Protocol buffers leave the order of the features to chance.
+  # Protocol buffers serialize features in any order.
   parsed = tf_example_pb2.Example.FromString(serialized)
   return parsed.SerializeToString(deterministic=True), decoded
 
@@ -174,33 +188,31 @@ def write(
   stop: threading.Event | None = None,
   report: Callable[[], None] | None = None,
 ) -> None:
-  """Writes a shard; nothing stands under its name before it is whole.
+  """Writes a shard and its notes.
 
-  Args:
-    shard: what to write.
-    stop: to give up between two files; of threading or of multiprocessing.
-    report: called after each file.
+  `stop`, of threading or multiprocessing, is checked between files; `report` is
+  called after each.
 
   Raises:
     ValueError: a file cannot be decoded, and `leave_out` is off.
     InterruptedError: `stop` was set.
     OSError: the disk is full, or the like.
   """
-  sums = statistics.Sums(SIDE)
-  odd: dict[str, list[str]] = {kind: [] for kind in KINDS}
+  sums = statistics.PixelSums.zeros(SIDE)
+  odd: dict[str, list[str]] = {kind: [] for kind in ODDITIES}
   records = 0
-  with _writer(f"{shard.path}.partial") as put:
-    with open(shard.tar, "rb") as tar:
+  with atomic.replace(shard.path) as partial:
+    with _open_writer(partial) as put, open(shard.tar, "rb") as tar:
       for member in shard.members:
         if stop is not None and stop.is_set():
           raise InterruptedError("stopped between two files")
         try:
-          pixels, kinds = read_square(ilsvrc.read(tar, member))
+          pixels, kinds = read_square(ilsvrc.read_member(tar, member))
         except ValueError as error:
           if not shard.leave_out:
             raise ValueError(
               f"{member.name} in {shard.tar} cannot be decoded ({error}). "
-              "Fetch the tar again, or set --unreadable=leave_out."
+              "Download the tar again, or set --unreadable=leave_out."
             ) from error
           odd["left_out"].append(member.name)
         else:
@@ -213,42 +225,36 @@ def write(
             sums.add(decoded)
         if report is not None:
           report()
+    # Before the shard gets its name, which says that it is complete.
+    _write_notes(shard, records, odd, sums)
+
+
+def _write_notes(
+  shard: Shard,
+  records: int,
+  odd: dict[str, list[str]],
+  sums: statistics.PixelSums,
+) -> None:
+  odd = {kind: names for kind, names in odd.items() if names}
   notes = {
     "records": records,
-    "odd": {kind: len(names) for kind, names in odd.items() if names},
+    "odd": {kind: len(names) for kind, names in odd.items()},
     "names": {
       kind: names if kind in _ALL_NAMED else names[:_NAMED]
       for kind, names in odd.items()
-      if names
     },
   }
+  arrays = vars(sums) if shard.has_sums else {}
   try:
-    with open(f"{shard.notes}.partial", "wb") as file:
-      arrays = sums.to_arrays() if shard.has_sums else {}
+    with atomic.replace(shard.notes) as partial, open(partial, "wb") as file:
       np.savez(file, notes=json.dumps(notes), **arrays)
-      os.fsync(file.fileno())
   except OSError as error:
-    raise _cannot_write(shard.notes, error.strerror) from error
-  os.replace(f"{shard.notes}.partial", shard.notes)
-  os.replace(f"{shard.path}.partial", shard.path)
-
-
-def read_notes(shard: Shard) -> Notes:
-  """What `write` has left beside a shard."""
-  with np.load(shard.notes) as stored:
-    notes = json.loads(str(stored["notes"]))
-  return Notes(**notes, bytes=os.path.getsize(shard.path))
-
-
-def read_sums(shard: Shard) -> statistics.Sums:
-  """Of the pixels of a shard that has them."""
-  with np.load(shard.notes) as stored:
-    return statistics.Sums.from_arrays(stored)
+    raise _make_write_error(shard.notes, error.strerror) from error
 
 
 @contextlib.contextmanager
-def _writer(path: str) -> Iterator[Callable[[bytes], None]]:
-  """Writes records to a file; on the disk, not in memory alone, at the end."""
+def _open_writer(path: str) -> Iterator[Callable[[bytes], None]]:
+  """Yields a function that appends a record to a new file."""
   writer = array_record_module.ArrayRecordWriter(path, WRITER_OPTIONS)
   try:
     yield writer.write
@@ -257,37 +263,34 @@ def _writer(path: str) -> Iterator[Callable[[bytes], None]]:
       writer.close()
     except RuntimeError as error:
       reason = str(error).partition(";")[0]
-      raise _cannot_write(path, reason) from error
-  with open(path, "rb") as file:
-    os.fsync(file.fileno())
+      raise _make_write_error(path, reason) from error
 
 
-def _cannot_write(path: str, reason: str) -> OSError:
+def _make_write_error(path: str, reason: str) -> OSError:
   return OSError(
-    f"{path} cannot be written ({reason}). Finished shards are kept: make "
-    "room, and give the same command again."
+    f"{path} cannot be written ({reason}). Make room and repeat the command: "
+    "it keeps finished shards."
   )
 
 
 def write_all(
-  waiting: list[Shard], *, jobs: int, report: Callable[[int], None]
+  remaining: list[Shard], *, jobs: int, report: Callable[[int], None]
 ) -> None:
   """Writes shards, each in one process.
 
-  After an error or Ctrl-C no further shard is begun. After an error those that
-  were begun are finished; after Ctrl-C they are dropped.
+  After an error or Ctrl-C no further shard is started. Those in progress are
+  finished after an error, and abandoned after Ctrl-C.
 
   Args:
-    waiting: the shards.
     jobs: processes; 1: this one.
-    report: called every second with the files done so far.
+    report: called every second with the number of files done so far.
 
   Raises:
-    ValueError, OSError: as `shards.write`, or a process was killed.
+    ValueError, OSError: as `write`, or a process was killed.
   """
   if jobs == 1:
     done = 0
-    for shard in waiting:
+    for shard in remaining:
       write(shard)
       done += len(shard.members)
       report(done)
@@ -295,14 +298,14 @@ def write_all(
   context = multiprocessing.get_context("spawn")  # JAX may have threads by now
   stop, done = context.Event(), context.Value("q", 0)
   with concurrent.futures.ProcessPoolExecutor(
-    max(1, min(jobs, len(waiting))),
+    max(1, min(jobs, len(remaining))),
     mp_context=context,
     initializer=_start_process,
     initargs=(stop, done),
   ) as pool:
     try:
       with _without_interrupts():
-        futures = {pool.submit(_write_one, shard) for shard in waiting}
+        futures = {pool.submit(_write_one, shard) for shard in remaining}
       while futures:
         finished, futures = concurrent.futures.wait(
           futures, timeout=1, return_when=concurrent.futures.FIRST_COMPLETED
@@ -312,8 +315,8 @@ def write_all(
         report(done.value)
     except concurrent.futures.process.BrokenProcessPool:
       raise OSError(
-        "a process that wrote shards was killed, maybe for want of memory; "
-        f"expected {jobs} to go on. Set --jobs lower; finished shards are kept."
+        "a process that wrote shards was killed, maybe for lack of memory. Set "
+        f"--jobs lower than {jobs}; finished shards are kept."
       ) from None
     except KeyboardInterrupt:
       stop.set()
@@ -324,9 +327,9 @@ def write_all(
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-  """Processes started meanwhile leave Ctrl-C to this one, for good.
+  """Blocks Ctrl-C; processes started meanwhile inherit the mask for good.
 
-  They inherit that it is blocked. Here one that comes meanwhile is not lost.
+  In this process, a Ctrl-C that arrives meanwhile is delivered at the end.
   """
   before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
@@ -335,13 +338,13 @@ def _without_interrupts() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-# In a process that writes shards: the signal to stop, and the files done. Such
-# objects can be handed over only when a process starts.
+# In a process that writes shards: the event to stop, and the count of files
+# done. Such objects can be passed only when a process starts.
 _shared: tuple = ()
 
 
 def _start_process(*shared: object) -> None:
-  """Has the process end with its parent, however that one ends."""
+  """Initializes a process, which then ends when its parent does."""
   global _shared
   _shared = shared
 

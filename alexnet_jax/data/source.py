@@ -1,8 +1,8 @@
-"""The records of a split as bytes, by number; faults by file and place.
+"""Random access to the stored bytes of a split's records.
 
-Read straight from the ArrayRecord files that TFDS names, one record a call.
-TFDS's own data source does the same with a third more time for each record: it
-asks by a list of places, for which the reader goes through all of a file's.
+Reads the ArrayRecord files that TFDS names, one record per call. TFDS's own
+data source takes a third more time per record: it asks for a list of positions,
+for which the reader walks through all positions of a file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from array_record.python import array_record_module
 
 from alexnet_jax.data import metadata_check
 
-# Of random access; read ahead, a record would be read with its neighbors.
+# No read-ahead: it would read the neighbors of each record.
 _READER_OPTIONS = "readahead_buffer_size:0"
-# What one read asks of a file, bytes: about a record.
+# Bytes of one read from a file: about a record.
 _BUFFER_BYTES = 1 << 15
-# Open files besides those of the split.
+# Files that the process may have open besides those of the split.
 _OTHER_FILES = 512
 _REMEDY = (
   "Copy that file here again, or set config.data.unreadable=replace to train "
@@ -33,19 +33,19 @@ _REMEDY = (
 
 
 class RecordError(ValueError):
-  """A record is not what it should be; the message says which, and where."""
+  """A record is not as expected; the message names it and its file."""
 
 
 class UnreadableError(RecordError):
-  """The bytes or the image of a single record are lost; the rest is there."""
+  """A single record cannot be read or decoded; the others can."""
 
 
 class Source:
-  """Random access to one split. Threads may share it.
+  """The records of one split; thread-safe.
 
   Args:
-    name: of the set and the split, for messages.
-    instructions: TFDS's, which part of which file; at least one record.
+    name: set and split, for messages.
+    instructions: TFDS's `FileInstruction`s, at least one record in all.
   """
 
   def __init__(self, name: str, instructions: Sequence[Any]):
@@ -54,7 +54,7 @@ class Source:
       (os.fspath(shard.filename), shard.skip, shard.take)
       for shard in instructions
     ]
-    # Numbers of the records behind the last of each shard.
+    # Index of the first record after each shard.
     self._ends = list(itertools.accumulate(take for *_, take in self._shards))
     self._readers: list[Any] = [None] * len(self._shards)
     self._lock = threading.Lock()
@@ -63,56 +63,56 @@ class Source:
     return self._ends[-1]
 
   def __getitem__(self, index: int) -> bytes:
-    """Reads a record, never empty.
+    """Reads a record; it is never empty.
 
     Raises:
-      RecordError: its file cannot be opened, or has fewer records than TFDS
-        has noted.
-      UnreadableError: the file can be opened, but the record not be read.
+      RecordError: its file cannot be opened, or has fewer records than the
+        metadata say.
+      UnreadableError: the file can be opened, but the record cannot be read.
     """
-    shard, place = self._find(index)
+    shard, position = self._locate(index)
     reader = self._readers[shard] or self._open(shard, index)
     try:
-      (record,) = reader.read(place, place + 1)
+      (record,) = reader.read(position, position + 1)
     except RuntimeError as error:
       raise UnreadableError(
         f"{self.describe(index)} cannot be read ({error}). {_REMEDY}"
       ) from error
-    # From a place behind the end of its file, the reader brings nothing.
+    # Past the end of its file, the reader returns nothing.
     if not record:
       raise UnreadableError(
-        f"{self.describe(index)} cannot be read (nothing is there: the file "
-        f"has been cut short). {_REMEDY}"
+        f"{self.describe(index)} cannot be read (the file ends before it: "
+        f"it has been truncated). {_REMEDY}"
       )
     return record
 
   def describe(self, index: int) -> str:
-    """The place of a record, for messages."""
-    shard, place = self._find(index)
+    """Names a record and its file, for messages."""
+    shard, position = self._locate(index)
     path = self._shards[shard][0]
-    return f"record {index} of {self.name} (number {place} in {path})"
+    return f"record {index} of {self.name} (number {position} in {path})"
 
-  def _find(self, index: int) -> tuple[int, int]:
-    """The shard of a record, and its number there."""
+  def _locate(self, index: int) -> tuple[int, int]:
+    """Returns the shard of a record and the record's position in it."""
     shard = bisect.bisect_right(self._ends, index)
     _, skip, take = self._shards[shard]
     return shard, index - self._ends[shard] + take + skip
 
   def _open(self, shard: int, index: int) -> Any:
+    """Opens the file of a shard at its first use; `index` is for messages."""
     with self._lock:
       if self._readers[shard] is None:
-        self._readers[shard] = self._open_file(shard, index)
+        self._readers[shard] = self._open_file(*self._shards[shard], index)
       return self._readers[shard]
 
-  def _open_file(self, shard: int, index: int) -> Any:
-    path, skip, take = self._shards[shard]
+  def _open_file(self, path: str, skip: int, take: int, index: int) -> Any:
     reader = array_record_module.ArrayRecordReader(
       path, options=_READER_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES
     )
     if not reader.ok():
       try:
         reader.close()
-      except RuntimeError as error:  # says why it could not be opened
+      except RuntimeError as error:  # has the reason why it cannot be opened
         raise RecordError(
           f"{self.describe(index)} cannot be read: the file cannot be opened "
           f"({error}). Copy that file here again, or prepare the set again."
@@ -127,15 +127,11 @@ class Source:
 
 
 def open_source(builder: tfds.core.DatasetBuilder, split: str) -> Source:
-  """Opens a split of a set that has been prepared.
-
-  Args:
-    builder: of the set.
-    split: in TFDS's notation, `train` or `train[:90%]`.
+  """Opens a split, `train` or `train[:90%]`, of a prepared set.
 
   Raises:
-    ValueError: there is no such split, it has no records, it cannot be read at
-      random, or it has more files than may be open.
+    ValueError: the split does not exist, has no records, has no random access,
+      or has more files than the process may open.
     FileNotFoundError: files of it are missing.
   """
   set_split = "Set config.data.train_split or config.data.validation_split."
@@ -170,15 +166,15 @@ def open_source(builder: tfds.core.DatasetBuilder, split: str) -> Source:
 
 
 def _allow_open_files(name: str, count: int) -> None:
-  """Every file of a split stays open; most systems start with 1,024."""
+  """Raises the limit of open files: most systems start with 1,024."""
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   needed = count + _OTHER_FILES
   if soft == resource.RLIM_INFINITY or needed <= soft:
     return
   if hard != resource.RLIM_INFINITY and needed > hard:
     raise ValueError(
-      f"{name} has {count:,} files, which are read at random and stay open, "
-      f"but the system allows this process {hard:,} open files, expected "
-      f"{needed:,}. Raise the hard limit (`ulimit -Hn`)."
+      f"{name} has {count:,} files, which all stay open, but the system "
+      f"allows this process {hard:,} open files, expected {needed:,}. "
+      "Raise the hard limit (`ulimit -Hn`)."
     )
   resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

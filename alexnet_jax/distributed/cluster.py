@@ -1,8 +1,8 @@
-"""Which process of how many this is, from what its surroundings say.
+"""Finds which process of how many this is, from the launcher's variables.
 
-Launchers say it in environment variables. JAX reads those of Slurm, Open MPI 4,
-Kubernetes and TPU slices; here are those that it does not read: the number and
-the count that operators set under JAX's own names, and Open MPI 5 and PMIx.
+JAX reads the environment variables of Slurm, Open MPI 4, Kubernetes and TPU
+slices. This module adds those that it does not read: number and count under
+JAX's own names, which users set, and those of Open MPI 5 and PMIx.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Mapping
 
-from jax._src import clusters  # there is no public way to ask
+from jax._src import clusters  # there is no public function
 
 MODES = ("auto", "off", "env")
 
@@ -24,27 +24,29 @@ INDICES = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 # Set by Open MPI 4 only.
 _OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"
 
-# Which accelerators a launcher shows to a process, by their makers.
+# The accelerators that a launcher shows to a process.
 _VISIBLE = (
-  *("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
+  "CUDA_VISIBLE_DEVICES",
+  "ROCR_VISIBLE_DEVICES",
+  "HIP_VISIBLE_DEVICES",
 )
 
-# As Open MPI 5 names a job, after the host and the process of its launcher.
+# Open MPI 5 names a job after the host and the process of its launcher.
 _NAMESPACE = re.compile(r"prterun-(?P<host>.+)-(?P<pid>\d+)@\d+")
 # Ports for jobs that name none, as JAX chooses them for Slurm.
 _FIRST_PORT, _PORTS = 61440, 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
-  """A process among those of a run.
+class Process:
+  """One of the processes of a run.
 
   Attributes:
     index: of this process, from 0 on.
     count: of all processes.
-    address: host:port at which process 0 can be reached; None with one process.
-    local_devices: the devices of this host that the process is to use; None:
-      all that it sees.
+    address: host:port of process 0; None if it is the only process.
+    local_devices: the devices of this host for this process; None: all that it
+      sees.
   """
 
   index: int = 0
@@ -53,27 +55,27 @@ class Place:
   local_devices: tuple[int, ...] | None = None
 
 
-def find(
+def find_process(
   mode: str,
   environ: Mapping[str, str] = os.environ,
   *,
   timeout_seconds: float = 25,
-) -> Place:
-  """Finds the place of this process.
+) -> Process:
+  """Finds which process of a run this is.
 
   Args:
-    mode: `off`: it is the only one. `env`: by JAX_COORDINATOR_ADDRESS,
+    mode: `off`: the only one. `env`: by JAX_COORDINATOR_ADDRESS,
       JAX_NUM_PROCESSES and JAX_PROCESS_ID, or the variables of Open MPI 5 and
       PMIx. `auto`: as `env` where JAX's variables or those of Open MPI 5 are
-      set; else what JAX detects; else it is the only one.
+      set; else what JAX detects; else the only one.
     environ: the environment.
-    timeout_seconds: for a coordinator whose name is not known yet.
+    timeout_seconds: for a coordinator whose name does not resolve yet.
 
   Raises:
     ValueError: variables are missing, wrong, or contradict each other.
   """
   if mode == "off":
-    return Place()
+    return Process()
   # JAX 0.10 does not see Open MPI 5, and 0.12 wants the package mpi4py for it.
   is_open_mpi_5 = environ.get("OMPI_COMM_WORLD_SIZE") and _OPEN_MPI_4 not in (
     environ
@@ -85,19 +87,19 @@ def find(
     or is_open_mpi_5
   ):
     return _from_environment(environ)
-  place = _detect(environ, timeout_seconds)
-  if place is not None:
-    return place
+  process = _detect(environ, timeout_seconds)
+  if process is not None:
+    return process
   if ADDRESS in environ:
     raise ValueError(
       f"{ADDRESS} is {environ[ADDRESS]!r}, but neither JAX_NUM_PROCESSES nor "
-      "JAX_PROCESS_ID is set, and no cluster is found that would say them. "
+      "JAX_PROCESS_ID is set, and no cluster is found that has them. "
       "Set them, or --distributed=off."
     )
-  return Place()
+  return Process()
 
 
-def _from_environment(environ: Mapping[str, str]) -> Place:
+def _from_environment(environ: Mapping[str, str]) -> Process:
   count = _read(environ, COUNTS, "how many processes there are", least=1)
   index = _read(environ, INDICES, "which process this is", least=0)
   if index >= count:
@@ -106,26 +108,36 @@ def _from_environment(environ: Mapping[str, str]) -> Place:
       f"{name} is {index}, but there are {count} processes "
       f"({_set(environ, COUNTS)[0]}), expected 0 to {count - 1}. Set {name}."
     )
-  if count == 1:
-    return Place()
-  address = environ.get(ADDRESS) or _address_of_job(environ)
-  if address is None:
+  address = environ.get(ADDRESS) or _find_open_mpi_address(environ)
+  if count > 1 and address is None:
     raise ValueError(
       f"{ADDRESS} is not set, expected host:port of process 0, the same in "
       f"all {count} processes. Set {ADDRESS}."
     )
-  return Place(
+  local = environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "")
+  local_index = int(local) if local.isdecimal() else None
+  return _make_process(environ, index, count, address, local_index)
+
+
+def _make_process(
+  environ: Mapping[str, str],
+  index: int,
+  count: int,
+  address: str,
+  local_index: int | None,
+) -> Process:
+  if count == 1:
+    return Process()
+  return Process(
     index=index,
     count=count,
     address=check_address(address, environ.get("JAX_COORDINATOR_PORT")),
-    local_devices=_choose_devices(
-      environ, _optional(environ, "OMPI_COMM_WORLD_LOCAL_RANK")
-    ),
+    local_devices=_choose_devices(environ, local_index),
   )
 
 
 def check_address(address: str, port: str | None = None) -> str:
-  """Refuses what is no address; adds the port where it has none.
+  """Returns an address with a port, which it may lack.
 
   Raises:
     ValueError: it is not host:port.
@@ -143,12 +155,14 @@ def check_address(address: str, port: str | None = None) -> str:
   return f"{host}:{end}"
 
 
-def _detect(environ: Mapping[str, str], timeout_seconds: float) -> Place | None:
-  """What JAX finds; None where it finds no cluster, or one process."""
+def _detect(
+  environ: Mapping[str, str], timeout_seconds: float
+) -> Process | None:
+  """Returns what JAX finds; None where it finds no cluster."""
   known = environ.get(ADDRESS)
   try:
     with warnings.catch_warnings():
-      # In Kubernetes, of a package that nobody has asked for.
+      # In Kubernetes JAX warns that an optional package is missing.
       warnings.simplefilter("ignore")
       address, count, index, local = (
         clusters.ClusterEnv.auto_detect_unset_distributed_params(
@@ -157,36 +171,30 @@ def _detect(environ: Mapping[str, str], timeout_seconds: float) -> Place | None:
       )
   except Exception as error:  # of many libraries, all about the cluster
     raise ValueError(
-      f"a cluster is found, but not the place of this process in it "
+      f"a cluster is found, but not the number of this process in it "
       f"({' '.join(str(error).split())}). Set {ADDRESS}, JAX_NUM_PROCESSES and "
       "JAX_PROCESS_ID, or --distributed=off."
     ) from error
   if count is None or index is None or address is None:
     return None
-  if count == 1:
-    return Place()
-  return Place(
-    index=index,
-    count=count,
-    address=check_address(address, environ.get("JAX_COORDINATOR_PORT")),
-    local_devices=_choose_devices(environ, local[0] if local else None),
-  )
+  local_index = local[0] if local else None
+  return _make_process(environ, index, count, address, local_index)
 
 
 def _choose_devices(
   environ: Mapping[str, str], local_index: int | None
 ) -> tuple[int, ...] | None:
-  """The accelerator of a process that shares its host with others.
+  """Returns the accelerator of a process that shares its host with others.
 
-  A process that has the host to itself takes all; so does one to which the
-  launcher shows a single accelerator.
+  None, which is all that it sees, for a process that has its host to itself or
+  to which the launcher shows a single accelerator.
   """
   if given := environ.get("JAX_LOCAL_DEVICE_IDS"):
     numbers = given.split(",")
     if not all(number.isdecimal() for number in numbers):
       raise ValueError(
-        f"JAX_LOCAL_DEVICE_IDS is {given!r}, expected numbers of devices as "
-        "0,1. Set JAX_LOCAL_DEVICE_IDS."
+        f"JAX_LOCAL_DEVICE_IDS is {given!r}, expected device numbers as 0,1. "
+        "Set JAX_LOCAL_DEVICE_IDS."
       )
     return tuple(int(number) for number in numbers)
   visible = [environ[name] for name in _VISIBLE if name in environ]
@@ -202,37 +210,29 @@ def _choose_devices(
 def _read(
   environ: Mapping[str, str], names: tuple[str, ...], what: str, *, least: int
 ) -> int:
-  """The number that the variables of these names agree on."""
-  found = {name: environ[name] for name in _set(environ, names)}
-  if not found:
-    raise ValueError(
-      f"{names[0]} is not set, expected {what}: a whole number of {least} or "
-      f"more. Set it, or --distributed=auto or off."
-    )
-  for name, value in found.items():
-    if not value.isdecimal() or int(value) < least:
+  """Returns the number that the variables of these names agree on."""
+  given = {name: environ[name] for name in _set(environ, names)}
+  for name, value in given.items() or [(names[0], None)]:
+    if value is None or not value.isdecimal() or int(value) < least:
+      problem = "not set" if value is None else repr(value)
       raise ValueError(
-        f"{name} is {value!r}, expected {what}: a whole number of {least} or "
-        f"more. Set {name}."
+        f"{name} is {problem}, expected {what}, an integer >= {least}. Set "
+        f"{name}, or --distributed=off to start this process alone."
       )
-  if len({int(value) for value in found.values()}) > 1:
-    said = " and ".join(f"{name}={value}" for name, value in found.items())
+  if len({int(value) for value in given.values()}) > 1:
+    values = " and ".join(f"{name}={value}" for name, value in given.items())
     raise ValueError(
-      f"{said} contradict each other about {what}. Unset one of them."
+      f"{values} contradict each other about {what}. Unset one of them."
     )
-  return int(next(iter(found.values())))
+  return int(next(iter(given.values())))
 
 
 def _set(environ: Mapping[str, str], names: tuple[str, ...]) -> list[str]:
   return [name for name in names if environ.get(name)]
 
 
-def _optional(environ: Mapping[str, str], name: str) -> int | None:
-  return int(environ[name]) if environ.get(name, "").isdecimal() else None
-
-
-def _address_of_job(environ: Mapping[str, str]) -> str | None:
-  """Of the host that Open MPI 5 was started on, which runs process 0."""
+def _find_open_mpi_address(environ: Mapping[str, str]) -> str | None:
+  """Returns an address on the host that Open MPI 5 was started on."""
   job = _NAMESPACE.fullmatch(environ.get("PMIX_NAMESPACE", ""))
   if job is None:
     return None

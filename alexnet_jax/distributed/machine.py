@@ -1,4 +1,4 @@
-"""What a process can say of itself and its machine, without JAX's devices."""
+"""Facts about a process and its machine, found without JAX's devices."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import socket
 from collections.abc import Mapping
 from importlib import metadata
 
-# What a step is computed with, or data and checkpoints are read with.
+# The packages that compute a step, or read data and checkpoints.
 PACKAGES = (
   *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
   *("tensorflow-datasets", "grain", "numpy"),
 )
-# What belongs to an accelerator, under the names that vendors give it.
+# The packages of an accelerator's runtime, by their vendors' names.
 _RUNTIME = re.compile(
   r"jax-.*(plugin|pjrt)|libtpu.*|nvidia-(nccl|cudnn|cuda-runtime)(-cu\d+)?"
 )
 _SETTINGS = re.compile(r"XLA_.*|JAX_.*|LIBTPU_INIT_ARGS|TPU_.*|NCCL_.*")
 _DRIVER = pathlib.Path("/proc/driver/nvidia/version")
 _MEMORY = pathlib.Path("/proc/meminfo")
-# Of a container, where it has limits of its own; bytes.
+# The limits of a container, where it has them; bytes.
 _LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 _USED = pathlib.Path("/sys/fs/cgroup/memory.current")
 _BOOT = pathlib.Path("/proc/sys/kernel/random/boot_id")
 
 
 def find_versions() -> dict[str, str]:
-  """Of Python, of `PACKAGES`, and of an accelerator's runtime and driver."""
+  """Returns those of Python, `PACKAGES`, runtime and driver of accelerators."""
   found = {"python": platform.python_version()}
   for name in PACKAGES:
     found[name] = metadata.version(name)
@@ -46,20 +46,19 @@ def find_versions() -> dict[str, str]:
 
 
 def find_settings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-  """The variables that are set for JAX, XLA, and their runtimes."""
+  """Returns the environment variables of JAX, XLA, and their runtimes."""
   return {
     name: environ[name] for name in sorted(environ) if _SETTINGS.fullmatch(name)
   }
 
 
 def describe() -> dict[str, str | int | None]:
-  """Where this process runs, and what memory there is.
+  """Returns where this process runs, and how much memory it may use.
 
   Returns:
     `host`: the name of its host; `address`: what that name resolves to, "" if
     nothing; `machine`: differs between machines, whatever their names; `pid`;
-    `memory_total` and `memory_free`: bytes that processes here may use in all,
-    and that they can still take; None where the system does not say.
+    `memory_total` and `memory_free`: see `find_memory`.
   """
   total, free = find_memory()
   return {
@@ -73,7 +72,7 @@ def describe() -> dict[str, str | int | None]:
 
 
 def find_address() -> str:
-  """The address that this host has for its own name; "" if it has none."""
+  """Returns what the name of this host resolves to; "" if nothing."""
   try:
     return socket.getaddrinfo(socket.gethostname(), None)[0][4][0]
   except OSError:
@@ -81,7 +80,10 @@ def find_address() -> str:
 
 
 def find_memory() -> tuple[int | None, int | None]:
-  """Bytes that processes may use here in all, and those not yet in use."""
+  """Returns the bytes that processes may use here in all, and those still free.
+
+  None where the system does not say.
+  """
   lines = dict(re.findall(r"(\w+):\s+(\d+) kB", _read(_MEMORY)))
   if not {"MemTotal", "MemAvailable"} <= lines.keys():
     return None, None
@@ -96,15 +98,15 @@ def find_memory() -> tuple[int | None, int | None]:
 
 
 def _read(path: pathlib.Path) -> str:
-  """The text of a file that not every system has."""
+  """Returns the text of a file; "" on systems that do not have it."""
   try:
     return path.read_text()
   except OSError:
     return ""
 
 
-def to_size(count: int | None) -> str:
-  """Bytes in words: `1.5 GiB`; `-` where they are not known."""
+def format_bytes(count: int | None) -> str:
+  """Formats a number of bytes as `1.5 GiB`, or as `-` if it is not known."""
   if count is None:
     return "-"
   units = ("bytes", "KiB", "MiB", "GiB", "TiB")

@@ -1,15 +1,14 @@
-"""Memory that a CPU computes in, kept by the process from step to step.
+"""Keeps the memory of a step on CPUs in the process from step to step.
 
-A step takes its temporary arrays, a gigabyte at full size, in one piece, and
-gives them back at its end. The C library then hands such a piece to the kernel
-and asks for it anew, empty, in the next step: a fifth of a step went into
-200,000 page faults. Here it is told to keep what it has, all in one heap, and
-the kernel to make the part that a step works in of large pages.
+A step allocates its temporary arrays in one piece, a gigabyte at full size, and
+frees them at its end. The C library then returns the piece to the kernel, and
+gets it anew and empty in the next step: a fifth of a step went into 200,000
+page faults. Settings of `mallopt` keep all freed memory in one heap, and
+`madvise` asks for large pages.
 
-For processes with glibc and no accelerator; elsewhere, and where the user has
-settings of their own for the C library, nothing is changed. No result depends
-on it. Standard library only: `main.py` calls this before there are threads,
-each of which would have a heap of its own.
+Only with glibc and without an accelerator, and unless the user has settings of
+their own for malloc. No result depends on it. Standard library only: `main.py`
+calls this before there are threads, each of which would have its own heap.
 """
 
 from __future__ import annotations
@@ -25,55 +24,55 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 # <sys/mman.h>
 _HUGE_PAGES = 14
 _HUGE_PAGE = 2 << 20
-# Grown by so much at a time, so that what lies behind a piece is free as well.
-_MORE = 64 << 20
+# The heap grows by so much at a time, so that the memory behind a piece is free
+# as well.
+_GROWTH = 64 << 20
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
 
-_kept = False  # by `keep`, once in a process
+_keeps = False  # set once in a process
 
 
-def keep(arguments: Sequence[str]) -> bool:
-  """Tells the C library to keep freed memory, in one heap.
+def keep_freed_memory(arguments: Sequence[str]) -> bool:
+  """Tells the C library to keep freed memory, in one heap, at full size.
 
-  Not where the step is small: its memory is soon there again, and threads that
-  share a heap wait for each other. How large it is, a config says; it is not
-  loaded yet, so this goes by its name, as it stands among the arguments: full
-  size is `imagenet`, or a recipe. A wrong guess costs a little time.
+  A small step gains nothing, and threads that share a heap wait for each other.
+  The config is not loaded yet, so its name decides: `imagenet` and recipes are
+  full size. A wrong guess costs a little time.
 
   Args:
     arguments: of the command.
 
   Returns:
-    Whether it does.
+    Whether freed memory is kept.
   """
-  global _kept
-  if not _kept and _is_wanted() and any(map(_is_full_size, arguments)):
+  global _keeps
+  if not _keeps and _is_wanted() and any(map(_is_full_size, arguments)):
     mallopt = ctypes.CDLL(None).mallopt
     mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
     settings = (
       (_ARENA_MAX, 1),
       (_MMAP_MAX, 0),
       (_TRIM_THRESHOLD, -1),  # as unsigned: never
-      (_TOP_PAD, _MORE),
+      (_TOP_PAD, _GROWTH),
     )
-    _kept = all([mallopt(*setting) == 1 for setting in settings])
-  return _kept
+    _keeps = all([mallopt(*setting) == 1 for setting in settings])
+  return _keeps
 
 
-def is_kept() -> bool:
-  """Whether `keep` was heeded."""
-  return _kept
+def keeps_freed_memory() -> bool:
+  """Whether `keep_freed_memory` has succeeded."""
+  return _keeps
 
 
-def reserve(size: int) -> bool:
-  """Has the heap hold a free piece of so many bytes, of large pages.
+def reserve_heap(size: int) -> bool:
+  """Grows the heap by a free piece of so many bytes, in large pages.
 
-  Pages are not touched, so that none is taken before a step needs it.
+  Its pages are not touched: the kernel provides each when a step first uses it.
 
   Returns:
-    Whether there is one; False: `keep` was not heeded, or there is not enough.
+    Whether it has; False if freed memory is not kept, or memory is short.
   """
-  if not _kept:
+  if not _keeps:
     return False
   library = ctypes.CDLL(None)
   library.malloc.restype = ctypes.c_void_p

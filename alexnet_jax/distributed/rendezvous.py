@@ -1,9 +1,9 @@
-"""All processes of a run are there and belong together, before JAX starts.
+"""Waits until all processes of a run have started and fit together.
 
-JAX waits for processes that are missing without a name for them, and starts
-with some that do not fit. So process 0 first listens at its address, the others
-call there, and when all have called it tells them to go on: one line of JSON
-from each, one back. If not, every process learns why.
+JAX does not name processes that are missing, and starts with some that do not
+fit together. So before JAX starts, process 0 listens at its address, and every
+other process connects and sends one line of JSON. When all have done so,
+process 0 sends each of them one line back: the facts of all, or what is wrong.
 """
 
 from __future__ import annotations
@@ -12,54 +12,55 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from alexnet_jax.distributed import cluster
 
 _HELLO = "alexnet_jax"
-_CALL = {"hello", "count", "index", "facts"}
+_KEYS = {"hello", "count", "index", "facts"}
 _LONGEST_LINE = 2**20
-# For one line to arrive once a connection stands.
+# For one line to arrive once there is a connection.
 _LINE_SECONDS = 5.0
 _RETRY_SECONDS = 0.2
+_ELSE = (
+  "--start_timeout_seconds waits longer, and --distributed=off starts this "
+  "process alone."
+)
 
-# What a process says of itself: "host" and "address", and "same", which all
-# must say alike.
+# What a process sends about itself: "host", "address", and "same": values that
+# must be the same in all processes, by their names.
 Facts = Mapping[str, object]
 
 
-def call(
-  place: cluster.Place, facts: Facts, *, timeout_seconds: float
+def join(
+  process: cluster.Process, facts: Facts, *, timeout_seconds: float
 ) -> list[Facts]:
-  """Waits until all processes are there.
+  """Waits for all processes; returns the facts of each, in their order.
 
   Args:
-    place: of this process.
-    facts: `host`: the name of its host. `same`: {what: value} that must be the
-      same in all processes.
+    process: this process.
+    facts: of this process.
     timeout_seconds: to wait.
 
-  Returns:
-    The facts of all processes, in their order.
-
   Raises:
-    ValueError: two processes have one number, or differ in what must be alike.
+    ValueError: two processes have one number, or values that must be the same
+      differ.
     ConnectionError: processes are missing, or process 0 cannot be reached.
   """
-  if place.count == 1:
+  if process.count == 1:
     return [facts]
   deadline = time.monotonic() + timeout_seconds
-  said = {"count": place.count, "index": place.index, "facts": facts}
-  if place.index == 0:
-    return _listen(place, said, deadline, timeout_seconds)
-  return _ask(place, said, deadline, timeout_seconds)
+  own = {"count": process.count, "index": process.index, "facts": facts}
+  if process.index == 0:
+    return _serve(process, own, deadline, timeout_seconds)
+  return _connect(process, own, deadline, timeout_seconds)
 
 
-def _listen(
-  place: cluster.Place, own: dict, deadline: float, timeout_seconds: float
+def _serve(
+  process: cluster.Process, own: dict, deadline: float, timeout_seconds: float
 ) -> list[Facts]:
-  """Process 0: collects what the others say, and answers."""
-  port = int(place.address.rpartition(":")[2])
+  """Collects the facts of all in process 0, and answers."""
+  port = int(process.address.rpartition(":")[2])
   try:
     server = _open_server(port)
   except OSError as error:
@@ -69,139 +70,131 @@ def _listen(
     ) from error
   with contextlib.ExitStack() as opened:
     opened.enter_context(server)
-    present, lines, problem = {0: own}, {}, None
+    present, connections, problem, kind = {0: own}, {}, None, ValueError
     while problem is None:
-      _drop_gone(present, lines)
-      if len(present) == place.count:
+      _drop_disconnected(present, connections)
+      if len(present) == process.count:
         break
       server.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
-        line, _ = server.accept()
+        connection, _ = server.accept()
       except TimeoutError:
-        problem = _missing(place, present, timeout_seconds)
+        problem = _describe_missing(process, present, timeout_seconds)
+        kind = ConnectionError
         break
-      opened.enter_context(line)
-      said = _receive(line, _LINE_SECONDS)
-      if said is None or not _CALL <= said.keys():
+      opened.enter_context(connection)
+      message = _receive(connection, _LINE_SECONDS)
+      if message is None or not _KEYS <= message.keys():
         continue  # not a process of a run
-      _drop_gone(present, lines)  # maybe it calls again
-      problem = _compare(present, said)
-      present.setdefault(said["index"], said)
-      lines.setdefault(said["index"], line)
-      if lines[said["index"]] is not line:
-        lines[-1] = line  # of the same number: is to learn of it too
+      _drop_disconnected(present, connections)  # it may be its second try
+      problem = _compare(present, message)
+      present.setdefault(message["index"], message)
+      connections.setdefault(message["index"], connection)
+      if connections[message["index"]] is not connection:
+        connections[-1] = connection  # of the same number: gets the answer too
     server.close()  # JAX takes the port over
-    answer = {"hello": _HELLO, "problem": problem}
+    answer = {"hello": _HELLO, "problem": problem, "kind": kind.__name__}
     if problem is None:
-      answer["facts"] = [present[i]["facts"] for i in range(place.count)]
-    for line in lines.values():
+      answer["facts"] = [present[i]["facts"] for i in range(process.count)]
+    for connection in connections.values():
       with contextlib.suppress(OSError):
-        _send(line, answer)
+        _send(connection, answer)
     if problem is not None:
-      raise _to_error(problem)
-    # The others hang up first: a port is not free at once for who does.
-    for line in lines.values():
-      _receive(line, _LINE_SECONDS)
+      raise kind(problem)
+    # Lets the others close first: the port of the side that closes first is not
+    # free at once.
+    for connection in connections.values():
+      _receive(connection, _LINE_SECONDS)
     return answer["facts"]
 
 
-def _drop_gone(
-  present: dict[int, dict], lines: dict[int, socket.socket]
+def _drop_disconnected(
+  present: dict[int, dict], connections: dict[int, socket.socket]
 ) -> None:
-  """Forgets processes that have hung up since they called."""
-  for index, line in list(lines.items()):
-    line.settimeout(0)
+  """Removes processes that have closed their connection since."""
+  for index, connection in list(connections.items()):
+    connection.settimeout(0)
     try:
-      is_gone = line.recv(1, socket.MSG_PEEK) == b""
+      is_closed = connection.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:
-      is_gone = False  # it waits
+      is_closed = False  # it waits for the answer
     except OSError:
-      is_gone = True
-    line.settimeout(_LINE_SECONDS)
-    if is_gone:
-      del present[index], lines[index]
+      is_closed = True
+    connection.settimeout(_LINE_SECONDS)
+    if is_closed:
+      del present[index], connections[index]
 
 
-def _ask(
-  place: cluster.Place, own: dict, deadline: float, timeout_seconds: float
+def _connect(
+  process: cluster.Process, own: dict, deadline: float, timeout_seconds: float
 ) -> list[Facts]:
-  """Any other process: calls process 0 until it answers."""
-  host, _, port = place.address.rpartition(":")
+  """Connects to process 0, from any other process, until that answers."""
+  host, _, port = process.address.rpartition(":")
   reason = "no answer"
   while (left := deadline - time.monotonic()) > 0:
     answer, begun = None, time.monotonic()
     try:
       with socket.create_connection(
         (host.strip("[]"), int(port)), timeout=left
-      ) as line:
-        _send(line, {"hello": _HELLO, **own})
-        # Process 0 may have started just now, and waits as long as this one.
+      ) as connection:
+        _send(connection, {"hello": _HELLO, **own})
+        # Process 0 may have started just now, and wait as long as this one.
         patience = timeout_seconds + 2 * _LINE_SECONDS
-        answer = _receive(line, patience)
-      reason = "what answers there is not process 0 of this run"
+        answer = _receive(connection, patience)
+      reason = "another program than process 0 of this run answers"
       if time.monotonic() - begun >= patience:
-        reason = "it has heard the call, and does not answer"
+        reason = "it accepts the connection, but does not answer"
     except OSError as error:
       reason = error.strerror or "no answer"
     if answer is not None and answer.get("hello") == _HELLO:
       if answer["problem"] is not None:
-        raise _to_error(answer["problem"])
+        is_value = answer["kind"] == "ValueError"
+        raise (ValueError if is_value else ConnectionError)(answer["problem"])
       return answer["facts"]
     time.sleep(_RETRY_SECONDS)
   raise ConnectionError(
-    f"process 0 of {place.count} cannot be reached at {place.address} within "
-    f"{timeout_seconds:g} s ({reason}). Start it there, or set "
-    f"{cluster.ADDRESS}; --start_timeout_seconds waits longer, and "
-    "--distributed=off starts this process alone."
+    f"process 0 of {process.count} cannot be reached at {process.address} "
+    f"within {timeout_seconds:g} s ({reason}). Start it there, or set "
+    f"{cluster.ADDRESS}; {_ELSE}"
   )
 
 
-def _to_error(problem: Sequence[str]) -> Exception:
-  kind, text = problem
-  return ValueError(text) if kind == "value" else ConnectionError(text)
-
-
-def _missing(
-  place: cluster.Place, present: Mapping[int, dict], timeout_seconds: float
-) -> tuple[str, str]:
-  missing = [i for i in range(place.count) if i not in present]
+def _describe_missing(
+  process: cluster.Process, present: Mapping[int, dict], timeout_seconds: float
+) -> str:
+  missing = [i for i in range(process.count) if i not in present]
   noun = "process" if len(missing) == 1 else "processes"
   listed = ", ".join(map(str, missing[:20]))
   more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
   return (
-    "missing",
-    f"{noun} {listed}{more} of {place.count} did not call at "
-    f"{place.address} within {timeout_seconds:g} s. Start them, or set "
-    "JAX_NUM_PROCESSES; --start_timeout_seconds waits longer, and "
-    "--distributed=off starts this process alone.",
+    f"{noun} {listed}{more} of {process.count} did not connect to "
+    f"{process.address} within {timeout_seconds:g} s. Start them, or set "
+    f"JAX_NUM_PROCESSES; {_ELSE}"
   )
 
 
-def _compare(present: Mapping[int, dict], said: dict) -> tuple[str, str] | None:
-  """What is wrong with a process that has called; None if it fits."""
-  first, index = present[0], said["index"]
-  host = said["facts"]["host"]
-  if said["count"] != first["count"]:
+def _compare(present: Mapping[int, dict], message: dict) -> str | None:
+  """Returns why a process that has connected does not fit; None if it does."""
+  first, index = present[0], message["index"]
+  host = message["facts"]["host"]
+  if message["count"] != first["count"]:
     return (
-      "value",
-      f"process {index} ({host}) says there are {said['count']} processes, "
-      f"process 0 says {first['count']}. Set JAX_NUM_PROCESSES alike in all.",
+      f"process {index} ({host}) expects {message['count']} processes, "
+      f"process 0 expects {first['count']}. Set JAX_NUM_PROCESSES to the same "
+      "number."
     )
   if index in present:
     other = present[index]["facts"]["host"]
     return (
-      "value",
-      f"two processes say that they are process {index} of {said['count']} "
-      f"(on {other} and on {host}). Set JAX_PROCESS_ID to a number of its own "
-      "in each.",
+      f"two processes are process {index} of {message['count']} (on {other} "
+      f"and on {host}). Set JAX_PROCESS_ID to another number in each."
     )
-  here, there = first["facts"]["same"], said["facts"]["same"]
-  for what in sorted(here.keys() | there.keys()):
-    if here.get(what) != there.get(what):
+  expected, found = first["facts"]["same"], message["facts"]["same"]
+  for name in sorted(expected.keys() | found.keys()):
+    if expected.get(name) != found.get(name):
       return (
-        "value",
-        f"{what} is {there.get(what)!r} in process {index} ({host}), and "
-        f"{here.get(what)!r} in process 0. Start all processes alike.",
+        f"{name} is {found.get(name)!r} in process {index} ({host}), and "
+        f"{expected.get(name)!r} in process 0. Start all processes alike."
       )
   return None
 
@@ -215,17 +208,17 @@ def _open_server(port: int) -> socket.socket:
   return socket.create_server(("", port), backlog=1024)
 
 
-def _send(line: socket.socket, said: Mapping) -> None:
-  line.sendall(json.dumps(said).encode() + b"\n")
+def _send(connection: socket.socket, message: Mapping) -> None:
+  connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _receive(line: socket.socket, seconds: float) -> dict | None:
-  """One line of JSON; None where something else comes, or nothing."""
-  line.settimeout(seconds)
+def _receive(connection: socket.socket, seconds: float) -> dict | None:
+  """Returns one line of JSON; None if something else or nothing comes."""
+  connection.settimeout(seconds)
   try:
-    with line.makefile("rb") as file:
+    with connection.makefile("rb") as file:
       text = file.readline(_LONGEST_LINE)
-    said = json.loads(text)
+    message = json.loads(text)
   except (OSError, ValueError):
     return None
-  return said if isinstance(said, dict) else None
+  return message if isinstance(message, dict) else None

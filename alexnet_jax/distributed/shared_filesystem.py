@@ -1,7 +1,7 @@
-"""Whether all processes of a run see one folder, and may write to it.
+"""Checks that all processes of a run see one folder and may write to it.
 
-By trying: process 0 writes a file that all the others are to see, and each of
-these writes one that process 0 is to see. All are removed again.
+Process 0 writes a file that all the others have to see, and each of these
+writes one that process 0 has to see. All files are removed again.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def find_problems(
   *,
   shown_seconds: float = SHOWN_SECONDS,
 ) -> list[str | None]:
-  """Tries a folder in all processes; to be called in all of them.
+  """Checks a folder; all processes call this.
 
   Args:
     group: the processes.
-    folder: that is there, as this process names it; that of process 0 counts.
+    folder: an existing folder; the path that process 0 passes counts.
     shown_seconds: for a file to be seen by another process.
 
   Returns:
-    What is wrong in each process, None where nothing is; alike in all.
+    What is wrong in each process, None where nothing is; the same in all.
   """
   with contextlib.ExitStack() as written:
     offer, problem = None, None
@@ -44,17 +44,17 @@ def find_problems(
     (offer, problem), *_ = group.gather("shared/offer", [offer, problem])
     if problem is not None:
       return [problem, *[None] * (group.count - 1)]
-    own = None
+    problem = None
     if not group.is_first:
       if _sees(_path(offer, 0), offer["token"], shown_seconds):
-        own = _write(written, _path(offer, group.index), offer["token"])
+        problem = _write(written, _path(offer, group.index), offer["token"])
       else:
-        own = (
-          f"a file that process 0 has made in {offer['folder']} is not there "
-          f"within {shown_seconds:g} s: that is another folder here. Set "
+        problem = (
+          f"a file that process 0 has made in {offer['folder']} is not seen "
+          f"within {shown_seconds:g} s: the path is another folder here. Set "
           "--workdir to a directory that all hosts share."
         )
-    problems = group.gather("shared/seen", own)
+    problems = group.gather("shared/seen", problem)
     if group.is_first:
       for index in range(1, group.count):
         path = _path(offer, index)
@@ -66,7 +66,7 @@ def find_problems(
             f"process 0 within {shown_seconds:g} s. Set --workdir to a "
             "directory that all hosts share."
           )
-    # Files are removed after this: by now nobody looks for one.
+    # The files are removed after this: no process looks for one any more.
     return group.gather("shared/verdict", problems)[0]
 
 
@@ -76,7 +76,7 @@ def _path(offer: dict[str, str], index: int) -> str:
 
 
 def _write(written: contextlib.ExitStack, path: str, token: str) -> str | None:
-  """Writes a file that is removed with `written`; the problem if it cannot."""
+  """Writes a file, removed with `written`; returns the problem if it cannot."""
   written.callback(_remove, path)
   try:
     with open(path, "x") as file:
@@ -93,7 +93,7 @@ def _sees(path: str, token: str, seconds: float) -> bool:
   end = time.monotonic() + seconds
   while True:
     with contextlib.suppress(OSError):
-      os.listdir(os.path.dirname(path))  # has NFS look again
+      os.listdir(os.path.dirname(path))  # makes NFS look again
       with open(path) as file:
         if file.read() == token:
           return True

@@ -1,11 +1,11 @@
-"""A run in which nothing gets done any more ends, and says where it waits.
+"""Ends a run that hangs, after writing the stacks of all its threads.
 
-A file system that does not answer, a driver that hangs, a library that waits
-for itself: such a run waits for ever, and no scheduler sees it. So a thread
-watches whether boundaries (see `agreement.py`) are still reached.
+A file system that does not answer, a driver that hangs, or a deadlock in a
+library makes a run wait for ever, and no scheduler sees it. A thread watches
+whether the run still reaches boundaries (see `preemption.StopAgreement`).
 
-It counts its own turns, and not what a clock says: a process that is itself
-held up, as by SIGSTOP, a suspended job or a closed laptop, has no turns.
+It counts its own turns rather than the time of a clock: a process that is
+stopped itself, as by SIGSTOP, a suspended job or a closed laptop, has no turns.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from collections.abc import Callable
 
 from alexnet_jax.distributed import preemption
 
-# Of sysexits.h: an internal software error.
-STUCK = 70
+# Exit code, after sysexits.h: an internal software error.
+HUNG = 70
 _TURNS = 20  # within the time that is allowed
 _LONGEST_TURN_SECONDS = 1.0
-# For the file of the stacks: the file system may be what does not answer.
+# For the file with the stacks: the file system may be what hangs.
 _WRITE_SECONDS = 5.0
 
 
 class Watchdog:
-  """Counts the time without a boundary, from `start` on.
+  """Measures the time without a boundary, from `start` on.
 
   Args:
-    seconds: without a boundary, after which the process is stuck; 0: never.
+    seconds: without a boundary, after which the process ends; 0: never.
     path: of a file for the stacks.
-    label: of this process where there are several, else empty.
-    exit: ends the process; is given its exit code.
+    label: of this process if there are several, else empty.
+    exit: ends the process with an exit code.
   """
 
   def __init__(
@@ -49,69 +49,71 @@ class Watchdog:
     self._path = path
     self._label = f"{label}: " if label else ""
     self._exit = exit
-    self._end = threading.Event()
+    self._stopped = threading.Event()
     self._boundaries = 0
-    self._rests = False
+    self._is_paused = False
     self._step: int | None = None
 
   def start(self) -> None:
-    """Begins to count, also what comes before the first boundary."""
+    """Starts to count; the time before the first boundary counts too."""
     if self._seconds:
-      threading.Thread(target=self._count, daemon=True, name="clock").start()
+      threading.Thread(target=self._count, daemon=True, name="watchdog").start()
 
-  def tick(self, step: int | None = None) -> None:
-    """A boundary is reached.
+  def reset(self, step: int | None = None) -> None:
+    """Notes that a boundary is reached.
 
     Args:
       step: that begins there; None: a batch of a validation.
     """
     self._boundaries += 1
-    self._rests = False
+    self._is_paused = False
     self._step = self._step if step is None else step
 
-  def rest(self) -> None:
-    """Does not count until the next boundary: something compiles."""
-    self._rests = True
+  def pause(self) -> None:
+    """Stops counting until the next boundary, as for a compilation."""
+    self._is_paused = True
 
   def stop(self) -> None:
-    """Counts no longer; does not wait for the thread."""
-    self._end.set()
+    """Stops counting; does not wait for the thread."""
+    self._stopped.set()
 
   def _count(self) -> None:
     turn = min(self._seconds / _TURNS, _LONGEST_TURN_SECONDS)
     quiet, seen, last = 0.0, 0, time.monotonic()
-    while not self._end.wait(turn):
+    while not self._stopped.wait(turn):
       now = time.monotonic()
-      # What a turn takes beyond that, this process itself was held up.
+      # In the time beyond two turns this process itself was stopped.
       quiet += min(now - last, 2 * turn)
       last = now
-      if self._rests or self._boundaries != seen:
+      if self._is_paused or self._boundaries != seen:
         quiet, seen = 0.0, self._boundaries
       if quiet > self._seconds:
-        self._give_up()
+        self._end_process()
         return
 
-  def _give_up(self) -> None:
-    teller = threading.Thread(target=self._tell, daemon=True, name="stacks")
-    teller.start()
-    teller.join(_WRITE_SECONDS)
+  def _end_process(self) -> None:
+    writer = threading.Thread(
+      target=self._write_stacks, daemon=True, name="stacks"
+    )
+    writer.start()
+    writer.join(_WRITE_SECONDS)
     last = "" if self._step is None else f" (last begun: step {self._step})"
-    preemption.write(
+    preemption.write_stderr(
       f"error: {self._label}no step finished for {self._seconds:g} seconds"
       f"{last}; the stacks of all threads are above and in {self._path}. The "
-      "same command goes on from the last checkpoint; --hang_timeout_seconds "
+      "same command resumes from the last checkpoint; --hang_timeout_seconds "
       "waits longer."
     )
-    self._exit(STUCK)
+    self._exit(HUNG)
 
-  def _tell(self) -> None:
-    # Python's lock is held while stacks are written: not to what may block.
+  def _write_stacks(self) -> None:
+    # faulthandler holds Python's lock while it writes: to no file that blocks.
     with tempfile.TemporaryFile() as file:
       faulthandler.dump_traceback(file, all_threads=True)
       file.seek(0)
       stacks = file.read().decode()
     when = time.strftime("%Y-%m-%d %H:%M:%S")
-    told = f"{self._label}the stacks of all threads at {when}:\n{stacks}"
-    preemption.write(told)
+    text = f"{self._label}the stacks of all threads at {when}:\n{stacks}"
+    preemption.write_stderr(text)
     with open(self._path, "a") as file:
-      file.write(f"{told}\n")
+      file.write(f"{text}\n")

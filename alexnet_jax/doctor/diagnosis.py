@@ -1,7 +1,7 @@
-"""What is wrong with the processes of a run, from what each says of itself.
+"""Finds what is wrong with the processes of a run, from the facts of each.
 
-Pure: every process comes to the same list of problems, a line each, with the
-process, what it has, and what to change.
+These functions only compute, so every process finds the same problems: a line
+for each, with the process, what it has, and what to change.
 """
 
 from __future__ import annotations
@@ -16,33 +16,34 @@ from alexnet_jax.partition import mesh
 
 Facts = Sequence[Mapping[str, Any]]
 
-# Of what `machine.find_versions` finds, what may differ between hosts.
+# The entries of `machine.find_versions` that may differ between hosts.
 _MAY_DIFFER = ("python", "nvidia driver")
 
 
-def join_equal(
+def merge_equal_lines(
   group: group_lib.Group,
-  said: Sequence[str | None],
+  lines: Sequence[str | None],
   *,
   name_all: bool = True,
 ) -> list[str]:
-  """A line for all processes that say the same.
+  """Merges equal lines of several processes into one that names them.
 
   Args:
     group: the processes.
-    said: by each process; None: nothing.
-    name_all: whether to say so where it is every process.
+    lines: of each process; None: it has none.
+    name_all: whether to say "every process" where that is so.
   """
-  lines = []
-  for text in dict.fromkeys(text for text in said if text is not None):
-    who = [index for index, other in enumerate(said) if other == text]
-    is_named = name_all or len(who) < group.count
-    lines.append(f"{name_processes(group, who) if is_named else ''}{text}")
-  return lines
+  merged = []
+  for line in dict.fromkeys(line for line in lines if line is not None):
+    indices = [index for index, other in enumerate(lines) if other == line]
+    is_named = name_all or len(indices) < group.count
+    prefix = name_processes(group, indices) if is_named else ""
+    merged.append(f"{prefix}{line}")
+  return merged
 
 
 def name_processes(group: group_lib.Group, indices: Sequence[int]) -> str:
-  """The beginning of a line about processes; "" where there is only one."""
+  """Returns the beginning of a line about processes; "" for a single one."""
   if group.count == 1:
     return ""
   if len(indices) == group.count:
@@ -53,7 +54,7 @@ def name_processes(group: group_lib.Group, indices: Sequence[int]) -> str:
 
 
 def list_numbers(indices: Sequence[int]) -> str:
-  """Numbers in words, runs of them in short: `0, 2-5`."""
+  """Formats numbers, with ranges: `0, 2-5`."""
   runs: list[list[int]] = []
   for index in sorted(indices):
     if runs and index == runs[-1][-1] + 1:
@@ -66,133 +67,137 @@ def list_numbers(indices: Sequence[int]) -> str:
 def find_differing_versions(
   group: group_lib.Group, versions: Facts
 ) -> list[str]:
-  """Packages that processes have in another version than process 0."""
+  """Finds packages with other versions than in process 0."""
   first = versions[0]
-  said = []
-  for there in versions:
-    others = [
-      f"{name} {there.get(name, 'not installed')}, process 0 has "
+  lines = []
+  for own in versions:
+    differing = "; ".join(
+      f"{name} {own.get(name, 'not installed')}, process 0 has "
       f"{first.get(name, 'none')}"
-      for name in sorted(first.keys() | there.keys())
-      if name not in _MAY_DIFFER and there.get(name) != first.get(name)
-    ]
-    said.append(
-      f"{'; '.join(others)}. Install the same versions for all processes."
-      if others
+      for name in sorted(first.keys() | own.keys())
+      if name not in _MAY_DIFFER and own.get(name) != first.get(name)
+    )
+    lines.append(
+      f"{differing}. Install the same versions for all processes."
+      if differing
       else None
     )
-  return join_equal(group, said)
+  return merge_equal_lines(group, lines)
 
 
-def find_unlike_devices(group: group_lib.Group, processes: Facts) -> list[str]:
-  """Processes with other devices than process 0: no program is for both."""
+def find_differing_devices(
+  group: group_lib.Group, processes: Facts
+) -> list[str]:
+  """Finds processes with other devices than process 0."""
   kind = processes[0]["kind"]
-  return join_equal(
+  return merge_equal_lines(
     group,
     [
       None
-      if there["kind"] == kind
-      else f"its devices are {there['kind']}, those of process 0 {kind}. Start "
+      if own["kind"] == kind
+      else f"its devices are {own['kind']}, those of process 0 {kind}. Start "
       "processes on hosts with the same devices."
-      for there in processes
+      for own in processes
     ],
   )
 
 
-def find_unreachable(group: group_lib.Group, processes: Facts) -> list[str]:
-  """Hosts whose own name leads other hosts nowhere.
+def find_unreachable_hosts(
+  group: group_lib.Group, processes: Facts
+) -> list[str]:
+  """Finds hosts whose name does not resolve to an address that others reach.
 
-  Collectives between CPUs go to the address of the host's name; those of
+  Collectives of CPUs connect to the address of the host's name; those of
   accelerators choose a network interface themselves.
   """
-  machines = {(there["host"], there["machine"]) for there in processes}
+  machines = {(own["host"], own["machine"]) for own in processes}
   if processes[0]["platform"] != "cpu" or len(machines) == 1:
     return []
-  said = []
-  for there in processes:
-    host, address = there["host"], there["address"]
+  lines = []
+  for own in processes:
+    host, address = own["host"], own["address"]
     problem = None
     if not address:
       problem = "has no address"
     elif ipaddress.ip_address(address).is_loopback:
-      problem = f"resolves to {address} there, where other hosts cannot reach"
-    said.append(
+      problem = f"resolves to {address}, which other hosts cannot reach"
+    lines.append(
       problem
-      and f"its host name {host!r} {problem} it. Give {host!r} the address of "
-      f"its network interface in /etc/hosts of that host."
+      and f"its host name {host!r} {problem}. Give {host!r} the address of its "
+      f"network interface in /etc/hosts of that host."
     )
-  return join_equal(group, said)
+  return merge_equal_lines(group, lines)
 
 
-def find_lack_of_memory(
+def find_memory_shortage(
   group: group_lib.Group,
   processes: Facts,
   devices: Sequence[Sequence[Mapping[str, Any]]],
   held: int,
 ) -> list[str]:
-  """Where a run cannot fit, whatever a step needs besides.
+  """Finds devices and hosts that cannot hold the state, even without a step.
 
   Args:
     group: the processes.
     processes: with `host`, `memory_free`, `platform`.
-    devices: of the mesh, of each process: `id`, `limit`; bytes, or None.
-    held: bytes that state and batches take on one device.
+    devices: of the mesh, for each process: `id`, `limit`; bytes, or None.
+    held: bytes of state and batches on one device.
   """
   remedy = "Set config.layout.mesh to split more, or a lower config.batch_size."
-  said = []
-  for of_process in devices:
+  lines = []
+  for local in devices:
     small = [
       device
-      for device in of_process
+      for device in local
       if device["limit"] is not None and device["limit"] < held
     ]
-    said.append(
+    lines.append(
       f"device {list_numbers([device['id'] for device in small])} may use "
-      f"{machine.to_size(min(device['limit'] for device in small))}, but "
-      f"parameters, optimizer and batches take {machine.to_size(held)} of "
-      f"it. {remedy}"
+      f"{machine.format_bytes(min(device['limit'] for device in small))}, but "
+      f"parameters, optimizer and batches take "
+      f"{machine.format_bytes(held)} of it. {remedy}"
       if small
       else None
     )
-  lines = join_equal(group, said)
+  problems = merge_equal_lines(group, lines)
   if processes[0]["platform"] != "cpu":
-    return lines
+    return problems
   for host in dict.fromkeys(group.hosts):
-    here = [index for index, name in enumerate(group.hosts) if name == host]
-    count = sum(len(devices[index]) for index in here)
-    free = [processes[index]["memory_free"] for index in here]
+    on_host = [index for index, name in enumerate(group.hosts) if name == host]
+    count = sum(len(devices[index]) for index in on_host)
+    free = [processes[index]["memory_free"] for index in on_host]
     if None not in free and count * held > min(free):
-      lines.append(
-        f"host {host}: {machine.to_size(min(free))} of memory are free, but "
-        f"parameters, optimizer and batches of its {count} devices take "
-        f"{machine.to_size(count * held)}. {remedy}"
+      problems.append(
+        f"host {host}: {machine.format_bytes(min(free))} of memory are free, "
+        f"but parameters, optimizer and batches of its {count} devices take "
+        f"{machine.format_bytes(count * held)}. {remedy}"
       )
-  return lines
+  return problems
 
 
-def find_silent_links(
+def find_failed_links(
   group: group_lib.Group,
   axis: str,
-  over: str,
-  said: Sequence[str | None],
+  link: str,
+  errors: Sequence[str | None],
 ) -> list[str]:
-  """What became of sums along an axis that did not end well.
+  """Returns a line for each error of sums along a mesh axis.
 
   Args:
     group: the processes.
     axis: of the mesh.
-    over: of `mesh.LINKS`.
-    said: by each process, as `a sum of 4 bytes did not end within 30 s`.
+    link: one of `mesh.LINKS`.
+    errors: of each process, as `a sum of 4 bytes did not end within 30 s`.
   """
   remedy = (
     "Let the hosts reach each other on all ports; GPUs use the interface that "
     "NCCL_SOCKET_IFNAME names, CPUs that of the host's name"
-    if over in (mesh.BETWEEN_HOSTS, mesh.BETWEEN_SLICES)
+    if link in (mesh.BETWEEN_HOSTS, mesh.BETWEEN_SLICES)
     else "On GPUs, NCCL_DEBUG=INFO says more and NCCL_P2P_DISABLE=1 avoids "
     "direct links"
   )
   remedy += "; --timeout_seconds waits longer."
   return [
-    f"axis {axis!r}, {over}: {line}. {remedy}"
-    for line in join_equal(group, said)
+    f"axis {axis!r}, {link}: {line}. {remedy}"
+    for line in merge_equal_lines(group, errors)
   ]

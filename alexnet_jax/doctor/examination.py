@@ -1,9 +1,9 @@
-"""The examination of a group: what is looked at, in order, and what is said."""
+"""The checks of the doctor, in their order: what each finds and prints."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -23,11 +23,12 @@ from alexnet_jax.partition import mesh, timing
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.program import devices, summary
 from alexnet_jax.program import program as program_lib
+from alexnet_jax.settings import fields
 from alexnet_jax.training import run as run_lib
 
 
 class Examination:
-  """Examines the processes of a run; all of them do all of this together.
+  """Examines the processes of a run; all of them call each method together.
 
   Attributes:
     facts: what was found, as JSON has it.
@@ -47,7 +48,7 @@ class Examination:
     self._console = console
 
   def examine_processes(self, settings: dict[str, str]) -> None:
-    """Versions, settings, hosts, and the devices of each process."""
+    """Compares versions, settings, hosts and devices of the processes."""
     group, device = self._group, jax.local_devices()[0]
     version = " ".join(device.client.platform_version.split())
     versions = group.gather(
@@ -58,7 +59,7 @@ class Examination:
       "processes",
       {
         **machine.describe(),
-        "cores": host_batches.find_cores(),
+        "cores": host_batches.count_cores(),
         "devices": jax.local_device_count(),
         "platform": device.platform,
         "kind": device.device_kind,
@@ -70,25 +71,25 @@ class Examination:
       "processes": processes,
     }
     self.problems += diagnosis.find_differing_versions(group, versions)
-    self.problems += diagnosis.find_unlike_devices(group, processes)
-    self.problems += diagnosis.find_unreachable(group, processes)
+    self.problems += diagnosis.find_differing_devices(group, processes)
+    self.problems += diagnosis.find_unreachable_hosts(group, processes)
     both = [a | b for a, b in zip(versions, settings, strict=True)]
-    self._console.print(tables.versions(group, both))
-    command.print_whole(self._console, tables.processes(processes))
+    self._console.print(tables.make_versions_table(group, both))
+    command.print_table(self._console, tables.make_processes_table(processes))
 
   def examine_program(
     self, network: wiring.Network, layout: layout_lib.Layout
   ) -> program_lib.Program | None:
-    """The mesh of the layout, and whether the devices hold the state."""
+    """Makes the mesh of the layout; checks that devices can hold the state."""
     group, program, problem = self._group, None, None
     try:
       program = run_lib.make_program(self._config, network, layout)
     except ValueError as error:
       problem = str(error)
-    if problems := self._join("mesh", problem):
+    if problems := self._gather_problem("mesh", problem):
       self.problems += problems
       return None
-    held = devices.find_held(
+    held = devices.count_held_bytes(
       program, batches_ahead=self._config.data.batches_ahead
     )
     used = {*program.mesh.devices.flat}
@@ -101,101 +102,101 @@ class Examination:
       ],
     )
     self.facts["memory"] = {"held": held, "devices": memory}
-    self.problems += diagnosis.find_lack_of_memory(
+    self.problems += diagnosis.find_memory_shortage(
       group, self.facts["processes"], memory, sum(held.values())
     )
     limits = {
-      device["id"]: machine.to_size(device["limit"])
+      device["id"]: machine.format_bytes(device["limit"])
       for of_process in memory
       for device in of_process
       if device["limit"] is not None
     }
     activations = sum(
-      share.activation_bytes for share in program.shares.values()
+      share.activation_bytes for share in program.device_loads.values()
     )
-    command.print_whole(self._console, summary.devices(program.mesh, limits))
+    command.print_table(
+      self._console, summary.make_device_table(program.mesh, limits)
+    )
     self._console.print()
-    for line in tables.memory(held, activations):
-      self._say(line)
+    self._print(tables.describe_memory(held, activations))
     return program
 
   def examine_data(
     self, network: wiring.Network, data_dir: str | None
   ) -> dict[str, Any] | None:
-    """Returns what a workdir keeps of the data; None if it is not there."""
+    """Returns the fingerprint of the data; None if the set does not exist."""
     group = self._group
-    found, problem = find_data(self._config, network, data_dir=data_dir)
-    self.problems += self._join("data", problem)
-    every = group.gather("data/found", found)
-    self.facts["data"] = every
-    alike = [found and found["alike"] for found in every]
-    self.problems += run_lib.find_differences(group, alike)
-    lines = [found and tables.data(found) for found in every]
-    for line in diagnosis.join_equal(group, lines, name_all=False):
-      self._say(line)
-    return next((data for data in alike if data), None)
+    found, problem = check_data(self._config, network, data_dir=data_dir)
+    self.problems += self._gather_problem("data", problem)
+    facts = group.gather("data/found", found)
+    self.facts["data"] = facts
+    fingerprints = [one and one["fingerprint"] for one in facts]
+    self.problems += run_lib.compare_data(group, fingerprints)
+    lines = [one and tables.describe_data(one) for one in facts]
+    self._print(diagnosis.merge_equal_lines(group, lines, name_all=False))
+    return next((data for data in fingerprints if data), None)
 
   def examine_workdir(self, path: str, data: dict[str, Any] | None) -> None:
-    """Whether all processes may write to it, and whose it is."""
+    """Checks that all processes can write to it, and that its run fits."""
     group, problem = self._group, None
     try:
-      workdir_lib.check(path)
+      workdir_lib.check_writable(path)
     except OSError as error:
       problem = str(error)
-    problems = self._join("workdir", problem)
-    folder = workdir_lib.find_existing(path)
+    problems = self._gather_problem("workdir", problem)
+    folder = workdir_lib.find_existing_parent(path)
     if not problems:
-      problems = diagnosis.join_equal(
+      problems = diagnosis.merge_equal_lines(
         group, shared_filesystem.find_problems(group, folder)
       )
-    run, problem = group.first(
+    run, problem = group.run_in_first(
       "workdir/run",
-      lambda: find_run(path, self._config, data),
+      lambda: check_run(path, self._config, data),
     )
     found = {"path": os.path.abspath(path), "folder": folder, "run": run}
     self.facts["workdir"] = found
-    for line in tables.workdir(group, found) if not problems else []:
-      self._say(line)
+    if not problems:
+      self._print(tables.describe_workdir(group, found))
     self.problems += problems + ([problem] if problem else [])
 
   def examine_links(
     self, program: program_lib.Program, timeout_seconds: float
   ) -> bool:
-    """Returns whether all that was sent has arrived."""
+    """Times the links of each mesh axis; returns whether all of them work."""
     with command.mute_libraries():
       rows, problems = measure_axes(
         self._group, program, timeout_seconds=timeout_seconds
       )
     self.facts["axes"] = rows
     self.problems += problems
-    command.print_whole(self._console, tables.links(rows))
+    command.print_table(self._console, tables.make_links_table(rows))
     return not problems
 
   def conclude(self) -> None:
-    """The verdict."""
+    """Prints the problems, or that a run would start."""
     self.facts["problems"] = self.problems
     self._console.print()
-    for line in tables.verdict(self.problems):
-      self._say(line)
+    self._print(tables.describe_problems(self.problems))
 
-  def _join(self, name: str, problem: str | None) -> list[str]:
-    """What processes have to say of a problem, if any has one."""
-    said = self._group.gather(
+  def _gather_problem(self, name: str, problem: str | None) -> list[str]:
+    """Returns a line for each different problem that a process has."""
+    problems = self._group.gather(
       f"{name}/problem", problem and " ".join(problem.split())
     )
-    return diagnosis.join_equal(self._group, said)
+    return diagnosis.merge_equal_lines(self._group, problems)
 
-  def _say(self, line: str) -> None:
-    self._console.print(line, soft_wrap=True, highlight=False)
+  def _print(self, lines: Iterable[str]) -> None:
+    for line in lines:
+      command.print_line(self._console, line)
 
 
-def find_data(
+def check_data(
   config: ml_collections.ConfigDict,
   network: wiring.Network,
   *,
   data_dir: str | None,
 ) -> tuple[dict[str, Any] | None, str | None]:
-  """The set of a config, as this process finds it; writes nothing.
+  """Opens the set of a config in this process; writes nothing.
 
   Args:
     config: the config.
@@ -203,48 +204,50 @@ def find_data(
     data_dir: where TFDS keeps its sets.
 
   Returns:
-    `dataset`, `folder`, and `alike`, from `run.describe_data`, None where the
-    set is made at the first run; and what is wrong with it, None if nothing.
+    `dataset`, `folder` and `fingerprint`, which is None where the first run
+    makes the set; and the problem, None if there is none.
   """
   try:
     builder, statistics = run_lib.open_data(config, network, data_dir=data_dir)
     folder = os.fspath(builder.data_dir)
-    found = {"dataset": config.data.name, "folder": folder, "alike": None}
+    found = {"dataset": config.data.name, "folder": folder, "fingerprint": None}
     if builder.info.splits:
       splits = run_lib.open_splits(config, builder)
       for records in splits:
         records[0]
-      found["alike"] = run_lib.describe_data(builder, statistics, *splits)
+      found["fingerprint"] = run_lib.fingerprint_data(
+        builder, statistics, *splits
+      )
       return found, None
   except (ValueError, TypeError, OSError) as error:
     return None, str(error)
-  above = workdir_lib.find_existing(folder)
-  if os.access(above, os.W_OK | os.X_OK):
+  parent = workdir_lib.find_existing_parent(folder)
+  if os.access(parent, os.W_OK | os.X_OK):
     return found, None
   return None, (
-    f"dataset {config.data.name!r} is made at the first run, but {above} is "
+    f"dataset {config.data.name!r} is made at the first run, but {parent} is "
     "not yours to write to. Set --data_dir."
   )
 
 
-def find_run(
+def check_run(
   path: str,
   config: ml_collections.ConfigDict,
   data: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Any] | None, str | None]:
-  """The run that a workdir holds.
+  """Reads the run in a workdir.
 
   Args:
-    path: of the workdir.
-    config: of the run that is to start.
-    data: from `run.describe_data`; None: not known, and not compared.
+    path: the workdir.
+    config: of the run that would start.
+    data: from `run.fingerprint_data`; None: not known, and not compared.
 
   Returns:
-    Its main fields and its newest step, None without a run; and why this run
-    could not go on with it, None where it could.
+    Its main fields and its newest step, None without a run; and why the run
+    could not resume from it, None if it could.
   """
   try:
-    earlier = workdir_lib.read(path)
+    earlier = workdir_lib.read_config(path)
     if earlier is None:
       return None, None
     run = {
@@ -258,7 +261,7 @@ def find_run(
     return None, (
       f"the run in workdir {path!r} cannot be read ({error}). Set --workdir."
     )
-  now = workdir_lib.to_fields(config.to_dict(), data or {})
+  now = workdir_lib.flatten_config(config.to_dict(), data or {})
   if data is None:
     earlier = {
       name: value
@@ -266,7 +269,12 @@ def find_run(
       if not name.startswith("found.")
     }
   try:
-    workdir_lib.check_same(path, earlier, now)
+    workdir_lib.check_same_config(
+      path,
+      earlier,
+      now,
+      may_change=fields.find_changeable(config.optimizer.schedule),
+    )
   except ValueError as error:
     return run, str(error)
   return run, None
@@ -278,17 +286,17 @@ def measure_axes(
   *,
   timeout_seconds: float,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-  """Measures the links of each axis; in all processes together.
+  """Times sums along each axis, in all processes together.
 
   After an axis that does not answer, the others are not tried.
 
   Args:
     group: the processes.
     program: on a mesh of their devices.
-    timeout_seconds: for each thing that is sent.
+    timeout_seconds: for each sum.
 
   Returns:
-    What is known of each axis, None for what was not measured; and problems.
+    The facts of each axis, None for what was not measured; and problems.
   """
   links = mesh.find_links(program.mesh, dict(enumerate(group.hosts)))
   sent = plan_lib.sent_along(program.plan)
@@ -296,25 +304,29 @@ def measure_axes(
   for axis, size in program.mesh.shape.items():
     speed = None
     if size > 1 and not problems:
-      own, problem = None, None
+      seconds, problem = None, None
       try:
-        own = timing.measure(
+        seconds = timing.time_sums(
           program.mesh, axis, timeout_seconds=timeout_seconds
         )
       except (TimeoutError, RuntimeError) as error:
         problem = str(error)
-      every = group.gather(f"links/{axis}", [problem, own and [*own.items()]])
-      problems = diagnosis.find_silent_links(
-        group, axis, links[axis], [said for said, _ in every]
+      results = group.gather(
+        f"links/{axis}", [problem, seconds and [*seconds.items()]]
+      )
+      problems = diagnosis.find_failed_links(
+        group, axis, links[axis], [problem for problem, _ in results]
       )
       if not problems:
-        speed = _find_slowest([dict(own) for _, own in every], size)
+        times = [dict(seconds) for _, seconds in results]
+        slowest = {key: max(one[key] for one in times) for key in times[0]}
+        speed = timing.to_speed(slowest, devices=size)
     rows.append(
       {
         "axis": axis,
         "devices": size,
         "links": links[axis],
-        "exchanges": timing.count_exchanges(program.plan, axis),
+        "exchanges": timing.count_collectives(program.plan, axis),
         "sent_bytes": sent.get(axis, 0),
         "latency_seconds": speed and speed.latency_seconds,
         "bytes_per_second": speed and speed.rates,
@@ -323,12 +335,3 @@ def measure_axes(
       }
     )
   return rows, problems
-
-
-def _find_slowest(
-  seconds: list[dict[int, float]], devices: int
-) -> timing.Speed:
-  slowest = {
-    size: max(of_process[size] for of_process in seconds) for size in seconds[0]
-  }
-  return timing.to_speed(slowest, devices=devices)

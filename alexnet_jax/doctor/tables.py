@@ -1,4 +1,4 @@
-"""What the doctor found, as a person reads it."""
+"""The tables and lines that the doctor prints."""
 
 from __future__ import annotations
 
@@ -16,43 +16,41 @@ from alexnet_jax.program import summary
 Facts = Sequence[Mapping[str, Any]]
 
 
-def versions(group: group_lib.Group, found: Facts) -> rich.table.Table:
-  """A row per package, one more where processes differ."""
+def make_versions_table(
+  group: group_lib.Group, found: Facts
+) -> rich.table.Table:
+  """Makes a table of versions and settings; a row per value that differs."""
   table = summary.make_table("versions and settings", "", "")
   table.show_header = False
-  for name in dict.fromkeys(name for there in found for name in there):
-    said = [there.get(name, "-") for there in found]
-    for value in dict.fromkeys(said):
-      who = [index for index, other in enumerate(said) if other == value]
-      where = f"  (process {diagnosis.list_numbers(who)})"
-      table.add_row(name, value + (where if len(who) < group.count else ""))
+  for name in dict.fromkeys(name for own in found for name in own):
+    values = [own.get(name, "-") for own in found]
+    for value in dict.fromkeys(values):
+      indices = [i for i, other in enumerate(values) if other == value]
+      suffix = f"  (process {diagnosis.list_numbers(indices)})"
+      is_common = len(indices) == group.count
+      table.add_row(name, value if is_common else value + suffix)
   return table
 
 
-def processes(found: Facts) -> rich.table.Table:
-  """A row per process."""
+def make_processes_table(found: Facts) -> rich.table.Table:
+  """Makes a table with a row per process."""
   table = summary.make_table(
     "processes",
     *("process", "host", "address", "> pid", "> devices", "kind", "> cores"),
     *("> memory\nfree", "> memory\nin all"),
   )
-  for index, there in enumerate(found):
+  for index, own in enumerate(found):
     table.add_row(
-      str(index),
-      there["host"],
-      there["address"] or "-",
-      str(there["pid"]),
-      str(there["devices"]),
-      there["kind"],
-      str(there["cores"]),
-      machine.to_size(there["memory_free"]),
-      machine.to_size(there["memory_total"]),
+      *(str(index), own["host"], own["address"] or "-", str(own["pid"])),
+      *(str(own["devices"]), own["kind"], str(own["cores"])),
+      machine.format_bytes(own["memory_free"]),
+      machine.format_bytes(own["memory_total"]),
     )
   return table
 
 
-def links(axes: Facts) -> rich.table.Table:
-  """A row per axis of the mesh: what a step sends, and how fast that is."""
+def make_links_table(axes: Facts) -> rich.table.Table:
+  """Makes a table of the mesh axes: what a step sends, and how fast."""
   sizes = [size for size in timing.REPEATS if size != timing.LATENCY_BYTES]
   table = summary.make_table(
     "mesh: what one device sends in a step, how fast, and for how long",
@@ -72,62 +70,65 @@ def links(axes: Facts) -> rich.table.Table:
   return table
 
 
-def data(found: Mapping[str, Any]) -> str:
-  """A line on the set as a process has found it."""
-  if found["alike"] is None:
+def describe_data(found: Mapping[str, Any]) -> str:
+  """Returns a line on the set as a process has found it."""
+  if found["fingerprint"] is None:
     return (
-      f"data: {found['dataset']} is not there yet; it is made at the first "
+      f"data: {found['dataset']} does not exist yet; it is made at the first "
       f"run, in {found['folder']}"
     )
+  sizes = found["fingerprint"]
   return (
     f"data: {found['dataset']} in {found['folder']}, "
-    f"{found['alike']['training_images']:,} training and "
-    f"{found['alike']['validation_images']:,} validation images; the first "
-    "record of each split can be read"
+    f"{sizes['training_images']:,} training and "
+    f"{sizes['validation_images']:,} validation images; the first record of "
+    "each split can be read"
   )
 
 
-def workdir(group: group_lib.Group, found: Mapping[str, Any]) -> list[str]:
-  """Lines on the directory of a run that can be written."""
+def describe_workdir(
+  group: group_lib.Group, found: Mapping[str, Any]
+) -> list[str]:
+  """Returns lines on a workdir that can be written."""
   path, folder, run = found["path"], found["folder"], found["run"]
   what = "it" if folder == path else f"{folder} above it"
-  can = f"{what} can be written to"
+  access = f"{what} can be written to"
   if group.count > 1:
-    can = f"every process sees {what} and can write to it"
-  state = "there" if folder == path else "not there yet"
-  lines = [f"workdir: {path} is {state}; {can}"]
+    access = f"every process sees {what} and can write to it"
+  state = "exists" if folder == path else "does not exist yet"
+  lines = [f"workdir: {path} {state}; {access}"]
   if run is not None:
     step = run["step"]
     lines.append(
-      f"workdir: it holds a run of layout {run['layout']}, network "
+      f"workdir: it has a run of layout {run['layout']}, network "
       f"{run['wiring']}, on {run['dataset']}, batch size {run['batch_size']}, "
       + (f"saved at step {step}" if step else "without a checkpoint")
     )
   return lines
 
 
-def memory(held: Mapping[str, int], activations: int) -> list[str]:
-  """Lines on what a run keeps on one device; bytes."""
-  total = machine.to_size(sum(held.values()))
+def describe_memory(held: Mapping[str, int], activations: int) -> list[str]:
+  """Returns lines on the bytes that a run keeps on one device."""
+  total = machine.format_bytes(sum(held.values()))
   parts = ", ".join(
-    f"{machine.to_size(size)} {what}" for what, size in held.items()
+    f"{machine.format_bytes(size)} {what}" for what, size in held.items()
   )
   return [
     f"memory: one device holds {parts}: {total}",
-    f"memory: a step adds gradients, {machine.to_size(activations)} of "
+    f"memory: a step adds gradients, {machine.format_bytes(activations)} of "
     "activations, and more; see inspect",
   ]
 
 
-def verdict(problems: Sequence[str]) -> list[str]:
-  """The last lines."""
+def describe_problems(problems: Sequence[str]) -> list[str]:
+  """Returns the last lines."""
   if not problems:
     return ["a run would start"]
   return ["problems:", *(f"  {problem}" for problem in problems)]
 
 
 def _number(value: float | None, factor: float) -> str:
-  """Three digits, or all before the point."""
+  """Formats three digits, or all before the decimal point."""
   if value is None:
     return "-"
   value *= factor

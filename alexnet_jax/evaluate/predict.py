@@ -1,43 +1,96 @@
-"""Asks a trained run about every image of a split, once."""
+"""From a trained run to its predictions for every image of a split."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from alexnet_jax.checkpoints import metadata, reader
-from alexnet_jax.data import pipeline, records
+from alexnet_jax.data import pipeline, records, sets
 from alexnet_jax.evaluate import predictions as predictions_lib
 from alexnet_jax.program import eval_step
 from alexnet_jax.program import program as program_lib
+from alexnet_jax.training import run as run_lib
 from alexnet_jax.training import trained_run
 
-# How far the host runs ahead of the devices, which do not hold the answers to
-# a whole split.
-BATCHES_AHEAD = 2
+# Batches by which the host runs ahead of the devices, which then need not hold
+# the outputs for a whole split.
+_BATCHES_AHEAD = 2
+
+
+class OpenedRun(NamedTuple):
+  """A run's program and data; `data` are facts that all processes share."""
+
+  program: program_lib.Program
+  validation_records: records.Records
+  class_names: tuple[str, ...]
+  data: dict[str, str | int]
+
+
+def open_run(run: trained_run.TrainedRun, *, data_dir: str | None) -> OpenedRun:
+  """Opens the data of a run, and makes its program.
+
+  Raises:
+    ValueError, OSError: the data are missing or differ from those of the run,
+      or the program does not fit the devices.
+  """
+  builder, statistics = run_lib.open_data(
+    run.config, run.network, data_dir=data_dir
+  )
+  data = {
+    "dataset": builder.info.full_name,
+    "statistics": statistics.fingerprint(),
+  }
+  trained_run.check_data(run, data)
+  (validation_records,) = sets.open_splits(
+    builder,
+    (run.config.data.validation_split,),
+    stored_size=run.config.data.stored_size,
+    unreadable=run.config.data.unreadable,
+  )
+  try:
+    program = run_lib.make_program(
+      run.config,
+      run.network,
+      run.layout,
+      num_images=run.found["training_images"],
+      statistics=statistics,
+    )
+  except ValueError as error:
+    raise ValueError(
+      f"the run in {run.workdir!r}: {error} To evaluate it, set --layout or "
+      "--mesh."
+    ) from error
+  return OpenedRun(
+    program,
+    validation_records,
+    sets.find_class_names(builder),
+    data | {"images": len(validation_records)},
+  )
 
 
 def load_variables(
   run: trained_run.TrainedRun, program: program_lib.Program
 ) -> dict[str, dict[str, jax.Array]]:
-  """What a run evaluates with, onto the layout of a program for its network.
+  """Loads parameters and statistics, or their EMA, onto a program's layout.
 
   Raises:
-    CheckpointError: the checkpoint is damaged; names a sound one before it.
+    CheckpointError: the checkpoint is damaged; names an earlier intact one.
   """
   like = program.abstract_state
   try:
     state = reader.load(run.workdir, run.step, like)
   except metadata.DamagedError as error:
-    sound = reader.find_sound_before(run.workdir, run.step, like)
+    intact = reader.find_intact_before(run.workdir, run.step, like)
     hint = (
-      "No earlier one is sound."
-      if sound is None
-      else f"Set --checkpoint_step={sound}, which is sound."
+      "No earlier one is intact."
+      if intact is None
+      else f"Set --checkpoint_step={intact}, which is intact."
     )
     raise metadata.CheckpointError(f"{error} {hint}") from error
   return eval_step.find_variables(state)
@@ -53,27 +106,24 @@ def predict_split(
   threads: int,
   batches_ahead: int,
 ) -> tuple[list[predictions_lib.Predictions], int]:
-  """Asks a network about every image of a split, once.
+  """Evaluates a network once on every image of a split.
 
   Args:
-    program: of the network, on the devices.
-    variables: of the network, on its layout: from `load_variables`.
-    validation_records: the split.
-    name: of the network, for what it predicts.
-    views: of each image; for each number, predictions.
-    threads: that read and decode.
-    batches_ahead: batches that are on the devices before they are asked for.
+    variables: from `load_variables`.
+    name: for the predictions.
+    views: numbers of views of each image.
+    threads, batches_ahead: see `pipeline.train_batches`.
 
   Returns:
-    Predictions for each number of views, and the images of this process whose
-    own record could not be read.
+    Predictions for each number of views, and the number of images of this
+    process that replace one that could not be read.
 
   Raises:
     source.RecordError: a record cannot be read.
-    FloatingPointError: the network's answer is no number.
+    FloatingPointError: an output of the network is not finite.
   """
   programs = [dataclasses.replace(program, views=count) for count in views]
-  answers, replaced = [], 0
+  outputs, replaced = [], 0
   batches = pipeline.validation_batches(
     validation_records,
     batch_size=program.batch_size,
@@ -82,17 +132,17 @@ def predict_split(
     batches_ahead=batches_ahead,
   )
   with contextlib.closing(batches):
-    for images, labels, lost in batches:
-      answers.append(
+    for images, labels, replaced_here in batches:
+      outputs.append(
         [one.predict(variables, images, labels) for one in programs]
       )
-      if len(answers) > BATCHES_AHEAD:
-        late = -BATCHES_AHEAD - 1
-        answers[late] = jax.device_get(answers[late])
-      replaced += lost
-  found = []
+      if len(outputs) > _BATCHES_AHEAD:
+        late = -_BATCHES_AHEAD - 1
+        outputs[late] = jax.device_get(outputs[late])
+      replaced += replaced_here
+  predictions = []
   for count, of_views in zip(
-    views, zip(*jax.device_get(answers), strict=True), strict=True
+    views, zip(*jax.device_get(outputs), strict=True), strict=True
   ):
     log_probabilities, labels = map(np.concatenate, zip(*of_views, strict=True))
     is_image = labels >= 0
@@ -100,11 +150,11 @@ def predict_split(
     if not np.isfinite(log_probabilities).all():
       row = int(np.argmin(np.isfinite(log_probabilities).all(axis=1)))
       raise FloatingPointError(
-        f"what {name!r} answers to image {row} of "
-        f"{validation_records.source.name} is not finite, expected "
-        "log-probabilities. Set --checkpoint_step to an earlier checkpoint."
+        f"the output of {name!r} for image {row} of "
+        f"{validation_records.source.name} is not finite. Set "
+        "--checkpoint_step to an earlier checkpoint."
       )
-    found.append(
+    predictions.append(
       predictions_lib.Predictions(
         name=name,
         views=count,
@@ -112,4 +162,4 @@ def predict_split(
         log_probabilities=log_probabilities,
       )
     )
-  return found, replaced
+  return predictions, replaced

@@ -1,7 +1,7 @@
-"""What networks predict for the images of a split, and how good that is.
+"""Predictions of networks for the images of a split, and their errors.
 
-Log-probabilities of every image and class, from which everything else follows:
-errors, their confidence, each class by itself, the average over networks.
+Everything follows from the log-probability of every image and class: errors and
+their confidence intervals, errors of each class, the average over networks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import functools
 import math
-import statistics
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -18,18 +17,20 @@ import numpy as np
 
 from alexnet_jax.program import metrics
 
-# Probability that an interval holds the error that endless images would give.
+# Endings of the files that `write` writes.
+ENDINGS = (".csv", ".npz")
+# Probability that an interval contains the error on endless images.
 CONFIDENCE = 0.95
-# The classes whose probabilities count, for the top-5 error.
-FIRST = 5
+# Most probable classes of each image in a CSV file.
+_CSV_CLASSES = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predictions:
-  """For every image of a split, in its order.
+  """Predictions for every image of a split, in its order.
 
   Attributes:
-    name: of the network, or of the ensemble.
+    name: of the run, or of the average.
     views: of each image, whose softmax outputs are averaged.
     labels: i32[N].
     log_probabilities: f32[N, classes], finite.
@@ -42,12 +43,12 @@ class Predictions:
 
   @functools.cached_property
   def ranks(self) -> np.ndarray:
-    """The place of each label among the classes: i32[N], 0 is first."""
-    # In JAX, so that there is one definition of it.
-    found = metrics.ranks(
+    """The rank of each label among the classes: i32[N], 0 is first."""
+    # By the function that training uses.
+    ranks = metrics.ranks(
       jnp.asarray(self.log_probabilities), jnp.asarray(self.labels)
     )
-    return np.asarray(found)
+    return np.asarray(ranks)
 
   @property
   def probabilities(self) -> np.ndarray:
@@ -58,109 +59,92 @@ class Predictions:
   def loss(self) -> float:
     """The mean cross-entropy, nats."""
     rows = np.arange(len(self.labels))
-    of_label = self.log_probabilities[rows, self.labels]
-    return -float(np.mean(of_label, dtype=np.float64))
+    label_log_probabilities = self.log_probabilities[rows, self.labels]
+    return -float(np.mean(label_log_probabilities, dtype=np.float64))
 
-  def errors(self, first: int) -> int:
-    """Images whose label is not among so many first classes."""
-    return int(np.sum(self.ranks >= first))
-
-  def find_first(self, count: int = FIRST) -> np.ndarray:
-    """The most probable classes, falling: i32[N, at most count]."""
-    falling = np.argsort(-self.log_probabilities, axis=1, kind="stable")
-    return falling[:, :count].astype(np.int32)
+  def count_errors(self, k: int) -> int:
+    """Counts top-k errors: images whose label is not among k first classes."""
+    return int(np.sum(self.ranks >= k))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OfClass:
-  """How the images of one class are predicted.
-
-  Attributes:
-    label: of the class.
-    images: that it has.
-    top1_errors: of these, those whose label is not first.
-    top5_errors: of these, those whose label is not among the first five.
-    wrong: the class that stands before or beside it most often; the lowest of
-      several. None where there is no error.
-    wrong_images: how often.
-  """
-
-  label: int
-  images: int
-  top1_errors: int
-  top5_errors: int
-  wrong: int | None
-  wrong_images: int
-
-
-def average(members: Sequence[Predictions]) -> Predictions:
-  """The ensemble: the average of the members' probabilities.
-
-  Args:
-    members: at least one; of the same images, and as many views.
+def average_runs(runs: Sequence[Predictions]) -> Predictions:
+  """Averages the probabilities of runs: the predictions of their ensemble.
 
   Raises:
-    ValueError: two members were asked about different images.
+    ValueError: two runs have predictions for different images.
   """
-  first = members[0]
+  first = runs[0]
   total = first.log_probabilities.astype(np.float64)
-  for member in members[1:]:
-    if not np.array_equal(member.labels, first.labels):
+  for run in runs[1:]:
+    if not np.array_equal(run.labels, first.labels):
       raise ValueError(
-        f"the labels of the images that {member.name} and {first.name} were "
+        f"the labels of the images that {run.name} and {first.name} were "
         "evaluated on differ, expected the same images in the same order. Set "
         "--workdir to runs on one set, or --split."
       )
-    # In logarithms, where no probability is too small for a number.
-    total = np.logaddexp(total, member.log_probabilities)
+    # Of logarithms, since probabilities can underflow.
+    total = np.logaddexp(total, run.log_probabilities)
   return Predictions(
-    name=f"ensemble of {len(members)}",
+    name=f"ensemble of {len(runs)}",
     views=first.views,
     labels=first.labels,
-    log_probabilities=(total - math.log(len(members))).astype(np.float32),
+    log_probabilities=(total - math.log(len(runs))).astype(np.float32),
   )
 
 
-def find_interval(
-  errors: int, images: int, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
-  """The confidence interval of an error, fractions of 0..1.
+def find_interval(errors: int, images: int) -> tuple[float, float]:
+  """Computes the confidence interval of an error, as fractions of 0..1.
 
   Wilson's: unlike errors +- a multiple of their standard deviation, it is
   right for few images and for hardly any errors, and stays in 0..1.
 
   Source: Wilson 1927, as method 3 of Newcombe 1998, Statistics in Medicine 17.
   """
-  z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-  share = errors / images
-  spread = z / images * math.sqrt(images * share * (1 - share) + z * z / 4)
-  middle = share + z * z / (2 * images)
-  whole = 1 + z * z / images
-  # Rounding alone could leave 0..1.
-  return max((middle - spread) / whole, 0.0), min(
-    (middle + spread) / whole, 1.0
-  )
+  from scipy import stats  # a second to import, and the last thing needed
+
+  test = stats.binomtest(errors, images)
+  return tuple(map(float, test.proportion_ci(CONFIDENCE, method="wilson")))
 
 
-def find_classes(found: Predictions) -> list[OfClass]:
-  """Each class by itself, in their order; also those without an image."""
-  is_error = found.ranks >= 1
-  # The most probable class but for the label: where that ties with the label,
-  # it ranks before it.
-  others = found.log_probabilities.copy()
-  others[np.arange(len(found.labels)), found.labels] = -np.inf
-  answers = np.argmax(others, axis=1)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassErrors:
+  """Errors on the images of one class.
+
+  Attributes:
+    images: of the class.
+    errors: {k: top-k errors}, for k of `metrics.TOP_K`.
+    wrong: the class that most often ranks before this one, or ties with it; the
+      lowest of several. None without errors.
+    wrong_images: how often.
+  """
+
+  label: int
+  images: int
+  errors: dict[int, int]
+  wrong: int | None
+  wrong_images: int
+
+
+def count_class_errors(predictions: Predictions) -> list[ClassErrors]:
+  """Counts the errors of every class, also of those without images."""
+  ranks, labels = predictions.ranks, predictions.labels
+  # The most probable of the other classes. If it ties with the label, it ranks
+  # before it.
+  others = predictions.log_probabilities.copy()
+  others[np.arange(len(labels)), labels] = -np.inf
+  rivals = np.argmax(others, axis=1)
   classes = []
   for label in range(others.shape[1]):
-    own = found.labels == label
-    wrong, counts = np.unique(answers[own & is_error], return_counts=True)
+    is_class = labels == label
+    wrong, counts = np.unique(
+      rivals[is_class & (ranks >= 1)], return_counts=True
+    )
     most = int(np.argmax(counts)) if len(counts) else None
     classes.append(
-      OfClass(
+      ClassErrors(
         label=label,
-        images=int(np.sum(own)),
-        top1_errors=int(np.sum(own & is_error)),
-        top5_errors=int(np.sum(own & (found.ranks >= FIRST))),
+        images=int(np.sum(is_class)),
+        errors={k: int(np.sum(ranks[is_class] >= k)) for k in metrics.TOP_K},
         wrong=None if most is None else int(wrong[most]),
         wrong_images=0 if most is None else int(counts[most]),
       )
@@ -168,22 +152,19 @@ def find_classes(found: Predictions) -> list[OfClass]:
   return classes
 
 
-def find_worst(classes: Sequence[OfClass], count: int) -> list[OfClass]:
-  """The classes of the largest top-1 error, largest first."""
-  wrong = [one for one in classes if one.top1_errors]
-  wrong.sort(key=lambda one: (-one.top1_errors / one.images, one.label))
-  return wrong[:count]
-
-
-ENDINGS = (".csv", ".npz")
+def find_worst(classes: Sequence[ClassErrors], count: int) -> list[ClassErrors]:
+  """Returns the classes with the largest top-1 errors, largest first."""
+  with_errors = [one for one in classes if one.errors[1]]
+  with_errors.sort(key=lambda one: (-one.errors[1] / one.images, one.label))
+  return with_errors[:count]
 
 
 def write(
   path: str,
-  found: Sequence[Predictions],
+  predictions: Sequence[Predictions],
   class_names: Sequence[str],
 ) -> None:
-  """Writes predictions of the same images.
+  """Writes predictions for the same images.
 
   .csv: a line for each image of each prediction: its number in the split, its
   label, and the five most probable classes with their probabilities.
@@ -192,47 +173,35 @@ def write(
   probabilities f32[P, N, classes]. `np.load(path, allow_pickle=False)` reads
   it.
 
-  Args:
-    path: that `command.check_picture_path` has accepted.
-    found: at least one.
-    class_names: of all classes.
+  `command.check_path` must accept the path.
   """
   if path.endswith(".csv"):
-    _write_csv(path, found, class_names)
+    _write_csv(path, predictions, class_names)
     return
   np.savez(
     path,
-    names=np.array([one.name for one in found]),
-    views=np.array([one.views for one in found], np.int32),
+    names=np.array([one.name for one in predictions]),
+    views=np.array([one.views for one in predictions], np.int32),
     class_names=np.array(class_names),
-    labels=found[0].labels,
-    probabilities=np.stack([one.probabilities for one in found]),
+    labels=predictions[0].labels,
+    probabilities=np.stack([one.probabilities for one in predictions]),
   )
 
 
-def _write_csv(path, found, class_names) -> None:
-  count = min(FIRST, len(class_names))
-  places = range(1, count + 1)
+def _write_csv(path, predictions, class_names) -> None:
+  count = min(_CSV_CLASSES, len(class_names))
   with open(path, "w", newline="") as file:
     lines = csv.writer(file)
-    lines.writerow(
-      [
-        *("name", "views", "index", "label"),
-        *(f"{what}_{place}" for place in places for what in ("class", "p")),
-      ]
-    )
-    for one in found:
-      first = one.find_first(count)
+    header = ["name", "views", "index", "label"]
+    for place in range(1, count + 1):
+      header += [f"class_{place}", f"p_{place}"]
+    lines.writerow(header)
+    for one in predictions:
+      order = np.argsort(-one.log_probabilities, axis=1, kind="stable")
+      first = order[:, :count]
       chosen = np.exp(np.take_along_axis(one.log_probabilities, first, axis=1))
       for index, label in enumerate(one.labels):
-        pairs = zip(first[index], chosen[index], strict=True)
-        lines.writerow(
-          [
-            *(one.name, one.views, index, class_names[label]),
-            *(
-              text
-              for number, p in pairs
-              for text in (class_names[number], f"{p:.6g}")
-            ),
-          ]
-        )
+        line = [one.name, one.views, index, class_names[label]]
+        for number, p in zip(first[index], chosen[index], strict=True):
+          line += [class_names[number], f"{p:.6g}"]
+        lines.writerow(line)

@@ -1,4 +1,4 @@
-"""An evaluation as tables and as data: a line for each network and ensemble."""
+"""An evaluation as tables and as data: a row per run, and their average."""
 
 from __future__ import annotations
 
@@ -10,171 +10,160 @@ import numpy as np
 import rich.table
 
 from alexnet_jax.evaluate import predictions as predictions_lib
-from alexnet_jax.program import summary
+from alexnet_jax.program import metrics, summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Line:
-  """Loss and errors, of one network, of an ensemble, or a mean over members.
+class Row:
+  """Loss and errors of a run, of averaged predictions, or their mean.
 
   Attributes:
-    name: of whose they are.
     views: of each image.
-    images: in the split.
     loss: mean cross-entropy, nats.
-    top1_error: fraction, 0..1.
-    top5_error: fraction, 0..1.
-    top1_interval: of confidence; None for a mean, which counts no images.
-    top5_interval: the same.
-    predictions: that they come from; None for a mean.
+    errors: {k: top-k error, 0..1}, for k of `metrics.TOP_K`.
+    predictions: from which these follow; None for a mean.
   """
 
   name: str
   views: int
   images: int
   loss: float
-  top1_error: float
-  top5_error: float
-  top1_interval: tuple[float, float] | None = None
-  top5_interval: tuple[float, float] | None = None
+  errors: dict[int, float]
   predictions: predictions_lib.Predictions | None = None
 
+  def find_interval(self, k: int) -> tuple[float, float] | None:
+    """Computes the interval of a top-k error; None for a mean."""
+    if self.predictions is None:
+      return None
+    return predictions_lib.find_interval(
+      self.predictions.count_errors(k), self.images
+    )
 
-def make_lines(
-  found: Sequence[Sequence[predictions_lib.Predictions]],
-) -> list[Line]:
-  """All there is to say of networks that were asked about the same images.
+
+def make_rows(
+  predictions: Sequence[Sequence[predictions_lib.Predictions]],
+) -> list[Row]:
+  """Makes the rows of runs that were evaluated on the same images.
 
   Args:
-    found: for each network, predictions for each number of views.
+    predictions: of each run, for each number of views.
 
   Returns:
-    For each network its lines; of several, then for each number of views the
-    mean over them and their ensemble.
+    The rows of each run; if there are several runs, then for each number of
+    views the mean over the runs and their averaged predictions.
 
   Raises:
-    ValueError: two networks were asked about different images.
+    ValueError: two runs were evaluated on different images.
   """
-  lines = [_make_line(one) for of_network in found for one in of_network]
-  if len(found) > 1:
-    for members in zip(*found, strict=True):
-      of_members = [_make_line(one) for one in members]
-      lines.append(
-        Line(
-          name=f"mean of {len(members)}",
-          views=members[0].views,
-          images=len(members[0].labels),
-          **{
-            name: float(np.mean([getattr(one, name) for one in of_members]))
-            for name in ("loss", "top1_error", "top5_error")
+  rows = [_make_row(one) for of_run in predictions for one in of_run]
+  if len(predictions) > 1:
+    for runs in zip(*predictions, strict=True):
+      of_runs = [_make_row(one) for one in runs]
+      rows.append(
+        Row(
+          name=f"mean of {len(runs)}",
+          views=runs[0].views,
+          images=len(runs[0].labels),
+          loss=float(np.mean([row.loss for row in of_runs])),
+          errors={
+            k: float(np.mean([row.errors[k] for row in of_runs]))
+            for k in metrics.TOP_K
           },
         )
       )
-      lines.append(_make_line(predictions_lib.average(members)))
-  return lines
+      rows.append(_make_row(predictions_lib.average_runs(runs)))
+  return rows
 
 
-def _make_line(found: predictions_lib.Predictions) -> Line:
-  images = len(found.labels)
-  top1, top5 = found.errors(1), found.errors(predictions_lib.FIRST)
-  return Line(
-    name=found.name,
-    views=found.views,
+def _make_row(predictions: predictions_lib.Predictions) -> Row:
+  images = len(predictions.labels)
+  return Row(
+    name=predictions.name,
+    views=predictions.views,
     images=images,
-    loss=found.loss,
-    top1_error=top1 / images,
-    top5_error=top5 / images,
-    top1_interval=predictions_lib.find_interval(top1, images),
-    top5_interval=predictions_lib.find_interval(top5, images),
-    predictions=found,
+    loss=predictions.loss,
+    errors={k: predictions.count_errors(k) / images for k in metrics.TOP_K},
+    predictions=predictions,
   )
 
 
-def table(lines: Sequence[Line]) -> rich.table.Table:
-  """A row for each line; errors in %."""
-  confidence = f"> {predictions_lib.CONFIDENCE:.0%} interval"
-  made = summary.make_table(
-    "errors in %, loss in nats",
-    *("network", "> views", "> top-1", confidence, "> top-5", confidence),
-    *("> loss", "> images"),
+def make_table(rows: Sequence[Row]) -> rich.table.Table:
+  """Makes the table of all rows; errors in %."""
+  headers = ["network", "> views"]
+  for k in metrics.TOP_K:
+    headers += [f"> top-{k}", f"> {predictions_lib.CONFIDENCE:.0%} interval"]
+  table = summary.make_table(
+    "errors in %, loss in nats", *headers, "> loss", "> images"
   )
-  for line in lines:
-    made.add_row(
-      *(line.name, str(line.views)),
-      *(f"{100 * line.top1_error:.2f}", _between(line.top1_interval)),
-      *(f"{100 * line.top5_error:.2f}", _between(line.top5_interval)),
-      *(f"{line.loss:.4g}", f"{line.images:,}"),
-    )
-  return made
+  for row in rows:
+    cells = [row.name, str(row.views)]
+    for k, error in row.errors.items():
+      interval = row.find_interval(k)
+      cells += [
+        f"{100 * error:.2f}",
+        " - ".join(f"{100 * end:.2f}" for end in interval) if interval else "-",
+      ]
+    table.add_row(*cells, f"{row.loss:.4g}", f"{row.images:,}")
+  return table
 
 
-def class_table(
-  found: predictions_lib.Predictions,
-  classes: Sequence[predictions_lib.OfClass],
+def make_class_table(
+  predictions: predictions_lib.Predictions,
+  classes: Sequence[predictions_lib.ClassErrors],
   class_names: Sequence[str],
 ) -> rich.table.Table:
-  """A row for each of some classes.
-
-  Args:
-    found: the predictions that the classes come from.
-    classes: to show.
-    class_names: of all classes.
-  """
-  views = f"{found.views} view{'s' if found.views > 1 else ''}"
-  made = summary.make_table(
-    f"{found.name}, {views}: {len(classes)} of {len(class_names)} classes",
-    *("class", "> images", "> top-1 errors", "> %", "> top-5 errors"),
+  """Makes the table of some classes; `class_names` are those of all."""
+  top1, *others = metrics.TOP_K
+  table = summary.make_table(
+    f"{predictions.name}, {predictions.views} "
+    f"view{'s' if predictions.views > 1 else ''}: "
+    f"{len(classes)} of {len(class_names)} classes",
+    *("class", "> images", f"> top-{top1} errors", "> %"),
+    *(f"> top-{k} errors" for k in others),
     *("most often wrong", "> images"),
   )
   for one in classes:
-    share = f"{one.top1_errors / one.images:.2%}" if one.images else "-"
-    made.add_row(
-      *(class_names[one.label], f"{one.images:,}", f"{one.top1_errors:,}"),
-      *(share.removesuffix("%"), f"{one.top5_errors:,}"),
+    percent = (
+      f"{100 * one.errors[top1] / one.images:.2f}" if one.images else "-"
+    )
+    table.add_row(
+      class_names[one.label],
+      *(f"{one.images:,}", f"{one.errors[top1]:,}", percent),
+      *(f"{one.errors[k]:,}" for k in others),
       "-" if one.wrong is None else class_names[one.wrong],
       f"{one.wrong_images:,}",
     )
-  return made
+  return table
 
 
 def to_json(
-  lines: Sequence[Line],
-  classes: Sequence[predictions_lib.OfClass],
+  rows: Sequence[Row],
+  classes: Sequence[predictions_lib.ClassErrors],
   class_names: Sequence[str],
 ) -> dict[str, Any]:
-  """What the tables show, as data; errors are fractions, 0..1.
-
-  Args:
-    lines: from `make_lines`.
-    classes: all, of the last line.
-    class_names: of all classes.
-  """
+  """Converts all rows, and all classes of the last row; errors are 0..1."""
   return {
     "confidence": predictions_lib.CONFIDENCE,
     "lines": [
       {
-        field.name: getattr(line, field.name)
-        for field in dataclasses.fields(line)
-        if field.name != "predictions"
+        "name": row.name,
+        "views": row.views,
+        "images": row.images,
+        "loss": row.loss,
+        **{f"top{k}_error": error for k, error in row.errors.items()},
+        **{f"top{k}_interval": row.find_interval(k) for k in row.errors},
       }
-      for line in lines
+      for row in rows
     ],
-    "classes_of": {"name": lines[-1].name, "views": lines[-1].views},
+    "classes_of": {"name": rows[-1].name, "views": rows[-1].views},
     "classes": [
       {
         "class": class_names[one.label],
         "images": one.images,
-        "top1_errors": one.top1_errors,
-        "top5_errors": one.top5_errors,
+        **{f"top{k}_errors": errors for k, errors in one.errors.items()},
         "wrong": None if one.wrong is None else class_names[one.wrong],
         "wrong_images": one.wrong_images,
       }
       for one in classes
     ],
   }
-
-
-def _between(interval: tuple[float, float] | None) -> str:
-  if interval is None:
-    return "-"
-  return " - ".join(f"{100 * end:.2f}" for end in interval)

@@ -2,10 +2,10 @@
 
     python -m alexnet_jax.inspect --config=configs/two_device.py:imagenet
 
-What every device holds, computes and sends; what of that is in the traced and
-in the compiled step; the compiler's memory analysis. Needs no data. Compiles
-for the devices here, for simulated ones, or for a TPU slice that is not there
-(--topology=v5e:2x4). Ends with 1 where the step does not communicate as
+Lists what each device holds, computes and sends, what of it the traced and the
+compiled step send, and the compiler's memory analysis. Needs no data. Compiles
+for the attached devices, for simulated ones, or for a TPU slice that is not
+attached (--topology=v5e:2x4). Exits with 1 if the step does not communicate as
 planned.
 """
 
@@ -35,9 +35,7 @@ from alexnet_jax.training import run as run_lib
 
 _CONFIG = command.define_config()
 _SIMULATE_DEVICES = command.define_simulate_devices()
-_FORMAT = flags.DEFINE_enum(
-  "format", "table", ["table", "json"], "A table for people, or data."
-)
+_FORMAT = command.define_format()
 _PICTURE = flags.DEFINE_string(
   "picture", None, "Draw the layout to this file, .svg or .png."
 )
@@ -48,10 +46,19 @@ _COMPILATION_CACHE = command.define_compilation_cache()
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
-  with command.in_one_line(ValueError, TypeError, OSError, ImportError):
+  with command.exit_on_error(ValueError, TypeError, OSError, ImportError):
     if _PICTURE.value:
-      command.check_picture_path(_PICTURE.value, flag="picture")
-    program = _make_program()
+      command.check_path(
+        _PICTURE.value, flag="picture", endings=command.PICTURES
+      )
+    config = _CONFIG.value
+    network, layout = settings.check(config)
+    devices = command.choose_devices(
+      config.ensemble * layout.devices,
+      simulated=_SIMULATE_DEVICES.value,
+      topology_name=_TOPOLOGY.value,
+    )
+    program = run_lib.make_program(config, network, layout, devices=devices)
     cache = compilation_cache.open_cache(
       _COMPILATION_CACHE.value, attached=not _TOPOLOGY.value
     )
@@ -69,31 +76,20 @@ def main(argv: list[str]) -> None:
   with cache.watch("the step") as compilation:
     compiled, audit = compiled_step.compile_step(program, options=options.used)
   if _FORMAT.value == "json":
-    print(json.dumps(to_json(program, compiled, audit, options), indent=2))
+    print(json.dumps(_to_json(program, compiled, audit, options), indent=2))
   else:
-    said = (*options.lines(), *compilation.lines())
-    _print_tables(program, compiled, audit, said)
+    lines = (*options.lines(), *compilation.lines())
+    _print_tables(program, compiled, audit, lines)
   sys.exit(0 if audit.agrees else 1)
 
 
-def _make_program() -> program_lib.Program:
-  config = _CONFIG.value
-  network, layout = settings.check(config)
-  devices = command.choose_devices(
-    config.ensemble * layout.devices,
-    simulated=_SIMULATE_DEVICES.value,
-    topology_name=_TOPOLOGY.value,
-  )
-  return run_lib.make_program(config, network, layout, devices=devices)
-
-
-def to_json(
+def _to_json(
   program: program_lib.Program,
   compiled: jax.stages.Compiled,
   audit: audit_lib.Audit,
   options: compiler_options.Options,
 ) -> dict:
-  """What the tables show, as data; bytes are of one device in one step."""
+  """Returns what the tables show; bytes are of one device in one step."""
   layout = program.layout
   sent = plan_lib.sent_along(program.plan)
   return {
@@ -121,15 +117,15 @@ def to_json(
         "reads": program.network.layer(name).reads,
         "batch_axes": layout.placement(name).batch,
         "features_axes": layout.placement(name).features,
-        "arrive": share.arrive,
+        "arrive": load.arrive,
         "fsdp_axes": layout.placement(name).fsdp,
-        "parameter_bytes": share.parameter_bytes,
+        "parameter_bytes": load.parameter_bytes,
         "optimizer_bytes": program.optimizer_bytes[name],
-        "activation_bytes": share.activation_bytes,
-        "flops": share.flops,
-        "times_computed": share.times,
+        "activation_bytes": load.activation_bytes,
+        "flops": load.flops,
+        "times_computed": load.times_computed,
       }
-      for name, share in program.shares.items()
+      for name, load in program.device_loads.items()
     ],
     "exchanges": [
       {
@@ -147,10 +143,8 @@ def to_json(
     ],
     "memory": compiled_step.find_memory(compiled),
     "audit": {
-      "agrees": audit.agrees,
-      "unplanned": audit.unplanned,
-      "missing": audit.missing,
-      "notes": audit.notes,
+      name: getattr(audit, name)
+      for name in ("agrees", "unplanned", "missing", "notes")
     },
   }
 
@@ -159,27 +153,27 @@ def _print_tables(
   program: program_lib.Program,
   compiled: jax.stages.Compiled,
   audit: audit_lib.Audit,
-  said: Sequence[str],
+  lines: Sequence[str],
 ) -> None:
   console = command.make_console()
-  command.print_whole(console, summary.layout(program))
-  command.print_whole(
+  command.print_table(console, summary.make_layout_table(program))
+  command.print_table(
     console,
-    summary.plan(
+    summary.make_plan_table(
       program.plan, batch_size=program.batch_size, lines=audit.lines
     ),
   )
   console.print()
   for line in (
-    *summary.axes(program),
-    *summary.repeated(program.network, program.layout),
-    *summary.members(program, _CONFIG.value.seed),
-    *said,
-    *summary.memory(compiled, program.implementations),
-    *summary.verdict(audit),
+    *summary.describe_axes(program),
+    *summary.describe_repeated(program.network, program.layout),
+    *program.describe_runs(_CONFIG.value.seed),
+    *lines,
+    *summary.describe_memory(compiled, program.implementations),
+    *summary.describe_audit(audit),
     *([f"the picture is in {_PICTURE.value}"] if _PICTURE.value else []),
   ):
-    console.print(line, soft_wrap=True, highlight=False)
+    command.print_line(console, line)
 
 
 if __name__ == "__main__":

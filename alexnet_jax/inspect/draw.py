@@ -1,7 +1,7 @@
-"""Draws a split network as Figure 2 of the 2012 paper drew it.
+"""Draws a layout in the style of Figure 2 of the 2012 paper.
 
-One row per device, the layers as boxes with their sizes on that device, and
-arrows only where something crosses devices.
+There is one row per device. Layers are boxes with their sizes on that device,
+and arrows show what is sent between devices.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DOTS_PER_INCH = 200
 
 Dashes = str | tuple[float, tuple[float, ...]]
 
-# A color-blind safe set (Okabe and Ito 2008) of different lightness, and a
+# A color-blind safe palette (Okabe and Ito 2008) of different lightness, and a
 # dash pattern each, so that the kinds differ in gray as well.
 COLORS = {
   "ink": "#1a1a1a",
@@ -45,7 +45,7 @@ EDGE = "#4a5868"
 PARTIAL = (0, (2.5, 1.5))
 HATCH = "/////"
 
-# Outlines instead of text in SVG: no viewer's fonts can shift the picture.
+# Text as outlines in SVG, which looks the same whatever fonts a viewer has.
 STYLE = {
   "font.family": "DejaVu Sans",
   "svg.fonttype": "path",
@@ -63,19 +63,17 @@ def draw(
   batch_size: int,
   path: str,
 ) -> None:
-  """Writes a picture of a network on a layout.
+  """Draws a network on a layout; the same arguments give the same file.
 
   Args:
-    network: the network.
     layout: a layout that `check.check` has accepted for it.
-    plan: what `plan.make_plan` lists for the two.
-    batch_size: images in a step, over all devices.
-    path: file to write, `.svg` or `.png`. The same layout gives the same file.
+    plan: from `plan.make_plan` for the two.
+    path: `.svg` or `.png`.
 
   Raises:
-    ValueError: the file cannot be drawn to.
+    ValueError: the file cannot be written.
   """
-  command.check_picture_path(path, flag="picture")
+  command.check_path(path, flag="picture", endings=command.PICTURES)
   scene = scene_lib.make_scene(network, layout, plan, batch_size=batch_size)
   metadata = {"Date": None} if path.endswith(".svg") else None
   with matplotlib.style.context(["default", STYLE]):
@@ -83,36 +81,37 @@ def draw(
 
 
 def to_figure(scene: scene_lib.Scene) -> figure.Figure:
-  """The scene as a figure of its size."""
-  drawn = figure.Figure(figsize=(scene.width, scene.height))
-  canvas = _Canvas(drawn, scene)
+  """Makes a figure of the scene, in its size."""
+  result = figure.Figure(figsize=(scene.width, scene.height))
+  canvas = _Canvas(result, scene)
   for row in scene.rows:
-    canvas.card(row)
+    canvas.add_card(row)
   for y in scene.rules:
-    canvas.rule(y)
+    ends = [(scene_lib.MARGIN, y), (scene.width - scene_lib.MARGIN, y)]
+    canvas.add_line(ends, CARD_EDGE, width=0.6)
   for box in scene.boxes:
-    canvas.box(box)
+    canvas.add_box(box)
   for link in scene.links:
-    canvas.link(link)
+    canvas.add_link(link)
   for arrow in scene.arrows:
-    canvas.arrow(arrow.kind, arrow.start, arrow.end)
+    canvas.add_arrow(arrow.kind, arrow.start, arrow.end)
   for mark in scene.marks:
-    canvas.mark(mark)
+    canvas.add_mark(mark)
   for label in scene.labels:
-    canvas.label(label)
-  return drawn
+    canvas.add_label(label)
+  return result
 
 
 class _Canvas:
-  """Axes in inches, y downwards, and how each part of a scene looks."""
+  """Axes in inches, y downwards, with the looks of each part of a scene."""
 
-  def __init__(self, drawn: figure.Figure, scene: scene_lib.Scene):
-    self.width = scene.width
-    self.axes = drawn.add_axes((0, 0, 1, 1))
-    self.axes.set(xlim=(0, scene.width), ylim=(scene.height, 0))
-    self.axes.set_axis_off()
+  def __init__(self, target: figure.Figure, scene: scene_lib.Scene):
+    self._width = scene.width
+    self._axes = target.add_axes((0, 0, 1, 1))
+    self._axes.set(xlim=(0, scene.width), ylim=(scene.height, 0))
+    self._axes.set_axis_off()
 
-  def line(
+  def add_line(
     self,
     points: Sequence[grid.Point],
     color: str,
@@ -122,11 +121,11 @@ class _Canvas:
     layer: int = 1,
   ) -> None:
     xs, ys = zip(*points, strict=True)
-    self.axes.add_line(
+    self._axes.add_line(
       lines.Line2D(xs, ys, color=color, lw=width, ls=dashes, zorder=layer)
     )
 
-  def shape(
+  def _add_polygon(
     self,
     points: Sequence[grid.Point],
     color: str,
@@ -134,7 +133,7 @@ class _Canvas:
     dashes: Dashes = "-",
     hatch: str | None = None,
   ) -> None:
-    self.axes.add_patch(
+    self._axes.add_patch(
       patches.Polygon(
         points,
         facecolor=color,
@@ -147,18 +146,14 @@ class _Canvas:
       )
     )
 
-  def rule(self, y: float) -> None:
-    ends = [(scene_lib.MARGIN, y), (self.width - scene_lib.MARGIN, y)]
-    self.line(ends, CARD_EDGE, width=0.6)
-
-  def card(self, row: grid.Row) -> None:
-    """A card for a device, a pile of them for a group."""
+  def add_card(self, row: grid.Row) -> None:
+    """Adds a card for a device, or a pile of them for a group."""
     x, y = scene_lib.MARGIN, row.y - row.height / 2
     for shift in (0.1, 0.05, 0.0) if len(row.devices) > 1 else (0.0,):
-      self.axes.add_patch(
+      self._axes.add_patch(
         patches.FancyBboxPatch(
           (x + shift, y + shift),
-          self.width - 2 * x,
+          self._width - 2 * x,
           row.height,
           boxstyle="round,pad=0,rounding_size=0.08",
           facecolor=CARD,
@@ -168,7 +163,7 @@ class _Canvas:
         )
       )
 
-  def box(self, box: grid.Box) -> None:
+  def add_box(self, box: grid.Box) -> None:
     right, up = box.slant
     x, y, to = box.x, box.y - box.reach + up, box.x + box.width
     end = y + box.height
@@ -178,93 +173,84 @@ class _Canvas:
     side = [(to, y), (to, end), (to + right, end - up), (to + right, y - up)]
     front = [(x, y), (to, y), (to, end), (x, end)]
     colors = ("white",) * 3 if box.partial else (TOP, RIGHT, FRONT)
-    self.shape(top, colors[0], dashes=dashes)
-    self.shape(side, colors[1], dashes=dashes)
-    self.shape(front, colors[2], dashes=dashes, hatch=hatch)
+    self._add_polygon(top, colors[0], dashes=dashes)
+    self._add_polygon(side, colors[1], dashes=dashes)
+    self._add_polygon(front, colors[2], dashes=dashes, hatch=hatch)
 
-  def link(self, link: scene_lib.Link) -> None:
+  def add_link(self, link: scene_lib.Link) -> None:
     if len(link.starts) > 2:
-      self.shape(link.starts, WINDOW)
+      self._add_polygon(link.starts, WINDOW)
     for start in link.starts:
-      self.line(
-        [start, link.end],
-        COLORS["quiet"],
-        width=0.6,
-        dashes=(0, (3, 2)),
-        layer=3,
-      )
+      ends, dashes = [start, link.end], (0, (3, 2))
+      self.add_line(ends, COLORS["quiet"], width=0.6, dashes=dashes, layer=3)
 
-  def arrow(self, kind: str, start: grid.Point, end: grid.Point) -> None:
-    self.axes.add_patch(
+  def add_arrow(self, kind: str, start: grid.Point, end: grid.Point) -> None:
+    self._add_fancy_arrow(
+      start,
+      end,
+      arrowstyle="-|>,head_length=3.2,head_width=1.5",
+      color=COLORS[kind],
+      ls=DASHES[kind],
+      shrinkB=5 if kind in grid.SUMS else 0,
+      zorder=4,
+    )
+
+  def _add_fancy_arrow(self, start, end, *, shrinkB=0, **looks) -> None:
+    self._axes.add_patch(
       patches.FancyArrowPatch(
-        start,
-        end,
-        arrowstyle="-|>,head_length=3.2,head_width=1.5",
-        color=COLORS[kind],
-        lw=1.1,
-        ls=DASHES[kind],
-        shrinkA=0,
-        shrinkB=5 if kind in grid.SUMS else 0,
-        zorder=4,
+        start, end, lw=1.1, shrinkA=0, shrinkB=shrinkB, **looks
       )
     )
 
-  def mark(self, mark: scene_lib.Mark) -> None:
+  def add_mark(self, mark: scene_lib.Mark) -> None:
     color, (x, y) = COLORS[mark.kind], (mark.x, mark.y)
-    end = x + mark.length, y
+    to = x + mark.length
+    frame = [(x, y - 0.07), (to, y - 0.07), (to, y + 0.07), (x, y + 0.07)]
     match mark.sign:
       case "plus":
-        self.plus((x, y), color)
+        self._add_plus((x, y), color)
       case "loop":
-        self.loop((x, y), end, color)
+        self._add_fancy_arrow(
+          (x, y),
+          (to, y),
+          connectionstyle="arc3,rad=-1.2",
+          arrowstyle="<|-|>,head_length=3,head_width=1.5",
+          color=color,
+          zorder=5,
+        )
       case "leader":
         ends = [(x, y + 0.02), (x, y + mark.length)]
-        self.line(ends, color, width=0.7, dashes=(0, (1, 1.5)))
+        self.add_line(ends, color, width=0.7, dashes=(0, (1, 1.5)))
       case "swatch":
         corner = x, y - mark.length / 2
         square = patches.Rectangle(
           corner, mark.length, mark.length, facecolor=color, edgecolor="none"
         )
-        self.axes.add_patch(square)
+        self._axes.add_patch(square)
       case "link":
-        self.link(scene_lib.Link(starts=((x, y),), end=end))
+        self.add_link(scene_lib.Link(starts=((x, y),), end=(to, y)))
       case "arrow":
         if mark.kind in grid.SUMS:
-          end = end[0] - 0.06, y
-          self.plus(end, color)
-        self.arrow(mark.kind, (x, y), end)
+          to -= 0.06
+          self._add_plus((to, y), color)
+        self.add_arrow(mark.kind, (x, y), (to, y))
       case "repeated":
-        self.shape(_frame(mark), FRONT, hatch=HATCH)
+        self._add_polygon(frame, FRONT, hatch=HATCH)
       case "partial":
-        self.shape(_frame(mark), "white", dashes=PARTIAL)
+        self._add_polygon(frame, "white", dashes=PARTIAL)
 
-  def plus(self, middle: grid.Point, color: str) -> None:
+  def _add_plus(self, middle: grid.Point, color: str) -> None:
     circle = patches.Circle(
       middle, 0.06, facecolor="white", edgecolor=color, lw=1.0, zorder=5
     )
-    self.axes.add_patch(circle)
+    self._axes.add_patch(circle)
     x, y = middle
     for dx, dy in ((0.035, 0), (0, 0.035)):
       ends = [(x - dx, y - dy), (x + dx, y + dy)]
-      self.line(ends, color, width=1.0, layer=6)
+      self.add_line(ends, color, width=1.0, layer=6)
 
-  def loop(self, start: grid.Point, end: grid.Point, color: str) -> None:
-    self.axes.add_patch(
-      patches.FancyArrowPatch(
-        start,
-        end,
-        connectionstyle="arc3,rad=-1.2",
-        arrowstyle="<|-|>,head_length=3,head_width=1.5",
-        color=color,
-        lw=1.1,
-        shrinkA=0,
-        shrinkB=0,
-        zorder=5,
-      )
-    )
-
-  def label(self, label: scene_lib.Label) -> None:
-    self.axes.text(
+  def add_label(self, label: scene_lib.Label) -> None:
+    self._axes.text(
       label.x,
       label.y,
       label.text,
@@ -275,9 +261,3 @@ class _Canvas:
       color=COLORS[label.tone],
       zorder=7,
     )
-
-
-def _frame(mark: scene_lib.Mark) -> list[grid.Point]:
-  """A small rectangle for the legend."""
-  x, y, to = mark.x, mark.y, mark.x + mark.length
-  return [(x, y - 0.07), (to, y - 0.07), (to, y + 0.07), (x, y + 0.07)]

@@ -1,9 +1,8 @@
-"""Rows and columns of the picture of a split network, and what crosses them.
+"""Finds the rows and columns of the picture, and the exchanges between them.
 
-A row is a device, or a group of devices along mesh axes that are not told
-apart; a column is a layer, with the share of it that one device has. Between
-two columns lies a gap, in which exchanges go from row to row. In inches, y
-downwards.
+A row is a device, or a group of devices if there are many; a column is a layer,
+with the shard of it that one device has. Between two columns there is a gap, in
+which exchanges go from row to row. In inches, y downwards.
 """
 
 from __future__ import annotations
@@ -21,28 +20,28 @@ IMAGE, LOSS = "image", "loss"
 SUMS = ("sum", "reduce_scatter")
 MAX_ROWS = 4
 
-TEXT, UNITS_TEXT = 0.62, 0.46  # what stands above and below a map, or units
+TEXT, UNITS_TEXT = 0.62, 0.46  # width of the text above and below maps, units
 GAP, STAGE = 0.45, 0.75  # between columns: without exchange, for each exchange
-SLANT = (0.3, 0.26)  # of a cuboid's third edge, by its height
-DAMPING = 0.4  # sizes are drawn by this power, or small ones would vanish
+SLANT = (0.3, 0.26)  # of a cuboid's third edge, relative to its height
+DAMPING = 0.4  # sizes are drawn to this power, or small ones would vanish
 
 Point = tuple[float, float]
-# What crosses devices on the way forward, and back; either may be None.
+# The exchanges of an activation, forward and backward; either may be None.
 Crossing = tuple[plan_lib.Collective | None, plan_lib.Collective | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-  """One device, or the devices along all axes that are not in `place`.
+  """One device, or the devices along all axes that are not in `position`.
 
   Attributes:
-    place: mesh axis -> position along it, for the axes that are told apart.
+    position: mesh axis -> index along it, for the axes that rows distinguish.
     devices: their numbers, counted through the mesh, slowest axis first.
     y: its middle.
     height: of its card.
   """
 
-  place: Mapping[str, int]
+  position: Mapping[str, int]
   devices: tuple[int, ...]
   y: float = 0.0
   height: float = 0.0
@@ -50,19 +49,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Box:
-  """What one device of a row holds of one layer's output.
+  """One device's shard of the output of one layer.
 
   Attributes:
-    row: index of the row.
     layer: its name, `image`, or `loss` for the logits that the loss reads.
-    side: of the map in pixels, which makes a cuboid; 1 for units, a slab.
+    side: of the map in pixels, drawn as a cuboid; 1 for units, drawn as a slab.
     features: maps or units on this device.
     repeated: whether several devices compute the same.
-    partial: whether these are partial sums.
-    x: left edge of the front.
+    partial: whether the values are partial sums.
+    x: left edge of the front; width and height are of the front, too.
     y: middle, slanted edge included.
-    width: of the front.
-    height: of the front.
     slant: from a corner of the front, right and up to one of the back.
   """
 
@@ -80,14 +76,14 @@ class Box:
 
   @property
   def reach(self) -> float:
-    """From the middle to the top and to the bottom."""
+    """The distance from the middle to the top and to the bottom."""
     return (self.height + self.slant[1]) / 2
 
-  def window(self, share: float) -> tuple[Point, ...]:
-    """Corners of a window in the middle of the right face."""
+  def window(self, size: float) -> tuple[Point, ...]:
+    """Returns the corners of a window in the middle of the right face."""
     x = self.x + self.width + self.slant[0] / 2
-    right, up = (share / 2 * length for length in self.slant)
-    half = share / 2 * self.height
+    right, up = (size / 2 * length for length in self.slant)
+    half = size / 2 * self.height
     return (
       (x - right, self.y + up - half),
       (x - right, self.y + up + half),
@@ -98,14 +94,13 @@ class Box:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
-  """A layer's place: the gap before its box, and its box.
+  """The gap before a layer's box, and the box.
 
   Attributes:
     box: of any row; row and y are to be replaced.
-    window: side of the layer's window by that of the map it reads, in
-      [0, 1]; 0 where it has none.
-    crossings: (forward, backward) of all that crosses devices in the gap, in
-      order; either may be None.
+    window: side of the layer's window relative to the map that it reads, in
+      [0, 1]; 0 if it has none.
+    crossings: the exchanges in the gap, in order.
     gap: where the gap begins; it ends at `start`.
     start: where the box, or the text above and below it, begins.
     end: where they end.
@@ -124,103 +119,110 @@ class Column:
 
   @property
   def stages(self) -> list[tuple[plan_lib.Collective, float, float]]:
-    """Each exchange on the way forward, with its part of the gap."""
-    sends = [forward for forward, _ in self.crossings if forward]
-    step = (self.start - self.gap) / max(len(sends), 1)
+    """Each exchange of the forward pass, with its part of the gap."""
+    forward = [forward for forward, _ in self.crossings if forward]
+    step = (self.start - self.gap) / max(len(forward), 1)
     return [
       (exchange, self.gap + index * step, self.gap + (index + 1) * step)
-      for index, exchange in enumerate(sends)
+      for index, exchange in enumerate(forward)
     ]
 
 
 def find_rows(layout: layout_lib.Layout) -> list[Row]:
-  """One row per device, or per group of them where they are many.
+  """Finds the rows: one per device, or per group of devices if they are many.
 
-  Axes that split no layer's features are the first that are not told apart,
-  then the largest, until there are `MAX_ROWS`. Of a last axis that splits
-  features, the first two places and the last one have rows.
+  While there are more than `MAX_ROWS`, rows stop distinguishing axes: first
+  those that split no layer's features, then the largest. Of a single axis that
+  splits features, the first two positions and the last one have rows.
   """
-  splits = {
+  feature_axes = {
     axis
     for name in layout_lib.LAYERS
     for axis in layout.placement(name).features
   }
-  told = [axis for axis, size in layout.mesh.items() if size > 1]
-  while layout.size(told) > MAX_ROWS and (
-    len(told) > 1 or told[0] not in splits
+  axes = [axis for axis, size in layout.mesh.items() if size > 1]
+  while layout.size(axes) > MAX_ROWS and (
+    len(axes) > 1 or axes[0] not in feature_axes
   ):
-    told.remove(max(told, key=lambda a: (a not in splits, layout.mesh[a])))
-  ranges = [range(layout.mesh[axis]) for axis in told]
-  if layout.size(told) > MAX_ROWS:
-    ranges = [(0, 1, layout.mesh[told[0]] - 1)]
-  places = list(itertools.product(*map(range, layout.mesh.values())))
-  rows = []
-  for shown in itertools.product(*ranges):
-    place = dict(zip(told, shown, strict=True))
-    devices = tuple(
-      number
-      for number, at in enumerate(places)
-      if place.items() <= dict(zip(layout.mesh, at, strict=True)).items()
+    axes.remove(
+      max(axes, key=lambda a: (a not in feature_axes, layout.mesh[a]))
     )
-    rows.append(Row(place=place, devices=devices))
+  ranges = [range(layout.mesh[axis]) for axis in axes]
+  if layout.size(axes) > MAX_ROWS:
+    ranges = [(0, 1, layout.mesh[axes[0]] - 1)]
+  devices = [
+    dict(zip(layout.mesh, indices, strict=True))
+    for indices in itertools.product(*map(range, layout.mesh.values()))
+  ]
+  rows = []
+  for indices in itertools.product(*ranges):
+    position = dict(zip(axes, indices, strict=True))
+    numbers = tuple(
+      number
+      for number, device in enumerate(devices)
+      if position.items() <= device.items()
+    )
+    rows.append(Row(position=position, devices=numbers))
   return rows
 
 
-def stand(
+def arrange_rows(
   rows: Sequence[Row], y: float, unit: float
 ) -> tuple[list[Row], float]:
-  """Gives every row its place, from y on; returns where the last one ends."""
+  """Gives every row its y and height; returns where the last one ends, too."""
   height = unit * (1 + SLANT[1]) + 0.6
-  stood = []
+  arranged = []
   for row, before in zip(rows, [None, *rows], strict=False):
     if before:
       y += 0.5 if is_gap(before, row) else 0.2
-    stood.append(dataclasses.replace(row, y=y + height / 2, height=height))
+    arranged.append(dataclasses.replace(row, y=y + height / 2, height=height))
     y += height
-  return stood, y + 0.3
+  return arranged, y + 0.3
 
 
 def is_gap(before: Row, row: Row) -> bool:
-  """Whether there are devices between two rows that have none."""
-  return len(row.place) == 1 and any(
-    row.place[axis] > place + 1 for axis, place in before.place.items()
+  """Whether there are devices without a row between two rows."""
+  return len(row.position) == 1 and any(
+    row.position[axis] > index + 1 for axis, index in before.position.items()
   )
 
 
 def find_crossings(
   network: wiring.Network, plan: Sequence[plan_lib.Collective]
 ) -> dict[str, list[Crossing]]:
-  """What crosses devices before each layer: [(forward, backward), ...].
+  """Finds the exchanges of activations before each layer, and before the loss.
 
   A sum belongs behind its layer, so before the next one, or before the loss.
-  What crosses on the way back only stands first. The loss's own sums, of a few
-  numbers, are left out.
+  Exchanges of the backward pass alone come first. The sums of the loss itself
+  are left out.
   """
   names = [*(layer.name for layer in network.layers), LOSS]
-  found = {name: [] for name in names}
-  moved = [
+  crossings = {name: [] for name in names}
+  exchanges = [
     exchange
     for exchange in plan
     if exchange.tensor == plan_lib.ACTIVATION and exchange.images
   ]
-  back = [each for each in moved if each.direction == plan_lib.BACKWARD]
-  for exchange in moved:
+  backward = [e for e in exchanges if e.direction == plan_lib.BACKWARD]
+  for exchange in exchanges:
     if exchange.direction == plan_lib.BACKWARD:
       continue
     name = exchange.layer
     if exchange.kind in SUMS:
       name = names[names.index(name) + 1]
-    wanted = dataclasses.replace(
+    transpose = dataclasses.replace(
       exchange,
       direction=plan_lib.BACKWARD,
       kind=plan_lib.TRANSPOSES.get(exchange.kind, ""),
     )
-    found[name].append((exchange, wanted if wanted in back else None))
-    if wanted in back:
-      back.remove(wanted)
-  for exchange in back:
-    found[exchange.layer].insert(0, (None, exchange))
-  return found
+    if transpose in backward:
+      backward.remove(transpose)
+    else:
+      transpose = None
+    crossings[name].append((exchange, transpose))
+  for exchange in backward:
+    crossings[exchange.layer].insert(0, (None, exchange))
+  return crossings
 
 
 def find_columns(
@@ -231,17 +233,12 @@ def find_columns(
   x: float,
   unit: float,
 ) -> list[Column]:
-  """The columns from the image to the last layer, or to the loss.
+  """Finds the columns from the image to the last layer, or to the loss.
 
   Args:
-    network: the network.
-    layout: for the share that a device has of each layer.
     plan: its exchanges widen the gaps.
-    x: where they begin.
+    x: where the columns begin.
     unit: height of the image.
-
-  Returns:
-    The columns, left to right.
   """
   crossings = find_crossings(network, plan)
   partial = {
@@ -249,21 +246,24 @@ def find_columns(
     for exchange in plan
     if exchange.tensor == plan_lib.ACTIVATION
     and exchange.direction == plan_lib.FORWARD
-    and exchange.kind in ("sum", "reduce_scatter")
+    and exchange.kind in SUMS
   }
   sizes = network.sizes()
-  shares = {IMAGE: (network.image_size, network.image_channels)}
-  windows = {}
+  shards = {IMAGE: (network.image_size, network.image_channels)}
+  windows, repeated = {}, set()
   for name, size in sizes.items():
     placement, features = layout.placement(name), size.kernel[-1]
+    parts = layout.size(placement.features)
     if name not in partial:
-      features //= layout.size(placement.features)
-    shares[name] = size.map_side, features
+      features //= parts
+    if layout.size(placement.batch) * parts < layout.devices:
+      repeated.add(name)
+    shards[name] = size.map_side, features
     windows[name] = network.layer(name).window / math.sqrt(size.positions)
   if crossings[LOSS]:
-    shares[LOSS] = 1, network.layers[-1].features
+    shards[LOSS] = 1, network.layers[-1].features
   columns, gap = [], x
-  for name, (side, features) in shares.items():
+  for name, (side, features) in shards.items():
     most = max(
       size.kernel[-1]
       for size in sizes.values()
@@ -273,9 +273,9 @@ def find_columns(
       layer=name,
       side=side,
       features=features,
-      repeated=name in sizes and _repeats(layout, name),
+      repeated=name in repeated,
       partial=name in sizes and name in partial,
-      **_measures(side / network.image_size, features / most, side > 1, unit),
+      **_measure(side / network.image_size, features / most, side > 1, unit),
     )
     start = gap
     if name != IMAGE:
@@ -297,15 +297,15 @@ def find_columns(
   return columns
 
 
-def _measures(
+def _measure(
   side: float, features: float, is_map: bool, unit: float
 ) -> dict[str, float | Point]:
-  """Width, height and slant of a box.
+  """Returns width, height and slant of a box.
 
   Args:
-    side: of the map, by that of the image.
-    features: by the largest number of maps, or of units, in the network.
-    is_map: whether it becomes a cuboid, or a slab.
+    side: of the map, relative to that of the image.
+    features: relative to the largest number of maps, or of units.
+    is_map: draw a cuboid, not a slab.
     unit: height of the image.
   """
   height = unit * max((side if is_map else features) ** DAMPING, 0.2)
@@ -316,9 +316,3 @@ def _measures(
     "height": height,
     "slant": (SLANT[0] * height, SLANT[1] * height),
   }
-
-
-def _repeats(layout: layout_lib.Layout, name: str) -> bool:
-  placement = layout.placement(name)
-  split = layout.size(placement.batch) * layout.size(placement.features)
-  return split < layout.devices

@@ -1,4 +1,4 @@
-"""The named wirings. A wiring is the network: another one, other results."""
+"""The named wirings; unlike a layout, another wiring gives other results."""
 
 import dataclasses
 from typing import Any
@@ -7,6 +7,28 @@ from alexnet_jax.network import wiring
 
 Layer = wiring.Layer
 Wiring = wiring.Wiring
+
+_POOL = wiring.Pool()
+_AVERAGE = wiring.Pool(window=2, stride=2, kind="average")
+
+
+def _conv(
+  name: str,
+  reads: str,
+  features: int,
+  window: int,
+  padding: tuple[int, int] | None = None,
+  **options: Any,
+) -> Layer:
+  """Makes the row of a convolution, padded to keep the size of a map."""
+  return Layer(
+    name=name,
+    reads=reads,
+    features=features,
+    window=window,
+    padding=padding or (window // 2, window // 2),
+    **options,
+  )
 
 
 def rewire(
@@ -17,17 +39,13 @@ def rewire(
   without: tuple[str, ...] = (),
   **changes: dict[str, Any],
 ) -> Wiring:
-  """A wiring that differs from another in some rows.
+  """Returns a copy of a wiring with some rows changed.
 
   Args:
-    base: the wiring to start from.
-    name: of the new one.
-    columns: of the new one; None keeps.
-    without: layers that it does not have.
+    base, name: the wiring to start from, and the name of the new one.
+    columns: of the new wiring; None keeps those of `base`.
+    without: layers to leave out.
     **changes: layer -> {field of `Layer`: value}.
-
-  Returns:
-    The new wiring.
   """
   return dataclasses.replace(
     base,
@@ -41,21 +59,21 @@ def rewire(
   )
 
 
-# The network of 2012 with the released code's own initial values: standard
+# The network of 2012 with the initial values of the released code: standard
 # deviation .03 in conv3-5 where the paper says .01 everywhere, and biases of 1
 # in conv2, conv4, conv5, fc6, fc7 (Krizhevsky et al. 2012, section 5;
 # cuda-convnet, layers-145.cfg).
 #
-# The padding of conv1 is on one side only: windows start at pixel 0 and the
+# The padding of conv1 is on one side only: windows start at pixel 0, and the
 # last of 55 ends three pixels past a 224-pixel image. With 227 pixels no window
 # reaches the zeros, so both sizes give 55x55.
 #
 #           output, 224-pixel image   after pooling   columns read
 #   conv1   55 x 55 x  96             27 x 27         the image
-#   conv2   27 x 27 x 256             13 x 13         its own
+#   conv2   27 x 27 x 256             13 x 13         own
 #   conv3   13 x 13 x 384                             all
-#   conv4   13 x 13 x 384                             its own
-#   conv5   13 x 13 x 256              6 x  6         its own
+#   conv4   13 x 13 x 384                             own
+#   conv5   13 x 13 x 256              6 x  6         own
 #   fc6     4096                                      all
 #   fc7     4096                                      all
 #   fc8     1000                                      all
@@ -63,61 +81,21 @@ ALEXNET_2012 = Wiring(
   name="alexnet2012",
   columns=2,
   layers=(
-    Layer(
-      name="conv1",
-      reads="image",
-      features=96,
-      window=11,
-      stride=4,
-      padding=(0, 3),
-      normalize="column",
-      pool=wiring.Pool(),
+    _conv(
+      "conv1", "image", 96, 11, (0, 3), stride=4, normalize="column", pool=_POOL
     ),
-    Layer(
-      name="conv2",
-      reads="own",
-      features=256,
-      window=5,
-      padding=(2, 2),
-      normalize="column",
-      pool=wiring.Pool(),
-      bias=1.0,
-    ),
-    Layer(
-      name="conv3",
-      reads="all",
-      features=384,
-      window=3,
-      padding=(1, 1),
-      kernel_std=0.03,
-    ),
-    Layer(
-      name="conv4",
-      reads="own",
-      features=384,
-      window=3,
-      padding=(1, 1),
-      kernel_std=0.03,
-      bias=1.0,
-    ),
-    Layer(
-      name="conv5",
-      reads="own",
-      features=256,
-      window=3,
-      padding=(1, 1),
-      pool=wiring.Pool(),
-      kernel_std=0.03,
-      bias=1.0,
-    ),
+    _conv("conv2", "own", 256, 5, normalize="column", pool=_POOL, bias=1.0),
+    _conv("conv3", "all", 384, 3, kernel_std=0.03),
+    _conv("conv4", "own", 384, 3, kernel_std=0.03, bias=1.0),
+    _conv("conv5", "own", 256, 3, pool=_POOL, kernel_std=0.03, bias=1.0),
     Layer(name="fc6", reads="all", features=4096, dropout=True, bias=1.0),
     Layer(name="fc7", reads="all", features=4096, dropout=True, bias=1.0),
     Layer(name="fc8", reads="all", features=1000, activation="linear"),
   ),
 )
 
-# The comparison net of the paper's section 3.2, footnote: half of the maps but
-# in the last convolution, everything else as above (layers-145-half.cfg).
+# The comparison net of the paper's section 3.2, footnote: half of the maps,
+# except in the last convolution (layers-145-half.cfg).
 # 59,798,312 parameters.
 ONE_GPU = rewire(
   ALEXNET_2012,
@@ -143,8 +121,8 @@ MERGED_TOWER = rewire(
   conv5={"reads": "all"},
 )
 
-# Two columns that meet at the logits only (run 150): 160 maps a column in
-# conv2, 4096 units in fc6 and 2048 in fc7, each from its own column.
+# Two columns that meet at the logits only (run 150): 160 maps per column in
+# conv2, 4096 units in fc6 and 2048 in fc7.
 # 60,714,408 parameters.
 INDEPENDENT_COLUMNS = rewire(
   ALEXNET_2012,
@@ -156,25 +134,20 @@ INDEPENDENT_COLUMNS = rewire(
 )
 
 # The columns meet one layer later (runs 132, 133), or at the fully connected
-# layers only, with 256 maps a column in conv3 (run 127). Those runs also fed a
-# small copy of the image into conv2 and had 64 maps in conv1; these do not, so
-# that they differ from the network of 2012 in where its columns meet.
+# layers only, with 256 maps per column in conv3 (run 127). In those runs conv2
+# also read a small copy of the image, and conv1 had 64 maps. Not so here: these
+# differ from the network of 2012 only in where the columns meet.
 # 61,186,408 and 60,891,624 parameters.
 JOIN_AT_CONV4 = rewire(
-  ALEXNET_2012,
-  "join_at_conv4",
-  conv3={"reads": "own"},
-  conv4={"reads": "all"},
+  ALEXNET_2012, "join_at_conv4", conv3={"reads": "own"}, conv4={"reads": "all"}
 )
 JOIN_AT_FC = rewire(
-  ALEXNET_2012,
-  "join_at_fc",
-  conv3={"features": 512, "reads": "own"},
+  ALEXNET_2012, "join_at_fc", conv3={"features": 512, "reads": "own"}
 )
 
 # Four columns of 32, 64, 192, 192, 64 maps and 1024 units, the widths of run
-# 129; there conv3 read pairs of columns, here it reads all four. Without that
-# run's small copy of the image. 62,423,528 parameters.
+# 129. In that run conv3 read pairs of columns, and conv2 also a small copy of
+# the image; here conv3 reads all four. 62,423,528 parameters.
 FOUR_COLUMN = rewire(
   ALEXNET_2012,
   "four_column",
@@ -185,21 +158,18 @@ FOUR_COLUMN = rewire(
 )
 
 # The network of 2012 without one of its middle convolutions (section 7 of the
-# paper: about 2 % more top-1 error each). The columns still meet at the layer
-# that comes third, and fc6 still reads 6 x 6 maps.
+# paper: about 2 % more top-1 error each). The columns still meet at the third
+# layer, and fc6 still reads 6 x 6 maps.
 WITHOUT_CONV3 = rewire(
   ALEXNET_2012, "without_conv3", without=("conv3",), conv4={"reads": "all"}
 )
 WITHOUT_CONV4 = rewire(ALEXNET_2012, "without_conv4", without=("conv4",))
 WITHOUT_CONV5 = rewire(
-  ALEXNET_2012,
-  "without_conv5",
-  without=("conv5",),
-  conv4={"pool": wiring.Pool()},
+  ALEXNET_2012, "without_conv5", without=("conv5",), conv4={"pool": _POOL}
 )
 
-# Ablations of the authors' notebook: dropout of a fifth after conv4 (run 177),
-# stochastic pooling in block 2 (run 178), nothing normalized in block 2 (run
+# Ablations in the authors' notebook: dropout of a fifth after conv4 (run 177),
+# stochastic pooling in block 2 (run 178), no normalization in block 2 (run
 # 167).
 DROPOUT_AFTER_CONV4 = rewire(
   ALEXNET_2012,
@@ -214,9 +184,9 @@ STOCHASTIC_POOL2 = rewire(
 WITHOUT_LRN2 = rewire(ALEXNET_2012, "without_lrn2", conv2={"normalize": "none"})
 
 # The network of 2012 with every layer reading all columns; normalization stays
-# inside a column. With zeros where the columns did not meet it computes what
-# that one computes: see `block_diagonal.py`. 62,378,344 parameters, the number
-# that AlexNet is often said to have.
+# inside a column. With zeros where the columns did not meet it computes the
+# same: see convert/block_diagonal.py. 62,378,344 parameters, the number that
+# AlexNet is often said to have.
 BLOCK_DIAGONAL = rewire(
   ALEXNET_2012,
   "block_diagonal",
@@ -226,8 +196,8 @@ BLOCK_DIAGONAL = rewire(
 )
 
 # LeNet-5 as d2l has it: sigmoids, average pooling, one channel of 28 pixels.
-# The layers have the names of those that they stand in for, so that a layout
-# places them. 61,706 parameters.
+# Its layers have AlexNet's names, so that the layouts place them. 61,706
+# parameters.
 LENET5 = Wiring(
   name="lenet5",
   columns=1,
@@ -235,23 +205,8 @@ LENET5 = Wiring(
   published_size=28,
   published_classes=10,
   layers=(
-    Layer(
-      name="conv1",
-      reads="image",
-      features=6,
-      window=5,
-      padding=(2, 2),
-      activation="sigmoid",
-      pool=wiring.Pool(window=2, stride=2, kind="average"),
-    ),
-    Layer(
-      name="conv2",
-      reads="all",
-      features=16,
-      window=5,
-      activation="sigmoid",
-      pool=wiring.Pool(window=2, stride=2, kind="average"),
-    ),
+    _conv("conv1", "image", 6, 5, activation="sigmoid", pool=_AVERAGE),
+    _conv("conv2", "all", 16, 5, (0, 0), activation="sigmoid", pool=_AVERAGE),
     Layer(name="fc6", reads="all", features=120, activation="sigmoid"),
     Layer(name="fc7", reads="all", features=84, activation="sigmoid"),
     Layer(name="fc8", reads="all", features=10, activation="linear"),
@@ -261,35 +216,22 @@ LENET5 = Wiring(
 # Three convolutions and the logits, for images of 32 pixels: a stand-in for the
 # network of the paper's figure 1, which is not described (cuda-convnet,
 # layers-18pct.cfg, without its normalization and with max pooling throughout).
-# As for LeNet-5, the last layer has the name of the last.
 FOUR_LAYER = Wiring(
   name="four_layer",
   columns=1,
   published_size=32,
   published_classes=10,
   layers=(
-    *(
-      Layer(
-        name=name,
-        reads=reads,
-        features=features,
-        window=5,
-        padding=(2, 2),
-        pool=wiring.Pool(),
-      )
-      for name, reads, features in (
-        ("conv1", "image", 32),
-        ("conv2", "all", 32),
-        ("conv3", "all", 64),
-      )
-    ),
+    _conv("conv1", "image", 32, 5, pool=_POOL),
+    _conv("conv2", "all", 32, 5, pool=_POOL),
+    _conv("conv3", "all", 64, 5, pool=_POOL),
     Layer(name="fc8", reads="all", features=10, activation="linear"),
   ),
 )
 
-# AlexNet as d2l has it: one column that reads everything, a pixel of zeros on
-# each side of the image, so maps of 54 pixels and at last 5 x 5, nothing
-# normalized. Introductions quote its size for that of 2012; see complexity.py.
+# AlexNet as d2l has it: one column, no normalization, and a pixel of zeros on
+# each side of the image, which gives maps of 54 pixels, and in the end 5 x 5.
+# Introductions quote its size as that of 2012; see complexity/tables.py.
 ALEXNET_D2L = rewire(
   ALEXNET_2012,
   "alexnet_d2l",
@@ -322,15 +264,15 @@ WIRINGS = (
 
 
 def find(name: str, *, field: str = "config.network.wiring") -> Wiring:
-  """The wiring of that name; `field` is what an error says to set.
+  """Finds a wiring by name.
 
   Raises:
-    ValueError: there is none.
+    ValueError: there is none of that name; says to set `field`.
   """
-  for candidate in WIRINGS:
-    if candidate.name == name:
-      return candidate
-  names = ", ".join(candidate.name for candidate in WIRINGS)
-  raise ValueError(
-    f"unknown wiring {name!r}, expected one of {names}. Set {field}."
-  )
+  wirings = {candidate.name: candidate for candidate in WIRINGS}
+  if name not in wirings:
+    raise ValueError(
+      f"unknown wiring {name!r}, expected one of {', '.join(wirings)}. "
+      f"Set {field}."
+    )
+  return wirings[name]

@@ -1,4 +1,7 @@
-"""What the network asks of whoever knows where its arrays lie."""
+"""The communication that the network needs, as an interface.
+
+The network does not know where its arrays are; what implements this does.
+"""
 
 from __future__ import annotations
 
@@ -8,50 +11,50 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-# Of an input and a kernel, the convolution or product of all they have here.
+# (input, kernel) -> their convolution or product, on this device.
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Exchange(Protocol):
-  """Brings a device what other devices hold; see `partition/exchange.py`."""
+  """Brings what other devices hold; implemented in `partition/exchange.py`."""
 
   def multiply(
     self, layer: str, product: Product, x: jax.Array, kernel: jax.Array
   ) -> jax.Array:
-    """The product of all that `layer` reads, given what this device has.
+    """Applies `product` to the complete input of a layer.
 
-    Brings what else it reads, and completes the sums of a layer whose input is
-    split over devices.
+    Brings the part of the input that other devices hold, and completes the sums
+    of a layer whose input is split over devices.
     """
     ...
 
-  def neighbors(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
-    """Adds `reach` maps on each side of a layer's maps: zeros at the ends."""
+  def add_halo(self, layer: str, x: jax.Array, width: int) -> jax.Array:
+    """Adds `width` neighboring maps on each side of a layer's maps.
+
+    Zeros stand beside the first and the last map of the network.
+    """
     ...
 
   def average(self, layer: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Averages what devices have found of their own images of a layer.
+    """Averages per-device statistics of a layer over all images.
 
     Returns:
-      The average as one array of all devices, and as this device's own, whose
-      gradients are added.
+      The average twice: replicated over devices, and as a value of this device
+      whose gradients are summed.
     """
     ...
 
 
 class NoExchange:
-  """The exchange of a single device: everything is here already."""
+  """The exchange of a single device, which holds everything."""
 
   def multiply(
     self, layer: str, product: Product, x: jax.Array, kernel: jax.Array
   ) -> jax.Array:
-    del layer
     return product(x, kernel)
 
-  def neighbors(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
-    del layer
-    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((reach, reach),))
+  def add_halo(self, layer: str, x: jax.Array, width: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((width, width),))
 
   def average(self, layer: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    del layer
     return x, x

@@ -1,15 +1,15 @@
 """AlexNet as one device runs it.
 
-The module is ordinary Flax NNX: built on one device it is the whole network.
-Inside a partitioned step the same code sees the block of each kernel that its
-device holds, and every size below is read off the arrays themselves. What has
-to come from other devices is brought by the `exchange` that the caller hands
-in; on one device there is nothing to bring.
+The module is ordinary Flax NNX: built on one device it is the complete network.
+Inside a partitioned step the same code sees the shard of each kernel that its
+device holds, and reads every size below off the arrays themselves. The
+`exchange` of the caller brings what other devices hold; on one device there is
+nothing to bring.
 
-Shapes in comments are for the device that runs this: n images, and of h x w
-maps or units those that the device holds. Images of bfloat16 are computed in
-bfloat16: kernels are rounded where they are used, and what is a sum over many
-values, a normalization or the gradient of a bias, stays float32.
+Shapes in comments are per device: n images, and the h x w maps or units that
+the device holds. bfloat16 images are computed in bfloat16: kernels are rounded
+where they are used. Sums over many values (normalization, gradients of biases)
+stay in float32.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from alexnet_jax.network import blocks, ops, winograd, wiring
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.network import implementations as implementations_lib
+from alexnet_jax.network import ops, pooling, winograd, wiring
 
 
-class Weights(nnx.Module):
-  """Kernel and bias of one layer, and what its batch normalization has.
+class LayerVariables(nnx.Module):
+  """Parameters of one layer, and its batch normalization's statistics.
 
   Attributes:
     kernel: f32[window, window, in, out] with `in` the channels one output
       reads, f32[positions, in, out] where units read a map, or f32[in, out].
-    bias: f32[out], constant; 0 before a batch normalization's first step.
-    scale: f32[out], 1; of a batch normalization only, as are the next two.
-    mean: f32[out], the running mean of what is normalized.
+    bias: f32[out], constant; initially 0 with batch normalization.
+    scale: f32[out], initially 1; like the next two, with batch normalization
+      only.
+    mean: f32[out], the running mean of the batch normalization's input.
     variance: f32[out], its running variance.
   """
 
@@ -58,12 +59,9 @@ class Weights(nnx.Module):
 
 
 class AlexNet(nnx.Module):
-  """The network of a table: one attribute per layer, named as the layer is.
+  """The network of a table, with one attribute per layer, named as the layer.
 
-  Args:
-    network: the table.
-    rngs: with a stream `params`, for the initial weights.
-    implementations: how its operations are computed.
+  The initial parameters come from the stream `params` of `rngs`.
   """
 
   def __init__(
@@ -78,34 +76,34 @@ class AlexNet(nnx.Module):
     self.network, self.implementations = network, implementations
     shapes = {name: size.kernel for name, size in network.sizes().items()}
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-    # One draw, cut in pieces: a draw per kernel takes five times as long to
-    # compile.
+    # One random array, split into pieces: one for each kernel takes five times
+    # as long to compile.
     normals = jnp.split(jax.random.normal(rngs.params(), ends[-1:]), ends[:-1])
     for (name, shape), normal in zip(shapes.items(), normals, strict=True):
-      setattr(self, name, Weights(network.layer(name), shape, normal))
+      setattr(self, name, LayerVariables(network.layer(name), shape, normal))
 
   def __call__(
     self,
     images: jax.Array,
     *,
     masks: Mapping[str, jax.Array] | None = None,
-    points: Mapping[str, jax.Array] | None = None,
+    uniforms: Mapping[str, jax.Array] | None = None,
     exchange: exchange_lib.Exchange | None = None,
   ) -> jax.Array:
     """Runs the network on a batch.
 
     Args:
       images: f32[n, image_size, image_size, 3], mean removed; or bf16.
-      masks: for training: per layer with dropout, bool[n, units] or bool[n, h,
-        w, maps] after pooling, False where a value is dropped. None:
-        evaluation; see `ops.drop`. In training, a batch normalization uses the
-        statistics of the batch, and the module keeps new running ones.
-      points: for training: per layer with stochastic pooling, f32[n, h, w,
-        maps] after it, uniform in [0, 1); see `ops.stochastic_pool`.
+      masks: in training: {layer with dropout: mask}, bool[n, units] or bool[n,
+        h, w, maps] after pooling, False where a value is dropped. With masks, a
+        batch normalization uses the statistics of the batch, and updates the
+        running ones of the module. None: evaluation.
+      uniforms: in training: {layer with stochastic pooling: random numbers},
+        f32[n, h, w, maps] after pooling, in [0, 1).
       exchange: brings what other devices hold. Default: one device.
 
     Returns:
-      f32[n, classes], the logits; in the type of the images.
+      [n, classes], the logits, in the type of the images.
     """
     exchange = exchange_lib.NoExchange() if exchange is None else exchange
     network, x = self.network, images
@@ -119,7 +117,7 @@ class AlexNet(nnx.Module):
           getattr(self, layer.name),
           x,
           masks=masks,
-          points=points,
+          uniforms=uniforms,
           exchange=exchange,
           implementations=self.implementations,
         )  # f32[n, h, w, maps] or [n, units]
@@ -129,47 +127,51 @@ class AlexNet(nnx.Module):
 def run_layer(
   network: wiring.Network,
   layer: wiring.Layer,
-  weights: Weights,
+  variables: LayerVariables,
   x: jax.Array,
   *,
   masks: Mapping[str, jax.Array] | None,
-  points: Mapping[str, jax.Array] | None,
+  uniforms: Mapping[str, jax.Array] | None,
   exchange: exchange_lib.Exchange,
   implementations: implementations_lib.Implementations,
 ) -> jax.Array:
-  """What one layer makes of what the layer before has left.
+  """Runs one layer: its product, normalization, activation, pooling, dropout.
 
-  Args:
-    network: the table.
-    layer: the row of it.
-    weights: of the layer.
-    x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
-    masks: see `AlexNet.__call__`, as for all that follow.
-    points: of all layers, as the masks.
-    exchange: brings what the layer and its normalization read of others.
-    implementations: how operations are computed.
+  Args are those of `AlexNet.__call__`, and x: f32[n, h, w, channels], or f32[n,
+  ..., channels] before units.
 
   Returns:
     f32[n, h', w', maps] or f32[n, units].
   """
-  product = functools.partial(by_column, layer, implementations=implementations)
-  x = exchange.multiply(layer.name, product, x, weights.kernel[...])
+  product = functools.partial(
+    apply_kernel, layer, implementations=implementations
+  )
+  x = exchange.multiply(layer.name, product, x, variables.kernel[...])
   if layer.normalize == "batch":
-    trains, momentum = masks is not None, network.batch_norm_momentum
-    x = ops.by_batch(
-      layer, weights, x, exchange, trains=trains, momentum=momentum
+    x = apply_batch_norm(
+      layer,
+      variables,
+      x,
+      exchange,
+      training=masks is not None,
+      momentum=network.batch_norm_momentum,
     )
   else:
-    x = ops.shift(x, weights.bias[...], form=implementations.bias)
+    x = ops.add_bias(
+      x, variables.bias[...], implementation=implementations.bias
+    )
   x = ops.activate(x, layer.activation)
-  x = ops.by_neighbors(network, layer, x, exchange, form=implementations.norm)
+  if layer.normalize in ("column", "across"):
+    x = apply_local_response_norm(network, layer, x, exchange)
   if layer.pool:
-    drawn = None if points is None else points.get(layer.name)
-    x = ops.pool(
-      x, layer.pool, drawn, form=implementations.pool
+    x = pooling.pool(
+      x,
+      layer.pool,
+      None if uniforms is None else uniforms.get(layer.name),
+      implementation=implementations.pool,
     )  # f32[n, h', w', maps]
   if layer.dropout:
-    x = ops.drop(
+    x = ops.dropout(
       x,
       None if masks is None else masks[layer.name],
       keep=network.keep_rate(layer.name),
@@ -178,37 +180,34 @@ def run_layer(
   return x
 
 
-def by_column(
+def apply_kernel(
   layer: wiring.Layer,
   x: jax.Array,
   kernel: jax.Array,
   *,
   implementations: implementations_lib.Implementations,
 ) -> jax.Array:
-  """One dense operation for each column that this device holds.
+  """Runs one dense convolution or product for each column on this device.
 
-  A grouped convolution says the same. On CPU its backward pass is 4 to 25 times
-  slower, and under plain `jit` the compiler gathers a whole batch to compute it
-  (openxla/xla issue 47945).
+  A grouped convolution would say the same. On CPU its backward pass is 4 to 25
+  times slower, and under plain `jit` the compiler gathers a whole batch to
+  compute it (openxla/xla issue 47945).
 
   Args:
-    layer: the row of the table.
     x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
     kernel: f32[window, window, channels / columns here, maps], or
       f32[positions, channels / columns here, units]; used in the type of x.
-    implementations: how it is computed.
 
   Returns:
     f32[n, h', w', maps] or f32[n, units].
   """
   kernel = kernel.astype(x.dtype)
   columns_here = x.shape[-1] // kernel.shape[-2]
-  if layer.window and implementations.columns == "grouped":
-    return _convolve(layer, x, kernel, implementations, groups=columns_here)
-  operation = _convolve if layer.window else _multiply
   outputs = [
-    operation(layer, own, own_kernel, implementations)
-    for own, own_kernel in zip(
+    _convolve(layer, column, column_kernel, implementations)
+    if layer.window
+    else _multiply(column, column_kernel)
+    for column, column_kernel in zip(
       jnp.split(x, columns_here, axis=-1),
       jnp.split(kernel, columns_here, axis=-1),
       strict=True,
@@ -222,15 +221,9 @@ def _convolve(
   x: jax.Array,
   kernel: jax.Array,
   implementations: implementations_lib.Implementations,
-  groups: int = 1,
 ) -> jax.Array:
-  if layer.stride > 1 and groups == 1 and implementations.conv1 == "blocks":
-    return blocks.convolve(
-      x, kernel, stride=layer.stride, padding=layer.padding
-    )
   if (
     layer.stride == 1
-    and groups == 1
     and layer.window == winograd.WINDOW
     and x.dtype == jnp.float32
     and implementations.conv3x3 == "winograd"
@@ -242,19 +235,70 @@ def _convolve(
     window_strides=(layer.stride, layer.stride),
     padding=(layer.padding, layer.padding),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=groups,
   )
 
 
-def _multiply(
-  layer: wiring.Layer,
-  x: jax.Array,
-  kernel: jax.Array,
-  implementations: implementations_lib.Implementations,
-) -> jax.Array:
-  del layer, implementations
+def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
   # Position by position, channels last, as the kernel has them.
   return x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def apply_local_response_norm(
+  network: wiring.Network,
+  layer: wiring.Layer,
+  x: jax.Array,
+  exchange: exchange_lib.Exchange,
+) -> jax.Array:
+  """Normalizes within columns, or across all of them: f32[n, h, w, maps]."""
+  groups, with_halo = x.shape[-1] * network.columns // layer.features, None
+  if layer.normalize == "across":
+    groups, with_halo = 1, exchange.add_halo(layer.name, x, layer.halo)
+  return ops.local_response_norm(
+    x,
+    groups=groups,
+    size=wiring.LRN_SIZE,
+    k=network.lrn_k,
+    alpha=network.lrn_alpha,
+    with_halo=with_halo,
+  )
+
+
+def apply_batch_norm(
+  layer: wiring.Layer,
+  variables: LayerVariables,
+  x: jax.Array,
+  exchange: exchange_lib.Exchange,
+  *,
+  training: bool,
+  momentum: float,
+) -> jax.Array:
+  """Normalizes with the statistics of the global batch: [n, ..., maps].
+
+  In training it also updates the running statistics, which evaluation uses.
+
+  Sums and sums of squares are exchanged together, once. Their difference would
+  lose digits where the mean is far from 0, so both are centered on the running
+  mean, which every device has.
+  """
+  center = variables.mean[...]
+  mean, variance = center, variables.variance[...]
+  if training:
+    replicated, varying = exchange.average(
+      layer.name, ops.moments(x, center=center)
+    )
+    batch = ops.to_mean_and_variance(replicated, center=center)
+    mean, variance = ops.to_mean_and_variance(varying, center=center)
+    for running, new in zip(
+      (variables.mean, variables.variance), batch, strict=True
+    ):
+      running[...] = momentum * running[...] + (1.0 - momentum) * new
+  return ops.batch_norm(
+    x,
+    mean=mean,
+    variance=variance,
+    scale=variables.scale[...],
+    bias=variables.bias[...],
+  )
 
 
 def make_graphdef(
@@ -263,7 +307,7 @@ def make_graphdef(
     implementations_lib.PLAIN
   ),
 ) -> nnx.GraphDef:
-  """The module without its parameters, to be merged with them in a step."""
+  """Makes the module without its arrays, to be merged with them in a step."""
   abstract = nnx.eval_shape(
     lambda: AlexNet(network, rngs=nnx.Rngs(0), implementations=implementations)
   )
@@ -271,25 +315,34 @@ def make_graphdef(
   return graphdef
 
 
-def join(
+def join_variables(
   parameters: Mapping[str, Mapping[str, jax.Array]],
   statistics: Mapping[str, Mapping[str, jax.Array]],
 ) -> dict[str, dict[str, jax.Array]]:
-  """All that the module holds: {layer: {"kernel", ..., "mean", "variance"}}."""
+  """Returns {layer: {"kernel", ..., "mean", "variance"}}."""
   return {
-    name: {**blocks, **statistics.get(name, {})}
-    for name, blocks in parameters.items()
+    name: {**of_layer, **statistics.get(name, {})}
+    for name, of_layer in parameters.items()
   }
+
+
+def init_parameters(
+  network: wiring.Network, key: jax.Array
+) -> dict[str, dict[str, jax.Array]]:
+  """Initializes the parameters, of global shapes.
+
+  Returns:
+    {layer: {"kernel": f32[...], "bias": f32[out]}}, and "scale": f32[out] with
+    batch normalization. For the shapes of kernels, see `wiring.Sizes`.
+  """
+  alexnet = AlexNet(network, rngs=nnx.Rngs(params=key))
+  return nnx.to_pure_dict(nnx.state(alexnet, nnx.Param))
 
 
 def init_statistics(
   network: wiring.Network,
 ) -> dict[str, dict[str, jax.Array]]:
-  """Initial running statistics of the layers with batch normalization.
-
-  Returns:
-    {layer: {"mean": f32[out], "variance": f32[out]}}, of global shapes.
-  """
+  """Initializes the running statistics of layers with batch normalization."""
   return {
     layer.name: {
       "mean": jnp.zeros(layer.features),
@@ -298,22 +351,3 @@ def init_statistics(
     for layer in network.layers
     if layer.normalize == "batch"
   }
-
-
-def init_parameters(
-  network: wiring.Network, key: jax.Array
-) -> dict[str, dict[str, jax.Array]]:
-  """Initial parameters.
-
-  Args:
-    network: the table.
-    key: from `jax.random.key`.
-
-  Returns:
-    {layer: {"kernel": f32[...], "bias": f32[out]}}, and "scale": f32[out] where
-    the layer has batch normalization; global shapes: HWIO with I the channels
-    one output reads, or (in, out); (positions, in, out) where a fully connected
-    layer reads a map: position by position, channels last.
-  """
-  alexnet = AlexNet(network, rngs=nnx.Rngs(params=key))
-  return nnx.to_pure_dict(nnx.state(alexnet, nnx.Param))

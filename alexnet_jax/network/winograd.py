@@ -1,15 +1,15 @@
 """Convolutions with windows of 3 in 16 multiplications instead of 36.
 
-Winograd's minimal filtering: two neighboring results of a window of 3 read
-four values, and as polynomials these need to be multiplied at four points only.
-In both directions of a map, tiles of 4 x 4 values give tiles of 2 x 2 results,
+Winograd's minimal filtering: two neighboring outputs of a window of 3 read four
+values. As polynomials, these have to be multiplied at four points only. In both
+directions of a map, tiles of 4 x 4 inputs give tiles of 2 x 2 outputs,
 
     y = A^T [(G k G^T) * (B^T x B)] A,
 
-where B and A add and subtract a few values, and G is applied to the kernel. The
-products of what stands at each of the 16 pairs of points are ordinary products
-of matrices, tiles by channels. Each is a sum over the channels alone, not over
-nine times as many values, and is rounded less.
+where B and A add and subtract a few values, and G transforms the kernel. At
+each of the 16 pairs of points (row, column) the product is an ordinary matrix
+product, tiles by channels. It sums over the channels alone, not over nine times
+as many values, so rounding errors are smaller.
 
 Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural
 networks", section 4.1, F(2 x 2, 3 x 3).
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 WINDOW = 3
-# Results of a tile, in either direction.
+# Outputs of a tile, in either direction.
 _OUTPUTS = 2
 
 Matrix = Sequence[Sequence[float]]
@@ -34,7 +34,7 @@ _G: Matrix = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _A_T: Matrix = ((1, 1, 1, 0), (0, 1, -1, -1))
 _G_T, _A = tuple(zip(*_G, strict=True)), tuple(zip(*_A_T, strict=True))
 
-# What there is at each pair of points, of rows and of columns.
+# The arrays at each pair of points: [row][column].
 Pairs = list[list[jax.Array]]
 
 
@@ -42,10 +42,10 @@ Pairs = list[list[jax.Array]]
 def convolve(
   x: jax.Array, kernel: jax.Array, padding: tuple[int, int]
 ) -> jax.Array:
-  """The convolution with a stride of 1.
+  """Convolves with a stride of 1.
 
-  With a gradient of its own: that of x is a convolution once more, where the
-  transposed one would add up tiles that overlap.
+  The custom gradient of x is again a convolution; the transposed one would add
+  up overlapping tiles.
 
   Args:
     x: f32[n, h, w, c].
@@ -56,7 +56,7 @@ def convolve(
     f32[n, h', w', maps]; h' = h + before + after - 2.
   """
   sides = [side + sum(padding) - WINDOW + 1 for side in x.shape[1:3]]
-  products = _each(_multiply, _cut(x, padding, sides), _expand(kernel))
+  products = _map_pairs(_multiply, _cut(x, padding, sides), _expand(kernel))
   outputs = _transform(_A_T, products)
   # f32[n, tiles, 2, tiles, 2, maps]
   y = jnp.stack([jnp.stack(row, 3) for row in outputs], 2)
@@ -73,25 +73,24 @@ def _backward(padding, residuals, gradient):
   x, kernel = residuals
   turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
   before, after = padding
-  of_x = convolve(gradient, turned, (WINDOW - 1 - before, WINDOW - 1 - after))
+  x_gradient = convolve(
+    gradient, turned, (WINDOW - 1 - before, WINDOW - 1 - after)
+  )
   sides = gradient.shape[1:3]
-  products = _each(
+  products = _map_pairs(
     _multiply_transposed, _cut(x, padding, sides), _spread(gradient)
   )
-  of_kernel = _transform(_G_T, products)
-  return of_x, jnp.stack([jnp.stack(row) for row in of_kernel])
+  kernel_gradient = _transform(_G_T, products)
+  return x_gradient, jnp.stack([jnp.stack(row) for row in kernel_gradient])
 
 
 convolve.defvjp(_forward, _backward)
 
 
 def _cut(x: jax.Array, padding: tuple[int, int], sides: Sequence[int]) -> Pairs:
-  """Overlapping tiles at the points, f32[n, tiles, tiles, c] each.
+  """Transforms overlapping tiles of the input: f32[n, tiles, tiles, c] each.
 
-  Args:
-    x: f32[n, h, w, c].
-    padding: zeros (before, after).
-    sides: of the result.
+  `sides` are the height and width of the output.
   """
   tiles = [-(-side // _OUTPUTS) for side in sides]
   read = [count * _OUTPUTS + WINDOW - 1 for count in tiles]
@@ -101,22 +100,22 @@ def _cut(x: jax.Array, padding: tuple[int, int], sides: Sequence[int]) -> Pairs:
 
 
 def _spread(gradient: jax.Array) -> Pairs:
-  """The gradient of the products, from that of the result."""
+  """Transforms the gradient of the output to that of the products."""
   tiles = [-(-side // _OUTPUTS) for side in gradient.shape[1:3]]
   gradient = _pad(gradient, 0, [count * _OUTPUTS for count in tiles])
   return _transform(_A, _taps(gradient, tiles, size=_OUTPUTS))
 
 
 def _expand(kernel: jax.Array) -> Pairs:
-  """f32[3, 3, c, maps] at the points, f32[c, maps] each."""
+  """Transforms a kernel, f32[3, 3, c, maps]: f32[c, maps] each."""
   return _transform(_G, [list(row) for row in kernel])
 
 
 def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """f32[n, tiles, tiles, c], f32[c, maps] -> f32[n, tiles, tiles, maps].
 
-  As a convolution of one pixel: on x86, where this form is taken, that is 1.2
-  times as fast as the product.
+  A convolution of one pixel is 1.2 times as fast as the product on x86, where
+  this implementation is chosen.
   """
   return lax.conv_general_dilated(
     x,
@@ -134,7 +133,7 @@ def _multiply_transposed(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def _transform(matrix: Matrix, pairs: Pairs) -> Pairs:
-  """A matrix from the left, and its transpose from the right."""
+  """Multiplies by a matrix from the left, and its transpose from the right."""
   rows = zip(
     *(_combine(matrix, column) for column in zip(*pairs, strict=True)),
     strict=True,
@@ -143,7 +142,7 @@ def _transform(matrix: Matrix, pairs: Pairs) -> Pairs:
 
 
 def _combine(matrix: Matrix, values: Sequence[jax.Array]) -> list[jax.Array]:
-  """A matrix by values, without the terms that are 0."""
+  """Multiplies a matrix by values, without the terms that are 0."""
   return [
     functools.reduce(
       jnp.add,
@@ -157,8 +156,8 @@ def _combine(matrix: Matrix, values: Sequence[jax.Array]) -> list[jax.Array]:
   ]
 
 
-def _each(function: Callable, *pairs: Pairs) -> Pairs:
-  """A function of what several have at each pair of points."""
+def _map_pairs(function: Callable, *pairs: Pairs) -> Pairs:
+  """Applies a function at each pair of points."""
   return [
     [function(*values) for values in zip(*rows, strict=True)]
     for rows in zip(*pairs, strict=True)
@@ -166,7 +165,7 @@ def _each(function: Callable, *pairs: Pairs) -> Pairs:
 
 
 def _taps(x: jax.Array, tiles: Sequence[int], *, size: int) -> Pairs:
-  """First values of all tiles, their second ones, and so on, both ways."""
+  """Slices of the first values of all tiles, the second, ..., both ways."""
   ends = [(count - 1) * _OUTPUTS + 1 for count in tiles]
   return [
     [
@@ -178,9 +177,9 @@ def _taps(x: jax.Array, tiles: Sequence[int], *, size: int) -> Pairs:
 
 
 def _pad(x: jax.Array, before: int, sides: Sequence[int]) -> jax.Array:
-  """Zeros around, or cuts behind: f32[n, *sides, c]."""
-  places = [
+  """Pads with zeros, or cuts off at the end: f32[n, *sides, c]."""
+  padding = [
     (before, side - here - before, 0)
     for side, here in zip(sides, x.shape[1:3], strict=True)
   ]
-  return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *places, (0, 0, 0)])
+  return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *padding, (0, 0, 0)])

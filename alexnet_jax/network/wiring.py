@@ -1,8 +1,11 @@
 """The network as a table: its layers, K columns, and who reads what.
 
 A `Layer` is one row, a `Wiring` is a named table of them, and a `Network` is a
-table in a given size. Standard library only: the model, the layout's checks
-and the plan of communication are all computed from here.
+table in a given size. The model, the layout's checks and the plan of
+communication are all computed from here. Standard library only.
+
+`settings/fields.py` checks the range of each value; here are the checks of how
+they go together.
 """
 
 from __future__ import annotations
@@ -12,8 +15,14 @@ import math
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
 NORMALIZATIONS = ("none", "column", "across", "batch")
-INITS = ("source", "paper", "he")
 DROPOUT_SCALINGS = ("test", "train")
+# What each initialization changes in every row of the table.
+_INIT_CHANGES = {
+  "source": {},
+  "paper": {"kernel_std": 0.01},
+  "he": {"kernel_std": None, "bias": 0.0},
+}
+INITS = tuple(_INIT_CHANGES)
 
 # Maps in the window of local response normalization, n of Krizhevsky et al.
 # 2012, section 3.3.
@@ -27,9 +36,9 @@ class Pool:
   Attributes:
     window: side of the square window, in pixels.
     stride: distance between windows, in pixels.
-    kind: `max`, `average`, or `stochastic`: in training one value of a window,
-      drawn with probabilities in proportion to the values, and in evaluation
-      their average with these weights (Zeiler and Fergus 2013).
+    kind: `max`, `average`, or `stochastic`: training samples one value of each
+      window in proportion to the values, evaluation takes their average with
+      these weights (Zeiler and Fergus 2013).
   """
 
   window: int = 3
@@ -41,6 +50,9 @@ class Pool:
 class Layer:
   """One row of the table: a convolution or a fully connected layer.
 
+  Activation, normalization, pooling and dropout follow in this order; batch
+  normalization comes before the activation.
+
   Attributes:
     name: `conv1` to `conv5`, `fc6` to `fc8`.
     reads: `image`, its `own` column of the layer before, or `all` columns.
@@ -49,16 +61,13 @@ class Layer:
       connected layer.
     stride: of the convolution, in pixels.
     padding: zeros (before, after), in both directions of the map.
-    activation: what follows: `relu`, `tanh`, `sigmoid` or `linear`, which is
-      nothing.
+    activation: one of `ACTIVATIONS`, or `linear`, the identity.
     normalize: `none`; `column` or `across`: local response normalization over
-      maps of a column or of all columns follows the activation; `batch`: batch
-      normalization comes before it.
-    pool: what follows then; None for nothing.
+      maps of a column or of all columns; `batch`: batch normalization.
+    pool: None for no pooling.
     dropout: whether dropout follows.
-    dropout_rate: probability that a value is dropped; None as the network has
-      it.
-    kernel_std: standard deviation of the initial weights; None for He scaling,
+    dropout_rate: probability that a value is dropped; None for the network's.
+    kernel_std: standard deviation of the initial kernel; None for He scaling,
       sqrt(2 / fan-in).
     bias: initial bias.
   """
@@ -78,8 +87,8 @@ class Layer:
   bias: float = 0.0
 
   @property
-  def reach(self) -> int:
-    """Maps on each side of a device's own that the layer normalizes with."""
+  def halo(self) -> int:
+    """Maps of other devices, on each side, that the normalization reads."""
     return LRN_SIZE // 2 if self.normalize == "across" else 0
 
 
@@ -90,10 +99,9 @@ class Wiring:
   Attributes:
     name: what users type.
     columns: groups of feature maps, K.
-    layers: the rows, first to last.
-    image_channels: of the image: 3, or 1, the mean of the three.
+    image_channels: 3, or 1, the mean of the three.
     published_size: side of the image that it was published with, in pixels.
-    published_classes: labels that it was published with.
+    published_classes: number of labels that it was published with.
   """
 
   name: str
@@ -106,17 +114,17 @@ class Wiring:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-  """What follows for one layer from the table and the size of the image.
+  """Sizes of one layer, which follow from the table and the image.
 
   Attributes:
-    positions: places in the map that arrives, height x width; 1 for units.
-    channels: maps or units that arrive, over all columns.
+    positions: height x width of the input map; 1 for units.
+    channels: input maps or units, over all columns.
     kernel: shape of the kernel, HWIO with I = channels one output reads, or
       (in, out) with in = units one output reads; (positions, I, out) where a
-      fully connected layer reads a map.
+      fully connected layer reads a map: position by position, channels last.
     map_side: side of the convolution's own output map, 1 for units.
     out_side: side after pooling, 1 for units.
-    scales: of a batch normalization, one for each output; 0 without.
+    scales: number of batch normalization's scales, one per output; else 0.
   """
 
   positions: int
@@ -128,7 +136,7 @@ class Sizes:
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    """Of each parameter."""
+    """{parameter: shape}."""
     shapes = {"kernel": self.kernel, "bias": self.kernel[-1:]}
     return shapes | ({"scale": (self.scales,)} if self.scales else {})
 
@@ -143,12 +151,12 @@ class Sizes:
 
   @property
   def outputs(self) -> int:
-    """Values that one image has before pooling."""
+    """Values per image before pooling."""
     return self.map_side**2 * self.kernel[-1]
 
   @property
   def out_shape(self) -> tuple[int, ...]:
-    """Of what one image leaves: (out_side, out_side, maps) or (units,)."""
+    """Shape per image after pooling: (out_side, out_side, maps) or (units,)."""
     is_map = len(self.kernel) == 4
     sides = (self.out_side, self.out_side) if is_map else ()
     return *sides, self.kernel[-1]
@@ -160,17 +168,15 @@ class Network:
 
   Attributes:
     name: of the wiring.
-    layers: the rows, first to last.
     columns: groups of feature maps, K; 2 in the 2012 network.
     image_size: side of the square image that enters `conv1`, in pixels.
-    dropout_rate: probability that a unit is dropped, in [0, 1).
-    dropout_scaling: where the units that dropout leaves are made up for:
-      `test`, outputs times the share kept, or `train`, divided by it.
-    lrn_k: what local response normalization adds to the energy.
-    lrn_alpha: what it multiplies the sum of squares by.
-    image_channels: of the image: 3, or 1, the mean of the three.
-    batch_norm_momentum: share of the running statistics of a batch
-      normalization that a step keeps, in [0, 1).
+    dropout_rate: probability that a value is dropped, in [0, 1).
+    dropout_scaling: when dropout scales by the probability to keep a value:
+      `test` multiplies in evaluation, `train` divides in training.
+    lrn_k: constant of local response normalization, added to the energy.
+    lrn_alpha: its factor of the sum of squares.
+    image_channels: 3, or 1, the mean of the three.
+    batch_norm_momentum: decay of the running statistics per step, in [0, 1).
   """
 
   name: str
@@ -188,7 +194,7 @@ class Network:
     return next(layer for layer in self.layers if layer.name == name)
 
   def keep_rate(self, name: str) -> float:
-    """Probability that dropout after a layer leaves a value, in (0, 1]."""
+    """Probability that dropout after a layer keeps a value, in (0, 1]."""
     rate = self.layer(name).dropout_rate
     return 1.0 - (self.dropout_rate if rate is None else rate)
 
@@ -201,32 +207,45 @@ class Network:
     sizes = {}
     side, channels = self.image_size, self.image_channels
     for layer in self.layers:
-      arriving, positions = channels, side * side
+      positions = side * side
       reads = channels // self.columns if layer.reads == "own" else channels
       if layer.window:
         kernel = (layer.window, layer.window, reads, layer.features)
-        side = _window_count(
-          side + sum(layer.padding), layer.window, layer.stride, self, layer
+        side = self._count_windows(
+          layer, side + sum(layer.padding), layer.window, layer.stride
         )
       else:
-        places = (positions,) if positions > 1 else ()
-        kernel = (*places, reads, layer.features)
+        kernel = (reads, layer.features)
+        if positions > 1:
+          kernel = (positions, *kernel)
         side = 1
       map_side = side
       if layer.pool:
-        side = _window_count(
-          side, layer.pool.window, layer.pool.stride, self, layer
+        side = self._count_windows(
+          layer, side, layer.pool.window, layer.pool.stride
         )
-      channels = layer.features
       sizes[layer.name] = Sizes(
         positions=positions,
-        channels=arriving,
+        channels=channels,
         kernel=kernel,
         map_side=map_side,
         out_side=side,
         scales=layer.features if layer.normalize == "batch" else 0,
       )
+      channels = layer.features
     return sizes
+
+  def _count_windows(
+    self, layer: Layer, side: int, window: int, stride: int
+  ) -> int:
+    if side < window:
+      raise ValueError(
+        f"the map that {layer.name} reads or pools is {side} pixels wide, less "
+        f"than its window of {window}, for an image of {self.image_size} "
+        "pixels. Set config.network.image_size higher, or "
+        "config.network.pooling smaller."
+      )
+    return (side - window) // stride + 1
 
 
 def make_network(
@@ -248,94 +267,48 @@ def make_network(
 ) -> Network:
   """Makes a network of a given size from a wiring.
 
-  Args:
+  Args: those of `Network`, and
     wiring: the rows; the last one's features are replaced by `num_classes`.
     columns: another number of columns than the wiring has. With 1, `own` and
       `all` are the same.
     width: multiplies the features of every layer but the last.
-    image_size: side of the image that enters conv1, in pixels.
-    num_classes: number of labels.
-    dropout_rate: probability that a unit is dropped, in [0, 1).
     init: `source`, the table's standard deviations and biases, made for pixels
       of 0..255; `paper`, the same biases and .01 in every layer; or `he`,
       sqrt(2 / fan-in) and biases of 0, for inputs of about unit scale.
-    dropout_scaling: see `Network`.
-    activation: in the place of the table's; None keeps. The last layer has
-      none.
-    normalization: in the place of the table's where it normalizes, see
-      `Layer`, but `batch` in every layer but the last; None keeps.
-    lrn_k: see `Network`.
-    lrn_alpha: see `Network`.
-    batch_norm_momentum: see `Network`.
-    pooling: (window, stride) in the place of the table's; None keeps.
-
-  Returns:
-    The network; its sizes have been computed once, so they exist.
+    activation: replaces the table's, except in the last layer, which has none;
+      None keeps it.
+    normalization: replaces the table's in layers that normalize, see `Layer`;
+      `batch` in every layer but the last. None keeps it.
+    pooling: (window, stride) in pixels, replaces the table's; None keeps it.
 
   Raises:
-    ValueError: a value is out of range, or the columns do not divide a layer.
+    ValueError: a value is none of the known ones, the columns do not divide a
+      layer, or the width or the image makes a layer impossible.
   """
-  table = wiring.layers
-  if columns is None:
-    columns = wiring.columns
-  if columns < 1:
-    raise ValueError(
-      f"network.columns is {columns}, expected 1 or more. "
-      "Set config.network.columns."
-    )
-  if not 0.0 <= dropout_rate < 1.0:
-    raise ValueError(
-      f"network.dropout_rate is {dropout_rate}, expected 0 <= rate < 1. "
-      "Set config.network.dropout_rate."
-    )
-  if num_classes < 1:
-    raise ValueError(
-      f"the number of classes is {num_classes}, expected 1 or more. "
-      "Set config.network.num_classes."
-    )
-  if not 0.0 <= batch_norm_momentum < 1.0:
-    raise ValueError(
-      f"network.batch_norm_momentum is {batch_norm_momentum}, expected "
-      "0 <= momentum < 1. Set config.network.batch_norm_momentum."
-    )
-  if init not in INITS:
-    raise ValueError(
-      f"network.init is {init!r}, expected one of {', '.join(INITS)}. "
-      "Set config.network.init."
-    )
-  _check_choices(activation, normalization, dropout_scaling, pooling)
-  _check_positive(lrn_k=lrn_k, lrn_alpha=lrn_alpha)
-  layers = []
-  for layer in table[:-1]:
-    features = layer.features * width
-    if features < 1 or features != int(features):
+  for name, value, known in (
+    ("init", init, INITS),
+    ("activation", activation, ACTIVATIONS),
+    ("normalization", normalization, NORMALIZATIONS),
+    ("dropout_scaling", dropout_scaling, DROPOUT_SCALINGS),
+  ):
+    if value is not None and value not in known:
       raise ValueError(
-        f"network.width {width} makes {features:g} features of the "
-        f"{layer.features} of {layer.name}, expected a whole number of 1 or "
-        "more. Set config.network.width."
+        f"network.{name} is {value!r}, expected one of {', '.join(known)}. "
+        f"Set config.network.{name}."
       )
-    layer = _choose(layer, activation, normalization, pooling)
-    if layer.pool and layer.pool.kind == "stochastic":
-      _check_not_negative(layer)
-    layers.append(dataclasses.replace(layer, features=int(features)))
-  layers.append(dataclasses.replace(table[-1], features=num_classes))
-  for before, layer in zip((None, *layers), layers, strict=False):
-    read = before.features if before and layer.reads == "own" else columns
-    split = layer is not layers[-1]
-    if read % columns or (split and layer.features % columns):
-      raise ValueError(
-        f"{columns} columns do not divide {layer.name}, which has "
-        f"{layer.features} features. "
-        "Set config.network.columns or config.network.width."
-      )
-  if init == "paper":
-    layers = [dataclasses.replace(layer, kernel_std=0.01) for layer in layers]
-  if init == "he":
-    layers = [
-      dataclasses.replace(layer, kernel_std=None, bias=0.0) for layer in layers
-    ]
+  columns = wiring.columns if columns is None else columns
+  *hidden, last = wiring.layers
+  layers = [
+    _override(_widen(layer, width), activation, normalization, pooling)
+    for layer in hidden
+  ]
+  layers.append(dataclasses.replace(last, features=num_classes))
+  layers = [
+    dataclasses.replace(layer, **_INIT_CHANGES[init]) for layer in layers
+  ]
+  _check_columns(layers, columns)
   if columns == 1:
-    # One column is all columns, and those a layout may split.
+    # The only column is all columns, and a layout may split it.
     layers = [
       dataclasses.replace(layer, normalize="across")
       if layer.normalize == "column"
@@ -354,81 +327,55 @@ def make_network(
     image_channels=wiring.image_channels,
     batch_norm_momentum=batch_norm_momentum,
   )
-  network.sizes()
+  network.sizes()  # raises where the image is too small
   return network
 
 
-def _choose(
+def _widen(layer: Layer, width: float) -> Layer:
+  features = layer.features * width
+  if features < 1 or features != int(features):
+    raise ValueError(
+      f"network.width {width} makes {features:g} features of the "
+      f"{layer.features} of {layer.name}, expected an integer of 1 or more. "
+      "Set config.network.width."
+    )
+  return dataclasses.replace(layer, features=int(features))
+
+
+def _override(
   layer: Layer,
   activation: str | None,
   normalization: str | None,
   pooling: tuple[int, int] | None,
 ) -> Layer:
-  """A row with what a config has in the place of the table's."""
-  if activation is not None:
-    layer = dataclasses.replace(layer, activation=activation)
+  """Replaces parts of a row by what a config sets."""
   normalizes = layer.normalize != "none" or normalization == "batch"
-  if normalization is not None and normalizes:
-    layer = dataclasses.replace(layer, normalize=normalization)
-  if pooling is not None and layer.pool:
-    window, stride = pooling
-    pool = dataclasses.replace(layer.pool, window=window, stride=stride)
-    layer = dataclasses.replace(layer, pool=pool)
+  pool = layer.pool
+  if pooling is not None and pool:
+    pool = Pool(window=pooling[0], stride=pooling[1], kind=pool.kind)
+  layer = dataclasses.replace(
+    layer,
+    activation=activation or layer.activation,
+    normalize=(normalizes and normalization) or layer.normalize,
+    pool=pool,
+  )
+  is_stochastic = pool is not None and pool.kind == "stochastic"
+  if is_stochastic and layer.activation not in ("relu", "sigmoid"):
+    raise ValueError(
+      f"{layer.name} has stochastic pooling, which needs values of 0 or more, "
+      f"but its activation is {layer.activation}, expected relu or sigmoid. "
+      "Set config.network.activation or config.network.wiring."
+    )
   return layer
 
 
-def _check_choices(
-  activation: str | None,
-  normalization: str | None,
-  dropout_scaling: str,
-  pooling: tuple[int, int] | None,
-) -> None:
-  for name, value, known in (
-    ("activation", activation, ACTIVATIONS),
-    ("normalization", normalization, NORMALIZATIONS),
-    ("dropout_scaling", dropout_scaling, DROPOUT_SCALINGS),
-  ):
-    if value is not None and value not in known:
+def _check_columns(layers: list[Layer], columns: int) -> None:
+  for before, layer in zip((None, *layers), layers, strict=False):
+    read = before.features if before and layer.reads == "own" else columns
+    is_last = layer is layers[-1]
+    if read % columns or (not is_last and layer.features % columns):
       raise ValueError(
-        f"network.{name} is {value!r}, expected one of {', '.join(known)}. "
-        f"Set config.network.{name}."
+        f"{columns} columns do not divide {layer.name}, which has "
+        f"{layer.features} features. "
+        "Set config.network.columns or config.network.width."
       )
-  if pooling is not None and (
-    len(pooling) != 2
-    or not all(isinstance(size, int) and size > 0 for size in pooling)
-  ):
-    raise ValueError(
-      f"network.pooling is {pooling}, expected (window, stride) in pixels, as "
-      "(3, 2). Set config.network.pooling."
-    )
-
-
-def _check_positive(**fields: float) -> None:
-  for name, value in fields.items():
-    if not 0 < value < math.inf:
-      raise ValueError(
-        f"network.{name} is {value}, expected a finite number above 0. "
-        f"Set config.network.{name}."
-      )
-
-
-def _check_not_negative(layer: Layer) -> None:
-  if layer.activation not in ("relu", "sigmoid"):
-    raise ValueError(
-      f"{layer.name} draws a value of each window in proportion to it, and "
-      f"{layer.activation} has values below 0; expected relu or sigmoid. "
-      "Set config.network.activation or config.network.wiring."
-    )
-
-
-def _window_count(
-  side: int, window: int, stride: int, network: Network, layer: Layer
-) -> int:
-  if side < window:
-    raise ValueError(
-      f"the map that {layer.name} reads or pools is {side} pixels wide, less "
-      f"than its window of {window}, for an image of {network.image_size} "
-      "pixels. Set config.network.image_size higher, or "
-      "config.network.pooling smaller."
-    )
-  return (side - window) // stride + 1

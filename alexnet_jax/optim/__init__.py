@@ -1,1 +1,1 @@
-"""The update: SGD and LARS, learning-rate schedules, averaged parameters."""
+"""The optimizer: SGD and LARS, learning-rate schedules, EMA of parameters."""

@@ -1,10 +1,10 @@
-"""A running average of the parameters, which validations then use.
+"""An exponential moving average (EMA) of the parameters, for validations.
 
-An exponential moving average: `average <- decay * average + (1 - decay) *
-parameters` after each update, from the initial parameters on. Nothing corrects
-for these: their weight is decay^updates, so a training should be many times
-1 / (1 - decay) updates long. The running statistics of batch normalizations
-are averaged alike: those of the newest parameters do not fit averaged ones.
+`average <- decay * average + (1 - decay) * parameters` after each update, from
+the initial parameters on. Without a correction these have the weight
+decay^updates, so a run should be many times 1 / (1 - decay) updates long. The
+running statistics of batch normalization are averaged likewise: those of the
+newest parameters do not fit averaged ones.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import jax.numpy as jnp
 import optax
 
 
-class AverageState(NamedTuple):
-  """The averages, of the same trees and splits as what they are of."""
+class EmaState(NamedTuple):
+  """Averages of parameters and statistics, of the same trees and shardings."""
 
   average: optax.Params
   statistics: dict[str, dict[str, jax.Array]]
 
 
-def average_parameters(decay: float) -> optax.GradientTransformationExtraArgs:
-  """Leaves updates as they are, and averages the parameters they lead to.
+def track_ema(decay: float) -> optax.GradientTransformationExtraArgs:
+  """Averages the parameters that updates lead to, and passes the updates on.
 
-  To be the last of a chain. The update takes `statistics`, of a `TrainState`,
-  where there are batch normalizations.
+  To be the last of a chain. `update` takes `statistics`, of a `TrainState`, if
+  the network has batch normalization.
 
   Args:
-    decay: of what the average was before, 0 <= decay < 1.
+    decay: weight of the previous average, 0 <= decay < 1.
 
   Source: Polyak and Juditsky 1992; with a decay as in Szegedy et al. 2016,
   "Rethinking the Inception architecture", section 8.
   """
 
   def init(parameters):
-    return AverageState(
+    return EmaState(
       average=jax.tree.map(jnp.copy, parameters),
       statistics={
         name: {
@@ -52,7 +52,7 @@ def average_parameters(decay: float) -> optax.GradientTransformationExtraArgs:
   def update(updates, state, parameters=None, *, statistics=None, **extra):
     del extra
     after = optax.apply_updates(parameters, updates)
-    return updates, AverageState(
+    return updates, EmaState(
       average=optax.incremental_update(after, state.average, 1 - decay),
       statistics=optax.incremental_update(
         statistics or {}, state.statistics, 1 - decay
@@ -62,13 +62,6 @@ def average_parameters(decay: float) -> optax.GradientTransformationExtraArgs:
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def find_average(optimizer_state: optax.OptState) -> AverageState | None:
-  """The averages that an optimizer keeps; None where it keeps none."""
-  for leaf in jax.tree.leaves(optimizer_state, is_leaf=_is_state):
-    if _is_state(leaf):
-      return leaf
-  return None
-
-
-def _is_state(leaf) -> bool:
-  return isinstance(leaf, AverageState)
+def find_ema(optimizer_state: optax.OptState) -> EmaState | None:
+  """Returns the averages of an optimizer; None if it tracks none."""
+  return optax.tree.get(optimizer_state, EmaState.__name__)

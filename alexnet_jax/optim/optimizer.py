@@ -1,14 +1,14 @@
-"""The update rule of 2012, from optax's parts, and what was added to it since.
+"""The optimizer: SGD as in the paper, with later additions, built from optax.
 
-In the order in which they act: gradients averaged over several batches, weight
-decay, layer-wise trust ratios, the rate, its plateau rule, momentum, a frozen
-conv1, an average of the parameters. All but decay, rate and momentum are off
-in the paper.
+In order: gradients averaged over several batches, weight decay, layer-wise
+trust ratios (LARS), learning rate, plateau rule, momentum, conv1 frozen at a
+rate of 0, EMA of the parameters. The paper has only weight decay, learning rate
+and momentum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,9 +18,9 @@ import optax
 from alexnet_jax.optim import ema
 from alexnet_jax.optim import schedules as schedules_lib
 
-KERNEL, BIAS = "kernel", "bias"
-# The layer whose rates may differ from those of the others.
-CONV1 = "conv1"
+_KERNEL, _BIAS = "kernel", "bias"
+# The layer that may have learning rates of its own.
+_CONV1 = "conv1"
 
 
 def make_optimizer(
@@ -35,90 +35,84 @@ def make_optimizer(
   ema_decay: float | None = None,
   accumulate: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-  """SGD with the paper's momentum and weight decay.
+  """Makes SGD with the paper's momentum and weight decay.
 
   v <- momentum * v - rate * (weight_decay * w + g);  w <- w + v.
 
-  The decay enters with the gradient and is multiplied by the rate, and the
-  velocity already contains the rate: after a drop it decays from its old
-  size. The more common order, momentum first and rate last, gives the same
-  steps only while the rate is constant. Biases have a rate of their own and
-  no decay; whatever is neither kernel nor bias, as the scale of a batch
-  normalization, has the kernels' rate and no decay.
+  The rate multiplies the gradient before it enters the velocity, so that after
+  a drop the velocity decays from its old size. The more common order, momentum
+  first and rate last, takes the same steps only while the rate is constant.
+
+  Parameters are {layer: {"kernel", "bias"}}, and "scale" for batch
+  normalization. Only kernels have weight decay. Biases have a rate of their
+  own; scales have that of the kernels.
 
   Args:
     schedule: update -> learning rate of the kernels.
     bias_schedule: update -> learning rate of the biases.
     momentum: 0.9 in the paper.
     weight_decay: 0.0005 in the paper.
-    conv1_schedules: those of conv1 in their place. While a rate of these is 0
-      the parameter is left out: neither it nor its velocity changes.
-    plateau: what else multiplies the rates; None: nothing.
-    trust_coefficient: see `lars.py`; None: every kernel has the rate as it is.
-      The update then takes `squared_norms`.
-    ema_decay: see `averages.py`; None: no average is kept.
-    accumulate: batches whose gradients are averaged into one update; those
-      before the last change no parameter.
-
-  Returns:
-    For parameters {layer: {"kernel", "bias"}}, and the "scale" of a batch
-    normalization, which has the rate of the kernels and no decay.
+    conv1_schedules: replace these two schedules for conv1. While such a rate is
+      0 the parameter is frozen: neither it nor its velocity changes.
+    plateau: multiplies the rates too; None: nothing does.
+    trust_coefficient: see `scale_kernels_by_trust`; `update` then takes
+      `squared_norms`. None: no trust ratios.
+    ema_decay: see `ema.py`; None: no EMA.
+    accumulate: batches whose gradients are averaged into one update; the
+      parameters change with the last of them.
 
   Source: Krizhevsky et al. 2012, section 5; biases and the frozen layer as in
   cuda-convnet, layer-params-145.cfg and src/weights.cu.
   """
-  schedules = {KERNEL: schedule, BIAS: bias_schedule}
-  of_conv1 = {}
+  schedules = {_KERNEL: schedule, _BIAS: bias_schedule}
+  conv1 = {}
   if conv1_schedules is not None:
-    of_conv1 = {
-      f"{CONV1}/{name}": of_name
-      for name, of_name in zip((KERNEL, BIAS), conv1_schedules, strict=True)
-    }
+    labels = (f"{_CONV1}/{_KERNEL}", f"{_CONV1}/{_BIAS}")
+    conv1 = dict(zip(labels, conv1_schedules, strict=True))
 
-  def labels(parameters):
+  def to_labels(parameters):
+    """Maps parameters to the names of their schedules."""
     return jax.tree.map_with_path(
-      lambda path, _: _label(path, of_conv1), parameters
+      lambda path, _: _label(path, conv1), parameters
     )
 
-  chain = [
-    optax.add_decayed_weights(weight_decay, mask=_is_kernel),
-  ]
+  chain = [optax.add_decayed_weights(weight_decay, mask=_is_kernel)]
   if trust_coefficient is not None:
     chain.append(scale_kernels_by_trust(trust_coefficient))
   chain.append(
     optax.partition(
       {
-        label: optax.scale_by_learning_rate(of_label)
-        for label, of_label in (schedules | of_conv1).items()
+        label: optax.scale_by_learning_rate(rate)
+        for label, rate in (schedules | conv1).items()
       },
-      labels,
+      to_labels,
     )
   )
   if plateau is not None:
     chain.append(plateau.scale_by_plateau())
   trace = optax.trace(decay=momentum)
-  chain.append(_freeze(trace, of_conv1, labels) if of_conv1 else trace)
+  chain.append(_freeze(trace, conv1, to_labels) if conv1 else trace)
   if ema_decay is not None:
-    chain.append(ema.average_parameters(ema_decay))
+    chain.append(ema.track_ema(ema_decay))
   rule = optax.with_extra_args_support(optax.chain(*chain))
   return rule if accumulate == 1 else _accumulate(rule, accumulate)
 
 
 def _is_kernel(parameters):
   return jax.tree.map_with_path(
-    lambda path, _: path[-1].key == KERNEL, parameters
+    lambda path, _: path[-1].key == _KERNEL, parameters
   )
 
 
-def _label(path, of_conv1: Mapping[str, optax.Schedule]) -> str:
-  """Which schedule a parameter has."""
-  name = BIAS if path[-1].key == BIAS else KERNEL
-  own = f"{path[0].key}/{name}"
-  return own if own in of_conv1 else name
+def _label(path, conv1: Mapping[str, optax.Schedule]) -> str:
+  """Names the schedule of a parameter."""
+  name = _BIAS if path[-1].key == _BIAS else _KERNEL
+  label = f"{path[0].key}/{name}"
+  return label if label in conv1 else name
 
 
 class FreezeState(NamedTuple):
-  """Updates so far, and the state of the momentum."""
+  """Number of updates so far, and the state of the momentum."""
 
   count: jax.Array
   momentum: optax.TraceState
@@ -127,14 +121,12 @@ class FreezeState(NamedTuple):
 def _freeze(
   trace: optax.GradientTransformation,
   schedules: Mapping[str, optax.Schedule],
-  labels,
+  to_labels,
 ) -> optax.GradientTransformation:
-  """Momentum that leaves a parameter out while its rate is 0.
+  """Freezes parameters, and their momentum, while their rate is 0.
 
-  Args:
-    trace: the momentum.
-    schedules: label -> rate, of what may be left out.
-    labels: parameters -> a tree of labels.
+  `to_labels` maps parameters to a tree of labels; those with `schedules` may be
+  frozen.
   """
 
   def init(parameters):
@@ -143,23 +135,23 @@ def _freeze(
     )
 
   def update(updates, state, parameters=None):
-    moves = {
+    active = {
       label: schedule(state.count) > 0 for label, schedule in schedules.items()
     }
 
-    def choose(label, moved, still):
-      return jnp.where(moves[label], moved, still) if label in moves else moved
+    def choose(label, new, frozen):
+      return jnp.where(active[label], new, frozen) if label in active else new
 
-    of = labels(updates)
-    moved, after = trace.update(updates, state.momentum, parameters)
+    labels = to_labels(updates)
+    updates, after = trace.update(updates, state.momentum, parameters)
     return (
       jax.tree.map(
-        lambda label, x: choose(label, x, jnp.zeros_like(x)), of, moved
+        lambda label, x: choose(label, x, jnp.zeros_like(x)), labels, updates
       ),
       FreezeState(
         count=optax.safe_increment(state.count),
         momentum=optax.TraceState(
-          jax.tree.map(choose, of, after.trace, state.momentum.trace)
+          jax.tree.map(choose, labels, after.trace, state.momentum.trace)
         ),
       ),
     )
@@ -170,42 +162,29 @@ def _freeze(
 def _accumulate(
   rule: optax.GradientTransformationExtraArgs, batches: int
 ) -> optax.GradientTransformationExtraArgs:
-  """Averages the gradients of so many batches into one update."""
-  several = optax.MultiSteps(rule, batches)
+  """Averages the gradients of several batches into one update."""
+  multi_steps = optax.MultiSteps(rule, batches)
 
   def update(updates, state, parameters=None, **extra):
     # optax multiplies gradients by flags and divides them by counts.
     with jax.numpy_dtype_promotion("standard"):
-      return several.update(updates, state, parameters, **extra)
+      return multi_steps.update(updates, state, parameters, **extra)
 
-  return optax.GradientTransformationExtraArgs(several.init, update)
-
-
-# Layer-wise adaptive rates, for large batches (You et al. 2017).
-#
-# Each kernel's step is measured in its own size: the decayed gradient is
-# multiplied by `coefficient * |kernel| / |decayed gradient|`. A kernel that is
-# split over devices has no norm on any of them, so the step hands the norms in:
-# see `partition/exchange.py`.
-
-Tree = Mapping[str, Mapping[str, jax.Array]]
-# (parameters, updates) -> {layer: f32[]} of each, the sums of the squares of
-# its whole kernel.
-SquaredNorms = Callable[
-  [Tree, Tree], tuple[Mapping[str, jax.Array], Mapping[str, jax.Array]]
-]
+  return optax.GradientTransformationExtraArgs(multi_steps.init, update)
 
 
 def scale_kernels_by_trust(
   coefficient: float,
 ) -> optax.GradientTransformationExtraArgs:
-  """Multiplies the update of each kernel by its trust ratio.
+  """Multiplies the update of each kernel by its trust ratio (LARS).
 
-  Biases, and the scales of a normalization, stay as they are. `update` takes
-  `squared_norms`, a `SquaredNorms`, beside the usual arguments.
+  The ratio is `coefficient * |kernel| / |update|`, where the update is the
+  gradient with weight decay. No device of a split kernel has its norm, so
+  `update` takes a function `squared_norms`: (parameters, updates) -> {layer:
+  f32[]} of each; see `partition/exchange.py`.
 
   Args:
-    coefficient: of the ratio, above 0; 0.001 in the source.
+    coefficient: above 0; 0.001 in the source.
 
   Source: You, Gitman and Ginsburg 2017, "Large batch training of convolutional
   networks", algorithm 1; the same order as `optax.lars`, which also takes a
@@ -214,13 +193,13 @@ def scale_kernels_by_trust(
 
   def update(updates, state, parameters=None, *, squared_norms, **extra):
     del extra
-    of_kernels, of_updates = squared_norms(parameters, updates)
+    kernels, steps = squared_norms(parameters, updates)
 
     def scale(path, x):
-      if path[-1].key != "kernel":
+      if path[-1].key != _KERNEL:
         return x
       layer = path[0].key
-      kernel, step = jnp.sqrt(of_kernels[layer]), jnp.sqrt(of_updates[layer])
+      kernel, step = jnp.sqrt(kernels[layer]), jnp.sqrt(steps[layer])
       is_zero = (kernel == 0) | (step == 0)
       ratio = coefficient * kernel / jnp.where(is_zero, 1.0, step)
       return x * jnp.where(is_zero, 1.0, ratio)

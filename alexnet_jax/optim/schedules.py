@@ -1,14 +1,16 @@
-"""Learning rates over a training, from optax's parts.
+"""Learning-rate schedules, built from optax's.
 
-A schedule is a function of the number of updates so far. The plateau rule is no
-such function, its drops follow the validations: see `plateau.py`.
+A schedule is a function of the number of updates so far. `Plateau` is an
+exception: validations drive it, so it has a state. A new schedule needs a name
+in `NAMES` and a case in `make_schedule`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,42 +18,105 @@ import numpy as np
 import optax
 from optax import contrib
 
+# Values of `config.optimizer.schedule`.
 NAMES = ("steps", "plateau", "exponential", "polynomial", "cosine")
+
+
+def make_schedule(
+  name: str,
+  rate: float,
+  *,
+  num_updates: int,
+  warmup_updates: int,
+  drop_steps: Sequence[int],
+  options: Mapping[str, Any],
+) -> optax.Schedule:
+  """Makes one of the schedules of `NAMES`, after a linear warm-up.
+
+  Args:
+    name: that of `plateau` is constant, see `Plateau`.
+    rate: from which the schedule starts.
+    warmup_updates: updates over which a factor rises from 0 to 1. Polynomial
+      and cosine begin after them.
+    drop_steps: updates at which the rate drops, for `steps`.
+    options: the fields of `config.optimizer`.
+
+  Returns:
+    update -> rate.
+
+  Source of the warm-up: Goyal et al. 2017, "Accurate, large minibatch SGD",
+  section 2.2.
+  """
+  remaining = max(1, num_updates - warmup_updates)
+  end_rate = options["end_rate"]
+  match name:
+    case "steps":
+      schedule = make_steps(
+        rate, drop_steps=drop_steps, drop_factor=options["drop_factor"]
+      )
+    case "plateau":
+      schedule = optax.constant_schedule(rate)
+    case "exponential":
+      schedule = make_exponential(
+        rate,
+        num_updates=num_updates,
+        factor=options["exponential_factor"],
+        steps=options["exponential_steps"],
+      )
+    case "polynomial":
+      schedule = optax.polynomial_schedule(
+        rate, end_rate * rate, options["polynomial_power"], remaining
+      )
+      schedule = _delay(schedule, warmup_updates)
+    case "cosine":
+      schedule = _make_cosine(rate, num_updates=remaining, end_rate=end_rate)
+      schedule = _delay(schedule, warmup_updates)
+  if not warmup_updates:
+    return schedule
+  warmup = optax.linear_schedule(0.0, 1.0, warmup_updates)
+  return lambda count: warmup(count) * schedule(count)
 
 
 def make_steps(
   rate: float, *, drop_steps: Sequence[int], drop_factor: float
 ) -> optax.Schedule:
-  """A rate that is multiplied by `drop_factor` at each of the given updates.
+  """Makes a rate that is multiplied by `drop_factor` at each drop.
 
   Args:
-    rate: at update 0.
     drop_steps: the first update at each lower rate, increasing.
     drop_factor: 0.1 in the paper.
-
-  Returns:
-    update -> rate.
   """
   rates = [rate * drop_factor**drops for drops in range(len(drop_steps) + 1)]
-  return replace_rates(
+  return with_constant_rates(
     optax.constant_schedule(rate), list(zip(drop_steps, rates[1:], strict=True))
+  )
+
+
+def with_constant_rates(
+  schedule: optax.Schedule, rates: Sequence[tuple[int, float]]
+) -> optax.Schedule:
+  """Replaces a schedule by constant rates from certain updates on.
+
+  Args:
+    schedule: before the first of them.
+    rates: (first update, rate), in this order; of two with the same first
+      update, the later one counts.
+  """
+  return optax.join_schedules(
+    [schedule, *(optax.constant_schedule(rate) for _, rate in rates)],
+    [first for first, _ in rates],
   )
 
 
 def make_exponential(
   rate: float, *, num_updates: int, factor: float, steps: int | None
 ) -> optax.Schedule:
-  """A rate that falls exponentially, smoothly or in steps.
+  """Makes a rate that falls exponentially, smoothly or in steps.
 
   Args:
-    rate: at update 0.
-    num_updates: of the whole training.
     factor: by which the rate is divided in all.
-    steps: rates of equal length, the first is `rate` and the last is
-      `rate / factor`; None: smoothly, to `rate / factor` at the end.
-
-  Returns:
-    update -> rate.
+    steps: rates of equal length, from `rate` to `rate / factor`; None:
+      smoothly, to `rate / factor` at the end.
 
   Source: cuda-convnet2, `dexp[base=...;tgtFactor=250;numSteps=4]`, three drops
   by 250^(1/3) at 25, 50 and 75 % of the training; and `exp[...]`.
@@ -65,81 +130,37 @@ def make_exponential(
   )
 
 
-def make_polynomial(
-  rate: float, *, num_updates: int, power: float, end_rate: float
-) -> optax.Schedule:
-  """`(1 - progress)^power`, from `rate` to `end_rate * rate` at the end."""
-  return optax.polynomial_schedule(rate, end_rate * rate, power, num_updates)
-
-
-def make_cosine(
+def _make_cosine(
   rate: float, *, num_updates: int, end_rate: float
 ) -> optax.Schedule:
-  """Half a cosine, from `rate` to `end_rate * rate` at the end.
+  """Makes half a cosine, from `rate` to `end_rate * rate` at the end.
 
   Source: Loshchilov and Hutter 2017, "SGDR", without restarts.
   """
   cosine = optax.cosine_decay_schedule(rate, num_updates, alpha=end_rate)
-
-  def schedule(count):
-    # optax multiplies the count by pi; exact up to 2^24 updates.
-    return cosine(jnp.asarray(count, jnp.float32))
-
-  return schedule
+  # optax multiplies the count by pi, which strict dtype promotion allows for
+  # floats only; float32 is exact up to 2^24 updates.
+  return lambda count: cosine(jnp.asarray(count, jnp.float32))
 
 
-def shift(schedule: optax.Schedule, updates: int) -> optax.Schedule:
-  """The schedule that begins after so many updates; until then its start."""
+def _delay(schedule: optax.Schedule, updates: int) -> optax.Schedule:
+  """Starts a schedule after some updates, with its first rate until then."""
   start = optax.constant_schedule(schedule(0))
   return optax.join_schedules([start, schedule], [updates])
 
 
-def warm_up(schedule: optax.Schedule, updates: int) -> optax.Schedule:
-  """Multiplies the schedule by a share that rises linearly from 0 to 1.
-
-  Args:
-    schedule: any.
-    updates: until the share is 1; 0: the schedule as it is.
-
-  Source: Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.2.
-  """
-  if not updates:
-    return schedule
-  share = optax.linear_schedule(0.0, 1.0, updates)
-  return lambda count: share(count) * schedule(count)
-
-
-def replace_rates(
-  schedule: optax.Schedule, rates: Sequence[tuple[int, float]]
-) -> optax.Schedule:
-  """The schedule, and from certain updates on constant rates in its place.
-
-  Args:
-    schedule: before the first of them.
-    rates: (first update, rate), in this order; where two have the same first
-      update, the later one counts.
-  """
-  return optax.join_schedules(
-    [schedule, *(optax.constant_schedule(rate) for _, rate in rates)],
-    [first for first, _ in rates],
-  )
-
-
-# The paper's schedule: a lower rate when the validation error stops improving.
-#
-# The rule and its state are optax's. The state lies inside the optimizer's, so
-# that checkpoints keep it, but moves on with each validation, not each update.
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plateau:
-  """When the rate drops, and by how much.
+  """The paper's schedule: drops the rate when the error stops improving.
+
+  The rule and its state are optax's. The state is part of the optimizer's, so
+  that checkpoints have it, but `advance` updates it with each validation.
 
   Attributes:
     factor: of each drop, above 0 and below 1; 0.1 in the paper.
-    patience: validations in a row without improvement that make a drop.
-    min_change: by how much the error, 0..1, must fall below the lowest so far
-      to be an improvement, above 0.
+    patience: validations in a row without improvement before a drop.
+    min_change: how far the error, 0..1, must fall below the lowest so far to be
+      an improvement, above 0.
     max_drops: after which the rate stays; 3 in the paper.
 
   Source: Krizhevsky et al. 2012, section 5: "divide the learning rate by 10
@@ -170,7 +191,7 @@ class Plateau:
     )
 
   def scale_by_plateau(self) -> optax.GradientTransformation:
-    """Multiplies updates by the share of the rate that is left."""
+    """Multiplies updates by the product of the drops so far."""
 
     def update(updates, state, parameters=None):
       del parameters
@@ -179,37 +200,33 @@ class Plateau:
     return optax.GradientTransformation(self._rule.init, update)
 
   def advance(self, optimizer_state: optax.OptState, error: float):
-    """The optimizer's state after one more validation.
+    """Returns the optimizer's state after one more validation.
 
     Args:
-      optimizer_state: with the state of `scale_by_plateau` in it.
+      optimizer_state: of an optimizer with `scale_by_plateau`.
       error: top-1 error of the validation, 0..1, the same in every process.
-
-    Returns:
-      The same tree; nothing but the state of the rule has changed.
     """
 
     def advance(leaf):
       if not _is_state(leaf):
         return leaf
-      return self._heed(leaf, np.float32(error))
+      return self._advance_rule(leaf, np.float32(error))
 
     return jax.tree.map(advance, optimizer_state, is_leaf=_is_state)
 
   @functools.partial(jax.jit, static_argnames="self")
-  def _heed(self, state, error):
+  def _advance_rule(self, state, error):
     # optax multiplies a count and a value.
     with jax.numpy_dtype_promotion("standard"):
       _, state = self._rule.update({}, state, value=error)
     return state
 
 
-def find_scale(optimizer_state: optax.OptState) -> float:
-  """The share of the rate that is left; 1 where there is no plateau rule."""
-  for leaf in jax.tree.leaves(optimizer_state, is_leaf=_is_state):
-    if _is_state(leaf):
-      return float(leaf.scale)
-  return 1.0
+def find_plateau_scale(optimizer_state: optax.OptState) -> float:
+  """Returns the product of the drops so far; 1 without a plateau rule."""
+  name = contrib.ReduceLROnPlateauState.__name__
+  state = optax.tree.get(optimizer_state, name)
+  return 1.0 if state is None else float(state.scale)
 
 
 def _is_state(leaf) -> bool:

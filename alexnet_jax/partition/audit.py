@@ -1,15 +1,16 @@
-"""The collectives that a step really has, held against the plan.
+"""Compares the collectives of a step with the plan.
 
-Two readings of one step. The traced program (jaxpr) shows what was asked for
-and must equal the plan exactly. The compiled program (HLO) shows what the
-compiler made of it: it may combine collectives or replace one kind by
-another, which is reported; it may not send what nobody planned.
+There are two readings of one step. The traced program (jaxpr) must equal the
+plan exactly. In the compiled program (HLO) the compiler may have combined
+collectives or replaced one kind by another, which is reported; it must not
+send what is not planned.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 
 from jax.extend import core as jex_core
@@ -17,46 +18,41 @@ from jax.extend import core as jex_core
 from alexnet_jax.partition import collectives
 from alexnet_jax.partition import plan as plan_lib
 
-Exchange = plan_lib.Collective
-
 
 class PlanMismatch(ValueError):
-  """A step communicates otherwise than planned."""
+  """A step does not communicate as planned."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-  """One planned exchange and what became of it.
+  """One planned collective and what became of it.
 
   Attributes:
-    planned: the exchange.
+    planned: the collective.
     traced_bytes: that one device sends for it in the traced step.
-    compiled_bytes: the same in the compiled step; 0 where the compiler removed
-      it or made it a part of another.
+    compiled_bytes: the same in the compiled step; 0 if the compiler removed it
+      or merged it into another.
   """
 
-  planned: Exchange
+  planned: plan_lib.Collective
   traced_bytes: int
   compiled_bytes: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Audit:
-  """The outcome.
+  """The result of an audit: the collectives of the plan and of the step.
 
   Attributes:
-    plan: what was planned.
-    traced: what the traced step has.
-    compiled: what the compiled step has, in the plan's terms.
-    lines: the plan, each exchange with what became of it.
-    unplanned: a line for each thing that is sent and not planned.
-    missing: a line for each planned thing that is not in the traced step.
-    notes: a line for each liberty that the compiler took.
+    lines: the plan, each collective with what became of it.
+    unplanned: a line of text for each collective that is not planned.
+    missing: a line for each planned collective that the traced step lacks.
+    notes: a line for each change that the compiler made.
   """
 
-  plan: tuple[Exchange, ...]
-  traced: tuple[Exchange, ...]
-  compiled: tuple[Exchange, ...]
+  plan: tuple[plan_lib.Collective, ...]
+  traced: tuple[plan_lib.Collective, ...]
+  compiled: tuple[plan_lib.Collective, ...]
   lines: tuple[Line, ...]
   unplanned: tuple[str, ...]
   missing: tuple[str, ...]
@@ -68,60 +64,60 @@ class Audit:
 
 
 def audit_step(
-  plan: Sequence[Exchange],
+  plan: Sequence[plan_lib.Collective],
   *,
   jaxpr: jex_core.ClosedJaxpr,
   hlo: str,
   mesh: Mapping[str, int],
 ) -> Audit:
-  """Compares a step with its plan.
+  """Compares a step with its plan; raises nothing, so that all can be shown.
 
   Args:
     plan: from `plan.make_plan`.
-    jaxpr: of the step, from `jax.jit(step).trace(...).jaxpr`.
-    hlo: of the step, from `.lower().compile().as_text()`.
+    jaxpr: from `jax.jit(step).trace(...).jaxpr`.
+    hlo: from `.lower().compile().as_text()`.
     mesh: axis name -> devices, slowest axis first.
-
-  Returns:
-    The audit; nothing is raised, so that it can be shown whole.
   """
   layers = sorted(
-    {exchange.layer for exchange in plan} | collectives.find_layers(jaxpr)
+    {planned.layer for planned in plan} | collectives.find_layers(jaxpr)
   )
   traced = tuple(collectives.find_traced(jaxpr, layers, mesh))
   compiled = tuple(collectives.find_compiled(hlo, layers, mesh))
-  unplanned, missing = _difference(plan, traced)
-  compiled_bytes, compiler_unplanned, notes = _explain(plan, compiled)
+  planned_counts = collections.Counter(plan)
+  traced_counts = collections.Counter(traced)
+  unplanned = sorted((traced_counts - planned_counts).elements())
+  missing = sorted((planned_counts - traced_counts).elements())
+  compiled_bytes, compiler_unplanned, notes = _match_compiled(plan, compiled)
   return Audit(
     plan=tuple(plan),
     traced=traced,
     compiled=compiled,
     lines=tuple(
       Line(
-        planned=exchange,
-        traced_bytes=0 if exchange in missing else exchange.sent_bytes,
+        planned=planned,
+        traced_bytes=0 if planned in missing else planned.sent_bytes,
         compiled_bytes=sent,
       )
-      for exchange, sent in zip(plan, compiled_bytes, strict=True)
+      for planned, sent in zip(plan, compiled_bytes, strict=True)
     ),
     unplanned=(
-      *(f"traced: {describe(exchange)}" for exchange in unplanned),
+      *(f"traced: {describe(collective)}" for collective in unplanned),
       *(f"compiled: {line}" for line in compiler_unplanned),
     ),
-    missing=tuple(f"traced: {describe(exchange)}" for exchange in missing),
+    missing=tuple(f"traced: {describe(collective)}" for collective in missing),
     notes=tuple(notes),
   )
 
 
 def check(audit: Audit) -> None:
-  """Refuses a step that sends what was not planned, or the reverse.
+  """Refuses a step that does not communicate as planned.
 
   Raises:
     PlanMismatch: names each layer at which step and plan differ.
   """
   if not audit.agrees:
     lines = [f"not planned: {line}" for line in audit.unplanned]
-    lines += [f"planned, but absent: {line}" for line in audit.missing]
+    lines += [f"planned, but missing: {line}" for line in audit.missing]
     raise PlanMismatch(
       "the step does not communicate as planned: "
       + "; ".join(lines)
@@ -129,123 +125,115 @@ def check(audit: Audit) -> None:
     )
 
 
-def describe(exchange: Exchange) -> str:
-  """One line about one exchange, its layer first."""
+def describe(collective: plan_lib.Collective) -> str:
+  """Describes a collective in one line, its layer first."""
   return (
-    f"{exchange.layer or 'outside every layer'} {exchange.direction}: "
-    f"{exchange.kind} of the {exchange.tensor} over "
-    f"{' x '.join(exchange.axes)}, {exchange.elements:,} elements"
+    f"{collective.layer or 'outside every layer'} {collective.direction}: "
+    f"{collective.kind} of the {collective.tensor} over "
+    f"{' x '.join(collective.axes)}, {collective.elements:,} elements"
   )
 
 
-def _difference(
-  plan: Sequence[Exchange], found: Sequence[Exchange]
-) -> tuple[list[Exchange], list[Exchange]]:
-  planned, counted = collections.Counter(plan), collections.Counter(found)
-  return (
-    sorted((counted - planned).elements()),
-    sorted((planned - counted).elements()),
-  )
-
-
-def _explain(
-  plan: Sequence[Exchange], compiled: Sequence[Exchange]
+def _match_compiled(
+  plan: Sequence[plan_lib.Collective], compiled: Sequence[plan_lib.Collective]
 ) -> tuple[list[int], list[str], list[str]]:
-  """What the compiler made of a plan.
+  """Matches the collectives of a compiled step with those of its plan.
 
   Returns:
-    The bytes that one device sends for each exchange of the plan; a line for
-    each thing that is not planned; a line for each liberty taken.
+    The bytes that one device sends for each collective of the plan; a line for
+    each collective that matches no planned one; a line for each change that
+    the compiler made.
   """
   sent = [0] * len(plan)
   unplanned, notes = [], []
-  absent = list(range(len(plan)))  # what of the plan has no answer yet
-  extra = []
-  for exchange in sorted(compiled):
-    same = [index for index in absent if plan[index] == exchange]
-    if same:
-      absent.remove(same[0])
-      sent[same[0]] = exchange.sent_bytes
-    else:
-      extra.append(exchange)
-
-  def place(exchange: Exchange) -> tuple:
-    return (exchange.layer, exchange.direction, exchange.tensor, exchange.axes)
-
-  def is_replaced(planned: Exchange, found: Exchange) -> bool:
-    return place(planned) == place(found) and planned.elements >= found.elements
-
-  def is_elsewhere(planned: Exchange, found: Exchange) -> bool:
-    """A combined sum may give all its pieces the place of one, or none.
-
-    Gradients of TPUs' `fully_sharded` step so have that of the loss, forward.
-    """
-    return (
-      (planned.axes, planned.elements) == (found.axes, found.elements)
-      and found.kind in (planned.kind, "sum")
-      and planned.kind in (found.kind, "reduce_scatter")
-      and (
-        not found.layer
-        or found.kind == "sum"
-        or planned.direction == found.direction
-      )
-    )
-
-  strangers = extra
-  for answers in (is_replaced, is_elsewhere):
-    extra, strangers = strangers, []
-    for exchange in extra:
-      replaced = [index for index in absent if answers(plan[index], exchange)]
-      if not replaced:
-        strangers.append(exchange)
+  unmatched = list(range(len(plan)))  # indices into the plan
+  changed = sorted(compiled)
+  for matches in (operator.eq, _is_replaced, _is_moved):
+    candidates, changed = changed, []
+    for collective in candidates:
+      same = [index for index in unmatched if matches(plan[index], collective)]
+      if not same:
+        changed.append(collective)
         continue
-      absent.remove(replaced[0])
-      sent[replaced[0]] = exchange.sent_bytes
-      notes.append(_note_liberty(plan[replaced[0]], exchange))
-  # Combined collectives do not always say which piece is whose.
-  for kind, axes in sorted({(e.kind, e.axes) for e in strangers}):
-    found = [e for e in strangers if (e.kind, e.axes) == (kind, axes)]
+      unmatched.remove(same[0])
+      sent[same[0]] = collective.sent_bytes
+      if matches is not operator.eq:
+        notes.append(_describe_change(plan[same[0]], collective))
+  # Combined collectives do not always tell which piece belongs to which layer.
+  for kind, axes in sorted({(each.kind, each.axes) for each in changed}):
+    combined = [e for e in changed if (e.kind, e.axes) == (kind, axes)]
     planned = [
       index
-      for index in absent
+      for index in unmatched
       if (plan[index].kind, plan[index].axes) == (kind, axes)
     ]
-    total = sum(exchange.elements for exchange in found)
+    total = sum(collective.elements for collective in combined)
     if total != sum(plan[index].elements for index in planned):
-      unplanned.extend(map(describe, found))
+      unplanned.extend(map(describe, combined))
       continue
-    absent = [index for index in absent if index not in planned]
-    total_bytes = sum(exchange.sent_bytes for exchange in found)
+    unmatched = [index for index in unmatched if index not in planned]
+    total_bytes = sum(collective.sent_bytes for collective in combined)
     for index in planned:
       sent[index] = total_bytes * plan[index].elements // total
     notes.append(
       f"{', '.join(plan[index].layer for index in planned)}: the compiler "
       f"combined {len(planned)} of kind {kind} over {' x '.join(axes)} into "
-      f"{len(found)}, {total:,} elements as planned"
+      f"{len(combined)}, {total:,} elements as planned"
     )
   notes.extend(
     f"{describe(plan[index])}: the compiler removed it, or merged it with "
     "another"
-    for index in absent
+    for index in unmatched
   )
   return sent, unplanned, notes
 
 
-def _note_liberty(planned: Exchange, found: Exchange) -> str:
+def _is_replaced(
+  planned: plan_lib.Collective, compiled: plan_lib.Collective
+) -> bool:
+  """Whether the two are of one tensor, and no more is sent than planned."""
+  scope = operator.attrgetter("layer", "direction", "tensor", "axes")
+  return scope(planned) == scope(compiled) and (
+    planned.elements >= compiled.elements
+  )
+
+
+def _is_moved(
+  planned: plan_lib.Collective, compiled: plan_lib.Collective
+) -> bool:
+  """Whether the two may be the same collective in different scopes.
+
+  A combined sum may have the scope of one of its pieces for all, or none. On
+  TPUs, gradients of a `fully_sharded` step have that of the loss, forward.
+  """
+  return (
+    (planned.axes, planned.elements) == (compiled.axes, compiled.elements)
+    and compiled.kind in (planned.kind, "sum")
+    and planned.kind in (compiled.kind, "reduce_scatter")
+    and (
+      not compiled.layer
+      or compiled.kind == "sum"
+      or planned.direction == compiled.direction
+    )
+  )
+
+
+def _describe_change(
+  planned: plan_lib.Collective, compiled: plan_lib.Collective
+) -> str:
   change = "the compiler "
-  if (found.kind, found.elements) != (planned.kind, planned.elements):
-    change += f"made it a {found.kind}"
-  elif found.bytes_per_element != planned.bytes_per_element:
+  if (compiled.kind, compiled.elements) != (planned.kind, planned.elements):
+    change += f"made it a {compiled.kind}"
+  elif compiled.bytes_per_element != planned.bytes_per_element:
     change += (
-      f"sends {found.bytes_per_element} bytes an element instead of "
+      f"sends {compiled.bytes_per_element} bytes an element instead of "
       f"{planned.bytes_per_element}"
     )
   else:
     change += "moved it"
-  if (found.layer, found.tensor) != (planned.layer, planned.tensor):
-    where = found.layer or "no layer"
-    change += f", as part of one in {where}"
+  if (compiled.layer, compiled.tensor) != (planned.layer, planned.tensor):
+    change += f", as part of one in {compiled.layer or 'no layer'}"
   return (
     f"{describe(planned)}: {change} ({planned.sent_bytes:,} bytes planned, "
-    f"{found.sent_bytes:,} sent)"
+    f"{compiled.sent_bytes:,} sent)"
   )

@@ -7,10 +7,10 @@ from alexnet_jax.partition import layout
 Layout = layout.Layout
 Placement = layout.Placement
 
-# Where fully connected layers are split by features they arrive as `fewest`
-# elements are sent: at full size fc6 as a sum, 4,096 for each image instead of
-# 9,216; fc7 gathered, as little; fc8 as a sum, 1,000 instead of 4,096, with
-# whole logits on every device and no rule for the number of classes.
+# Fully connected layers that are split by features arrive as `fewest` elements
+# are sent: at full size fc6 as a sum, 4,096 for each image instead of 9,216;
+# fc7 gathered, which sends as few; fc8 as a sum, 1,000 instead of 4,096, so the
+# logits are replicated and any number of classes will do.
 
 ONE_DEVICE = Layout(name="one_device", mesh={"device": 1})
 
@@ -36,9 +36,9 @@ TWO_COLUMN_DATA = Layout(
   fc=Placement(batch=("data",), features=("column",), arrive="fewest"),
 )
 
-# "One weird trick" (Krizhevsky 2014): the convolutions, most of the work and
-# few of the weights, split the batch over every device; the fully connected
-# layers, the reverse, split their features over `model`.
+# "One weird trick" (Krizhevsky 2014): the convolutions, with most of the work
+# and few of the weights, split the batch over every device; the fully connected
+# layers, with the reverse, split their features over `model`.
 ONE_WEIRD_TRICK = Layout(
   name="one_weird_trick",
   mesh={"data": 2, "model": 2},
@@ -46,9 +46,9 @@ ONE_WEIRD_TRICK = Layout(
   fc=Placement(batch=("data",), features=("model",), arrive="fewest"),
 )
 
-# Every layer by features. fc7 reads just the units that its device has of fc6,
-# so one exchange, the sum after fc7, serves both; fc8, 0.6 % of the work, is
-# then computed on every device and needs none.
+# Every layer splits its features. fc7 reads only its device's units of fc6, so
+# one exchange, the sum after fc7, serves both; fc8, 0.6 % of the work, is then
+# computed on every device and needs no exchange.
 TENSOR_PARALLEL = Layout(
   name="tensor_parallel",
   mesh={"data": 1, "model": 2},
@@ -60,7 +60,7 @@ TENSOR_PARALLEL = Layout(
   },
 )
 
-# Data parallelism that keeps each kernel and its velocity once, not once a
+# Data parallelism that stores each kernel and its velocity once, not once per
 # device (Rajbhandari et al. 2020, "ZeRO").
 FULLY_SHARDED = Layout(
   name="fully_sharded",
@@ -97,11 +97,7 @@ def find(
   *,
   field: str = "config.layout.name",
 ) -> Layout:
-  """The layout of that name; `field` is what an error says to set.
-
-  Raises:
-    ValueError: there is none.
-  """
+  """Finds a layout by name; a ValueError says to set `field`."""
   for candidate in layouts:
     if candidate.name == name:
       return candidate

@@ -1,6 +1,6 @@
-"""Whether a network fits a layout: every reason why it may not, in one line.
+"""Checks that a network fits a layout, before anything is compiled.
 
-Before anything is compiled, and without JAX.
+Every reason why it does not is an error of one line. Needs no JAX.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from alexnet_jax.partition import layout as layout_lib
 if TYPE_CHECKING:
   from alexnet_jax.network import wiring
 
-_WORDS = {"batch": "batch", "features": "features", "fsdp": "weights"}
-
 
 def check(
   layout: layout_lib.Layout, network: wiring.Network, *, batch_size: int
@@ -21,8 +19,6 @@ def check(
   """Refuses a layout that cannot run this network.
 
   Args:
-    layout: the layout.
-    network: the network.
     batch_size: images in a step, over all devices.
 
   Raises:
@@ -43,7 +39,7 @@ def check(
     _check_axes(layout, name)
     _check_batch(layout, name, batch_size)
     _check_features(layout, network, network.layer(name), sizes)
-    _check_stored(layout, network.layer(name), sizes)
+    _check_fsdp(layout, network.layer(name), sizes)
 
 
 def fits(
@@ -63,17 +59,16 @@ def _check_axes(layout: layout_lib.Layout, name: str) -> None:
   if placement.arrive not in layout_lib.ARRIVALS:
     raise ValueError(
       f"{name} arrives by {placement.arrive!r}, expected "
-      f"{_any_of(layout_lib.ARRIVALS)}. "
-      f"Set {field}.arrive."
+      f"{' or '.join(map(repr, layout_lib.ARRIVALS))}. Set {field}.arrive."
     )
   for kind in ("batch", "features", "fsdp"):
     axes = getattr(placement, kind)
     for axis in axes:
       if axis not in layout.mesh:
         raise ValueError(
-          f"{name} splits its {_WORDS[kind]} over axis {axis!r}, but the "
-          f"mesh of layout '{layout.name}' has "
-          f"{layout_lib.listed(layout.mesh)}. "
+          f"{name} splits its {'weights' if kind == 'fsdp' else kind} over "
+          f"axis {axis!r}, but the mesh of "
+          f"layout '{layout.name}' has {layout_lib.format_mesh(layout.mesh)}. "
           f"Set {field}.{kind} or config.layout.mesh."
         )
     if len(set(axes)) < len(axes):
@@ -90,8 +85,8 @@ def _check_axes(layout: layout_lib.Layout, name: str) -> None:
   for axis in placement.fsdp:
     if axis not in placement.batch:
       raise ValueError(
-        f"{name} stores its weights in shares over axis {axis!r}, which does "
-        f"not split its batch; it is split by {_axes(placement.batch)}. "
+        f"{name} shards its stored weights over axis {axis!r}, which does not "
+        f"split its batch; that is split by {_format_axes(placement.batch)}. "
         f"Set {field}.fsdp or {field}.batch."
       )
 
@@ -101,8 +96,8 @@ def _check_batch(layout: layout_lib.Layout, name: str, batch_size: int) -> None:
   if batch_size < 1 or batch_size % layout.size(axes):
     raise ValueError(
       f"a batch of {batch_size} images does not divide evenly over the "
-      f"{layout.size(axes)} devices of {_axes(axes)} that split the batch of "
-      f"{name} in layout '{layout.name}'. "
+      f"{layout.size(axes)} devices of {_format_axes(axes)} that split the "
+      f"batch of {name} in layout '{layout.name}'. "
       "Set config.batch_size or config.layout.mesh."
     )
 
@@ -115,21 +110,23 @@ def _check_features(
 ) -> None:
   placement = layout.placement(layer.name)
   devices = layout.size(placement.features)
-  over = f"the {devices} devices of {_axes(placement.features)}"
-  fix = f"Set config.layout.{layer.name}.features or config.layout.mesh"
   if devices == 1:
     return
-  whole_columns = layer.reads == "own" or layer.normalize == "column"
+  over = f"the {devices} devices of {_format_axes(placement.features)}"
+  in_layout = f"{over} in layout '{layout.name}'"
+  fix = f"Set config.layout.{layer.name}.features or config.layout.mesh"
   if placement.arrive == "sum" and layer.reads != "all":
+    reads = "the image" if layer.reads == "image" else "its own column"
     raise ValueError(
-      f"{layer.name} reads {_what(layer)}, so there is nothing to sum over "
-      f"{over}. Set config.layout.{layer.name}.arrive to 'gather'."
+      f"{layer.name} reads {reads}, so there is nothing to sum over {over}. "
+      f"Set config.layout.{layer.name}.arrive to 'gather'."
     )
-  if whole_columns and network.columns % devices:
+  keeps_columns = layer.reads == "own" or layer.normalize == "column"
+  if keeps_columns and network.columns % devices:
     raise ValueError(
-      f"{layer.name} keeps its columns whole, and {over} in layout "
-      f"'{layout.name}' do not divide the network's {network.columns} "
-      f"columns. {fix}, or config.network.columns."
+      f"{layer.name} does not split its columns, and {in_layout} do not divide "
+      f"the network's {network.columns} columns. {fix}, or "
+      "config.network.columns."
     )
   can_sum = layer.reads == "all" and not sizes.channels % devices
   gathers = placement.arrive == "gather" or (
@@ -137,24 +134,23 @@ def _check_features(
   )
   if gathers and layer.features % devices:
     raise ValueError(
-      f"{layer.name} has {layer.features} features, which {over} in layout "
-      f"'{layout.name}' do not divide. {fix}."
+      f"{layer.name} has {layer.features} features, which {in_layout} do not "
+      f"divide. {fix}."
     )
-  if layer.features // devices < layer.reach:
+  if layer.features // devices < layer.halo:
     raise ValueError(
-      f"{layer.name} normalizes with {layer.reach} maps of each device beside "
-      f"one, and {over} in layout '{layout.name}' have "
-      f"{layer.features // devices} of its {layer.features}. {fix}."
+      f"{layer.name} normalizes with {layer.halo} maps of each neighboring "
+      f"device, but {in_layout} have only {layer.features // devices} of its "
+      f"{layer.features} each. {fix}."
     )
-  if placement.arrive == "sum":
-    if sizes.channels % devices:
-      raise ValueError(
-        f"{layer.name} sums over {over} in layout '{layout.name}', which do "
-        f"not divide the {sizes.channels} channels that it reads. {fix}."
-      )
+  if placement.arrive == "sum" and sizes.channels % devices:
+    raise ValueError(
+      f"{layer.name} sums over {in_layout}, which do not divide the "
+      f"{sizes.channels} channels that it reads. {fix}."
+    )
 
 
-def _check_stored(
+def _check_fsdp(
   layout: layout_lib.Layout, layer: wiring.Layer, sizes: wiring.Sizes
 ) -> None:
   placement = layout.placement(layer.name)
@@ -168,24 +164,13 @@ def _check_stored(
     axes = placement.features + axes
   size = sizes.kernel[dimension]
   if placement.fsdp and size % layout.size(axes):
-    what = "outputs" if dimension == layout_lib.OUTPUTS else "inputs"
     raise ValueError(
-      f"{layer.name} has {size} {what}, which the "
-      f"{layout.size(axes)} devices of {_axes(axes)} that keep shares of its "
-      f"kernel in layout '{layout.name}' do not divide. "
+      f"{layer.name} has {size} {'outputs' if splits_outputs else 'inputs'}, "
+      f"which the {layout.size(axes)} devices of {_format_axes(axes)} that "
+      f"shard its stored kernel in layout '{layout.name}' do not divide. "
       f"Set config.layout.{layer.name}.fsdp or config.layout.mesh."
     )
 
 
-def _any_of(words: tuple[str, ...]) -> str:
-  return " or ".join(map(repr, words))
-
-
-def _axes(axes: tuple[str, ...]) -> str:
-  return (
-    "no axis" if not axes else "axis " + " x ".join(repr(axis) for axis in axes)
-  )
-
-
-def _what(layer: wiring.Layer) -> str:
-  return "the image" if layer.reads == "image" else "its own column"
+def _format_axes(axes: tuple[str, ...]) -> str:
+  return f"axis {' x '.join(map(repr, axes))}" if axes else "no axis"

@@ -1,7 +1,7 @@
-"""The collectives that a program has: as JAX traced it, as XLA compiled it.
+"""Reads the collectives of a program, as JAX traced it and as XLA compiled it.
 
 Both readings give `plan.Collective`s, so that they can be compared with a plan
-and with each other. The layer is found by the `jax.named_scope` it runs in.
+and with each other. The `jax.named_scope` of a collective names its layer.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from jax.extend import core as jex_core
 
 from alexnet_jax.partition import plan as plan_lib
 
-Exchange = plan_lib.Collective
-
 # Operations that name mesh axes and send nothing.
 _LOCAL_PRIMITIVES = frozenset({"axis_index", "pvary", "pcast", "shard_map"})
-# Named inside the scope of their layer.
+# Kinds of `plan.Collective`, by JAX's and by XLA's names where they differ.
 _KINDS = {
   "psum": "sum",
   "psum_invariant": "sum",
@@ -51,28 +49,25 @@ def find_traced(
   jaxpr: jex_core.ClosedJaxpr,
   layers: Sequence[str],
   mesh: Mapping[str, int],
-) -> Iterator[Exchange]:
+) -> Iterator[plan_lib.Collective]:
   """Yields the collectives of a traced step over more than one device."""
   for primitive, axes, (elements, size), scope in _walk(jaxpr.jaxpr, ""):
     devices = math.prod(mesh.get(axis, 1) for axis in axes)
     kind = _KINDS.get(primitive, primitive)
     if devices == 1:
       continue
-    if kind in ("all_gather", "all_to_all"):  # the whole array, not the block
+    if kind in ("all_gather", "all_to_all"):  # of the array, not the shard
       elements *= devices
-    axes = plan_lib.crossed(axes, mesh)
-    yield _exchange(kind, axes, devices, (elements, size), scope, layers)
+    axes = plan_lib.crossed_axes(axes, mesh)
+    yield _to_collective(kind, axes, devices, (elements, size), scope, layers)
 
 
 def find_compiled(
   hlo: str, layers: Sequence[str], mesh: Mapping[str, int]
-) -> Iterator[Exchange]:
-  """Yields the collectives of a compiled step, combined ones piece by piece.
+) -> Iterator[plan_lib.Collective]:
+  """Yields the collectives of a compiled step, each piece of combined ones.
 
-  Args:
-    hlo: the text of the optimized module.
-    layers: names to look for in the scopes.
-    mesh: axis name -> devices, slowest axis first.
+  `hlo` is the text of the optimized module; `mesh` has the slowest axis first.
   """
   lines = hlo.splitlines()
   started = {
@@ -83,28 +78,28 @@ def find_compiled(
   for match in filter(None, map(_HLO_PIECE.search, lines)):
     name = started.get(match["name"], match["name"])
     scopes[name, int(match["index"])] = match["scope"]
-  groups = groups_by_axes(
+  axes_by_groups = _find_axes_by_groups(
     {axis: size for axis, size in mesh.items() if size > 1}
   )
-  chains = set()
+  seen_in_chains = set()
   for line in lines:
     match = _HLO_COLLECTIVE.match(line)
     if not match:
       continue
-    shapes = _results(match)
+    pieces = _find_results(match)
     own_scope = re.search(r"op_name=\"([^\"]*)\"", match["rest"])
+    own_scope = own_scope[1] if own_scope else ""
     # TPU's compiler runs a collective piece by piece beside the computations
-    # of one chain, and writes it out whole in each.
+    # of one chain, and writes the complete one in each.
     if chain := re.search(r"chain_id=\"(\d+)\"", line):
-      piece = (chain[1], match["kind"], *shapes, own_scope and own_scope[1])
-      if piece in chains:
+      key = (chain[1], match["kind"], *pieces, own_scope)
+      if key in seen_in_chains:
         continue
-      chains.add(piece)
+      seen_in_chains.add(key)
     kind = _KINDS.get(match["kind"], match["kind"])
-    axes, devices = axes_of(match["rest"], groups)
+    axes, devices = _find_axes(match["rest"], axes_by_groups)
     if devices == 1:
       continue
-    pieces = list(shapes)
     if kind == "all_to_all":  # a result per device, or one for all
       pieces = [(sum(count for count, _ in pieces), pieces[0][1])]
     for index, (elements, size) in enumerate(pieces):
@@ -112,21 +107,12 @@ def find_compiled(
         elements *= devices
       scope = scopes.get((match["name"], index))
       if scope is None or len(pieces) == 1:
-        scope = own_scope[1] if own_scope else ""
-      yield _exchange(kind, axes, devices, (elements, size), scope, layers)
-
-
-def grouped_convolutions(hlo: str) -> list[str]:
-  """The lines of a compiled program that convolve in groups; none is right."""
-  return [
-    line.strip()
-    for line in hlo.splitlines()
-    if re.search(r"(feature|batch)_group_count=([2-9]|1\d)", line)
-  ]
+        scope = own_scope
+      yield _to_collective(kind, axes, devices, (elements, size), scope, layers)
 
 
 def find_layers(jaxpr: jex_core.ClosedJaxpr) -> set[str]:
-  """Layers that the traced step has exchanges in, planned or not."""
+  """Returns the layers with collectives in the traced step, planned or not."""
   return {
     name
     for _, _, _, scope in _walk(jaxpr.jaxpr, "")
@@ -137,7 +123,7 @@ def find_layers(jaxpr: jex_core.ClosedJaxpr) -> set[str]:
 def _walk(
   jaxpr: jex_core.Jaxpr, outer: str
 ) -> Iterator[tuple[str, tuple[str, ...], tuple[int, int], str]]:
-  """Yields (primitive, axes, (elements, bytes of each), scope)."""
+  """Yields (primitive, axes, (elements, bytes of each), scope) recursively."""
   for equation in jaxpr.eqns:
     scope = f"{outer}/{equation.source_info.name_stack}"
     parameters = equation.params
@@ -152,24 +138,23 @@ def _walk(
       yield from _walk(inner, scope)
 
 
-def _exchange(
+def _to_collective(
   kind: str,
   axes: tuple[str, ...],
   devices: int,
   size: tuple[int, int],
   scope: str,
   layers: Iterable[str],
-) -> Exchange:
+) -> plan_lib.Collective:
   names = "|".join(map(re.escape, layers))
-  tensors = "|".join(plan_lib.NAMED)
+  tensors = "|".join(plan_lib.NAMED_SCOPES)
   match = re.search(rf"\b({names})\b(?:\)*/({tensors})\b)?", scope)
-  found = match if match and match[1] else None
-  return Exchange(
-    layer=found[1] if found else "",
-    direction=(
-      plan_lib.BACKWARD if "transpose(" in scope else plan_lib.FORWARD
-    ),
-    tensor=(found and found[2]) or plan_lib.ACTIVATION,
+  layer, tensor = match.groups() if match else ("", None)
+  is_backward = "transpose(" in scope
+  return plan_lib.Collective(
+    layer=layer,
+    direction=plan_lib.BACKWARD if is_backward else plan_lib.FORWARD,
+    tensor=(layer and tensor) or plan_lib.ACTIVATION,
     kind=kind,
     axes=axes,
     devices=devices,
@@ -178,10 +163,10 @@ def _exchange(
   )
 
 
-def _results(match: re.Match[str]) -> tuple[tuple[int, int], ...]:
-  """(elements, bytes of each) of what a collective results in.
+def _find_results(match: re.Match[str]) -> list[tuple[int, int]]:
+  """Returns (elements, bytes of each) of each result of a collective.
 
-  One that is only started, but a sum, has a tuple: operands, results and, for
+  An asynchronous one, except a sum, has a tuple: operands, results and, for
   some, numbers of its own.
   """
   text = match["type"]
@@ -194,90 +179,91 @@ def _results(match: re.Match[str]) -> tuple[tuple[int, int], ...]:
       else:
         parts[-1] += character
     text = parts[1]
-  return tuple(map(_size, _HLO_ARRAY.finditer(text)))
+  return [
+    (
+      math.prod(int(n) for n in array["shape"].split(",") if n),
+      max(1, int(array["bits"] or 8) // 8),  # pred has no bits, and 1 byte
+    )
+    for array in _HLO_ARRAY.finditer(text)
+  ]
 
 
-def _size(match: re.Match[str]) -> tuple[int, int]:
-  """Elements, and bytes of each; `pred` and other types without bits have 1."""
-  elements = math.prod(int(n) for n in match["shape"].split(",") if n)
-  return elements, max(1, int(match["bits"] or 8) // 8)
-
-
-def groups_by_axes(
+def _find_axes_by_groups(
   mesh: Mapping[str, int],
 ) -> dict[frozenset[frozenset[int]], tuple[str, ...]]:
-  """The groups of device numbers along every set of axes."""
+  """Maps the groups of device numbers along every set of axes to these axes."""
   names = list(mesh)
   numbers = np.arange(math.prod(mesh.values())).reshape([*mesh.values()])
-  found = {}
+  axes_by_groups = {}
   for count in range(len(names) + 1):
     for axes in itertools.combinations(names, count):
-      moved = np.moveaxis(
-        numbers, [names.index(axis) for axis in axes], range(-count, 0)
-      )
-      devices = math.prod(mesh[axis] for axis in axes)
-      groups = moved.reshape(-1, devices)
-      key = frozenset(frozenset(map(int, group)) for group in groups)
-      found.setdefault(key, axes)
-  return found
+      groups = _find_groups(numbers, [names.index(axis) for axis in axes])
+      axes_by_groups.setdefault(frozenset(map(frozenset, groups)), axes)
+  return axes_by_groups
 
 
-def axes_of(
-  attributes: str, groups: Mapping[frozenset, tuple[str, ...]]
+def _find_groups(numbers: np.ndarray, axes: Sequence[int]) -> list[list[int]]:
+  """Returns the groups of numbers along some axes of their array."""
+  moved = np.moveaxis(numbers, axes, range(-len(axes), 0))
+  return moved.reshape(-1, math.prod(numbers.shape[i] for i in axes)).tolist()
+
+
+def _find_axes(
+  attributes: str, axes_by_groups: Mapping[frozenset, tuple[str, ...]]
 ) -> tuple[tuple[str, ...], int]:
-  """The axes of a compiled collective, and the devices in a group."""
-  everything = max(groups, key=lambda key: max(map(len, key)))
-  rows = _replica_groups(attributes) or [list(*everything)]
-  key = frozenset(map(frozenset, rows))
-  names = groups.get(key, (f"device groups {rows}",))
-  return names, max(map(len, rows))
+  """Returns the axes of a compiled collective, and the devices in a group."""
+  all_devices = max(axes_by_groups, key=lambda key: max(map(len, key)))
+  groups = _read_replica_groups(attributes) or [list(*all_devices)]
+  key = frozenset(map(frozenset, groups))
+  axes = axes_by_groups.get(key, (f"device groups {groups}",))
+  return axes, max(map(len, groups))
 
 
-def _replica_groups(attributes: str) -> list[list[int]]:
-  """Reads who takes part, in any of the ways in which HLO writes it.
+def _read_replica_groups(attributes: str) -> list[list[int]]:
+  """Reads the groups of devices, in any of the notations of HLO.
 
   {{0,1},{2,3}}; [2,2]<=[4] and [2,2]<=[2,2]T(1,0), an iota; since jax 0.12
-  mesh['data'=2,'column'=2] {'column'}; of a permutation the pairs. Nothing
-  stands for all devices.
+  mesh['data'=2,'column'=2] {'column'}; for a permutation the pairs. An empty
+  list means all devices.
   """
   if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
-    return [_numbers(row) for row in re.findall(r"\{([\d,]+)\}", listed[1])]
+    return _read_rows(listed[1])
   if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
-    return _joined(map(_numbers, re.findall(r"\{([\d,]+)\}", pairs[1])))
+    return _join_pairs(_read_rows(pairs[1]))
   if named := re.search(
     r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}",
     attributes,
   ):
     mesh = dict(re.findall(r"'([^']*)'=(\d+)", named[1]))
     sizes = [int(size) for size in mesh.values()]
-    numbers = _iota(named[2] or f"[{math.prod(sizes)}]<=[{math.prod(sizes)}]")
+    ids = named[2] or f"[{math.prod(sizes)}]<=[{math.prod(sizes)}]"
     axes = [list(mesh).index(axis) for axis in re.findall(r"\w+", named[3])]
-    moved = np.moveaxis(numbers.reshape(sizes), axes, range(-len(axes), 0))
-    return moved.reshape(-1, math.prod(sizes[axis] for axis in axes)).tolist()
+    return _find_groups(_read_iota(ids).reshape(sizes), axes)
   if iota := re.search(r"replica_groups=(\[\S+)", attributes):
-    return _iota(iota[1]).tolist()
+    return _read_iota(iota[1]).tolist()
   return []
 
 
-def _iota(text: str) -> np.ndarray:
-  """[2,2]<=[2,2]T(1,0): shape, then the sizes and order of the count.
+def _read_iota(text: str) -> np.ndarray:
+  """Reads [2,2]<=[2,2]T(1,0): shape, then the sizes and order of the count.
 
-  [2,2]T(1,0) stands for the same. A plain list of numbers is taken as it is.
+  [2,2]T(1,0) is short for the same. A plain list of numbers is read as one.
   """
   text = re.sub(r"^(\[[\d,]+\])T", r"\1<=\1T", text)
   if "<=" not in text:
-    return np.array(_numbers(text))
+    return np.array(_read_numbers(text))
   shape, sizes, order = re.match(
     r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
   ).groups()
-  counted = np.arange(math.prod(_numbers(sizes))).reshape(_numbers(sizes))
+  sizes = _read_numbers(sizes)
+  counted = np.arange(math.prod(sizes)).reshape(sizes)
   if order:
-    counted = counted.transpose(_numbers(order))
-  return counted.reshape(_numbers(shape))
+    counted = counted.transpose(_read_numbers(order))
+  return counted.reshape(_read_numbers(shape))
 
 
-def _joined(pairs: Iterable[list[int]]) -> list[list[int]]:
-  """The groups of devices that pairs connect."""
+def _join_pairs(pairs: Iterable[list[int]]) -> list[list[int]]:
+  """Returns the groups of devices that pairs connect."""
   groups: list[set[int]] = []
   for pair in pairs:
     touched = [group for group in groups if group & {*pair}]
@@ -286,5 +272,9 @@ def _joined(pairs: Iterable[list[int]]) -> list[list[int]]:
   return [sorted(group) for group in groups]
 
 
-def _numbers(text: str) -> list[int]:
+def _read_rows(text: str) -> list[list[int]]:
+  return [_read_numbers(row) for row in re.findall(r"\{([\d,]+)\}", text)]
+
+
+def _read_numbers(text: str) -> list[int]:
   return [int(number) for number in text.split(",")]

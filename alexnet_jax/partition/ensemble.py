@@ -1,10 +1,10 @@
-"""Members of an ensemble, each on devices of its own, in one program.
+"""Trains several members of an ensemble in one program, on devices of each.
 
-An axis of the mesh before those of the layout. Along it lie several runs that
-differ in their seed alone: arrays that each member has for itself gain a first
-dimension, `[members@ensemble, ...]`; the batch is there once, whole for every
-member. Nothing crosses this axis. One member has no such axis, and a program
-of one is as it would be without this module.
+The mesh gains a first axis, `ensemble`. Along it are runs that differ only in
+their seed. Arrays that each member has for itself gain a first dimension,
+`[members@ensemble, ...]`; the batch is replicated over the axis. Nothing is
+sent along it. A single run has no such axis, and every method returns its
+argument unchanged for it.
 """
 
 from __future__ import annotations
@@ -14,78 +14,79 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
 
 AXIS = "ensemble"
+# What reports and folders call one of several runs.
+NAME = "member"
 
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-  """What a number of members makes of meshes, arrays and functions.
-
-  Attributes:
-    members: 1 or more; one is a single run.
-  """
+  """Adapts meshes, arrays and functions to `members`; 1 is a single run."""
 
   members: int = 1
 
-  def widen(self, layout: layout_lib.Layout) -> layout_lib.Layout:
-    """The layout of all members, of which each has that of `layout`."""
+  def describe(self, layout: layout_lib.Layout, *, seed: int) -> list[str]:
+    """Returns a line for the user; [] for a single run.
+
+    `layout` is that of each member, `seed` that of the first.
+    """
+    if self.members == 1:
+      return []
+    devices = f"{layout.devices} device{'s' if layout.devices > 1 else ''}"
+    return [
+      f"{self.members} members of an ensemble at once, with seeds {seed} to "
+      f"{seed + self.members - 1}: each on {devices} of its own along axis "
+      f"{AXIS!r}, on which nothing is sent; all read one batch"
+    ]
+
+  def add_axis(self, layout: layout_lib.Layout) -> layout_lib.Layout:
+    """Returns the layout of all members, each of which has `layout`."""
     if self.members == 1:
       return layout
     return dataclasses.replace(layout, mesh={AXIS: self.members, **layout.mesh})
 
-  def loosen(self, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-    """The mesh as `each` needs it: the axes are explicit for each member only.
-
-    Where the whole mesh is explicit, jax 0.10.2 gives the operands of a map
-    over one axis no split over the others, and the compiler then gathers the
-    state on every device; the audit finds it.
-    """
-    if self.members == 1:
-      return mesh
-    return jax.sharding.Mesh(
-      mesh.devices,
-      mesh.axis_names,
-      axis_types=(jax.sharding.AxisType.Auto,) * len(mesh.axis_names),
-    )
-
-  def narrow(self, mesh: jax.sharding.Mesh, member: int) -> jax.sharding.Mesh:
-    """The mesh of one member, as that of a single run."""
+  def find_member_mesh(
+    self, mesh: jax.sharding.Mesh, member: int
+  ) -> jax.sharding.Mesh:
+    """Returns the mesh of one member, the same as that of a single run."""
     if self.members == 1:
       return mesh
     names = mesh.axis_names[1:]
     return jax.sharding.Mesh(
       mesh.devices[member],
       names,
-      axis_types=(jax.sharding.AxisType.Explicit,) * len(names),
+      axis_types=(AxisType.Explicit,) * len(names),
     )
 
-  def spec(self, spec: PartitionSpec) -> PartitionSpec:
-    """Of what each member has for itself, from that of one member's."""
+  def stack(self, values: Sequence[jax.Array]) -> jax.Array:
+    """Stacks one value per member."""
+    return values[0] if self.members == 1 else jnp.stack(values)
+
+  def stack_spec(self, spec: PartitionSpec) -> PartitionSpec:
+    """Returns the spec of the stacked arrays of all members."""
     return spec if self.members == 1 else PartitionSpec(AXIS, *spec)
 
-  def abstract(self, mesh: jax.sharding.Mesh, of_one):
-    """Shapes, types and shardings of all members' arrays.
+  def stack_abstract(self, mesh: jax.sharding.Mesh, like):
+    """Stacks a pytree of `jax.ShapeDtypeStruct` with shardings, of one member.
 
-    Args:
-      mesh: of all members.
-      of_one: a pytree of `jax.ShapeDtypeStruct` with shardings, of one member.
+    `mesh` is that of all members.
     """
     if self.members == 1:
-      return of_one
+      return like
 
-    def widen(leaf):
-      sharding = NamedSharding(mesh, self.spec(leaf.sharding.spec))
+    def stack(leaf):
+      sharding = NamedSharding(mesh, self.stack_spec(leaf.sharding.spec))
       shape = (self.members, *leaf.shape)
       return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(widen, of_one)
+    return jax.tree.map(stack, like)
 
-  def each(
+  def map_members(
     self,
     function: Callable,
     mesh: jax.sharding.Mesh,
@@ -95,57 +96,51 @@ class Ensemble:
     result,
     donated: tuple[int, ...] = (),
   ) -> Callable:
-    """What one member computes, computed by each on its own devices.
+    """Maps a function of one member over all members.
 
     Args:
       function: (*own, *shared) -> result, jitted, of arrays on the explicit
         axes of one member's mesh.
-      mesh: of all members.
-      own: specs of the arguments that each member has for itself, as those of
-        one member.
+      own: one member's specs of the arguments that each member has for itself.
       shared: specs of the other arguments, which all members read.
       result: specs of what one member returns.
-      donated: which arguments may be overwritten.
+      donated: indices of the arguments that may be overwritten.
 
     Returns:
-      The function, of arrays with a first dimension of members where they are
-      not shared; jitted, to be called under `mesh`.
+      The function of the stacked arrays, `shared` excepted; jitted, to be
+      called under `mesh`.
     """
     if self.members == 1:
       return function
-    split, whole = PartitionSpec(AXIS), PartitionSpec()
+    split, replicated = PartitionSpec(AXIS), PartitionSpec()
 
-    def of_one(*arguments):
+    def on_member(*arguments):
       mine = jax.tree.map(lambda x: x[0], arguments[: len(own)])
       explicit = jax.sharding.explicit_axes(
         function, axes=mesh.axis_names[1:], in_sharding=(*own, *shared)
       )
-      found = explicit(*mine, *arguments[len(own) :])
-      return jax.tree.map(lambda x: x[None], found)
+      output = explicit(*mine, *arguments[len(own) :])
+      return jax.tree.map(lambda x: x[None], output)
 
     mapped = jax.shard_map(
-      of_one,
-      in_specs=(split,) * len(own) + (whole,) * len(shared),
+      on_member,
+      in_specs=(split,) * len(own) + (replicated,) * len(shared),
       out_specs=split,
       axis_names={AXIS},
-      # Nothing is declared whole along this axis that could fail to be. With
-      # the check on, jax 0.10.2 gives what the inner map keeps for the
-      # backward pass this axis a second time, and cannot lower it.
+      # No output is declared replicated along this axis, so there is nothing
+      # to check. With the check on, jax 0.10.2 adds this axis a second time to
+      # the residuals of the inner map, and cannot lower it.
       check_vma=False,
     )
     return jax.jit(
       mapped,
       out_shardings=jax.tree.map(
-        lambda spec: NamedSharding(mesh, self.spec(spec)),
+        lambda spec: NamedSharding(mesh, self.stack_spec(spec)),
         result,
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
       ),
       donate_argnums=donated,
     )
-
-  def stack(self, values: Sequence[jax.Array]) -> jax.Array:
-    """One value of each member, in the order of the members."""
-    return values[0] if self.members == 1 else jnp.stack(values)
 
 
 def make_mesh(
@@ -154,50 +149,57 @@ def make_mesh(
   devices: Sequence[jax.Device] | None = None,
   **options,
 ) -> jax.sharding.Mesh:
-  """As `mesh.make_mesh`, for all members of an ensemble."""
-  if ensemble.members > 1:
-    options["field"] = "config.ensemble or config.layout.mesh"
-  wide = ensemble.widen(layout)
-  return ensemble.loosen(mesh_lib.make_mesh(wide, devices, **options))
+  """Makes the mesh of all members; as `mesh.make_mesh`.
+
+  Its axes are automatic if there are several members, and explicit only inside
+  `map_members`: if all were explicit, jax 0.10.2 would give the operands of a
+  map over one axis no split over the others, and the compiler would gather the
+  state on every device, which the audit refuses.
+  """
+  if ensemble.members == 1:
+    return mesh_lib.make_mesh(layout, devices, **options)
+  mesh = mesh_lib.make_mesh(
+    ensemble.add_axis(layout),
+    devices,
+    **{**options, "field": "config.ensemble or config.layout.mesh"},
+  )
+  return jax.sharding.Mesh(
+    mesh.devices,
+    mesh.axis_names,
+    axis_types=(AxisType.Auto,) * len(mesh.axis_names),
+  )
 
 
-def take(state, like):
-  """The arrays of one member; copied on the devices where they are.
+def take_member(state, like):
+  """Takes the arrays of one member, copied on the devices they are on.
 
-  Args:
-    state: of all members.
-    like: shapes, types and shardings of one member's, on its own devices.
+  `like` has their shapes, types and shardings.
   """
 
-  def cut(whole, one):
+  def take(stacked, one):
     blocks = [
       jax.lax.squeeze(shard.data, (0,))
-      for shard in whole.addressable_shards
+      for shard in stacked.addressable_shards
       if shard.device in one.sharding.device_set
     ]
     return jax.make_array_from_single_device_arrays(
       one.shape, one.sharding, blocks
     )
 
-  return jax.tree.map(cut, state, like)
+  return jax.tree.map(take, state, like)
 
 
-def join(states: Sequence, like):
-  """The arrays of all members, from those of each.
+def stack_members(states: Sequence, like):
+  """Inverts `take_member`; `like` is that of the arrays of all members."""
 
-  Args:
-    states: of each member, on its own devices, in their order.
-    like: shapes, types and shardings of all members'.
-  """
-
-  def stack(whole, *of_members):
+  def stack(stacked, *members):
     blocks = [
       jax.lax.expand_dims(shard.data, (0,))
-      for one in of_members
-      for shard in one.addressable_shards
+      for member in members
+      for shard in member.addressable_shards
     ]
     return jax.make_array_from_single_device_arrays(
-      whole.shape, whole.sharding, blocks
+      stacked.shape, stacked.sharding, blocks
     )
 
   return jax.tree.map(stack, like, *states)

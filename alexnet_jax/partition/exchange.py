@@ -1,7 +1,7 @@
-"""The only collectives in the project.
+"""Performs the collectives of a step: no other module has any.
 
-Called inside the mapped function of a step, on per-device arrays. What to move
-comes from `route.py`; how much that is, `plan.py` says.
+Called inside the mapped function of a step, on per-device arrays.
+`resharding.py` decides what is sent; `plan.py` counts it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from alexnet_jax.network import exchange
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import resharding
 from alexnet_jax.partition import specs as specs_lib
 
-LOSS = "loss"
+LOSS = resharding.LOSS
 
 
 class MeshExchange:
-  """Brings each layer its input on a mesh of devices.
+  """Gives each layer the input it reads, on a mesh of devices.
 
   Args:
     routes: from `resharding.find_routes`.
     specs: of the parameters, from `specs.make_specs`.
-    precision: type in which activations and their gradients cross devices,
+    exchange_dtype: type in which activations and their gradients are sent,
       `float32` or `bfloat16`, whatever they are computed in.
   """
 
@@ -36,11 +35,11 @@ class MeshExchange:
     routes: Mapping[str, resharding.LayerRoute],
     specs: specs_lib.Specs,
     *,
-    precision: str = "float32",
+    exchange_dtype: str = "float32",
   ):
     self._routes = routes
     self._specs = specs
-    self._precision = precision
+    self._exchange_dtype = exchange_dtype
 
   def multiply(
     self,
@@ -49,138 +48,136 @@ class MeshExchange:
     x: jax.Array,
     kernel: jax.Array,
   ) -> jax.Array:
-    """Brings a layer its input, and completes its product with the kernel.
+    """Reshards the input of a layer, and computes its product with the kernel.
 
     Args:
-      layer: the layer.
-      product: the convolution or product of an input and a kernel.
-      x: f32[n, ..., c], as the layer before left it on this device.
-      kernel: f32[..., in, out], from `weights`.
+      x: f32[n, ..., c], the output of the layer before on this device.
+      kernel: f32[..., in, out], from `gather_weights`.
 
     Returns:
-      f32[n', ..., outputs]. Of a layer that arrives as a sum: the sums, or this
-      device's share of the outputs where the next layer reads just that.
+      f32[n', ..., outputs]. If the input arrives as a sum: the sums, or this
+      device's shard of them if the next layer splits its features alike.
     """
     route = self._routes[layer]
-    if not route.overlap_gather:
-      return self._add(layer, product(self.bring(layer, x), kernel))
-    *moves, last = route.moves
-    x = self._move(moves, x)
-    whole = self._move([last], x)
-    y = multiply(
-      product,
-      x,
-      whole,
-      kernel,
-      place=lax.axis_index(last.axes),
-      devices=lax.axis_size(last.axes),
-    )
-    return self._add(layer, y)
+    if route.overlap_gather:
+      *reshards, gather = route.reshards
+      x = self._reshard(reshards, x)
+      y = multiply_overlapped(
+        product,
+        x,
+        self._reshard([gather], x),
+        kernel,
+        index=lax.axis_index(gather.axes),
+        devices=lax.axis_size(gather.axes),
+      )
+    else:
+      y = product(self.reshard_input(layer, x), kernel)
+    return self._sum_partials(route, y)
 
-  def bring(self, layer: str, x: jax.Array) -> jax.Array:
-    """Moves an activation to where `layer`, or the loss, reads it.
+  def reshard_input(self, layer: str, x: jax.Array) -> jax.Array:
+    """Reshards an activation as `layer`, or the loss, reads it.
 
     Args:
-      layer: who reads.
-      x: f32[n, ..., c], as the layer before left it on this device.
+      x: f32[n, ..., c], the output of the layer before on this device.
 
     Returns:
-      f32[n', ..., c'], all that is read here.
+      f32[n', ..., c'], all that is read on this device.
     """
-    return self._move(self._routes[layer].moves, x)
+    return self._reshard(self._routes[layer].reshards, x)
 
-  def neighbors(self, layer: str, x: jax.Array, reach: int) -> jax.Array:
-    """Puts the maps of the devices beside this one on both sides of its own.
+  def add_halo(self, layer: str, x: jax.Array, width: int) -> jax.Array:
+    """Adds the neighboring devices' maps of a layer on both sides of its own.
 
     Args:
-      layer: the layer that has computed the maps.
       x: f32[n, h, w, maps], of this device.
-      reach: maps to add on each side, up to those of one device.
+      width: maps to add on each side, up to those of one device.
 
     Returns:
-      f32[n, h, w, reach + maps + reach]; zeros beside the first and last map.
+      f32[n, h, w, width + maps + width]; zeros beside the first and last map.
     """
-    axes = self._routes[layer].leaves.features
-    sides = ((0, 0),) * (x.ndim - 1) + ((reach, reach),)
+    axes = self._routes[layer].output_sharding.features
+    sides = ((0, 0),) * (x.ndim - 1) + ((width, width),)
     if not axes:
       return jnp.pad(x, sides)
-    edges = jnp.concatenate([x[..., :reach], x[..., -reach:]], axis=-1)
-    with jax.named_scope("edges"):
-      edges = self._gather(edges.astype(self._precision), axes, x.ndim - 1)
+    edges = jnp.concatenate([x[..., :width], x[..., -width:]], axis=-1)
+    with jax.named_scope(plan_lib.EDGES):
+      edges = edges.astype(self._exchange_dtype)
+      edges = self._gather(edges, axes, x.ndim - 1)
     edges = jnp.pad(edges.astype(x.dtype), sides)
-    # Here lie, between the zeros, 2 * reach maps of each device: its first and
-    # its last. Wanted are the last before its own, and the first after them.
-    start = 2 * reach * lax.axis_index(axes)
+    # Between the zeros there are 2 * width maps of each device: its first and
+    # its last. This device needs the last ones of the device before it, and the
+    # first ones of the device after it.
+    start = 2 * width * lax.axis_index(axes)
     before, after = (
-      lax.dynamic_slice_in_dim(edges, start + skip, reach, x.ndim - 1)
-      for skip in (0, 3 * reach)
+      lax.dynamic_slice_in_dim(edges, start + skip, width, x.ndim - 1)
+      for skip in (0, 3 * width)
     )
     return jnp.concatenate([before, x, after], axis=-1)
 
   def average(self, layer: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Averages what devices have found of their own images of a layer.
+    """Averages statistics of a layer over the devices that split its images.
 
     Args:
-      layer: the layer whose outputs these are of.
       x: f32[...], from the images and the features on this device.
 
     Returns:
-      f32[...] twice: one array of all devices that share these features, and
-      this device's own, whose gradients are added.
+      f32[...] twice: replicated over the devices with these features, and
+      varying, so that the gradients are summed.
     """
-    axes = self._specs.shared[layer]["bias"]
+    axes = self._specs.gradient_sums[layer][plan_lib.BIAS]
     if not axes:
       return x, x
-    with jax.named_scope("statistics"):
-      whole = self._sum(x, axes) / lax.axis_size(axes)
-      return whole, self._spread(whole, axes)
+    with jax.named_scope(plan_lib.STATISTICS):
+      mean = self._sum(x, axes) / lax.axis_size(axes)
+      return mean, self._pvary(mean, axes)
 
-  def weights(
+  def gather_weights(
     self, parameters: Mapping[str, Mapping[str, jax.Array]]
   ) -> dict[str, dict[str, jax.Array]]:
-    """Hands the network its weights, from this device's share of them.
+    """Makes the weights that the network reads, from this device's shards.
 
-    A kernel that is stored in shares is gathered, and its gradient comes back
-    reduce-scattered. The gradient of what several devices use for different
-    work is summed over them. Running statistics, which have none, stay whole.
+    A kernel that is stored sharded is gathered, and its gradient is
+    reduce-scattered. If several devices use a parameter for different work, its
+    gradient is summed over them. Running statistics have no gradient and stay
+    replicated.
     """
     weights = {}
-    for layer, blocks in parameters.items():
+    for layer, shards in parameters.items():
       weights[layer] = {}
-      for name, block in blocks.items():
+      for name, shard in shards.items():
         with jax.named_scope(f"{layer}/{name}"):
-          if shared := self._specs.shared[layer].get(name):
-            block = self._spread(block, shared)
+          if axes := self._specs.gradient_sums[layer].get(name):
+            shard = self._pvary(shard, axes)
           if (layer, name) in self._specs.gathers:
             axes, dimension = self._specs.gathers[layer, name]
-            block = self._gather(block, axes, dimension % block.ndim)
-        weights[layer][name] = block
+            shard = self._gather(shard, axes, dimension % shard.ndim)
+        weights[layer][name] = shard
     return weights
 
-  def total(self, values: jax.Array) -> jax.Array:
-    """Sums values over all images.
+  def sum_over_images(self, values: jax.Array) -> jax.Array:
+    """Sums values over the images of all devices.
 
     Args:
       values: f32[m], sums over the images on this device.
 
     Returns:
-      f32[m], the same on every device.
+      f32[m], replicated.
     """
-    lie = self._routes[LOSS].leaves
-    if not lie.varying:
+    sharding = self._routes[LOSS].output_sharding
+    if not sharding.varying:
       return values
-    return self._sum(values, lie.varying) / lax.axis_size(lie.copies)
+    return self._sum(values, sharding.varying) / lax.axis_size(sharding.copies)
 
-  def agree(self, values: jax.Array) -> jax.Array:
-    """Makes one array of the equal copies that devices hold of their images.
+  def replicate(self, values: jax.Array) -> jax.Array:
+    """Turns equal copies of values, after a gather, into one array.
 
     Args:
       values: f32[n, ...], of the images whose logits are on this device.
 
     Returns:
-      f32[n, ...], the same bits: those of the first of these devices.
+      f32[n, ...], bit for bit the values of the first of these devices.
     """
-    copies = self._routes[LOSS].leaves.copies
+    copies = self._routes[LOSS].output_sharding.copies
     if not copies:
       return values
     is_first = lax.axis_index(copies) == 0
@@ -189,16 +186,16 @@ class MeshExchange:
   def squared_norms(
     self, *trees: Mapping[str, Mapping[str, jax.Array]]
   ) -> list[dict[str, jax.Array]]:
-    """Adds up the squares of every kernel, wherever its blocks lie.
+    """Sums the squares of every kernel, over all its shards.
 
-    Unlike the others called in the global view, under the layout's mesh: the
-    update is computed there. One sum of a few numbers for all kernels.
+    Unlike the other methods called on global arrays, under the layout's mesh:
+    the update is computed there. One sum of a few numbers for all kernels.
 
     Args:
-      trees: {layer: {"kernel": f32[...], ...}}, all split as the parameters.
+      trees: {layer: {"kernel": f32[...], ...}}, all sharded as the parameters.
 
     Returns:
-      {layer: f32[]} for each tree, the same on every device.
+      {layer: f32[]} for each tree, replicated.
     """
     axes = self._specs.kernel_axes
     specs = {
@@ -206,90 +203,92 @@ class MeshExchange:
       for layer, of_layer in self._specs.parameters.items()
     }
 
-    def add(*trees):
+    def sum_squares(*trees):
       with jax.named_scope(f"{plan_lib.UPDATE}/{plan_lib.NORM}"):
         squares = []
         for tree in trees:
           for layer, spec in specs.items():
             square = jnp.sum(jnp.square(tree[layer]))
-            split = specs_lib.axes_of(spec)
+            split = specs_lib.spec_axes(spec)
             copies = tuple(axis for axis in axes if axis not in split)
-            if copies:  # of which each device adds its part
-              square = self._spread(square, copies)
+            if copies:  # each of these devices adds its part
+              square = self._pvary(square, copies)
               square /= lax.axis_size(copies)
             squares.append(square)
-        found = jnp.stack(squares)
-        return self._sum(found, axes) if axes else found
+        stacked = jnp.stack(squares)
+        return self._sum(stacked, axes) if axes else stacked
 
     kernels = [
       {layer: tree[layer]["kernel"] for layer in specs} for tree in trees
     ]
-    found = jax.shard_map(
-      add, in_specs=(specs,) * len(trees), out_specs=self._specs.whole
+    sums = jax.shard_map(
+      sum_squares,
+      in_specs=(specs,) * len(trees),
+      out_specs=self._specs.replicated,
     )(*kernels)
-    # f32[trees, kernels]
-    rows = found.reshape(len(trees), len(specs))
+    rows = sums.reshape(len(trees), len(specs))
     return [dict(zip(specs, row, strict=True)) for row in rows]
 
-  def _add(self, layer: str, x: jax.Array) -> jax.Array:
-    """Adds the partial results of a layer that arrives as a sum."""
-    route = self._routes[layer]
-    if not route.sums:
+  def _sum_partials(
+    self, route: resharding.LayerRoute, x: jax.Array
+  ) -> jax.Array:
+    """Sums the partial results of a layer whose input arrives as a sum."""
+    if not route.sum_axes:
       return x
-    partial = x.astype(self._precision)
-    if route.scatters:
-      total = self._scatter(partial, route.sums, x.ndim - 1)
+    partial = x.astype(self._exchange_dtype)
+    if route.scatters_sum:
+      total = self._scatter(partial, route.sum_axes, x.ndim - 1)
     else:
-      total = self._sum(partial, route.sums)
+      total = self._sum(partial, route.sum_axes)
     return total.astype(x.dtype)
 
-  def _move(
-    self, moves: Iterable[resharding.Reshard], x: jax.Array
+  def _reshard(
+    self, reshards: Iterable[resharding.Reshard], x: jax.Array
   ) -> jax.Array:
-    """Makes moves of an activation, in order."""
-    for move in moves:
-      if move.sends:
-        x = self._send(move, x.astype(self._precision)).astype(x.dtype)
+    for reshard in reshards:
+      if not reshard.sends:
+        x = self._reshard_locally(reshard, x)
+        continue
+      axes, source = reshard.axes, reshard.source % x.ndim
+      sent = x.astype(self._exchange_dtype)
+      if reshard.kind == "all_gather":
+        sent = self._gather(sent, axes, source)
       else:
-        x = self._stay(move, x)
+        sent = self._all_to_all(sent, axes, reshard.target % x.ndim, source)
+      x = sent.astype(x.dtype)
     return x
 
-  def _send(self, move: resharding.Reshard, x: jax.Array) -> jax.Array:
-    """Moves an activation between devices."""
-    source = move.source % x.ndim
-    if move.kind == "all_gather":
-      return self._gather(x, move.axes, source)
-    return self._swap(x, move.axes, move.target % x.ndim, source)
-
-  def _stay(self, move: resharding.Reshard, x: jax.Array) -> jax.Array:
-    """Takes this device's share of an activation, or marks it as shared."""
-    if not move.copied:
-      # The gradients are added here, in float32 whatever they are computed in.
-      wide = self._spread(x.astype(jnp.float32), move.axes)
-      x = wide.astype(x.dtype)
-    if move.kind == "slice":
-      target = move.target % x.ndim
-      size = x.shape[target] // lax.axis_size(move.axes)
-      start = lax.axis_index(move.axes) * size
+  def _reshard_locally(
+    self, reshard: resharding.Reshard, x: jax.Array
+  ) -> jax.Array:
+    """Slices an activation, or only marks it as varying; sends nothing."""
+    if not reshard.copied:
+      # The gradients are summed here, in float32 whatever they are computed in.
+      varying = self._pvary(x.astype(jnp.float32), reshard.axes)
+      x = varying.astype(x.dtype)
+    if reshard.kind == "slice":
+      target = reshard.target % x.ndim
+      size = x.shape[target] // lax.axis_size(reshard.axes)
+      start = lax.axis_index(reshard.axes) * size
       x = lax.dynamic_slice_in_dim(x, start, size, target)
     return x
 
-  # All that is sent, here and in the gradients of these. `silent.py` has others
-  # in their place.
+  # All communication, here and in the gradients of these. `SilentExchange` in
+  # `timing.py` replaces these five.
 
   def _gather(
     self, x: jax.Array, axes: tuple[str, ...], dimension: int
   ) -> jax.Array:
-    """Joins the blocks of devices; the gradient is a `_scatter`."""
+    """All-gathers; the gradient is a `_scatter`."""
     return lax.all_gather(x, axes, axis=dimension, tiled=True)
 
   def _scatter(
     self, x: jax.Array, axes: tuple[str, ...], dimension: int
   ) -> jax.Array:
-    """This device's share of a sum over devices."""
+    """Reduce-scatters; the gradient is a `_gather`."""
     return lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)
 
-  def _swap(
+  def _all_to_all(
     self, x: jax.Array, axes: tuple[str, ...], split: int, join: int
   ) -> jax.Array:
     """Splits one dimension over devices, and joins another."""
@@ -298,61 +297,52 @@ class MeshExchange:
     )
 
   def _sum(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Adds over devices: one array of them all."""
+    """All-reduces to one replicated array."""
     return lax.psum(x, axes)
 
-  def _spread(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Lets devices use one array for different work: gradients are added."""
+  def _pvary(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Marks a replicated array as varying; the gradient is a `_sum`."""
     return lax.pcast(x, axes, to="varying")
 
 
-# A product that starts with what is here, while the rest is on its way.
-#
-# The input of a layer is gathered by features. The product with this device's
-# own share reads nothing that is sent; what the others' shares add to it is a
-# product of its own. So a compiler can run the first beside the gather, and
-# beside the reduce-scatter of the gradients that of the own share.
-
-# Of an input and of a kernel: what is summed over.
-FEATURES, INPUTS = -1, -2
-
-
-def multiply(
-  product: exchange.Product,
-  own: jax.Array,
-  whole: jax.Array,
+def multiply_overlapped(
+  product: exchange_lib.Product,
+  local: jax.Array,
+  gathered: jax.Array,
   kernel: jax.Array,
   *,
-  place: jax.Array,
+  index: jax.Array,
   devices: int,
 ) -> jax.Array:
-  """The product of the whole input, as the sum of two.
+  """Computes a product as the sum of two, one of which needs nothing sent.
+
+  The product with this device's shard of the input reads nothing that is sent;
+  the product with the other shards is added to it. So a compiler can run the
+  first beside the all-gather, and the gradient of the local shard beside the
+  reduce-scatter.
 
   Args:
-    product: the convolution or product of an input and a kernel.
-    own: f32[n, ..., c / devices], what was here of the input.
-    whole: f32[n, ..., c], that of all devices, in their order.
+    local: f32[n, ..., c / devices], this device's shard of the input.
+    gathered: f32[n, ..., c], the shards of all devices, in their order.
     kernel: f32[..., c, out].
-    place: i32[], of this device among those that have a share.
-    devices: that have one.
+    index: i32[], of this device among the `devices` that hold a shard.
 
   Returns:
     f32[n, ..., out].
   """
-  size = own.shape[FEATURES]
-  rows = kernel.ndim + INPUTS
-  own_rows = lax.dynamic_slice_in_dim(kernel, place * size, size, rows)
-  others = _take_others(whole, place, size, devices, whole.ndim + FEATURES)
-  other_rows = _take_others(kernel, place, size, devices, rows)
-  return product(own, own_rows) + product(others, other_rows)
+  size, rows = local.shape[-1], kernel.ndim - 2
+  local_rows = lax.dynamic_slice_in_dim(kernel, index * size, size, rows)
+  others = _take_others(gathered, index, size, devices, gathered.ndim - 1)
+  other_rows = _take_others(kernel, index, size, devices, rows)
+  return product(local, local_rows) + product(others, other_rows)
 
 
 def _take_others(
-  x: jax.Array, place: jax.Array, size: int, devices: int, axis: int
+  x: jax.Array, index: jax.Array, size: int, devices: int, dimension: int
 ) -> jax.Array:
-  """The shares of all other devices, from the next one on."""
-  if devices > 2:  # behind the last comes the first
-    again = lax.slice_in_dim(x, 0, (devices - 2) * size, axis=axis)
-    x = jnp.concatenate([x, again], axis)
-  start = (place + 1) % devices * size
-  return lax.dynamic_slice_in_dim(x, start, (devices - 1) * size, axis)
+  """Takes the shards of all other devices, from the next one on."""
+  if devices > 2:  # the first follows the last
+    again = lax.slice_in_dim(x, 0, (devices - 2) * size, axis=dimension)
+    x = jnp.concatenate([x, again], dimension)
+  start = (index + 1) % devices * size
+  return lax.dynamic_slice_in_dim(x, start, (devices - 1) * size, dimension)

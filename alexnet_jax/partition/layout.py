@@ -1,8 +1,8 @@
 """Where a network is computed, as data: a mesh and a placement per layer.
 
-Standard library only. `fit.py` says whether a network fits a layout before
-anything is compiled; everything else (parameter specs, exchanges, bytes) is
-computed from the two in the modules beside this one.
+Standard library only. `check.py` says whether a network fits a layout before
+anything is compiled; the modules beside this one compute everything else
+(parameter specs, exchanges, bytes) from the two.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 class Placement:
   """Which mesh axes split one layer, and how its input arrives.
 
-  An axis in neither batch nor features computes the layer again on each of its
-  devices.
+  Along an axis in neither batch nor features, every device computes the same.
 
   Attributes:
     batch: axes that split the layer's images.
-    features: axes that split its output features or, where it arrives as a
-      sum, the features it reads.
+    features: axes that split its output features or, if it arrives as a sum,
+      its input features.
     arrive: `gather`: every device receives all that the layer reads and
-      computes its share of the outputs. `sum`: every device reads only its
-      share, and the partial results are added. `fewest`: that of the two for
-      which fewer elements are sent, which depends on the network.
+      computes its shard of the outputs. `sum`: every device reads only its
+      shard of the input, and the partial results are summed. `fewest`: the one
+      of the two that sends fewer elements, which depends on the network.
     fsdp: axes of `batch` over which the kernel and its optimizer state are
-      kept in shares; gathered at use, and the gradient reduce-scattered.
-    overlap_gather: whether a layer that reads all columns, and gathers them by
-      features, computes with its own share of them while the others arrive, and
-      then with those: two products in the place of one, the same elements sent.
+      stored sharded; gathered at use, and the gradient reduce-scattered.
+    overlap_gather: compute with the local shard while the all-gather of the
+      others is in flight, in a layer that reads all columns and gathers them
+      by features: two products instead of one, the same elements sent.
   """
 
   batch: tuple[str, ...] = ()
@@ -53,11 +52,11 @@ class Layout:
 
   Attributes:
     name: what users type.
-    mesh: axis name -> number of devices, slowest axis first. `mesh.py` says
-      which device lies where.
+    mesh: axis name -> number of devices, slowest axis first. `mesh.py` puts
+      the devices on the axes.
     conv: placement of conv1 to conv5.
     fc: placement of fc6 to fc8.
-    layers: placements of single layers, before `conv` and `fc`.
+    layers: placements of single layers; they override `conv` and `fc`.
   """
 
   name: str
@@ -74,6 +73,11 @@ class Layout:
           f"{', '.join(LAYERS)}. Change the keys of its layers."
         )
 
+  def __hash__(self) -> int:
+    # A dict has no hash of its own. As for ==, the order of axes is ignored.
+    mappings = frozenset(self.mesh.items()), frozenset(self.layers.items())
+    return hash((self.name, self.conv, self.fc, *mappings))
+
   def placement(self, layer: str) -> Placement:
     group = self.conv if layer.startswith("conv") else self.fc
     return self.layers.get(layer, group)
@@ -83,16 +87,16 @@ class Layout:
     return math.prod(self.mesh.values())
 
   def size(self, axes: Iterable[str]) -> int:
-    """Devices along the given axes."""
+    """Returns the number of devices along the axes."""
     return math.prod(self.mesh[axis] for axis in axes)
 
 
 def fsdp_dimension(layer: str) -> int:
-  """The dimension of a kernel that `Placement.fsdp` splits.
+  """Returns the dimension of a kernel that `Placement.fsdp` splits.
 
-  Outputs, but for the last layer: classes come in any number. A TPU's compiler
-  keeps the reduce-scatter of these; of large kernels split at their inputs it
-  makes a padded sum, which sends twice as much (libtpu 0.0.42, v5e).
+  Outputs, except for the last layer: classes come in any number. A TPU's
+  compiler keeps the reduce-scatter of these; of large kernels split at their
+  inputs it makes a padded sum, which sends twice as much (libtpu 0.0.42, v5e).
   """
   return INPUTS if layer == LAYERS[-1] else OUTPUTS
 
@@ -107,14 +111,10 @@ def override(
   """Replaces single sizes and placements of a layout.
 
   Args:
-    layout: the layout to start from.
-    mesh: axis -> devices; None keeps the layout's own. An axis the layout does
-      not have is added as the fastest one.
+    mesh: axis -> devices; None keeps the layout's size. An axis that the layout
+      does not have is added as the fastest one.
     placements: layer -> field of `Placement` -> value; None keeps.
-    axes: all of the mesh, slowest first; None keeps their order.
-
-  Returns:
-    The changed layout.
+    axes: all axes of the mesh, slowest first; None keeps their order.
 
   Raises:
     ValueError: `axes` are not those of the mesh.
@@ -124,8 +124,8 @@ def override(
   axes = list(sizes) if axes is None else list(axes)
   if sorted(axes) != sorted(sizes):
     raise ValueError(
-      f"the order of axes {tuple(axes)} is not one of the mesh "
-      f"({listed(sizes)}). Set config.layout.axes or config.layout.mesh."
+      f"the axes {tuple(axes)} are not those of the mesh "
+      f"({format_mesh(sizes)}). Set config.layout.axes or config.layout.mesh."
     )
   layers = {}
   for name in LAYERS:
@@ -151,11 +151,11 @@ def find_meshes(layout: Layout, devices: int) -> Iterator[Layout]:
 
 
 def to_fields(layout: Layout) -> dict[str, object]:
-  """A layout as nested dicts, for a config.
+  """Converts a layout to nested dicts, for a config.
 
   Returns:
-    {"name", "axes", "mesh", and each layer's placement}. The axes are there
-    for their order, which the dicts of a config do not keep.
+    {"name", "axes", "mesh", and each layer's placement}. The axes give their
+    order, which the dicts of a config do not keep.
   """
   return {
     "name": layout.name,
@@ -165,6 +165,6 @@ def to_fields(layout: Layout) -> dict[str, object]:
   }
 
 
-def listed(mesh: Mapping[str, int]) -> str:
-  """A mesh in words: `data=2, column=2`."""
+def format_mesh(mesh: Mapping[str, int]) -> str:
+  """Formats a mesh: `data=2, column=2`."""
   return ", ".join(f"{axis}={size}" for axis, size in mesh.items())

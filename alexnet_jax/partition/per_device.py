@@ -16,20 +16,20 @@ FLOAT32 = plan_lib.DTYPE_BYTES["float32"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Share:
-  """One device's share of one layer in a training step.
+class DeviceLoad:
+  """What one device holds and computes of one layer in a training step.
 
   Attributes:
-    arrive: `gather`, `gather, own first` or `sum`, how the input arrives;
-      `gather` where one device has all features.
-    kernel: shape of the block of the kernel that is stored here.
-    parameter_bytes: of the stored blocks of all parameters, float32.
+    arrive: how the input arrives: `gather`, `gather, overlapped` or `sum`;
+      `gather` if one device has all features.
+    kernel: shape of the stored shard of the kernel.
+    parameter_bytes: of the stored shards of all parameters, float32.
     images: whose outputs are computed here.
-    activation_bytes: of the outputs that are here, before pooling, in the type
-      of the computation; where partial results are added, after that.
+    activation_bytes: of the outputs before pooling, in the type of the
+      computation; after the sum, if partial results are summed.
     flops: of the convolutions or products: forward, and backward for the
       kernel and for all inputs but the image. 2 for each multiplication.
-    times: how often the whole mesh computes the layer; 1 where nothing is
+    times_computed: how often the mesh computes the layer; 1 if nothing is
       repeated.
   """
 
@@ -39,61 +39,56 @@ class Share:
   images: int
   activation_bytes: int
   flops: int
-  times: int
+  times_computed: int
 
 
-def find_shares(
+def find_loads(
   network: wiring.Network,
   layout: layout_lib.Layout,
   *,
   batch_size: int,
-  precision: str = "float32",
-) -> dict[str, Share]:
-  """One device's share of every layer; all devices have equal ones.
+  compute_dtype: str = "float32",
+) -> dict[str, DeviceLoad]:
+  """Finds one device's load of every layer, the same for all devices.
 
   Args:
-    network: the network.
     layout: a layout that `check.check` has accepted for it.
     batch_size: images in a step, over all devices.
-    precision: of the computation, a key of `plan.DTYPE_BYTES`.
-
-  Returns:
-    {layer: Share}, first to last.
+    compute_dtype: a key of `plan.DTYPE_BYTES`.
   """
   routes = resharding.find_routes(network, layout, batch_size=batch_size)
   specs = specs_lib.make_specs(network, layout, routes)
-  shares = {}
+  loads = {}
   for name, sizes in network.sizes().items():
-    layer, placement = network.layer(name), layout.placement(name)
-    blocks = {
-      tensor: plan_lib.block_shape(shape, spec, layout)
+    placement, route = layout.placement(name), routes[name]
+    shards = {
+      tensor: plan_lib.shard_shape(shape, spec, layout)
       for (tensor, shape), spec in zip(
         sizes.shapes.items(), specs.parameters[name].values(), strict=True
       )
     }
     images = batch_size // layout.size(placement.batch)
     parts = layout.size(placement.features)
-    passes = 2 if layer.reads == "image" else 3
-    shares[name] = Share(
-      arrive=_arrives(routes[name]) if parts > 1 else "gather",
-      kernel=blocks[plan_lib.KERNEL],
-      parameter_bytes=FLOAT32 * sum(map(math.prod, blocks.values())),
+    passes = 2 if route.reads_images else 3
+    arrive = "gather"
+    if parts > 1:
+      arrive = route.arrive + ", overlapped" * route.overlap_gather
+    loads[name] = DeviceLoad(
+      arrive=arrive,
+      kernel=shards[plan_lib.KERNEL],
+      parameter_bytes=FLOAT32 * sum(map(math.prod, shards.values())),
       images=images,
-      activation_bytes=plan_lib.DTYPE_BYTES[precision]
+      activation_bytes=plan_lib.DTYPE_BYTES[compute_dtype]
       * images
-      * (sizes.outputs // layout.size(routes[name].leaves.features)),
+      * (sizes.outputs // layout.size(route.output_sharding.features)),
       flops=2 * passes * images * sizes.multiplications // parts,
-      times=layout.devices // (layout.size(placement.batch) * parts),
+      times_computed=layout.devices // (layout.size(placement.batch) * parts),
     )
-  return shares
+  return loads
 
 
-def _arrives(route: resharding.LayerRoute) -> str:
-  return f"{route.arrive}, own first" if route.overlap_gather else route.arrive
-
-
-def repeated_share(shares: Mapping[str, Share]) -> float:
-  """Which part of the work is done a second time or more, 0 to 1."""
-  done = sum(share.flops for share in shares.values())
-  needed = sum(share.flops / share.times for share in shares.values())
+def repeated_fraction(loads: Mapping[str, DeviceLoad]) -> float:
+  """Returns the part of the work that repeats other devices' work, 0 to 1."""
+  done = sum(load.flops for load in loads.values())
+  needed = sum(load.flops / load.times_computed for load in loads.values())
   return 1 - needed / done

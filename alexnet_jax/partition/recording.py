@@ -1,4 +1,4 @@
-"""Notes what every layer gives, on the way through a mapped network."""
+"""Records what every layer is given, on its way through a mapped network."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from jax.sharding import PartitionSpec
 
 from alexnet_jax.partition import exchange as exchange_lib
 
-# What the first layer reads, by the name under which it is noted.
+# What the first layer reads, by the name under which it is recorded.
 IMAGES = "images"
 
 
 class RecordingExchange:
-  """An exchange that notes all that layers, and the loss, are given.
+  """An exchange that summarizes all inputs of layers and of the loss.
 
   Attributes:
-    found: {who has computed it: f32[1, 2], see `note`}, of the values on this
-      device, in the order of the network; the images come first.
+    summaries: {what has computed it: f32[1, 2], see `summarize`}, of the values
+      on this device, in the order of the network; the images come first.
   """
 
   def __init__(self, exchange: exchange_lib.MeshExchange):
-    self.found: dict[str, jax.Array] = {}
+    self.summaries: dict[str, jax.Array] = {}
     self._exchange = exchange
-    self._leaves = IMAGES
+    self._computed_by = IMAGES
 
   def multiply(self, layer, product, x, kernel) -> jax.Array:
-    self._note(layer, x)
+    self._record(layer, x)
     return self._exchange.multiply(layer, product, x, kernel)
 
-  def bring(self, layer: str, x: jax.Array) -> jax.Array:
-    self._note(layer, x)
-    return self._exchange.bring(layer, x)
+  def reshard_input(self, layer: str, x: jax.Array) -> jax.Array:
+    self._record(layer, x)
+    return self._exchange.reshard_input(layer, x)
 
-  def _note(self, reader: str, x: jax.Array) -> None:
-    self.found[self._leaves] = note(x)[None]
-    self._leaves = reader
+  def _record(self, reader: str, x: jax.Array) -> None:
+    self.summaries[self._computed_by] = summarize(x)[None]
+    self._computed_by = reader
 
   def __getattr__(self, name: str) -> Any:
-    """All else is as without notes."""
+    """Delegates everything else."""
     return getattr(self._exchange, name)
 
 
-def note(x: jax.Array) -> jax.Array:
-  """f32[2]: how many values are not finite, and the largest |value| that is."""
+def summarize(x: jax.Array) -> jax.Array:
+  """Returns f32[2]: the count of non-finite values, the largest finite |x|."""
   x = lax.stop_gradient(x).astype(jnp.float32)
   finite = jnp.isfinite(x)
   return jnp.stack(
@@ -57,6 +57,6 @@ def note(x: jax.Array) -> jax.Array:
   )
 
 
-def to_spec(mesh: jax.sharding.Mesh) -> PartitionSpec:
-  """Of notes as a whole, f32[devices, 2]: nothing is sent for them."""
+def summary_spec(mesh: jax.sharding.Mesh) -> PartitionSpec:
+  """Returns the spec of summaries, f32[devices, 2]; it needs no exchange."""
   return PartitionSpec(mesh.axis_names)

@@ -1,9 +1,13 @@
-"""Network and layout -> how every array of a step is split over the mesh."""
+"""The PartitionSpec of every array of a step, from network and layout.
+
+The random numbers of a step are drawn here too: on global arrays, so that every
+layout draws the same, and sharded as the layers need them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -17,44 +21,44 @@ ParameterSpecs = dict[str, dict[str, PartitionSpec]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Specs:
-  """The split of every array that enters or leaves the mapped function.
+  """The spec of every array that enters or leaves the mapped function.
 
   Attributes:
     parameters: {layer: {"kernel": spec, "bias": spec}}, of global shapes, as
       they are stored; a batch normalization's "scale" too.
     statistics: {layer: {"mean": spec, "variance": spec}}, of layers with batch
       normalization.
-    gathers: {(layer, "kernel"): (axes, dimension)}: what is stored in shares,
-      and how these are joined before use.
-    shared: {layer: {name: axes}}, as the parameters: axes along which devices
-      use one parameter for different work, so that its gradient is summed.
+    gathers: {(layer, "kernel"): (axes, dimension)}, of each kernel that is
+      stored sharded and all-gathered before use.
+    gradient_sums: {layer: {name: axes}}, as the parameters: axes along which
+      devices use one parameter for different work, so its gradient is summed.
     images: of [N, ...] arrays that belong to images.
     labels: of [N] arrays that belong to logits.
     masks: {layer: spec} of bool[N, units] or bool[N, h, w, maps], for layers
       with dropout.
-    points: {layer: spec} of f32[N, h, w, maps], for layers with stochastic
+    uniforms: {layer: spec} of f32[N, h, w, maps], for layers with stochastic
       pooling.
-    whole: of what is the same everywhere.
+    replicated: of arrays that are replicated.
   """
 
   parameters: ParameterSpecs
   statistics: ParameterSpecs
   gathers: Mapping[tuple[str, str], tuple[tuple[str, ...], int]]
-  shared: Mapping[str, Mapping[str, tuple[str, ...]]]
+  gradient_sums: Mapping[str, Mapping[str, tuple[str, ...]]]
   images: PartitionSpec
   labels: PartitionSpec
   masks: Mapping[str, PartitionSpec]
-  points: Mapping[str, PartitionSpec]
-  whole: PartitionSpec = PartitionSpec()
+  uniforms: Mapping[str, PartitionSpec]
+  replicated: PartitionSpec = PartitionSpec()
 
   @property
   def kernel_axes(self) -> tuple[str, ...]:
-    """The axes that split any kernel as it is stored."""
+    """The axes that split any stored kernel."""
     return tuple(
       dict.fromkeys(
         axis
         for of_layer in self.parameters.values()
-        for axis in axes_of(of_layer["kernel"])
+        for axis in spec_axes(of_layer["kernel"])
       )
     )
 
@@ -62,9 +66,14 @@ class Specs:
   def variables(self) -> ParameterSpecs:
     """Of parameters and statistics, as `model.join` joins them."""
     return {
-      name: blocks | self.statistics.get(name, {})
-      for name, blocks in self.parameters.items()
+      name: of_layer | self.statistics.get(name, {})
+      for name, of_layer in self.parameters.items()
     }
+
+  @property
+  def layer_random_numbers(self) -> ParameterSpecs:
+    """Of the random numbers for the layers; see `draw_random_numbers`."""
+    return {"masks": dict(self.masks), "uniforms": dict(self.uniforms)}
 
 
 def make_specs(
@@ -72,57 +81,67 @@ def make_specs(
   layout: layout_lib.Layout,
   routes: Mapping[str, resharding.LayerRoute],
 ) -> Specs:
-  """The specs that follow from a network, a layout and its routes."""
-  parameters, gathers, shared = {}, {}, {}
-  masks, points, statistics = {}, {}, {}
+  """Makes the specs of a network on a layout, from its routes."""
+  parameters, gathers, gradient_sums = {}, {}, {}
+  masks, uniforms, statistics = {}, {}, {}
   sizes = network.sizes()
   for layer in network.layers:
     route = routes[layer.name]
     fsdp = layout.placement(layer.name).fsdp
-    outputs = route.leaves.features
-    kernel_axes = route.sums or outputs
-    kernel = [route.sums, () if route.sums else outputs]
+    outputs = route.output_sharding.features
+    kernel_axes = route.sum_axes or outputs
+    kernel = [route.sum_axes, () if route.sum_axes else outputs]
     if fsdp:
       dimension = layout_lib.fsdp_dimension(layer.name)
       kernel[dimension] = (*kernel[dimension], *fsdp)
       gathers[layer.name, "kernel"] = fsdp, dimension
     window = [None, None] if layer.window else []
-    leaves = _spec(route.leaves.batch, *window, outputs)
-    places = [None] * (len(sizes[layer.name].kernel) - len(kernel))
+    output_spec = _spec(route.output_sharding.batch, *window, outputs)
+    unsplit = [None] * (len(sizes[layer.name].kernel) - len(kernel))
     parameters[layer.name] = {
-      "kernel": _spec(*places, *kernel),
+      "kernel": _spec(*unsplit, *kernel),
       "bias": _spec(outputs),
     }
-    shared[layer.name] = {
-      "kernel": _without(route.arrived.varying, (*kernel_axes, *fsdp)),
-      "bias": _without(route.leaves.varying, outputs),
+    gradient_sums[layer.name] = {
+      "kernel": _without(route.input_sharding.varying, (*kernel_axes, *fsdp)),
+      "bias": _without(route.output_sharding.varying, outputs),
     }
     if layer.normalize == "batch":
       parameters[layer.name]["scale"] = _spec(outputs)
-      shared[layer.name]["scale"] = shared[layer.name]["bias"]
+      gradient_sums[layer.name]["scale"] = gradient_sums[layer.name]["bias"]
       statistics[layer.name] = {
         "mean": _spec(outputs),
         "variance": _spec(outputs),
       }
     if layer.dropout:
-      masks[layer.name] = leaves
+      masks[layer.name] = output_spec
     if layer.pool and layer.pool.kind == "stochastic":
-      points[layer.name] = leaves
+      uniforms[layer.name] = output_spec
   first, last = network.layers[0].name, network.layers[-1].name
   return Specs(
     parameters=parameters,
     statistics=statistics,
     gathers=gathers,
-    shared=shared,
-    images=_spec(routes[first].arrived.batch),
-    labels=_spec(routes[last].leaves.batch),
+    gradient_sums=gradient_sums,
+    images=_spec(routes[first].input_sharding.batch),
+    labels=_spec(routes[last].output_sharding.batch),
     masks=masks,
-    points=points,
+    uniforms=uniforms,
   )
 
 
-def axes_of(spec: PartitionSpec) -> tuple[str, ...]:
-  """The axes that split an array of that spec."""
+def _spec(*axes: tuple[str, ...] | None) -> PartitionSpec:
+  return PartitionSpec(*(names or None for names in axes))
+
+
+def _without(
+  axes: tuple[str, ...], removed: tuple[str, ...]
+) -> tuple[str, ...]:
+  return tuple(axis for axis in axes if axis not in removed)
+
+
+def spec_axes(spec: PartitionSpec) -> tuple[str, ...]:
+  """Returns the axes that split an array of that spec."""
   return tuple(
     axis
     for names in spec
@@ -140,15 +159,7 @@ def to_shardings(mesh: jax.sharding.Mesh, specs):
 
 
 def with_shardings(mesh: jax.sharding.Mesh, abstract):
-  """Puts what `jax.eval_shape` found under a mesh onto its devices.
-
-  Args:
-    mesh: that `jax.eval_shape` ran under.
-    abstract: a pytree of `jax.ShapeDtypeStruct`.
-
-  Returns:
-    The same with shardings on `mesh`.
-  """
+  """Puts a result of `jax.eval_shape` onto the mesh that it ran under."""
 
   def place(leaf):
     spec = leaf.sharding.spec if leaf.sharding else PartitionSpec()
@@ -157,23 +168,7 @@ def with_shardings(mesh: jax.sharding.Mesh, abstract):
   return jax.tree.map(place, abstract)
 
 
-def _spec(*axes: tuple[str, ...] | None) -> PartitionSpec:
-  return PartitionSpec(*(names or None for names in axes))
-
-
-def _without(
-  axes: tuple[str, ...], removed: tuple[str, ...]
-) -> tuple[str, ...]:
-  return tuple(axis for axis in axes if axis not in removed)
-
-
-# What a step draws for the layers of a network.
-#
-# In the global view, so that every layout draws the same, and split as the
-# outputs are that the draws belong to.
-
-
-def draw_all(
+def draw_random_numbers(
   network: wiring.Network,
   specs: Specs,
   augmentation,
@@ -181,64 +176,37 @@ def draw_all(
   step: jax.Array,
   n: int,
 ) -> tuple[dict[str, jax.Array], dict[str, dict[str, jax.Array]]]:
-  """All that a step draws: for its images, and for the layers.
+  """Draws the random numbers of a step; to be called under the layout's mesh.
 
   Args:
-    network: the network.
-    specs: of its arrays.
     augmentation: of the images; see `data/augment.py`.
     key: the same for all steps.
     step: i32[], steps before this one.
     n: images in the batch, over all devices.
-  """
-  augment_key, *keys = jax.random.split(
-    jax.random.fold_in(key, step), 1 + count(specs)
-  )
-  draws = augmentation.draw(augment_key, n, spec=specs.images, step=step)
-  return draws, draw(network, specs, keys, n)
-
-
-def draw(
-  network: wiring.Network,
-  specs: Specs,
-  keys: Sequence[jax.Array],
-  n: int,
-) -> dict[str, dict[str, jax.Array]]:
-  """Draws for one batch; to be called under the layout's mesh.
-
-  Args:
-    network: the network.
-    specs: of its arrays.
-    keys: as many as `count` says.
-    n: images in the batch, over all devices.
 
   Returns:
-    {"masks": {layer: bool[N, ...]}, "points": {layer: f32[N, ...]}}: what
-    dropout keeps, and where stochastic pooling points; see `model.AlexNet`.
+    Those of the augmentation, and those of the layers: {"masks": {layer:
+    bool[N, ...]}, "uniforms": {layer: f32[N, ...]}}, which values dropout keeps
+    and which ones stochastic pooling picks; see `model.AlexNet`.
   """
+  num_layers = len(specs.masks) + len(specs.uniforms)
+  augment_key, *keys = jax.random.split(
+    jax.random.fold_in(key, step), 1 + num_layers
+  )
+  for_images = augmentation.draw(augment_key, n, spec=specs.images, step=step)
   shapes = {
     name: (n, *size.out_shape) for name, size in network.sizes().items()
   }
-  masks, points = {}, {}
-  for layer, key in zip(specs.masks, keys, strict=False):
+  masks, uniforms = {}, {}
+  for layer, layer_key in zip(specs.masks, keys, strict=False):
     masks[layer] = jax.random.bernoulli(
-      key,
+      layer_key,
       network.keep_rate(layer),
       shapes[layer],
       out_sharding=specs.masks[layer],
     )
-  for layer, key in zip(specs.points, keys[len(masks) :], strict=True):
-    points[layer] = jax.random.uniform(
-      key, shapes[layer], out_sharding=specs.points[layer]
+  for layer, layer_key in zip(specs.uniforms, keys[len(masks) :], strict=True):
+    uniforms[layer] = jax.random.uniform(
+      layer_key, shapes[layer], out_sharding=specs.uniforms[layer]
     )
-  return {"masks": masks, "points": points}
-
-
-def count(specs: Specs) -> int:
-  """Keys that `draw` takes."""
-  return len(specs.masks) + len(specs.points)
-
-
-def to_specs(specs: Specs) -> dict[str, dict[str, PartitionSpec]]:
-  """The splits of what `draw` returns."""
-  return {"masks": dict(specs.masks), "points": dict(specs.points)}
+  return for_images, {"masks": masks, "uniforms": uniforms}

@@ -1,8 +1,12 @@
-"""How fast the links along each axis of a mesh are, and that they work at all.
+"""Times communication and computation separately.
 
-Measured with a sum along the axis, in all its groups of devices at once, as a
-step has it: of one number from each device, for the latency, and of more, for
-the rate. A step's time on an axis is then told from its plan.
+- Links: sums along one axis of a mesh, in all its groups of devices at once, as
+  in a step; of one number from each device for the latency, of more for the
+  rate. These and the plan predict how long a step communicates.
+- A step without communication: `SilentExchange` computes and sends nothing.
+- One device's work: `on_each_device` runs it on all devices at once. Simulated
+  devices share the cores of a machine, and those of a host its links and its
+  power, so each is measured while the others are busy too.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -24,17 +28,17 @@ from jax import lax
 from jax.extend import core as jex_core
 from jax.interpreters import mlir
 
-from alexnet_jax.partition import exchange
+from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import plan as plan_lib
 
-# Bytes that each device sums -> how often; all processes must agree on these.
+# Bytes that each device sums -> repeats; the same in all processes.
 LATENCY_BYTES = 4
 REPEATS = {LATENCY_BYTES: 21, 2**20: 5, 2**23: 5}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Speed:
-  """Of the links along an axis.
+class LinkSpeed:
+  """The speed of the links along an axis.
 
   Attributes:
     latency_seconds: of a sum of one number from each device.
@@ -51,17 +55,16 @@ class Speed:
     return self.rates[max(self.rates)]
 
 
-def measure(
+def time_sums(
   mesh: jax.sharding.Mesh, axis: str, *, timeout_seconds: float
 ) -> dict[int, float]:
   """Times sums along an axis; in all processes of the mesh at once.
 
-  Where a sum does not end, the thread that waits for it stays: the process can
+  If a sum does not end, the thread that waits for it stays: the process can
   then only be ended by `os._exit`.
 
   Args:
     mesh: of several devices along the axis.
-    axis: the axis.
     timeout_seconds: for each sum; the first of each size includes compiling.
 
   Returns:
@@ -76,7 +79,9 @@ def measure(
     try:
       # The first compiles, and connects.
       _, *seconds = time_calls(
-        lambda size=size: _make_sum(mesh, axis, size),
+        lambda elements=size // 4: make_collective(
+          mesh, "sum", (axis,), elements
+        ),
         repeats + 1,
         timeout_seconds=timeout_seconds,
       )
@@ -92,16 +97,16 @@ def time_calls(
   *,
   timeout_seconds: float,
 ) -> list[float]:
-  """Seconds of each of several calls, in a thread that need not end.
+  """Times several calls, in a thread that need not end; seconds of each.
 
   Args:
-    make: makes what is called; its time counts with the first call.
-    count: of calls.
-    timeout_seconds: for each.
+    make: makes the call, whose result is waited for; its own time counts with
+      the first call.
+    timeout_seconds: for each call.
 
   Raises:
     TimeoutError: a call did not end.
-    RuntimeError: one ended with an error.
+    RuntimeError: a call ended with an error.
   """
   ended: queue.Queue[float | Exception] = queue.Queue()
 
@@ -110,11 +115,11 @@ def time_calls(
       start = time.perf_counter()
       call = make()
       for _ in range(count):
-        call()
+        jax.block_until_ready(call())
         now = time.perf_counter()
         ended.put(now - start)
         start = now
-    except Exception as error:  # for the thread that waits
+    except Exception as error:  # raised in the waiting thread
       ended.put(error)
 
   thread = threading.Thread(target=work, daemon=True, name="probe")
@@ -122,19 +127,19 @@ def time_calls(
   seconds = []
   for _ in range(count):
     try:
-      found = ended.get(timeout=timeout_seconds)
+      result = ended.get(timeout=timeout_seconds)
     except queue.Empty:
       raise TimeoutError(f"did not end within {timeout_seconds:g} s") from None
-    if isinstance(found, Exception):
-      raise RuntimeError(" ".join(str(found).split())) from found
-    seconds.append(found)
+    if isinstance(result, Exception):
+      raise RuntimeError(" ".join(str(result).split())) from result
+    seconds.append(result)
   thread.join()  # it still holds arrays
   return seconds
 
 
-def to_speed(seconds: dict[int, float], *, devices: int) -> Speed:
-  """The speed of an axis of so many devices, from `measure`."""
-  return Speed(
+def to_speed(seconds: dict[int, float], *, devices: int) -> LinkSpeed:
+  """Converts the result of `time_sums` along an axis of so many devices."""
+  return LinkSpeed(
     latency_seconds=seconds[LATENCY_BYTES],
     rates={
       size: plan_lib.ring_elements("sum", devices, size) / seconds[size]
@@ -144,32 +149,21 @@ def to_speed(seconds: dict[int, float], *, devices: int) -> Speed:
   )
 
 
-def count_exchanges(exchanges: Iterable[plan_lib.Collective], axis: str) -> int:
-  """Exchanges of a step along an axis; see `plan.sent_along`."""
-  return sum(axis in exchange.axes for exchange in exchanges)
+def count_collectives(plan: Iterable[plan_lib.Collective], axis: str) -> int:
+  """Counts the collectives of a step along an axis; see `plan.sent_along`."""
+  return sum(axis in collective.axes for collective in plan)
 
 
 def predict_seconds(
-  exchanges: Iterable[plan_lib.Collective], axis: str, speed: Speed
+  plan: Sequence[plan_lib.Collective], axis: str, speed: LinkSpeed
 ) -> float:
-  """How long a step sends along an axis: latencies, and bytes by the rate.
+  """Predicts how long a step communicates along an axis: latencies and bytes.
 
-  An exchange along several axes counts for each of them. What a compiler
-  combines or does meanwhile is left out.
+  A collective along several axes counts for each of them. What a compiler
+  combines or overlaps is ignored.
   """
-  exchanges = tuple(exchanges)
-  sent = plan_lib.sent_along(exchanges).get(axis, 0)
-  latencies = count_exchanges(exchanges, axis) * speed.latency_seconds
-  return latencies + sent / speed.rate
-
-
-def _make_sum(
-  mesh: jax.sharding.Mesh, axis: str, size: int
-) -> Callable[[], jax.Array]:
-  """Sums f32[size / 4] of each device along an axis, when it is called."""
-  elements = size // jnp.dtype(jnp.float32).itemsize
-  call = make_collective(mesh, "sum", (axis,), elements)
-  return lambda: jax.block_until_ready(call())
+  latencies = count_collectives(plan, axis) * speed.latency_seconds
+  return latencies + plan_lib.sent_along(plan).get(axis, 0) / speed.rate
 
 
 def make_collective(
@@ -180,18 +174,12 @@ def make_collective(
   *,
   dtype: str = "float32",
 ) -> Callable[[], jax.Array]:
-  """A collective by itself, along axes of a mesh, in all groups at once.
+  """Makes a call of one collective alone, on ones, in all groups at once.
 
   Args:
-    mesh: the devices.
-    kind: of `plan.Collective`, as the next two.
-    axes: several devices lie along them.
-    elements: of the whole array of a group; its devices divide them, but for a
-      sum.
-    dtype: of what is sent.
-
-  Returns:
-    Starts it, on ones, when it is called.
+    kind, axes: as in `plan.Collective`; with several devices.
+    elements: of the complete array of a group; except for a sum, its devices
+      divide them.
   """
   names, devices = mesh.axis_names, math.prod(mesh.shape[a] for a in axes)
   on_device = {
@@ -200,11 +188,11 @@ def make_collective(
     "all_to_all": lambda x: lax.all_to_all(x, axes, 0, 0, tiled=True),
     "sum": lambda x: lax.psum(x, axes),
   }[kind]
-  if kind in ("all_gather", "all_to_all"):  # of which each has a share
+  if kind in ("all_gather", "all_to_all"):  # each device holds a shard
     elements //= devices
   summed = axes if kind == "sum" else ()
   split = jax.sharding.NamedSharding(mesh, jax.P(names))
-  # Made there: a process cannot put arrays on the devices of another.
+  # Made on the devices: a process cannot put arrays on the devices of another.
   ones = jax.jit(
     lambda: jnp.ones(elements * mesh.size, dtype), out_shardings=split
   )()
@@ -219,151 +207,120 @@ def make_collective(
   return lambda: call(ones)
 
 
-# An exchange that sends nothing, for the time that exchanges take of a step.
-#
-# Every collective has something local in its place that leaves arrays of the
-# same shapes and types, and so have their gradients. What comes out is wrong;
-# what is computed between the exchanges takes the time it takes.
+class SilentExchange(exchange_lib.MeshExchange):
+  """A `MeshExchange` that sends nothing, to time the rest of a step.
 
-
-class SilentExchange(exchange.MeshExchange):
-  """As `MeshExchange`, but every device keeps to itself."""
+  Every collective, in the gradients too, is replaced by a local operation with
+  a result of the same shape and type. The results of the step are wrong, but
+  what is computed between the exchanges takes the same time.
+  """
 
   @classmethod
-  def instead_of(cls, other: exchange.MeshExchange) -> SilentExchange:
-    """Around the same layers as another."""
-    return cls(other._routes, other._specs, precision=other._precision)
+  def replacing(cls, exchange: exchange_lib.MeshExchange) -> SilentExchange:
+    """Makes a silent exchange for the same layers."""
+    dtype = exchange._exchange_dtype
+    return cls(exchange._routes, exchange._specs, exchange_dtype=dtype)
 
   def _gather(
     self, x: jax.Array, axes: tuple[str, ...], dimension: int
   ) -> jax.Array:
-    return _apart(jnp.concatenate([x] * lax.axis_size(axes), dimension))
+    return _no_fusion(jnp.concatenate([x] * lax.axis_size(axes), dimension))
 
   def _scatter(
     self, x: jax.Array, axes: tuple[str, ...], dimension: int
   ) -> jax.Array:
-    share = x.shape[dimension] // lax.axis_size(axes)
-    return _apart(lax.slice_in_dim(x, 0, share, axis=dimension))
+    size = x.shape[dimension] // lax.axis_size(axes)
+    return _no_fusion(lax.slice_in_dim(x, 0, size, axis=dimension))
 
-  def _swap(
+  def _all_to_all(
     self, x: jax.Array, axes: tuple[str, ...], split: int, join: int
   ) -> jax.Array:
     parts = jnp.split(x, lax.axis_size(axes), split)
-    return _apart(jnp.concatenate(parts, join))
+    return _no_fusion(jnp.concatenate(parts, join))
 
   def _sum(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    return _apart(_silent_sum(x, axes))
+    return _no_fusion(_silent_sum(x, axes))
 
-  def _spread(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    return _silent_spread(x, axes)
+  def _pvary(self, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    return _silent_pvary(x, axes)
 
 
-def _apart(x: jax.Array) -> jax.Array:
-  """Keeps what is before from being computed with what is behind.
-
-  Neither is it where something is sent between the two.
-  """
+def _no_fusion(x: jax.Array) -> jax.Array:
+  """Keeps XLA from fusing across this place, as a collective would."""
   return lax.optimization_barrier(x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _silent_sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  return _claim_sum(x, axes)
+  return _as_if_summed(x, axes)
 
 
-def _sum_forward(x, axes):
-  return _silent_sum(x, axes), None
-
-
-def _sum_backward(axes, _, gradient):
-  return (lax.pcast(gradient, axes, to="varying"),)
-
-
-_silent_sum.defvjp(_sum_forward, _sum_backward)
+_silent_sum.defvjp(
+  lambda x, axes: (_silent_sum(x, axes), None),
+  lambda axes, _, gradient: (lax.pcast(gradient, axes, to="varying"),),
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _silent_spread(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def _silent_pvary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   return lax.pcast(x, axes, to="varying")
 
 
-def _spread_forward(x, axes):
-  return _silent_spread(x, axes), None
+_silent_pvary.defvjp(
+  lambda x, axes: (_silent_pvary(x, axes), None),
+  lambda axes, _, gradient: (_no_fusion(_as_if_summed(gradient, axes)),),
+)
 
 
-def _spread_backward(axes, _, gradient):
-  return (_apart(_claim_sum(gradient, axes)),)
-
-
-_silent_spread.defvjp(_spread_forward, _spread_backward)
-
-
-def _claim_sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  """What a device has, with the type of the sum over all: a false claim."""
+def _as_if_summed(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """Gives a local array the type of the sum over all devices."""
   summed = jax.make_jaxpr(lambda x: lax.psum(x, axes))(x)
-  return _claim.bind(x, result=summed.out_avals[0])
+  return _retype.bind(x, result=summed.out_avals[0])
 
 
-# The type of an array says over which axes it differs, and only a collective
-# takes an axis off. This does, and sends nothing.
-_claim = jex_core.Primitive("claim")
-_claim.def_abstract_eval(lambda _, *, result: result)
-mlir.register_lowering(_claim, lambda _, x, *, result: [x])
+# The type of an array lists the axes along which it varies, and only a
+# collective removes one. This primitive does too, and sends nothing.
+_retype = jex_core.Primitive("retype")
+_retype.def_abstract_eval(lambda _, *, result: result)
+mlir.register_lowering(_retype, lambda _, x, *, result: [x])
 
 
-# One device's work on every device of a mesh at once, each with its own data.
-#
-# Nothing is exchanged. Simulated devices share the cores of a machine, and
-# those of a host its links and its power: what one device takes for its part of
-# a step is measured while the others are busy with theirs.
+def on_each_device(mesh: jax.sharding.Mesh, function: Callable) -> Callable:
+  """Maps a function of pytrees of one device's arrays over all devices.
 
-
-def on_each(mesh: jax.sharding.Mesh, function: Callable) -> Callable:
-  """A function of one device's blocks, as one of all devices'.
-
-  Args:
-    mesh: the devices.
-    function: of pytrees of blocks, to a pytree of blocks.
-
-  Returns:
-    The same of arrays with a first dimension of devices.
+  The result takes and returns arrays with a first dimension of devices. Nothing
+  is sent.
   """
   split = jax.P(mesh.axis_names)
 
-  def on_device(*blocks):
-    result = function(*jax.tree.map(lambda x: x[0], blocks))
+  def on_device(*arguments):
+    result = function(*jax.tree.map(lambda x: x[0], arguments))
     return jax.tree.map(lambda x: x[None], result)
 
   return jax.shard_map(on_device, mesh=mesh, in_specs=split, out_specs=split)
 
 
-def fill(mesh: jax.sharding.Mesh, blocks: Any, *, seed: int = 0) -> Any:
-  """Noise for `on_each`, the same on every device.
+def make_noise(mesh: jax.sharding.Mesh, arrays: Any, *, seed: int = 0) -> Any:
+  """Makes arguments for `on_each_device`, the same noise on every device.
 
   Args:
-    mesh: the devices.
-    blocks: a pytree of `jax.ShapeDtypeStruct`, of one device.
-    seed: of the noise.
+    arrays: a pytree of `jax.ShapeDtypeStruct`, of one device.
 
   Returns:
-    The same with a first dimension of devices: normal, but for bool, where
-    half is True, and whole numbers, which are 0.
+    The same with a first dimension of devices: normal, except that half of a
+    bool array is True, and integers are 0.
   """
   rng = np.random.default_rng(seed)
   split = jax.sharding.NamedSharding(mesh, jax.P(mesh.axis_names))
 
-  def place(block):
-    noise = _draw(rng, block.shape, block.dtype)
-    return jax.device_put(
-      np.broadcast_to(noise, (mesh.size, *noise.shape)), split
-    )
+  def make(array):
+    shape, dtype = array.shape, array.dtype
+    if dtype == jnp.bool:
+      noise = rng.integers(0, 2, shape).astype(dtype)
+    elif jnp.issubdtype(dtype, jnp.integer):
+      noise = np.zeros(shape, dtype)
+    else:
+      noise = rng.standard_normal(shape, np.float32).astype(dtype)
+    return jax.device_put(np.broadcast_to(noise, (mesh.size, *shape)), split)
 
-  return jax.tree.map(place, blocks)
-
-
-def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype):
-  if dtype == jnp.bool:
-    return rng.integers(0, 2, shape).astype(dtype)
-  if jnp.issubdtype(dtype, jnp.integer):
-    return np.zeros(shape, dtype)
-  return rng.standard_normal(shape, np.float32).astype(dtype)
+  return jax.tree.map(make, arrays)

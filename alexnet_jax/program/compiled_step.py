@@ -1,4 +1,4 @@
-"""Compiles the step of a program, and holds its communication to the plan."""
+"""Compiles the training step of a program, and audits it against the plan."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ def compile_step(
   *,
   options: Mapping[str, compiler_options.Value] | None = None,
 ) -> tuple[jax.stages.Compiled, audit_lib.Audit]:
-  """Compiles the training step, and audits what came of it.
+  """Compiles and audits the training step.
 
-  The heap of this process then holds what a step takes of it meanwhile, see
-  `distributed/malloc.py`.
-
-  Args:
-    program: the program.
-    options: for the compiler, as `compiler_options.choose` finds them.
+  The heap of this process then keeps the memory that a step needs for its
+  temporaries, see `distributed/malloc.py`.
 
   Raises:
-    jax.errors.JaxRuntimeError: the compiler cannot, as where memory is short.
+    jax.errors.JaxRuntimeError: the step cannot be compiled, for example
+      because memory is short.
   """
   traced = program.trace()
   try:
@@ -36,7 +33,7 @@ def compile_step(
     if options:
       error.add_note("With --xla_options=off, XLA may compile it.")
     raise
-  malloc.reserve(
+  malloc.reserve_heap(
     jax.local_device_count() * find_memory(compiled).get("temporaries", 0)
   )
   audit = audit_lib.audit_step(
@@ -49,13 +46,13 @@ def compile_step(
 
 
 def find_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-  """Bytes on one device by the compiler's analysis; {} where it has none."""
-  found = compiled.memory_analysis()
-  if found is None:
+  """Returns the compiler's estimate of bytes on one device; {} without one."""
+  analysis = compiled.memory_analysis()
+  if analysis is None:
     return {}
-  arguments = found.argument_size_in_bytes
-  outputs = found.output_size_in_bytes - found.alias_size_in_bytes
-  temporaries = found.temp_size_in_bytes
+  arguments = analysis.argument_size_in_bytes
+  outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+  temporaries = analysis.temp_size_in_bytes
   return {
     "arguments": arguments,
     "outputs": outputs,

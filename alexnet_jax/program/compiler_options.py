@@ -1,10 +1,9 @@
-"""What XLA is asked for beyond its defaults, platform by platform.
+"""Chooses XLA options for each platform.
 
-Options that let a device compute while its exchanges run, and that choose the
-library for its products. They reach the
-compiler with the step, as `compile(compiler_options=...)`, which refuses a name
-that it does not know; in XLA_FLAGS a name that was retired ends the process.
-None changes what a step sends, as the audit shows each time.
+They let a device compute while its exchanges run, and choose the library for
+its matrix products. They are passed to `compile(compiler_options=...)`, which
+raises an error for an unknown name; in XLA_FLAGS a name that was retired ends
+the process. No option changes what a step sends, as the audit shows each time.
 """
 
 from __future__ import annotations
@@ -19,64 +18,63 @@ import numpy as np
 
 MODES = ("auto", "off")
 
-# Exchanges of a kind are combined up to this size. At full size the gradients
-# of fc6, fc7 and fc8 are 96 % of all and known first, those of the convolutions
-# 9 MB together: the former are to go alone and early, the latter a few at a
-# time. XLA's own bounds, 30 MiB on GPUs and 120 MiB on TPUs, join fc8, and on
-# TPUs fc7 too, to conv1, whose gradient is the last. Reasoned, and seen in
-# steps compiled for machines that were not there; not measured on several GPUs
-# or TPUs. Sums of data_parallel that run beside a layer's computation with it:
-# 3, not 0, on 8 H100; 4, not 0, on 8 chips of v5e.
+# Collectives of a kind are combined up to this size. At full size the gradients
+# of fc6, fc7 and fc8 are 96 % of all and known first; those of the convolutions
+# have 9 MB in all. So the former should go alone and early, the latter a few at
+# a time. XLA's own limits, 30 MiB on GPUs and 120 MiB on TPUs, combine fc8, and
+# on TPUs fc7 too, with conv1, whose gradient is the last. This is reasoned, and
+# seen in steps compiled for such machines, but not measured on several GPUs or
+# TPUs. With it, 3 all-reduces of data_parallel instead of 0 overlap with a
+# layer's computation on 8 H100, and 4 instead of 0 on 8 chips of v5e.
 _COMBINED_BYTES = 4 * 2**20
 
-# By device kind, of CPUs by instruction set, else by platform. Values are as
-# DebugOptions has them, bool, int or str; "true" is refused there.
+# By device kind (for CPUs by instruction set), else by platform. Values have
+# the types of DebugOptions: bool, int or str; it refuses "true".
 #
-# Left out, for every platform: pipelined collectives, as
-# xla_gpu_enable_pipelined_all_reduce. They move the exchanges of one round of a
-# loop into the next; a step has no loop, and jaxlib 0.12 none of these names.
+# Left out for every platform: pipelined collectives, as
+# xla_gpu_enable_pipelined_all_reduce. They move collectives from one iteration
+# of a loop to the next; a step has no loop, and jaxlib 0.12 lacks these names.
 Value = bool | int | str
 PRESETS: Mapping[str, Mapping[str, Value]] = {
-  # Exchanges are asynchronous here by default, but end right where they start
-  # unless the scheduler looks for something to do between.
+  # Collectives are asynchronous here by default, but end right where they start
+  # unless the scheduler puts computation in between.
   "gpu": {
-    # It does; for GPUs that XLA has a model of, as H100, also by itself.
-    # JAX, "GPU performance tips"; set in NVIDIA's images of JAX.
+    # This scheduler does; for GPUs that XLA has a model of, as H100, it is the
+    # default. JAX, "GPU performance tips"; set in NVIDIA's images of JAX.
     "xla_gpu_enable_latency_hiding_scheduler": True,
     # XLA, "XLA Flags Guidance"; JAX, "GPU performance tips".
     "xla_gpu_all_reduce_combine_threshold_bytes": _COMBINED_BYTES,
     "xla_gpu_all_gather_combine_threshold_bytes": _COMBINED_BYTES,
     "xla_gpu_reduce_scatter_combine_threshold_bytes": _COMBINED_BYTES,
   },
-  # Such a scheduler and asynchronous gathers are on by default here, sums are
-  # not. Without one of these three none is.
+  # Such a scheduler and asynchronous all-gathers are on by default here,
+  # asynchronous all-reduces are not. They need all three of these.
   "tpu": {
-    # Runs a sum piece by piece beside a computation.
+    # Runs an all-reduce in pieces beside a computation.
     # XLA, "XLA Flags Guidance"; MaxText, xla_flags_library.py,
     # CF_FOR_ALL_REDUCE.
     "xla_enable_async_all_reduce": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
-    # Of sums. MaxText's and AXLearn's options bound their number instead.
+    # For all-reduces. MaxText and AXLearn limit their number instead.
     "xla_jf_crs_combiner_threshold_in_bytes": _COMBINED_BYTES,
   },
-  # Has 16 MiB of memory for vectors, too little for the pieces of a sum beside
-  # those of a gather: fully_sharded does not compile with the options above.
+  # It has 16 MiB of vector memory, too little for the pieces of an all-reduce
+  # and an all-gather: fully_sharded does not compile with the options above.
   "TPU v4": {},
   # Simulated devices share the cores of one machine: while one waits, another
-  # computes, and there is no time to hide.
+  # computes, so there is no time to hide.
   "cpu": {},
   "x86 cpu": {
-    # YNNPACK, which XLA hands products and convolutions to, is to have the
-    # products only. Convolutions then run as Eigen's, on kernels of oneDNN that
-    # exist for this instruction set alone: the gradients of kernels take a half
-    # to a third of the time, see docs/performance.md.
+    # By default XLA gives matrix products and convolutions to YNNPACK; this
+    # leaves it the products. Convolutions then run as Eigen's, on oneDNN
+    # kernels that exist only for this instruction set: kernel gradients take
+    # half to a third of the time, see docs/performance.md.
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
   },
 }
 
-_X86 = ("x86_64", "amd64")
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-# Of XLA's and of libtpu's compiler alike.
+# The message of XLA's and of libtpu's compiler.
 _UNKNOWN = "No such compile option"
 
 
@@ -86,10 +84,10 @@ class Options:
 
   Attributes:
     platform: gpu, tpu or cpu.
-    used: name -> value.
+    used: {name: value}.
     unknown: names of the preset that the installed compiler does not know.
-    set_by_user: those that the user has set: name -> variable.
-    off: whether the user wants none of what is preset.
+    set_by_user: {name in the preset: variable that the user has set it in}.
+    off: the user wants no preset.
   """
 
   platform: str
@@ -99,7 +97,7 @@ class Options:
   off: bool = False
 
   def lines(self) -> list[str]:
-    """What a person should know of it; nothing where nothing is preset."""
+    """Returns lines for the user; [] without a preset."""
     if self.off:
       return [f"XLA options for {self.platform}: XLA's own (--xla_options=off)"]
     lines = []
@@ -119,18 +117,21 @@ class Options:
 
 
 def choose(devices: Iterable[jax.Device], *, mode: str) -> Options:
-  """The options for devices; compiles a sum of two numbers to try them.
+  """Chooses the options for devices; compiles a small program to test them.
 
   Args:
-    devices: of one platform, maybe of a slice that is not there.
+    devices: of one platform; also described devices, as for a TPU topology.
     mode: of --xla_options, one of `MODES`.
 
   Raises:
-    jax.errors.JaxRuntimeError: a value is refused.
+    jax.errors.JaxRuntimeError: the compiler refuses a value.
   """
   devices = list(devices)
   platform = devices[0].platform
-  preset = PRESETS.get(_kind(devices[0]), PRESETS.get(platform, {}))
+  kind = devices[0].device_kind
+  if platform == "cpu" and machine.machine().lower() in ("x86_64", "amd64"):
+    kind = "x86 cpu"
+  preset = PRESETS.get(kind, PRESETS.get(platform, {}))
   if mode == "off" or not preset:
     return Options(platform=platform, used={}, off=bool(preset))
   set_by_user = {
@@ -139,36 +140,30 @@ def choose(devices: Iterable[jax.Device], *, mode: str) -> Options:
     for name in _find_names(os.environ.get(variable, ""))
     if name in preset
   }
-  wanted = {
+  options = {
     name: value for name, value in preset.items() if name not in set_by_user
   }
-  unknown = find_unknown(_find_own(devices), wanted)
+  local = [d for d in devices if d.process_index == jax.process_index()]
+  unknown = find_unknown((local or devices)[0], options)
+  for name in unknown:
+    del options[name]
   return Options(
-    platform=platform,
-    used={name: value for name, value in wanted.items() if name not in unknown},
-    unknown=unknown,
-    set_by_user=set_by_user,
+    platform=platform, used=options, unknown=unknown, set_by_user=set_by_user
   )
-
-
-def _kind(device: jax.Device) -> str:
-  if device.platform == "cpu" and machine.machine().lower() in _X86:
-    return "x86 cpu"
-  return device.device_kind
 
 
 def find_unknown(
   device: jax.Device, options: Mapping[str, Value]
 ) -> tuple[str, ...]:
-  """Those options that the compiler for a device does not know.
+  """Returns the options that the compiler for a device does not know.
 
-  Takes one compilation where it knows all, and one more for each otherwise.
+  Takes one compilation if it knows all, otherwise one more for each option.
 
   Raises:
-    jax.errors.JaxRuntimeError: it knows an option and refuses its value.
+    jax.errors.JaxRuntimeError: the compiler refuses a value.
   """
-  place = jax.sharding.SingleDeviceSharding(device)
-  number = jax.ShapeDtypeStruct((), np.float32, sharding=place)
+  sharding = jax.sharding.SingleDeviceSharding(device)
+  number = jax.ShapeDtypeStruct((), np.float32, sharding=sharding)
   lowered = jax.jit(lambda x: x + x).lower(number)
 
   def knows(options: Mapping[str, Value]) -> bool:
@@ -187,16 +182,8 @@ def find_unknown(
   )
 
 
-def _find_own(devices: list[jax.Device]) -> jax.Device:
-  """A device of this process."""
-  own = jax.process_index()
-  return next(
-    (device for device in devices if device.process_index == own), devices[0]
-  )
-
-
 def _find_names(flags: str) -> set[str]:
-  """Names of the flags in a variable, or in the file that it names."""
+  """Returns the names of the flags in a variable, or in the file it names."""
   if flags and not flags.lstrip().startswith("-"):
     with open(flags.strip()) as file:
       flags = file.read()

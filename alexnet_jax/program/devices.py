@@ -1,20 +1,18 @@
-"""The devices of this process before a run: that they start, and hold it."""
+"""Checks before a run: do the devices start, and is their memory enough?"""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import socket
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 
 from alexnet_jax.distributed import machine
 from alexnet_jax.program import program as program_lib
 
-_SHORTAGE = "RESOURCE_EXHAUSTED"
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 _REMEDY = (
   "Set a lower config.batch_size, config.data.batches_ahead, "
   "config.data.stored_size, config.network.width, config.network.image_size, "
@@ -27,67 +25,55 @@ def check_start() -> None:
   """Starts the devices of this process.
 
   Raises:
-    OSError: they cannot be used.
-    ValueError: XLA would not read the flags that it is given.
+    OSError: JAX cannot use them.
+    ValueError: XLA would not read all of XLA_FLAGS.
   """
   _check_xla_flags(os.environ.get("XLA_FLAGS", ""))
   try:
     jax.devices()
   except RuntimeError as error:
-    host = socket.gethostname()
-    # Processes on CPUs meet at the addresses of their host names.
-    reason = (
-      ""
-      if machine.find_address()
-      else (
-        f"; the host name {host!r} has no address. Give it that of its network "
-        "interface in /etc/hosts of that host"
+    reason = ""
+    # Processes on CPUs connect to the addresses of their host names.
+    if not machine.find_address():
+      reason = (
+        f"; the host name {socket.gethostname()!r} has no address. Give it "
+        "that of its network interface in /etc/hosts of that host"
       )
-    )
     raise OSError(f"JAX cannot start its devices ({error}){reason}.") from error
 
 
-def _check_xla_flags(given: str) -> None:
-  """Refuses words that are no flags, behind which XLA reads nothing.
+def _check_xla_flags(text: str) -> None:
+  """Refuses words that are no flags: XLA ignores everything after them.
 
-  A flag that it does not know, XLA names itself, and ends the process.
+  XLA itself names a flag that it does not know, and ends the process.
   """
-  words = [word for word in given.split() if not word.startswith("-")]
-  # It also takes the name of a file, and flags in quotes.
-  if words and not os.path.exists(given) and not {*given} & {*"'\""}:
+  words = [word for word in text.split() if not word.startswith("-")]
+  # XLA also accepts the name of a file, and flags in quotes.
+  if words and not os.path.exists(text) and not {*text} & {*"'\""}:
     raise ValueError(
       f"XLA_FLAGS has {words[0]!r}, expected flags as --xla_NAME=VALUE. Set "
       "XLA_FLAGS."
     )
 
 
-def find_held(
+def count_held_bytes(
   program: program_lib.Program, *, batches_ahead: int
 ) -> dict[str, int]:
-  """Bytes that one device holds between steps, by what they are of.
+  """Counts the bytes that one device holds between steps, by kind.
 
-  Args:
-    program: the program.
-    batches_ahead: of the config; one more is in use, and one on its way.
+  One batch more than `batches_ahead` is in use, and one is being copied.
   """
-  side = program.augmentation.stored_size
-  shapes = (program.batch_size, side, side, 3), (program.batch_size,)
-  batch = sum(
-    math.prod(sharding.shard_shape(shape)) * np.dtype(dtype).itemsize
-    for sharding, shape, dtype in zip(
-      program.batch_shardings, shapes, (np.uint8, np.int32), strict=True
-    )
-  )
-  shares = program.shares.values()
+  loads = program.device_loads.values()
+  batch = sum(map(program_lib.count_shard_bytes, program.abstract_batch))
   return {
-    "parameters": sum(share.parameter_bytes for share in shares),
+    "parameters": sum(load.parameter_bytes for load in loads),
     "optimizer": sum(program.optimizer_bytes.values()),
     "batches": batch * (batches_ahead + 2),
   }
 
 
 def find_memory(device: jax.Device) -> dict[str, int | None]:
-  """Bytes that a device of this process may use; None: it does not say."""
+  """Returns bytes of a device of this process; None if it does not say."""
   stats = device.memory_stats() or {}
   return {
     "id": device.id,
@@ -97,48 +83,43 @@ def find_memory(device: jax.Device) -> dict[str, int | None]:
 
 
 def check_memory(program: program_lib.Program, *, batches_ahead: int) -> None:
-  """Refuses a run that the memory here does not hold between two steps.
+  """Refuses a run whose arrays between two steps do not fit in memory.
 
-  What a step needs besides, activations above all, is not known before it is
-  compiled. Devices of a CPU share the memory that is free on this host.
-
-  Args:
-    program: the program.
-    batches_ahead: of the config.
+  What a step needs besides, above all activations, is known only once it is
+  compiled. The devices of a CPU share the free memory of this host.
 
   Raises:
-    ValueError: names the fields that say how much is held.
+    ValueError: names the fields that determine the size.
   """
-  held = sum(find_held(program, batches_ahead=batches_ahead).values())
+  held = sum(count_held_bytes(program, batches_ahead=batches_ahead).values())
   own = [
     device
     for device in program.mesh.devices.flat
     if device.process_index == jax.process_index()
   ]
   limits = [find_memory(device)["limit"] for device in own]
-  where, limit = "a device may use", min(filter(None, limits), default=None)
+  available, limit = "a device may use", min(filter(None, limits), default=None)
   if limit is None and own[0].platform == "cpu":
     held *= len(own)
-    where, limit = "this host has free", machine.find_memory()[1]
+    available, limit = "this host has free", machine.find_memory()[1]
   if limit is not None and held > limit:
     raise ValueError(
-      f"parameters, optimizer and batches take {machine.to_size(held)}, but "
-      f"{where} {machine.to_size(limit)}. {_REMEDY}"
+      f"parameters, optimizer and batches take {machine.format_bytes(held)}, "
+      f"but {available} {machine.format_bytes(limit)}. {_REMEDY}"
     )
 
 
 @contextlib.contextmanager
-def name_shortage() -> Iterator[None]:
-  """Says what to change where memory does not suffice within.
+def explain_out_of_memory() -> Iterator[None]:
+  """Turns an out-of-memory error into one that says what to change.
 
   Raises:
-    OSError: in the place of the error of JAX or NumPy.
+    OSError: instead of the error of JAX or NumPy.
   """
   try:
     yield
   except (jax.errors.JaxRuntimeError, MemoryError) as error:
-    is_shortage = isinstance(error, MemoryError) or _SHORTAGE in str(error)
-    if not is_shortage:
+    if not isinstance(error, MemoryError) and _OUT_OF_MEMORY not in str(error):
       raise
     reason = str(error).partition("\n")[0] or "of this host"
-    raise OSError(f"memory does not suffice ({reason}). {_REMEDY}") from error
+    raise OSError(f"out of memory ({reason}). {_REMEDY}") from error

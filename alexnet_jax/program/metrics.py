@@ -1,7 +1,7 @@
-"""What a step measures of its logits: loss and errors, as sums over images.
+"""Loss and errors of logits, as sums over images.
 
-Sums, not means: they can be added over devices, batches and a last batch that
-is not full, and every image counts exactly once.
+Sums, unlike means, can be added over devices, over batches and over a last
+batch that is not full, so that every image counts exactly once.
 """
 
 import jax
@@ -9,49 +9,53 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# The order of the sums in the array that `totals` returns.
-NAMES = ("loss", "top1_error", "top5_error", "images")
+# The k of each top-k error; reports and evaluations follow from it.
+TOP_K = (1, 5)
+# The order of the sums that `totals` returns.
+NAMES = ("loss", *(f"top{k}_error" for k in TOP_K), "images")
 
 
 def totals(
   logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0
 ) -> jax.Array:
-  """Sums over the images of a block.
+  """Sums loss and errors over the images on a device.
 
   Args:
     logits: f32[n, classes].
     labels: i32[n], 0..classes-1, or negative for a row that is no image.
-    smoothing: share of each label's weight that is spread evenly over all
+    smoothing: part of each label's weight that is spread evenly over all
       classes, 0 <= smoothing < 1; changes the loss only (Szegedy et al. 2016,
       "Rethinking the Inception architecture", section 7).
 
   Returns:
-    f32[4]: the sum of the cross-entropies in nats, the images whose label is
-    not the first, not among the first five of the classes, and the images.
+    f32[4]: the cross-entropy in nats; the number of images whose label is not
+    the most probable class, and not among the five most probable; the number
+    of images.
   """
-  real = labels >= 0
-  label = jnp.where(real, labels, 0)
+  is_image = labels >= 0
+  label = jnp.where(is_image, labels, 0)
   if smoothing:
-    wanted = jax.nn.one_hot(label, logits.shape[1], dtype=logits.dtype)
-    wanted = optax.smooth_labels(wanted, smoothing)
-    loss = optax.softmax_cross_entropy(logits, wanted)
+    target = jax.nn.one_hot(label, logits.shape[1], dtype=logits.dtype)
+    target = optax.smooth_labels(target, smoothing)
+    loss = optax.softmax_cross_entropy(logits, target)
   else:
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
   rank = ranks(logits, label)
   per_image = jnp.stack(
-    [loss, rank >= 1, rank >= 5, jnp.ones_like(loss)], dtype=jnp.float32
+    [loss, *(rank >= k for k in TOP_K), jnp.ones_like(loss)],
+    dtype=jnp.float32,
   )
-  return jnp.sum(jnp.where(real, per_image, 0.0), axis=1)
+  return jnp.sum(jnp.where(is_image, per_image, 0.0), axis=1)
 
 
 def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """The place of each label among the classes: i32[n], 0 is first.
+  """Ranks each label among the classes: i32[n], 0 is the most probable.
 
-  A class that ties with the label ranks before it, and so does every class
-  where a logit is not a number.
+  A class whose logit ties with the label's ranks before it, and so does one
+  where either logit is NaN.
 
   Args:
-    logits: f32[n, classes], or anything that rises with them.
+    logits: f32[n, classes], or any increasing function of them.
     labels: i32[n], 0..classes-1.
   """
   of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)
@@ -59,10 +63,7 @@ def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def to_means(sums: jax.Array) -> dict[str, float]:
-  """Divides the sums by the number of images; errors are fractions, 0..1.
-
-  Args:
-    sums: f32[4], as `totals` returns.
+  """Divides the sums that `totals` returns by the number of images.
 
   Returns:
     {"loss": nats, "top1_error": 0..1, "top5_error": 0..1, "images": count}.
@@ -75,11 +76,7 @@ def to_means(sums: jax.Array) -> dict[str, float]:
 
 
 def to_errors(sums: np.ndarray) -> float | list[float]:
-  """The top-1 error, 0..1; a list of that of each member of an ensemble.
-
-  Args:
-    sums: f32[4], as `totals` returns, or f32[members, 4].
-  """
+  """Returns the top-1 error, 0..1, or of f32[runs, 4] a list of them."""
   if np.ndim(sums) > 1:
-    return [to_means(of_member)["top1_error"] for of_member in sums]
+    return [to_means(row)["top1_error"] for row in sums]
   return to_means(sums)["top1_error"]

@@ -1,8 +1,8 @@
-"""A training step on a mesh, and its parts.
+"""A network on a layout: its steps, with the mesh they run on.
 
-Needs no data and no directory, so everything that looks at a step before it
-runs starts here. The only place that enters the mesh. How a step is compiled
-and audited is in `compiled_step.py`.
+A program needs neither data nor a workdir, so everything that looks at a step
+before it runs starts here. This is the only module that enters the mesh
+(`jax.set_mesh`). `compiled_step.py` compiles and audits the training step.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from alexnet_jax.program import step as step_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-  """What a layout makes of a network, on a mesh of devices.
+  """A network on a layout and a mesh of devices, ready to train or evaluate.
 
   Attributes:
-    nested_axes: those of the mesh as devices are put on them, slowest first.
-    views: of each image in an evaluation.
-    label_smoothing: of the training loss.
-    compute_dtype: type in which the network is computed.
-    implementations: of each operation, see `network/implementations.py`.
-    ensemble: how many members are trained at once. All else is of one member,
-      but for the mesh and its axes, and arrays: what each member has for itself
-      has a first dimension of members where there are several.
+    nested_axes: the axes of the mesh in the order in which devices are put on
+      them, slowest first.
+    views: views of each image in an evaluation, 1 or 10.
+    label_smoothing: of the training loss; see `metrics.totals`.
+    compute_dtype: see `step.ForwardPass`.
+    ensemble: how many members are trained at once. All other attributes
+      describe one member, except the mesh and its axes. With several members,
+      each array that a member has for itself gains a first dimension.
   """
 
   network: wiring.Network
@@ -61,208 +61,220 @@ class Program:
   )
   ensemble: ensemble_lib.Ensemble = ensemble_lib.Ensemble()
 
+  @functools.cached_property
+  def forward(self) -> step_lib.ForwardPass:
+    """The forward pass, as all steps of this program compute it."""
+    return step_lib.ForwardPass(
+      network=self.network,
+      specs=self.specs,
+      exchange=self.exchange,
+      augmentation=self.augmentation,
+      compute_dtype=self.compute_dtype,
+      implementations=self.implementations,
+    )
+
+  def make_keys(self, seed: int) -> tuple[jax.Array, jax.Array]:
+    """Makes the keys of the initial state and of the steps, on every device.
+
+    Member m of an ensemble has the keys of a single run with `seed` + m.
+    """
+
+    def split() -> tuple[jax.Array, ...]:
+      pairs = [
+        jax.random.split(jax.random.key(seed + member))
+        for member in range(self.ensemble.members)
+      ]
+      return tuple(
+        self.ensemble.stack([pair[index] for pair in pairs]) for index in (0, 1)
+      )
+
+    # Under jit: a process cannot put arrays on the devices of another.
+    return jax.jit(split, out_shardings=self._key_sharding)()
+
   def init(self, key: jax.Array) -> step_lib.TrainState:
-    """The state before the first step."""
+    """Makes the state before the first step."""
     with jax.set_mesh(self.mesh):
       return self._jitted_init(key)
 
   @functools.cached_property
+  def _jitted_init(self):
+    return self.ensemble.map_members(
+      jax.jit(self._init),
+      self.mesh,
+      own=(self.specs.replicated,),
+      result=self._state_specs,
+    )
+
+  def _init(self, key: jax.Array) -> step_lib.TrainState:
+    return step_lib.init_state(self.forward, self.optimizer, key)
+
+  def trace(self) -> jax.stages.Traced:
+    """Traces the training step: (state, key, images, labels)."""
+    keys = [jax.random.key(0)] * self.ensemble.members
+    key = jax.eval_shape(lambda: self.ensemble.stack(keys))
+    key = key.update(sharding=self._key_sharding)
+    train_step = self.ensemble.map_members(
+      step_lib.make_train_step(
+        self.forward, self.optimizer, label_smoothing=self.label_smoothing
+      ),
+      self.mesh,
+      own=(self._state_specs, self.specs.replicated),
+      shared=(self.specs.images, self.specs.labels),
+      result=(self._state_specs, self.specs.replicated),
+      donated=(0,),
+    )
+    with jax.set_mesh(self.mesh):
+      return train_step.trace(self.abstract_state, key, *self.abstract_batch)
+
+  def trace_part(
+    self, function: Callable, *arguments, donated: tuple[int, ...] = ()
+  ) -> jax.stages.Traced:
+    """Traces a part of a step that is computed on global arrays."""
+    with jax.set_mesh(self.mesh):
+      return jax.jit(function, donate_argnums=donated).trace(*arguments)
+
+  def replay(self, state, key, images, labels) -> tuple:
+    """Replays a step of one member; see `nonfinite_step.py`."""
+    nonfinite = nonfinite_step.make_nonfinite_step(
+      self.forward, mesh=self.mesh, label_smoothing=self.label_smoothing
+    )
+    with jax.set_mesh(self.mesh):
+      return nonfinite(state, key, images, labels)
+
+  def evaluate(self, variables, images, labels) -> jax.Array:
+    """Sums `metrics.NAMES` over a batch, of `views` each: f32[4].
+
+    With several members: f32[members, 4].
+    """
+    with jax.set_mesh(self.mesh):
+      return self._eval_step(variables, images, labels)
+
+  @functools.cached_property
+  def _eval_step(self) -> Callable[..., jax.Array]:
+    return self.ensemble.map_members(
+      eval_step.make_eval_step(self.forward, views=self.views),
+      self.mesh,
+      own=(self.specs.variables,),
+      shared=(self.specs.images, self.specs.labels),
+      result=self.specs.replicated,
+    )
+
+  def predict(self, variables, images, labels) -> tuple[jax.Array, jax.Array]:
+    """Computes what `evaluate` sums, image by image; see `eval_step.py`."""
+    with jax.set_mesh(self.mesh):
+      return self._predict_step(variables, images, labels)
+
+  @functools.cached_property
+  def _predict_step(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    return eval_step.make_predict_step(self.forward, views=self.views)
+
+  @functools.cached_property
   def abstract_state(self) -> step_lib.TrainState:
     """The state's shapes, types and shardings."""
-    return self.ensemble.abstract(self.mesh, self.members[0]._state_of_one)
+    return self.ensemble.stack_abstract(
+      self.mesh, self.members[0]._member_state
+    )
+
+  @functools.cached_property
+  def _member_state(self) -> step_lib.TrainState:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.set_mesh(self.mesh):
+      state = jax.eval_shape(self._init, key)
+    return specs.with_shardings(self.mesh, state)
+
+  @property
+  def _state_specs(self) -> step_lib.TrainState:
+    """The specs of the state of one member."""
+    state = self.members[0]._member_state
+    return jax.tree.map(lambda leaf: leaf.sharding.spec, state)
+
+  @functools.cached_property
+  def batch_shardings(self) -> tuple:
+    """The shardings of the images and of the labels that a step takes."""
+    return specs.to_shardings(self.mesh, (self.specs.images, self.specs.labels))
+
+  @property
+  def abstract_batch(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The images and the labels that a step takes, as for `abstract_state`."""
+    n, side = self.batch_size, self.augmentation.stored_size
+    images, labels = self.batch_shardings
+    return (
+      jax.ShapeDtypeStruct((n, side, side, 3), np.uint8, sharding=images),
+      jax.ShapeDtypeStruct((n,), np.int32, sharding=labels),
+    )
+
+  @functools.cached_property
+  def _key_sharding(self) -> jax.sharding.Sharding:
+    spec = self.ensemble.stack_spec(self.specs.replicated)
+    return specs.to_shardings(self.mesh, spec)
 
   @functools.cached_property
   def members(self) -> tuple[Program, ...]:
-    """The program of each member alone, on the devices that it has here."""
+    """The program of each member alone, on its own devices."""
     if self.ensemble.members == 1:
       return (self,)
     return tuple(
       dataclasses.replace(
         self,
-        mesh=self.ensemble.narrow(self.mesh, member),
+        mesh=self.ensemble.find_member_mesh(self.mesh, member),
         nested_axes=self.nested_axes[1:],
         ensemble=ensemble_lib.Ensemble(),
       )
       for member in range(self.ensemble.members)
     )
 
-  @functools.cached_property
-  def _state_of_one(self) -> step_lib.TrainState:
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    with jax.set_mesh(self.mesh):
-      state = jax.eval_shape(self._init, key)
-    return specs.with_shardings(self.mesh, state)
+  def select_run(
+    self, index: int | None, state: step_lib.TrainState
+  ) -> tuple[Program, step_lib.TrainState]:
+    """Returns the program and the state of one of the runs in this program.
+
+    With an index of None, this program has one run only.
+    """
+    if index is None:
+      return self, state
+    program = self.members[index]
+    return program, ensemble_lib.take_member(state, program.abstract_state)
+
+  @property
+  def run_name(self) -> str:
+    """What reports call one of several runs in this program."""
+    return ensemble_lib.NAME
+
+  def describe_runs(self, seed: int) -> list[str]:
+    """Returns a line on an ensemble whose first member has `seed`, else []."""
+    return self.ensemble.describe(self.layout, seed=seed)
 
   @functools.cached_property
-  def shares(self) -> dict[str, per_device.Share]:
+  def axes_by_bytes(self) -> tuple[str, ...]:
+    """The axes of the mesh, nested by the bytes sent along them."""
+    layout = self.ensemble.add_axis(self.layout)
+    return mesh_lib.nest_axes(layout, plan_lib.sent_along(self.plan))
+
+  @functools.cached_property
+  def device_loads(self) -> dict[str, per_device.DeviceLoad]:
     """What one device holds and computes of each layer."""
-    return per_device.find_shares(
+    return per_device.find_loads(
       self.network,
       self.layout,
       batch_size=self.batch_size,
-      precision=self.compute_dtype,
+      compute_dtype=self.compute_dtype,
     )
 
   @functools.cached_property
   def optimizer_bytes(self) -> dict[str, int]:
-    """Of the optimizer's state for each layer, on one device."""
-    held = dict.fromkeys(self.shares, 0)
+    """Bytes of the optimizer's state for each layer, on one device."""
+    held = dict.fromkeys(self.device_loads, 0)
     state = self.abstract_state.optimizer
     for path, leaf in jax.tree.leaves_with_path(state):
-      block = leaf.sharding.shard_shape(leaf.shape)
       for key in path:
         if getattr(key, "key", None) in held:
-          held[key.key] += math.prod(block) * leaf.dtype.itemsize
+          held[key.key] += count_shard_bytes(leaf)
     return held
 
-  @functools.cached_property
-  def batch_shardings(self) -> tuple:
-    """Of the images and of the labels that a step takes."""
-    return specs.to_shardings(self.mesh, (self.specs.images, self.specs.labels))
 
-  @functools.cached_property
-  def _own_sharding(self) -> jax.sharding.Sharding:
-    """Of what is whole on all devices of a member."""
-    return specs.to_shardings(self.mesh, self.ensemble.spec(self.specs.whole))
-
-  def make_keys(self, seed: int) -> tuple[jax.Array, jax.Array]:
-    """The keys of the initial state and of the steps, on every device.
-
-    Those of member m of an ensemble are those of a single run with `seed` + m.
-    """
-
-    def split() -> tuple[jax.Array, jax.Array]:
-      pairs = [
-        jax.random.split(jax.random.key(seed + member))
-        for member in range(self.ensemble.members)
-      ]
-      init_key, step_key = (
-        self.ensemble.stack([pair[index] for pair in pairs]) for index in (0, 1)
-      )
-      return init_key, step_key
-
-    # Made there: a process cannot put arrays on the devices of another.
-    return jax.jit(
-      split, out_shardings=(self._own_sharding, self._own_sharding)
-    )()
-
-  def trace(self) -> jax.stages.Traced:
-    """The training step as JAX sees it: (state, key, images, labels)."""
-    side = self.augmentation.stored_size
-    keys = [jax.random.key(0)] * self.ensemble.members
-    key = jax.eval_shape(lambda: self.ensemble.stack(keys))
-    key = key.update(sharding=self._own_sharding)
-    batch = [
-      jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=split)
-      for shape, dtype, split in zip(
-        ((side, side, 3), ()),
-        (np.uint8, np.int32),
-        self.batch_shardings,
-        strict=True,
-      )
-    ]
-    train_step = self.ensemble.each(
-      step_lib.make_train_step(
-        self.network,
-        self.specs,
-        self.exchange,
-        self.augmentation,
-        self.optimizer,
-        label_smoothing=self.label_smoothing,
-        precision=self.compute_dtype,
-        implementations=self.implementations,
-      ),
-      self.mesh,
-      own=(self._state_specs, self.specs.whole),
-      shared=(self.specs.images, self.specs.labels),
-      result=(self._state_specs, self.specs.whole),
-      donated=(0,),
-    )
-    with jax.set_mesh(self.mesh):
-      return train_step.trace(self.abstract_state, key, *batch)
-
-  def trace_part(
-    self, function: Callable, *arguments, donated: tuple[int, ...] = ()
-  ) -> jax.stages.Traced:
-    """Traces a part of a step that is computed in the global view."""
-    with jax.set_mesh(self.mesh):
-      return jax.jit(function, donate_argnums=donated).trace(*arguments)
-
-  def evaluate(self, variables, images, labels) -> jax.Array:
-    """`metrics.NAMES` summed over a batch, of `views` each: f32[4].
-
-    Of several members f32[members, 4].
-    """
-    with jax.set_mesh(self.mesh):
-      return self._eval_step(variables, images, labels)
-
-  @functools.cached_property
-  def _eval_step(self) -> eval_step.EvalStep:
-    return self.ensemble.each(
-      eval_step.make_eval_step(
-        self.network,
-        self.specs,
-        self.exchange,
-        self.augmentation,
-        views=self.views,
-        precision=self.compute_dtype,
-        implementations=self.implementations,
-      ),
-      self.mesh,
-      own=(self.specs.variables,),
-      shared=(self.specs.images, self.specs.labels),
-      result=self.specs.whole,
-    )
-
-  def predict(self, variables, images, labels) -> tuple[jax.Array, jax.Array]:
-    """What `evaluate` sums up, image by image; see `eval_step.py`."""
-    with jax.set_mesh(self.mesh):
-      return self._predict_step(variables, images, labels)
-
-  @functools.cached_property
-  def _predict_step(self) -> eval_step.PredictStep:
-    return eval_step.make_predict_step(
-      self.network,
-      self.specs,
-      self.exchange,
-      self.augmentation,
-      views=self.views,
-      precision=self.compute_dtype,
-      implementations=self.implementations,
-    )
-
-  def examine(self, state, key, images, labels) -> tuple:
-    """A step of one member, taken again; see `examine_step.py`."""
-    step = nonfinite_step.make_nonfinite_step(
-      self.network,
-      self.specs,
-      self.exchange,
-      self.augmentation,
-      mesh=self.mesh,
-      label_smoothing=self.label_smoothing,
-      precision=self.compute_dtype,
-      implementations=self.implementations,
-    )
-    with jax.set_mesh(self.mesh):
-      return step(state, key, images, labels)
-
-  @functools.cached_property
-  def _jitted_init(self):
-    return self.ensemble.each(
-      jax.jit(self._init),
-      self.mesh,
-      own=(self.specs.whole,),
-      result=self._state_specs,
-    )
-
-  @property
-  def _state_specs(self) -> step_lib.TrainState:
-    """The split of the state of one member."""
-    state = self.members[0]._state_of_one
-    return jax.tree.map(lambda leaf: leaf.sharding.spec, state)
-
-  def _init(self, key: jax.Array) -> step_lib.TrainState:
-    return step_lib.init_state(self.network, self.specs, self.optimizer, key)
+def count_shard_bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
+  """Counts the bytes of an array on one device."""
+  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def make_program(
@@ -274,7 +286,7 @@ def make_program(
   optimizer: optax.GradientTransformationExtraArgs,
   norms: bool = False,
   label_smoothing: float = 0.0,
-  precision: str = "float32",
+  exchange_dtype: str = "float32",
   compute_dtype: str = "float32",
   implementations: str = implementations_lib.AUTO,
   views: int = 1,
@@ -285,27 +297,21 @@ def make_program(
   """Makes the program of a network on a layout.
 
   Args:
-    network: the network.
-    layout: a layout that `check.check` has accepted for it.
+    network, layout: accepted together by `check.check`.
     batch_size: images in a step, over all devices.
-    augmentation: see `data/augment.py`.
-    optimizer: see `optimizer.py`.
-    norms: whether the optimizer reads norms of kernels: it has a trust
-      coefficient.
-    label_smoothing: see `metrics.totals`; of the training only.
-    precision: of activations while they cross devices.
-    compute_dtype: type in which the network is computed.
+    norms: whether the optimizer reads norms of kernels, as it does with a
+      trust coefficient.
+    exchange_dtype: type of activations while they cross devices.
     implementations: see `implementations.choose`.
-    views: of each image in an evaluation, 1 or 10.
-    devices: to compute on; None: those that JAX has.
-    keep_order: whether to nest the axes of the mesh as the layout lists them,
-      and not by what is sent along them.
-    members: of an ensemble that are trained at once, each on as many devices
+    devices: to compute on; None: all that JAX has.
+    keep_order: nest the axes of the mesh as the layout lists them, instead of
+      by the bytes that are sent along them.
+    members: members of an ensemble to train at once, each on as many devices
       as the layout has.
 
   Raises:
-    ValueError: two layers name their axes in orders that do not fit together,
-      or the layout does not fit the devices.
+    ValueError: two layers list their axes in contradictory orders, or the
+      layout does not fit the devices.
   """
   routes = resharding.find_routes(network, layout, batch_size=batch_size)
   array_specs = specs.make_specs(network, layout, routes)
@@ -314,7 +320,7 @@ def make_program(
     layout,
     batch_size=batch_size,
     loss_values=len(metrics.NAMES),
-    precision=precision,
+    exchange_dtype=exchange_dtype,
     norms=norms,
   )
   sent = None if keep_order else plan_lib.sent_along(plan)
@@ -326,10 +332,10 @@ def make_program(
     layout=layout,
     batch_size=batch_size,
     mesh=mesh,
-    nested_axes=mesh_lib.nest_axes(ensemble.widen(layout), sent),
+    nested_axes=mesh_lib.nest_axes(ensemble.add_axis(layout), sent),
     specs=array_specs,
     exchange=exchange_lib.MeshExchange(
-      routes, array_specs, precision=precision
+      routes, array_specs, exchange_dtype=exchange_dtype
     ),
     plan=plan,
     augmentation=augmentation,
@@ -338,7 +344,7 @@ def make_program(
     label_smoothing=label_smoothing,
     compute_dtype=compute_dtype,
     implementations=implementations_lib.choose(
-      platform, network, implementations, precision=compute_dtype
+      platform, network, implementations, compute_dtype=compute_dtype
     ),
     ensemble=ensemble,
   )

@@ -1,12 +1,13 @@
-"""One training step, as a pure function; that of an evaluation: `eval_step.py`.
+"""The training step as a pure function, from an image to the new parameters.
 
-It reads top to bottom: draws (in the global view, so that every layout makes
-the same ones), the mapped function that each device runs (augment, forward,
-loss), gradients, update.
+It reads top to bottom: random numbers (drawn for the global batch, so that
+every layout draws the same ones), the mapped function that each device runs
+(augment, forward, loss), gradients, update. Evaluation is in `eval_step.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -23,19 +24,21 @@ from alexnet_jax.program import metrics
 
 
 class TrainState(NamedTuple):
-  """All that training changes.
+  """Everything that training changes.
 
   Attributes:
-    step: i32[], steps taken; `~steps` once the loss of the next one was not
-      finite, and from then on nothing changes any more.
-    parameters: {layer: {"kernel", "bias"}}, f32, global shapes; "scale" too
-      where a layer has batch normalization.
+    step: i32[], steps taken.
+    is_finite: bool[], False once the loss of a step was not finite. That step
+      and all later ones change nothing else, so `step` names it.
+    parameters: {layer: {"kernel", "bias"}}, f32, global shapes; also "scale"
+      for a layer with batch normalization.
     optimizer: the state of the optax transformation.
-    statistics: {layer: {"mean", "variance"}}, f32[out], running, of layers with
-      batch normalization; {} where there is none.
+    statistics: {layer: {"mean", "variance"}}, f32[out], running, for layers
+      with batch normalization; {} if there are none.
   """
 
   step: jax.Array
+  is_finite: jax.Array
   parameters: dict[str, dict[str, jax.Array]]
   optimizer: optax.OptState
   statistics: dict[str, dict[str, jax.Array]]
@@ -43,11 +46,11 @@ class TrainState(NamedTuple):
   @property
   def variables(self) -> dict[str, dict[str, jax.Array]]:
     """Parameters and statistics: all that an evaluation needs."""
-    return model.join(self.parameters, self.statistics)
+    return model.join_variables(self.parameters, self.statistics)
 
 
 class Augmentation(Protocol):
-  """What a step asks of the augmentation; see `data/augment.py`."""
+  """What a step calls of the augmentation; see `data/augment.py`."""
 
   stored_size: int
 
@@ -62,25 +65,70 @@ class Augmentation(Protocol):
   def view(self, images: jax.Array, index: jax.Array) -> jax.Array: ...
 
 
-TrainStep = Callable[..., tuple[TrainState, jax.Array]]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForwardPass:
+  """Everything that training, evaluation and replay compute alike.
+
+  Attributes:
+    exchange: moves activations and weights between devices, and sums squares
+      of kernels for an optimizer that needs their norms.
+    augmentation: turns stored images into network inputs.
+    compute_dtype: `float32` or `bfloat16`, for the network. Parameters, the
+      optimizer, sums of gradients and the loss are always float32.
+    implementations: how each operation is computed.
+  """
+
+  network: wiring.Network
+  specs: specs_lib.Specs
+  exchange: exchange_lib.MeshExchange
+  augmentation: Augmentation
+  compute_dtype: str
+  implementations: implementations_lib.Implementations
+
+  def make_graphdef(self) -> nnx.GraphDef:
+    return model.make_graphdef(self.network, self.implementations)
+
+  def run_network(self, alexnet, x, masks=None, uniforms=None) -> jax.Array:
+    """Computes logits on one device, resharded as the loss needs them.
+
+    Args:
+      alexnet: with the weights gathered for this device.
+      x: f32[n, height, width, 3], augmented images.
+      masks, uniforms: random numbers, from `specs.draw_random_numbers`.
+
+    Returns:
+      f32[n, classes].
+    """
+    x = x.astype(self.compute_dtype)
+    logits = alexnet(x, masks=masks, uniforms=uniforms, exchange=self.exchange)
+    with jax.named_scope(exchange_lib.LOSS):
+      logits = self.exchange.reshard_input(exchange_lib.LOSS, logits)
+      return logits.astype(jnp.float32)
+
+  def sum_metrics(self, logits, labels, *, smoothing=0.0) -> jax.Array:
+    """Sums `metrics.totals` over the images of all devices: f32[4]."""
+    with jax.named_scope(exchange_lib.LOSS):
+      totals = metrics.totals(logits, labels, smoothing=smoothing)
+      return self.exchange.sum_over_images(totals)
 
 
 def init_state(
-  network: wiring.Network,
-  specs: specs_lib.Specs,
+  forward: ForwardPass,
   optimizer: optax.GradientTransformationExtraArgs,
   key: jax.Array,
 ) -> TrainState:
-  """The state before the first step; to be run under `jax.jit`.
+  """Makes the state before the first step; run it under `jax.jit`.
 
-  Each parameter is drawn in the global view and then split, so that a layout
-  does not change its initial value.
+  Each parameter is drawn in its global shape and then split, so that its
+  initial value does not depend on the layout.
   """
+  network, specs = forward.network, forward.specs
   parameters = jax.tree.map(
     jax.reshard, model.init_parameters(network, key), specs.parameters
   )
   return TrainState(
     step=jnp.zeros((), jnp.int32),
+    is_finite=jnp.ones((), jnp.bool),
     parameters=parameters,
     optimizer=optimizer.init(parameters),
     statistics=jax.tree.map(
@@ -90,55 +138,32 @@ def init_state(
 
 
 def make_train_step(
-  network: wiring.Network,
-  specs: specs_lib.Specs,
-  exchange: exchange_lib.MeshExchange,
-  augmentation: Augmentation,
+  forward: ForwardPass,
   optimizer: optax.GradientTransformationExtraArgs,
   *,
   label_smoothing: float = 0.0,
-  precision: str = "float32",
-  implementations: implementations_lib.Implementations = (
-    implementations_lib.PLAIN
-  ),
-) -> TrainStep:
-  """Makes the step; it is to be traced under the layout's mesh.
-
-  Args:
-    network: the network.
-    specs: of all arrays.
-    exchange: moves activations and weights, and adds up squares of kernels
-      for an optimizer that asks for it.
-    augmentation: of the images.
-    optimizer: see `optimizer.py`.
-    label_smoothing: see `metrics.totals`.
-    precision: type in which the network is computed, `float32` or `bfloat16`.
-      Parameters, the optimizer, sums of gradients and the loss are float32.
-    implementations: how its operations are computed.
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+  """Makes the training step; trace it under the layout's mesh.
 
   Returns:
     (state, key, images, labels) -> (state, totals), jitted; `state` is
     donated. key: from `jax.random.key`, the same for all steps. images:
     u8[N, side, side, 3]. labels: i32[N]. totals: f32[4], `metrics.NAMES`
-    summed over the batch, before the update. Where the loss is not finite, the
-    state stays as it was, see `keep_finite`.
+    summed over the batch, before the update. If the loss is not finite, the
+    state is returned unchanged, see `update`.
   """
+  specs = forward.specs
   mapped = jax.shard_map(
-    make_on_device(
-      network,
-      exchange,
-      augmentation,
-      label_smoothing=label_smoothing,
-      precision=precision,
-      implementations=implementations,
-    ),
+    make_on_device(forward, label_smoothing=label_smoothing),
     in_specs=to_in_specs(specs),
-    out_specs=(specs.whole, specs.statistics),
+    out_specs=(specs.replicated, specs.statistics),
   )
 
   def train_step(state, key, images, labels):
     n = labels.shape[0]
-    draws = specs_lib.draw_all(network, specs, augmentation, key, state.step, n)
+    draws = specs_lib.draw_random_numbers(
+      forward.network, specs, forward.augmentation, key, state.step, n
+    )
 
     def mean_loss(parameters):
       totals, statistics = mapped(
@@ -149,130 +174,89 @@ def make_train_step(
     gradients, (totals, statistics) = jax.grad(mean_loss, has_aux=True)(
       state.parameters
     )
-    state = update(optimizer, exchange, state, gradients, statistics, totals[0])
+    state = update(
+      optimizer, forward.exchange, state, gradients, statistics, totals[0]
+    )
     return state, totals
 
   return jax.jit(train_step, donate_argnames="state")
 
 
-def update(
-  optimizer: optax.GradientTransformationExtraArgs,
-  exchange: exchange_lib.MeshExchange,
-  state: TrainState,
-  gradients,
-  statistics,
-  loss: jax.Array,
-) -> TrainState:
-  """The state after a step, in the global view; see `keep_finite`.
-
-  Args:
-    optimizer: see `optimizer.py`.
-    exchange: adds up squares of kernels for it.
-    state: before the step.
-    gradients: as its parameters.
-    statistics: after the step.
-    loss: f32[], of the step.
-  """
-  updates, optimizer_state = optimizer.update(
-    gradients,
-    state.optimizer,
-    state.parameters,
-    squared_norms=exchange.squared_norms,
-    statistics=statistics,
-  )
-  return keep_finite(state, updates, optimizer_state, statistics, loss)
-
-
-def keep_finite(
-  before: TrainState, updates, optimizer_state, statistics, loss: jax.Array
-) -> TrainState:
-  """The state after a step, or the one before it if the loss is not finite.
-
-  The steps that the host has started before it sees that loss change nothing
-  either: what is kept can be examined. Every device has the whole loss, so
-  nothing is sent for this.
-
-  Args:
-    before: the state that the step was given.
-    updates: of its parameters.
-    optimizer_state: after the step.
-    statistics: after the step.
-    loss: f32[], of the step.
-  """
-  sound = jnp.isfinite(loss) & (before.step >= 0)
-
-  def keep(new, old):
-    return jax.tree.map(lambda x, y: jnp.where(sound, x, y), new, old)
-
-  optimizer = keep(optimizer_state, before.optimizer)
-  # The velocity is a part of this state and the update too. The kept one has
-  # to serve as both: from the other, XLA on CPU copies all parameters first,
-  # and a step of the full width took 1.3 times as long (batch 16, 67 pixels).
-  leaves = map(jax.tree.leaves, (optimizer_state, optimizer))
-  kept = {id(new): leaf for new, leaf in zip(*leaves, strict=True)}
-  updates = jax.tree.map(lambda x: kept.get(id(x), x), updates)
-  moved = optax.apply_updates(before.parameters, updates)
-  frozen = jnp.where(before.step < 0, before.step, ~before.step)
-  return TrainState(
-    step=jnp.where(sound, before.step + 1, frozen),
-    parameters=keep(moved, before.parameters),
-    optimizer=optimizer,
-    statistics=keep(statistics, before.statistics),
-  )
-
-
 def make_on_device(
-  network: wiring.Network,
-  exchange: exchange_lib.MeshExchange,
-  augmentation: Augmentation,
-  *,
-  label_smoothing: float,
-  precision: str,
-  implementations: implementations_lib.Implementations,
+  forward: ForwardPass, *, label_smoothing: float
 ) -> Callable[..., tuple[jax.Array, dict]]:
-  """What one device makes of its part of a batch in training, to be mapped.
+  """Makes what one device computes for its part of a training batch.
 
-  Returns:
-    A function of what `to_in_specs` lists: totals, as those of a step, and new
-    running statistics.
+  The arguments of the function are in the order of `to_in_specs`. It returns
+  the totals of the global batch and the new running statistics.
   """
-  graphdef = model.make_graphdef(network, implementations)
+  graphdef = forward.make_graphdef()
 
   def totals_on_device(
-    parameters, statistics, images, labels, draws, of_layers
+    parameters, statistics, images, labels, augment_draws, layer_draws
   ):
     with jax.named_scope("augment"):
-      x = augmentation.apply(images, draws).astype(precision)
-    variables = model.join(parameters, statistics)
-    alexnet = nnx.merge(graphdef, exchange.weights(variables))
-    logits = run_network(alexnet, exchange, x, **of_layers)
+      x = forward.augmentation.apply(images, augment_draws)
+    variables = model.join_variables(parameters, statistics)
+    alexnet = nnx.merge(graphdef, forward.exchange.gather_weights(variables))
+    logits = forward.run_network(alexnet, x, **layer_draws)
     running = nnx.to_pure_dict(nnx.state(alexnet, nnx.BatchStat))
-    totals = add_up(exchange, logits, labels, smoothing=label_smoothing)
+    totals = forward.sum_metrics(logits, labels, smoothing=label_smoothing)
     return totals, running
 
   return totals_on_device
 
 
 def to_in_specs(specs: specs_lib.Specs) -> tuple:
-  """The splits of what `make_on_device` takes."""
+  """Returns the specs of the arguments of `make_on_device`'s function."""
   return (
     specs.parameters,
     specs.statistics,
     specs.images,
     specs.labels,
     specs.images,
-    specs_lib.to_specs(specs),
+    specs.layer_random_numbers,
   )
 
 
-def run_network(alexnet, exchange, x, masks=None, points=None):
-  """What one device makes of its images, brought to where the loss is."""
-  logits = alexnet(x, masks=masks, points=points, exchange=exchange)
-  with jax.named_scope(exchange_lib.LOSS):
-    return exchange.bring(exchange_lib.LOSS, logits).astype(jnp.float32)
+def update(
+  optimizer: optax.GradientTransformationExtraArgs,
+  exchange: exchange_lib.MeshExchange,
+  before: TrainState,
+  gradients,
+  statistics,
+  loss: jax.Array,
+) -> TrainState:
+  """Updates the state after a step, or not if the loss is not finite.
 
+  Steps that the host starts before it reads that loss change nothing either,
+  so the failing step can be replayed. Every device has the loss of the global
+  batch, so nothing is sent for this.
+  """
+  updates, optimizer_state = optimizer.update(
+    gradients,
+    before.optimizer,
+    before.parameters,
+    squared_norms=exchange.squared_norms,
+    statistics=statistics,
+  )
+  is_finite = jnp.isfinite(loss) & before.is_finite
 
-def add_up(exchange, logits, labels, *, smoothing=0.0):
-  """Sums over the images of all devices."""
-  with jax.named_scope(exchange_lib.LOSS):
-    return exchange.total(metrics.totals(logits, labels, smoothing=smoothing))
+  def keep(new, old):
+    return jax.tree.map(lambda x, y: jnp.where(is_finite, x, y), new, old)
+
+  kept_state = keep(optimizer_state, before.optimizer)
+  # The velocity is part of this state and the update too. The kept one has to
+  # serve as both: from the other, XLA on CPU copies all parameters first, and
+  # a step of the full width took 1.3 times as long (batch 16, 67 pixels).
+  leaves = map(jax.tree.leaves, (optimizer_state, kept_state))
+  kept = {id(new): leaf for new, leaf in zip(*leaves, strict=True)}
+  updates = jax.tree.map(lambda x: kept.get(id(x), x), updates)
+  parameters = optax.apply_updates(before.parameters, updates)
+  return TrainState(
+    step=keep(before.step + 1, before.step),
+    is_finite=is_finite,
+    parameters=keep(parameters, before.parameters),
+    optimizer=kept_state,
+    statistics=keep(statistics, before.statistics),
+  )

@@ -1,4 +1,4 @@
-"""What a person reads before the first step: devices, layout, plan, audit."""
+"""Tables and lines for the user: devices, layout, plan, memory, audit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import rich.table
 from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
-from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.partition import per_device
@@ -20,80 +19,81 @@ from alexnet_jax.program import compiled_step
 from alexnet_jax.program import program as program_lib
 
 
-def devices(
+def make_device_table(
   mesh: jax.sharding.Mesh, memory: Mapping[int, str] | None = None
 ) -> rich.table.Table:
-  """A row per device: its place in the mesh, its kind, its process.
+  """Makes a row per device: its place in the mesh, its kind, its process.
 
   Args:
-    mesh: the mesh.
-    memory: device -> what to say of its memory; None or {}: nothing.
+    memory: device id -> text on its memory; None or {}: no such column.
   """
-  more = ["> memory"] if memory else []
   table = make_table(
-    "devices", "device", *mesh.axis_names, "kind", "process", *more
+    "devices",
+    *("device", *mesh.axis_names, "kind", "process"),
+    *(["> memory"] if memory else []),
   )
   for place, device in np.ndenumerate(mesh.devices):
-    kind, process = device.device_kind, device.process_index
-    more = [memory.get(device.id, "-")] if memory else []
-    table.add_row(str(device.id), *map(str, place), kind, str(process), *more)
+    table.add_row(
+      *(str(device.id), *map(str, place), device.device_kind),
+      str(device.process_index),
+      *([memory.get(device.id, "-")] if memory else []),
+    )
   return table
 
 
-def layout(program: program_lib.Program) -> rich.table.Table:
-  """A row per layer: who computes what, and one device's share of it."""
+def make_layout_table(program: program_lib.Program) -> rich.table.Table:
+  """Makes a row per layer: its placement, and one device's part of it."""
   network, layout = program.network, program.layout
-  mesh = layout_lib.listed(program.mesh.shape)
-  fsdp = any(layout.placement(name).fsdp for name in program.shares)
+  mesh = layout_lib.format_mesh(program.mesh.shape)
+  fsdp = any(layout.placement(name).fsdp for name in program.device_loads)
   table = make_table(
     f"layout {layout.name}, mesh {mesh}, network {network.name}: one device's "
-    "share in bytes",
+    "part in bytes",
     *("layer", "reads", "batch", "features", "arrive"),
     *(["fsdp"] if fsdp else []),
     *("kernel", "> parameters", "> optimizer", "> activations", "> MFLOP"),
   )
   sums = [0.0] * 4
-  for name, share in program.shares.items():
+  for name, load in program.device_loads.items():
     placement = layout.placement(name)
     numbers = (
-      share.parameter_bytes,
+      load.parameter_bytes,
       program.optimizer_bytes[name],
-      share.activation_bytes,
-      share.flops / 1e6,
+      load.activation_bytes,
+      load.flops / 1e6,
     )
     sums = [total + number for total, number in zip(sums, numbers, strict=True)]
     table.add_row(
       *(name, network.layer(name).reads),
       *(_listed(placement.batch), _listed(placement.features)),
-      share.arrive if placement.features else "-",
+      load.arrive if placement.features else "-",
       *([_listed(placement.fsdp)] if fsdp else []),
-      _shape(share.kernel),
+      "x".join(map(str, load.kernel)),
       *(f"{number:,.0f}" for number in numbers),
     )
   table.add_section()
-  blanks = [""] * (6 if fsdp else 5)
+  blanks = [""] * (len(table.columns) - 5)
   table.add_row("sum", *blanks, *(f"{number:,.0f}" for number in sums))
-  whole = sum(sizes.parameters for sizes in network.sizes().values())
+  parameters = sum(sizes.parameters for sizes in network.sizes().values())
   table.caption = (
     f"one device holds {sums[0]:,.0f} of "
-    f"{per_device.FLOAT32 * whole:,} bytes of parameters"
+    f"{per_device.FLOAT32 * parameters:,} bytes of parameters"
   )
   table.caption_justify = "left"
   return table
 
 
-def plan(
+def make_plan_table(
   exchanges: Sequence[plan_lib.Collective],
   *,
   batch_size: int,
   lines: Sequence[audit_lib.Line] | None = None,
 ) -> rich.table.Table:
-  """A row per exchange; what one layer's parameters send in one row.
+  """Makes a row per exchange; the parameters of a layer get one row.
 
   Args:
-    exchanges: the plan.
-    batch_size: images in a step.
-    lines: of the audit, for what became of each; None before there is one.
+    lines: of the audit, with the traced and compiled bytes of each exchange;
+      None: before the audit.
   """
   headers = ["bytes"] if lines is None else ["planned", "traced", "compiled"]
   table = make_table(
@@ -116,31 +116,26 @@ def plan(
     if exchange.kind not in kinds:
       kinds.append(exchange.kind)
     rows[key] = kinds, [a + b for a, b in zip(sums, sent, strict=True)]
-  for (layer, direction, tensor, axes, per_image), (
-    kinds,
-    sent,
-  ) in rows.items():
+  for (layer, direction, tensor, axes, per_image), found in rows.items():
+    kinds, sent = found
     kind = ", ".join(kinds).replace("_", "-")
     table.add_row(
       *(layer, direction, tensor, kind, axes, per_image),
       *(f"{number:,}" for number in sent),
     )
   table.add_section()
-  totals = [
-    sum(sent[i] for _, sent in rows.values()) for i in range(len(headers))
-  ]
+  totals = map(sum, zip(*(sent for _, sent in rows.values()), strict=True))
   table.add_row("sum", *[""] * 5, *(f"{number:,}" for number in totals))
   return table
 
 
-def axes(
+def describe_axes(
   program: program_lib.Program, hosts: Mapping[int, str] | None = None
 ) -> list[str]:
-  """A line for each axis of the mesh, its bytes and links, and their nesting.
+  """Describes each axis of the mesh, its bytes and links, and their nesting.
 
   Args:
-    program: the program.
-    hosts: process index -> name of its host; None: not known.
+    hosts: process index -> name of its host; None: unknown.
   """
   sent = plan_lib.sent_along(program.plan)
   links = mesh_lib.find_links(program.mesh, hosts)
@@ -153,10 +148,7 @@ def axes(
     lines.append(line)
   nested, by_bytes = (
     [axis for axis in order if program.mesh.shape[axis] > 1]
-    for order in (
-      program.nested_axes,
-      mesh_lib.nest_axes(program.ensemble.widen(program.layout), sent),
-    )
+    for order in (program.nested_axes, program.axes_by_bytes)
   )
   if len(nested) > 1 and nested == by_bytes:
     lines.append(f"nested by these bytes, slowest first: {', '.join(nested)}")
@@ -166,7 +158,7 @@ def axes(
       f"{', '.join(nested)}; by these bytes: {', '.join(by_bytes)}"
     )
   is_tpu = program.mesh.devices.flat[0].platform == "tpu"
-  if is_tpu and {*links.values()} & {*mesh_lib.OF_PROCESSES}:
+  if is_tpu and {*links.values()} & {*mesh_lib.PROCESS_LINKS}:
     lines.append(
       "inside a slice, a TPU's chips are joined directly, whichever process "
       "or host they belong to"
@@ -174,8 +166,10 @@ def axes(
   return lines
 
 
-def repeated(network: wiring.Network, layout: layout_lib.Layout) -> list[str]:
-  """A line for each axis along which layers are computed several times."""
+def describe_repeated(
+  network: wiring.Network, layout: layout_lib.Layout
+) -> list[str]:
+  """Names the layers that are computed several times, axis by axis."""
   lines = []
   for axis, size in layout.mesh.items():
     layers = [
@@ -192,50 +186,32 @@ def repeated(network: wiring.Network, layout: layout_lib.Layout) -> list[str]:
   return lines
 
 
-def members(program: program_lib.Program, seed: int) -> list[str]:
-  """A line on the members of an ensemble; none for a single run.
-
-  Args:
-    program: the program.
-    seed: of the first member.
-  """
-  count, devices = program.ensemble.members, program.layout.devices
-  if count == 1:
-    return []
-  return [
-    f"{count} members of an ensemble at once, with seeds {seed} to "
-    f"{seed + count - 1}: each on {devices} "
-    f"device{'s' if devices > 1 else ''} of its own along axis "
-    f"{ensemble_lib.AXIS!r}, on which nothing is sent; all read one batch"
-  ]
-
-
-def memory(
+def describe_memory(
   compiled: jax.stages.Compiled,
   implementations: implementations_lib.Implementations,
 ) -> list[str]:
-  """What the compiler says of the memory and the work of one device."""
-  found = compiled_step.find_memory(compiled)
-  if not found:
-    return ["the compiler says nothing about memory on this platform"]
+  """Gives the compiler's estimate of memory and operations of one device."""
+  sizes = compiled_step.find_memory(compiled)
+  if not sizes:
+    return ["the compiler reports no memory on this platform"]
   flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
   is_fewer = implementations.conv3x3 == "winograd"
-  fewer = ", about half as many in convolutions of 3 x 3" if is_fewer else ""
+  fewer = ", about half as many in 3 x 3 convolutions" if is_fewer else ""
   return [
-    f"the compiler: {found['peak']:,} bytes of memory at the peak of a step, "
-    f"of these {found['arguments']:,} state and batch, "
-    f"{found['temporaries']:,} temporary; {flops / 1e6:,.0f} MFLOP, without "
+    f"the compiler: {sizes['peak']:,} bytes of memory at the peak of a step, "
+    f"of which {sizes['arguments']:,} state and batch, "
+    f"{sizes['temporaries']:,} temporary; {flops / 1e6:,.0f} MFLOP, without "
     f"multiplications by padding{fewer}"
   ]
 
 
-def verdict(audit: audit_lib.Audit) -> list[str]:
-  """The outcome of an audit, in words."""
+def describe_audit(audit: audit_lib.Audit) -> list[str]:
+  """Says whether the step communicates as planned."""
   if not audit.agrees:
     return [
       "audit: the step does NOT communicate as planned",
       *(f"  not planned: {line}" for line in audit.unplanned),
-      *(f"  planned, but absent: {line}" for line in audit.missing),
+      *(f"  planned, but missing: {line}" for line in audit.missing),
     ]
   sent = sum(exchange.sent_bytes for exchange in audit.compiled)
   return [
@@ -246,7 +222,7 @@ def verdict(audit: audit_lib.Audit) -> list[str]:
 
 
 def make_table(title: str, *headers: str) -> rich.table.Table:
-  """An empty table; a header that begins with > is of numbers."""
+  """Makes an empty table; headers that begin with > are right-aligned."""
   table = rich.table.Table(title=f"\n{title}", title_justify="left", box=None)
   for header in headers:
     justify = "right" if header.startswith("> ") else "left"
@@ -256,7 +232,3 @@ def make_table(title: str, *headers: str) -> rich.table.Table:
 
 def _listed(axes: tuple[str, ...]) -> str:
   return " x ".join(axes) or "-"
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-  return "x".join(map(str, shape))

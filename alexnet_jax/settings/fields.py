@@ -1,13 +1,15 @@
-"""What each field of a config may be by itself: one table, checked first.
+"""The values that each config field may have, and when it may change.
 
-What a field means stands in configs/default.py. What must hold between fields,
-or between a field and layout, devices or data, is checked where they meet.
+configs/default.py says what a field means. Relations between fields, and
+between a field and layout, devices or data, are checked where they meet. A new
+field needs a line in configs/default.py and one in `FIELDS`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,342 +19,340 @@ from alexnet_jax.network import wiring
 from alexnet_jax.optim import schedules
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan
-from alexnet_jax.settings import build
 
-# Kinds of values that a field of a config may have, each with its range.
-#
-# A kind has `kind`, the types of Python it may be, `expected`, itself in words,
-# and `accepts(value)`, of a value of these types.
-
-# Beside 0, what is computed with is a float32: of these magnitudes.
+# Computations are in float32: 0, and normal numbers of these magnitudes.
 _SMALLEST, _LARGEST = 2.0**-126, 2.0**127
-_LETTERS = 1000
+_LONGEST_TEXT = 1000
+# Steps and updates are counted in int32.
+_MAX_COUNT = 2**31 - 1
+# Far above any real run (large batches have 2^16 images, pods 2^14 chips), so
+# that a slip of the hand is refused before it takes all memory.
+_MAX_IMAGES = _MAX_DEVICES = _MAX_CLASSES = 2**20
+_MAX_PIXELS = 2**13
+_MAX_EPOCHS = 10**6
+_MAX_THREADS = _MAX_BATCHES = _MAX_RATES = _MAX_COLUMNS = 2**10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Whole:
-  """A whole number, of `least` to `most`; None: as large as one likes."""
+class Field:
+  """The base of all kinds of fields.
 
-  least: int = 1
-  most: int | None = None
+  A kind has `types`, the Python types of its values, `expected`, its values in
+  words, and `accepts(value)` for a value of these types.
 
-  kind = int
+  Attributes:
+    optional: the field may be None.
+    may_change: the field may differ between two starts of one run: it does not
+      change results.
+    unless_schedule: values of optimizer.schedule with which it does.
+    per_process: processes of one run may have different values.
+  """
 
-  @property
-  def expected(self) -> str:
-    if self.most is None:
-      return f"a whole number of {self.least} or more"
-    return f"a whole number of {self.least} to {self.most}"
+  optional: bool = False
+  may_change: bool = False
+  unless_schedule: tuple[str, ...] = ()
+  per_process: bool = False
 
-  def accepts(self, value: int) -> bool:
-    return self.least <= value and (self.most is None or value <= self.most)
+  def has_type(self, value: Any) -> bool:
+    """Returns whether a value has the right type; True is not an integer."""
+    if value is None:
+      return self.optional
+    if isinstance(value, bool):
+      return self.types is bool
+    return isinstance(value, self.types)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Number:
-  """A finite number that float32 holds, between two bounds.
+class Number(Field):
+  """An integer, or a finite number that float32 holds.
 
   Attributes:
     least: the lower bound.
-    above: whether the bound itself is out of range.
-    most: the upper bound.
-    below: whether that bound itself is out of range.
+    most: the upper bound; None: for an integer none, else that of float32.
+    above: the lower bound itself is out of range.
+    below: the upper bound itself is out of range.
+    integer: only integers are accepted, of any size below `most`.
   """
 
-  least: float = 0.0
+  least: float = 0
+  most: float | None = None
   above: bool = False
-  most: float = _LARGEST
   below: bool = False
+  integer: bool = False
 
-  kind = (int, float)
+  @property
+  def types(self) -> tuple[type, ...]:
+    return (int,) if self.integer else (int, float)
 
   @property
   def expected(self) -> str:
-    least = f"above {self.least:g}" if self.above else f"{self.least:g} or more"
-    if self.most == _LARGEST:
-      return f"a finite number {'' if self.above else 'of '}{least}, a float32"
-    most = f"below {self.most:g}" if self.below else f"at most {self.most:g}"
-    return f"a number {'' if self.above else 'of '}{least} and {most}"
+    bounds = f"{'>' if self.above else '>='} {self.least:,}"
+    if self.most is not None:
+      bounds += f" and {'<' if self.below else '<='} {self.most:,}"
+    if self.integer:
+      return f"an integer {bounds}"
+    return f"a {'finite float32' if self.most is None else 'number'} {bounds}"
 
   def accepts(self, value: float) -> bool:
-    if not self.least <= value <= self.most:  # also what is no number
-      return False
-    if value and abs(value) < _SMALLEST:
-      return False
-    return not (
-      (self.above and value == self.least)
-      or (self.below and value == self.most)
-    )
+    most = self.most
+    if most is None:
+      most = math.inf if self.integer else _LARGEST
+    # False for nan.
+    from_least = value > self.least if self.above else value >= self.least
+    to_most = value < most if self.below else value <= most
+    return from_least and to_most and (value == 0 or abs(value) >= _SMALLEST)
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-  """One of some values."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice(Field):
+  """One of a few values of one type."""
 
-  values: tuple[str | int, ...]
+  values: tuple[str | int | bool, ...]
 
   @property
-  def kind(self) -> type:
+  def types(self) -> type:
     return type(self.values[0])
 
   @property
   def expected(self) -> str:
     return f"one of {', '.join(map(str, self.values))}"
 
-  def accepts(self, value: str | int) -> bool:
+  def accepts(self, value: str | int | bool) -> bool:
     return value in self.values
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text(Field):
   """A name, which is looked up elsewhere."""
 
-  kind = str
-  expected = f"1 to {_LETTERS} characters that can be printed"
+  types = str
+  expected = f"1 to {_LONGEST_TEXT} printable characters"
 
   def accepts(self, value: str) -> bool:
-    return 0 < len(value) <= _LETTERS and value.isprintable()
+    return 0 < len(value) <= _LONGEST_TEXT and value.isprintable()
 
 
-@dataclasses.dataclass(frozen=True)
-class Switch:
-  """On or off."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuple(Field):
+  """A tuple of values.
 
-  kind = bool
-  expected = "True or False"
+  Attributes:
+    parts: the kind of each value; with `any_length`, one kind for all.
+    expected: its values in words.
+    any_length: it has any number of values.
+    rising: each value, or the first part of each value, exceeds the one before.
+  """
 
-  def accepts(self, value: bool) -> bool:
-    return True
-
-
-@dataclasses.dataclass(frozen=True)
-class Axes:
-  """Names of mesh axes."""
-
-  kind = (tuple, list)
-  expected = "a tuple of axes' names, as ('data',)"
-
-  def accepts(self, value: tuple) -> bool:
-    return all(isinstance(name, str) and Text().accepts(name) for name in value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuple:
-  """A fixed number of values, each of a kind of its own."""
-
-  parts: tuple[Whole | Number, ...]
+  parts: tuple[Field, ...]
   expected: str
+  any_length: bool = False
+  rising: bool = False
 
-  kind = (tuple, list)
-
-  def accepts(self, value: tuple) -> bool:
-    return len(value) == len(self.parts) and all(
-      is_kind(part, each) and part.accepts(each)
-      for part, each in zip(self.parts, value, strict=True)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Epochs:
-  """Epochs that rise, each alone or with what happens there."""
-
-  part: Number | Tuple
-  expected: str
-
-  kind = (tuple, list)
+  types = (tuple, list)
 
   def accepts(self, value: tuple) -> bool:
-    if not all(
-      is_kind(self.part, one) and self.part.accepts(one) for one in value
+    parts = self.parts * len(value) if self.any_length else self.parts
+    if len(value) != len(parts) or not all(
+      part.has_type(one) and part.accepts(one)
+      for part, one in zip(parts, value, strict=True)
     ):
       return False
-    epochs = [one[0] if isinstance(one, tuple | list) else one for one in value]
-    return all(a < b for a, b in itertools.pairwise(epochs))
+    if not self.rising:
+      return True
+    firsts = [one[0] if isinstance(one, tuple | list) else one for one in value]
+    return all(a < b for a, b in itertools.pairwise(firsts))
 
 
-@dataclasses.dataclass(frozen=True)
-class Unset:
-  """None, or what else the field may be."""
-
-  of: Whole | Number | Choice | Text | Axes | Tuple
-
-  @property
-  def kind(self) -> tuple[type, ...] | type:
-    return self.of.kind
-
-  @property
-  def expected(self) -> str:
-    return f"None or {self.of.expected}"
-
-  def accepts(self, value: Any) -> bool:
-    return self.of.accepts(value)
+def _integer(least: int = 1, most: int | None = None, **options) -> Number:
+  return Number(integer=True, least=least, most=most, **options)
 
 
-def is_kind(field: Any, value: Any) -> bool:
-  """Whether a value is of the types of a kind; True is no number here."""
-  if value is None:
-    return isinstance(field, Unset)
-  if isinstance(value, bool):
-    return field.kind is bool
-  return isinstance(value, field.kind)
+def _switch(**options) -> Choice:
+  return Choice(values=(True, False), **options)
 
 
-# Steps and updates are counted in int32.
-_COUNT = 2**31 - 1
-# More of something than anyone has had, by far: a slip of the hand, and no
-# machine holds it. Large batches were of 2^16 images, pods are of 2^14 chips.
-_IMAGES = _DEVICES = _CLASSES = 2**20
-_PIXELS = 2**13
-_EPOCHS = 1e6
-_THREADS = _BATCHES = _STEPS_OF_A_RATE = _COLUMNS = 2**10
+def _axes(**options) -> Tuple:
+  return Tuple(
+    parts=(Text(),),
+    any_length=True,
+    expected="a tuple of names of mesh axes, such as ('data',)",
+    **options,
+  )
 
-_EVERY = Whole()
-_EPOCH = Number(most=_EPOCHS)
+
 _POSITIVE = Number(above=True)
-_SHARE = Number(most=1.0, below=True)
-_SEED = Whole(least=0, most=2**32 - 1)
-_PRECISION = Choice(tuple(plan.DTYPE_BYTES))
-_PLACEMENT = {
-  "batch": Unset(Axes()),
-  "features": Unset(Axes()),
-  "arrive": Unset(Choice(layout_lib.ARRIVALS)),
-  "fsdp": Unset(Axes()),
-  "overlap_gather": Unset(Switch()),
-}
-_MESH, _MESH_FIELD = (
-  "layout.mesh.",
-  Unset(Whole(most=_DEVICES)),
+_FRACTION = Number(most=1, below=True)
+_SEED = _integer(0, 2**32 - 1)
+_DTYPE = Choice(values=tuple(plan.DTYPE_BYTES))
+_EPOCH = Number(most=_MAX_EPOCHS)
+_RISING_EPOCHS = Tuple(
+  parts=(_EPOCH,),
+  any_length=True,
+  rising=True,
+  expected="a tuple of rising epochs from 0 to 1,000,000",
 )
+_STEPS = _integer(may_change=True)
+_MESH_SIZE = _integer(most=_MAX_DEVICES, optional=True, may_change=True)
+_PLACEMENT = {
+  "batch": _axes(optional=True, may_change=True),
+  "features": _axes(optional=True, may_change=True),
+  "arrive": Choice(values=layout_lib.ARRIVALS, optional=True, may_change=True),
+  "fsdp": _axes(optional=True, may_change=True),
+  "overlap_gather": _switch(optional=True, may_change=True),
+}
 
-# Every field but the sizes of mesh axes, whose names are free: `_MESH_FIELD`.
+# Every field but `layout.mesh.AXIS`, whose axes have any names: `_MESH_SIZE`.
 FIELDS = {
   "seed": _SEED,
-  "ensemble": Whole(most=_DEVICES),
-  "batch_size": Whole(most=_IMAGES),
-  "num_epochs": Number(above=True, most=_EPOCHS),
-  "grad_accumulation_steps": Whole(most=_COUNT),
-  "label_smoothing": _SHARE,
-  "exchange_dtype": _PRECISION,
-  "compute_dtype": _PRECISION,
-  "log_every_steps": _EVERY,
-  "eval_every_steps": _EVERY,
-  "validation_views": Choice((1, augment.VIEWS)),
-  "checkpoint_every_steps": _EVERY,
-  "max_to_keep": _EVERY,
-  "keep_best": Whole(least=0),
-  "keep_every_steps": Unset(_EVERY),
-  "layout.name": Text(),
-  "layout.axes": Unset(Axes()),
-  "layout.allow_unplanned": Switch(),
+  "ensemble": _integer(most=_MAX_DEVICES),
+  "batch_size": _integer(most=_MAX_IMAGES),
+  "num_epochs": Number(
+    above=True,
+    most=_MAX_EPOCHS,
+    may_change=True,
+    # The learning rate reaches its end with the run.
+    unless_schedule=("exponential", "polynomial", "cosine"),
+  ),
+  "grad_accumulation_steps": _integer(most=_MAX_COUNT),
+  "label_smoothing": _FRACTION,
+  "exchange_dtype": _DTYPE,
+  "compute_dtype": _DTYPE,
+  "log_every_steps": _STEPS,
+  # Validations drive the plateau schedule.
+  "eval_every_steps": _integer(may_change=True, unless_schedule=("plateau",)),
+  "validation_views": Choice(
+    values=(1, augment.VIEWS), may_change=True, unless_schedule=("plateau",)
+  ),
+  "checkpoint_every_steps": _STEPS,
+  "max_to_keep": _STEPS,
+  "keep_best": _integer(0, may_change=True),
+  "keep_every_steps": _integer(optional=True, may_change=True),
+  "layout.name": Text(may_change=True),
+  "layout.axes": _axes(optional=True, may_change=True),
+  "layout.allow_unplanned": _switch(may_change=True),
   **{
     f"layout.{layer}.{name}": field
     for layer in layout_lib.LAYERS
     for name, field in _PLACEMENT.items()
   },
   "network.wiring": Text(),
-  "network.columns": Unset(Whole(most=_COLUMNS)),
-  "network.width": Number(above=True, most=_COLUMNS),
-  "network.image_size": Whole(most=_PIXELS),
-  "network.num_classes": Whole(most=_CLASSES),
-  "network.dropout_rate": _SHARE,
-  "network.dropout_scaling": Choice(wiring.DROPOUT_SCALINGS),
-  "network.activation": Unset(Choice(wiring.ACTIVATIONS)),
-  "network.normalization": Unset(Choice(wiring.NORMALIZATIONS)),
+  "network.columns": _integer(most=_MAX_COLUMNS, optional=True),
+  "network.width": Number(above=True, most=_MAX_COLUMNS),
+  "network.image_size": _integer(most=_MAX_PIXELS),
+  "network.num_classes": _integer(most=_MAX_CLASSES),
+  "network.dropout_rate": _FRACTION,
+  "network.dropout_scaling": Choice(values=wiring.DROPOUT_SCALINGS),
+  "network.activation": Choice(values=wiring.ACTIVATIONS, optional=True),
+  "network.normalization": Choice(values=wiring.NORMALIZATIONS, optional=True),
   "network.lrn_k": _POSITIVE,
   "network.lrn_alpha": _POSITIVE,
-  "network.batch_norm_momentum": _SHARE,
-  "network.pooling": Unset(
-    Tuple(
-      (Whole(most=_PIXELS), Whole(most=_PIXELS)),
-      "(window, stride) in pixels, as (3, 2)",
-    )
+  "network.batch_norm_momentum": _FRACTION,
+  "network.pooling": Tuple(
+    parts=(_integer(most=_MAX_PIXELS),) * 2,
+    expected="(window, stride) in pixels, such as (3, 2)",
+    optional=True,
   ),
-  "network.init": Choice(wiring.INITS),
+  "network.init": Choice(values=wiring.INITS),
   "data.name": Text(),
   "data.train_split": Text(),
   "data.validation_split": Text(),
-  "data.stored_size": Whole(most=_PIXELS),
-  "data.unreadable": Choice(records.UNREADABLE),
-  "data.seed": Unset(_SEED),
-  "data.threads": Unset(Whole(most=_THREADS)),
-  "data.batches_ahead": Whole(most=_BATCHES),
-  "augment.flip": Switch(),
-  "augment.color_noise": Number(),
-  "augment.color_noise_until_epoch": Unset(_EPOCH),
-  "augment.statistics": Choice(build.STATISTICS),
-  "augment.mean": Unset(
-    Tuple(
-      (Number(most=255.0),) * 3,
-      "three numbers (R, G, B) of 0 to 255",
-    )
+  "data.stored_size": _integer(most=_MAX_PIXELS),
+  "data.unreadable": Choice(values=records.UNREADABLE, may_change=True),
+  "data.seed": dataclasses.replace(_SEED, optional=True),
+  "data.threads": _integer(
+    most=_MAX_THREADS, optional=True, may_change=True, per_process=True
   ),
-  "augment.mean_from": Choice(augment.MEANS),
+  "data.batches_ahead": _integer(most=_MAX_BATCHES, may_change=True),
+  "augment.flip": _switch(),
+  "augment.color_noise": Number(),
+  "augment.color_noise_until_epoch": Number(most=_MAX_EPOCHS, optional=True),
+  "augment.statistics": Choice(values=("dataset", "published")),
+  "augment.mean": Tuple(
+    parts=(Number(most=255),) * 3,
+    expected="three numbers (R, G, B) from 0 to 255",
+    optional=True,
+  ),
+  "augment.mean_from": Choice(values=augment.MEANS),
   "augment.color_divisor": _POSITIVE,
   "augment.scale": _POSITIVE,
   "optimizer.learning_rate": Number(),
-  "optimizer.schedule": Choice(schedules.NAMES),
+  "optimizer.schedule": Choice(values=schedules.NAMES),
   "optimizer.warmup_epochs": _EPOCH,
-  "optimizer.drop_epochs": Epochs(_EPOCH, "rising epochs of 0 to 1,000,000"),
-  "optimizer.drop_factor": Number(above=True, most=1.0),
-  "optimizer.plateau_patience": Whole(most=_COUNT),
-  "optimizer.plateau_min_change": Number(above=True, most=1.0, below=True),
-  "optimizer.plateau_max_drops": Whole(least=0, most=_COUNT),
-  "optimizer.exponential_factor": Number(least=1.0),
-  "optimizer.exponential_steps": Unset(Whole(least=2, most=_STEPS_OF_A_RATE)),
+  "optimizer.drop_epochs": _RISING_EPOCHS,
+  "optimizer.drop_factor": Number(above=True, most=1),
+  "optimizer.plateau_patience": _integer(most=_MAX_COUNT),
+  "optimizer.plateau_min_change": Number(above=True, most=1, below=True),
+  "optimizer.plateau_max_drops": _integer(0, _MAX_COUNT),
+  "optimizer.exponential_factor": Number(least=1),
+  "optimizer.exponential_steps": _integer(2, _MAX_RATES, optional=True),
   "optimizer.polynomial_power": _POSITIVE,
-  "optimizer.end_rate": Number(most=1.0),
+  "optimizer.end_rate": Number(most=1),
   "optimizer.bias_lr_multiplier": Number(),
-  "optimizer.bias_drop_epochs": Epochs(
-    _EPOCH, "rising epochs of 0 to 1,000,000"
+  "optimizer.bias_drop_epochs": _RISING_EPOCHS,
+  "optimizer.conv1_rates": Tuple(
+    parts=(Tuple(parts=(_EPOCH, Number()), expected="(epoch, rate)"),),
+    any_length=True,
+    rising=True,
+    expected="pairs (epoch, rate), both >= 0, with rising epochs",
   ),
-  "optimizer.conv1_rates": Epochs(
-    Tuple((_EPOCH, Number()), "(epoch, rate)"),
-    "pairs (epoch, rate), both 0 or more, with rising epochs",
-  ),
-  "optimizer.momentum": _SHARE,
+  "optimizer.momentum": _FRACTION,
   "optimizer.weight_decay": Number(),
-  "optimizer.trust_coefficient": Unset(_POSITIVE),
-  "optimizer.ema_decay": Unset(_SHARE),
+  "optimizer.trust_coefficient": Number(above=True, optional=True),
+  "optimizer.ema_decay": Number(most=1, below=True, optional=True),
 }
 
 
 def check(values: Mapping[str, Any]) -> None:
-  """Refuses a config with a field that cannot be what it is.
-
-  Args:
-    values: of all fields, by their full names, as `network.width`.
+  """Checks every field by itself; `values` has them by their full names.
 
   Raises:
     ValueError, TypeError: names the field, its value and what was expected.
   """
-  for name in FIELDS:
+  for name, field in FIELDS.items():
     if name not in values:
       raise ValueError(
-        f"the config has no field {name}, expected {FIELDS[name].expected}. "
-        "Start from configs/default.py, and set single fields, as "
-        f"config.{name}."
+        f"the config has no field {name}, expected {_describe(field)}. Start "
+        "from configs/default.py, and set single fields with "
+        f"config.{name} = ...."
       )
   for name, value in values.items():
-    field = find_kind(name)
+    field = find_field(name)
     if field is None:
       raise ValueError(
         f"the config has a field {name}, which nothing reads. Remove "
         f"config.{name}; configs/default.py lists all fields."
       )
-    if not is_kind(field, value):
-      raise TypeError(_say(name, value, field.expected))
-    if value is not None and not field.accepts(value):
-      raise ValueError(_say(name, value, field.expected))
+    has_type = field.has_type(value)
+    if has_type and (value is None or field.accepts(value)):
+      continue
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    raise (ValueError if has_type else TypeError)(
+      f"{name} is {short.repr(value)}, expected {_describe(field)}. "
+      f"Set config.{name}."
+    )
 
 
-def find_kind(name: str) -> Any:
-  """Of a field, by its full name; None: there is no such field."""
-  return _MESH_FIELD if name.startswith(_MESH) else FIELDS.get(name)
+def find_field(name: str) -> Field | None:
+  """The field of a full name; None: there is no such field."""
+  return _MESH_SIZE if name.startswith("layout.mesh.") else FIELDS.get(name)
 
 
-def _say(name: str, value: Any, expected: str) -> str:
-  short = reprlib.Repr()
-  short.maxstring = short.maxother = short.maxlong = 80
-  return (
-    f"{name} is {short.repr(value)}, expected {expected}. Set config.{name}."
-  )
+def find_changeable(schedule: str | None = None) -> frozenset[str]:
+  """Names the fields that may differ between two starts of one run.
+
+  Args:
+    schedule: optimizer.schedule of the run; None: any.
+
+  Returns:
+    Full names; `layout.mesh` stands for its axes, which have any names.
+  """
+  return frozenset({"layout.mesh"}) | {
+    name
+    for name, field in FIELDS.items()
+    if field.may_change and schedule not in field.unless_schedule
+  }
+
+
+def _describe(field: Field) -> str:
+  return f"None or {field.expected}" if field.optional else field.expected

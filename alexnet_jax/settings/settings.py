@@ -1,4 +1,4 @@
-"""What a config says, checked: all that needs neither devices nor data."""
+"""Checks a config; makes its network and layout, without devices or data."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from alexnet_jax.settings import build, fields
 
 
 def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
-  """The named layout, with the sizes and placements that a config sets.
+  """Returns the named layout with the sizes and placements of a config.
 
-  A config that sets every placement has a layout of its own; its name is not
-  in the catalog.
+  A config that sets every placement defines a layout of its own, whose name is
+  not in the catalog.
 
   Raises:
-    ValueError: there is no such layout, or a layout of a config's own has the
-      name of another.
+    ValueError: there is no such layout, or the config defines a layout under a
+      name of the catalog.
   """
   values = config.layout.to_dict()
   name = values["name"]
@@ -36,16 +36,12 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
   )
   if is_own and name in [named.name for named in catalog.LAYOUTS]:
     raise ValueError(
-      f"the config has a layout of its own under the name {name!r}, which the "
-      "catalog has too. Set config.layout.name to another name, or start "
+      f"the config defines a layout of its own under the name {name!r}, which "
+      "is in the catalog. Set config.layout.name to another name, or start "
       "from a config that sets the name only."
     )
-  if is_own:
-    start = layout_lib.Layout(name=name, mesh={})
-  else:
-    start = catalog.find(name)
   return layout_lib.override(
-    start,
+    layout_lib.Layout(name=name, mesh={}) if is_own else catalog.find(name),
     axes=values["axes"],
     mesh=values["mesh"],
     placements=placements,
@@ -53,29 +49,27 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
 
 
 def choose_layouts(
-  own: layout_lib.Layout, names: Sequence[str]
+  config_layout: layout_lib.Layout, names: Sequence[str]
 ) -> list[layout_lib.Layout]:
-  """The catalog with the layout of a config, and of these the named ones.
+  """Selects from the catalog and the layout of a config.
 
   Args:
-    own: from `make_layout`; takes the place of its namesake.
-    names: of --layouts; empty: all.
-
-  Raises:
-    ValueError: there is no layout of a name.
+    config_layout: from `make_layout`; replaces the catalog's of the same name.
+    names: the value of --layouts; empty: all.
   """
   layouts = [
-    own if layout.name == own.name else layout for layout in catalog.LAYOUTS
+    config_layout if layout.name == config_layout.name else layout
+    for layout in catalog.LAYOUTS
   ]
-  if own not in layouts:
-    layouts.insert(0, own)
+  if config_layout not in layouts:
+    layouts.insert(0, config_layout)
   if not names:
     return layouts
   return [catalog.find(name, layouts, field="--layouts") for name in names]
 
 
 def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
-  """The named wiring, in the size that a config sets."""
+  """Returns the named wiring in the size that a config sets."""
   sizes = config.network.to_dict()
   return wiring.make_network(network_catalog.find(sizes.pop("wiring")), **sizes)
 
@@ -83,29 +77,28 @@ def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
 def check(
   config: ml_collections.ConfigDict,
 ) -> tuple[wiring.Network, layout_lib.Layout]:
-  """Checks all that needs neither devices nor data.
+  """Checks everything that needs neither devices nor data.
 
   Returns:
     The network, and a layout that fits it.
 
   Raises:
-    ValueError, TypeError: with one line on what to change.
+    ValueError, TypeError: one line on what to change.
   """
-  # Where its file could not be read, any use of it says so.
+  # If the file could not be read, any access to the config raises that error.
   if not callable(getattr(config, "to_dict", None)):
     raise TypeError(
       f"the config is {config!r}, expected an ml_collections.ConfigDict. "
       "Return one from get_config in the file of --config."
     )
   fields.check(traverse_util.flatten_dict(config.to_dict(), sep="."))
-  _check_kept(config)
-  _check_ensemble(config)
+  _check_relations(config)
   build.check(config)
   layout = make_layout(config)
   if ensemble_lib.AXIS in layout.mesh:
     raise ValueError(
-      f"layout {layout.name!r} has an axis {ensemble_lib.AXIS!r}, which is "
-      "that of the members of an ensemble, expected another name. Set "
+      f"layout {layout.name!r} has an axis {ensemble_lib.AXIS!r}, a name that "
+      "is reserved for the members of an ensemble, expected another name. Set "
       "config.layout.mesh, and config.ensemble for the members."
     )
   network = make_network(config)
@@ -116,48 +109,44 @@ def check(
 
 
 def check_single(config: ml_collections.ConfigDict, *, command: str) -> None:
-  """Refuses an ensemble where a command is about one network at a time.
+  """Refuses an ensemble for a command that handles one network.
 
   Raises:
     ValueError: the config has several members.
   """
   if config.ensemble != 1:
     raise ValueError(
-      f"ensemble is {config.ensemble}, expected 1: {command} is about single "
-      "runs, and every member of an ensemble is as one. Set config.ensemble."
+      f"ensemble is {config.ensemble}, expected 1: {command} handles single "
+      "runs, and each member of an ensemble equals one. Set config.ensemble."
     )
 
 
-def find_same(config: ml_collections.ConfigDict) -> dict[str, str]:
-  """The fields that all processes of a run must have alike."""
+def find_shared_fields(config: ml_collections.ConfigDict) -> dict[str, str]:
+  """Returns the fields that must be equal in all processes of a run."""
+  values = traverse_util.flatten_dict(config.to_dict(), sep=".")
   return {
     f"config.{name}": str(value)
-    for name, value in traverse_util.flatten_dict(
-      config.to_dict(), sep="."
-    ).items()
-    if name != "data.threads"
+    for name, value in values.items()
+    if not fields.find_field(name).per_process
   }
 
 
-def _check_kept(config: ml_collections.ConfigDict) -> None:
+def _check_relations(config: ml_collections.ConfigDict) -> None:
   if (config.keep_every_steps or 0) % config.checkpoint_every_steps:
     raise ValueError(
       f"keep_every_steps is {config.keep_every_steps}, expected None or a "
       f"multiple of checkpoint_every_steps, {config.checkpoint_every_steps}. "
       "Set config.keep_every_steps."
     )
-
-
-def _check_ensemble(config: ml_collections.ConfigDict) -> None:
   last = config.seed + config.ensemble - 1
   if last >= 2**32:
     raise ValueError(
-      f"the last of {config.ensemble} members has seed {last}, expected at "
-      "most 2^32 - 1. Set config.seed or config.ensemble."
+      f"the last of {config.ensemble} members has seed {last}, expected "
+      "2^32 - 1 or less. Set config.seed or config.ensemble."
     )
   if config.ensemble > 1 and config.optimizer.schedule == "plateau":
     raise ValueError(
       f"ensemble is {config.ensemble} with optimizer.schedule=plateau, which "
-      "follows the validation of one network, expected another schedule. Set "
+      "follows the validations of one network, expected another schedule. Set "
       "config.ensemble=1 or config.optimizer.schedule."
     )

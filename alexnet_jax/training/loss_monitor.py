@@ -1,14 +1,14 @@
-"""A loss that stays at that of guessing is pointed out, once and early."""
+"""Warns once if the loss is still at chance level, ln(num_classes)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-# What learns falls below ln(classes) and stays there. What guesses lies above:
-# its last layer follows every batch a little. Measured on the digits with the
-# initial weights of 2012, which learn nothing there: 2.31 to 2.48 for ln(10) =
-# 2.303. What is higher still does not guess, it diverges.
+# A network that learns falls below ln(classes) and stays there. One that
+# guesses stays above: its last layer follows every batch a little. Measured on
+# the digits with the initial weights of 2012, which learn nothing there: 2.31
+# to 2.48 for ln(10) = 2.303. A still higher loss is no guess, but diverges.
 _BELOW, _ABOVE = 0.02, 0.1
 # However small the set is: an epoch of the digits is 23 steps, and a healthy
 # run needs 35 (measured: 2.24 then, 1.99 at step 50, 0.86 at step 100).
@@ -27,12 +27,12 @@ CAUSES = (
 
 
 def is_at_chance(losses: Sequence[float], num_classes: int) -> bool:
-  """Whether a loss has never been better than guessing, and is near it now.
+  """Whether a loss has never been better than chance, and is near it now.
 
   Args:
-    losses: of the training, one after the other, nats.
-    num_classes: 2 or more; guessing has a loss of ln(num_classes), with
-      smoothed labels too.
+    losses: training losses in order, nats.
+    num_classes: 2 or more; chance level is ln(num_classes), with smoothed
+      labels too.
   """
   chance = math.log(num_classes)
   never_better = min(losses) >= (1 - _BELOW) * chance
@@ -40,44 +40,43 @@ def is_at_chance(losses: Sequence[float], num_classes: int) -> bool:
 
 
 class LossMonitor:
-  """Looks at the losses of a run until there is an answer.
+  """Collects the losses of a run until they can be judged.
 
   Args:
     num_classes: of the network.
-    until_step: from which on a healthy run has left the loss of guessing. At
-      full size an epoch takes it there, and 1,000 steps need not: with the
-      initial weights of 2012 the loss comes down to 6.9 from above (7.16, 7.06,
-      7.00 in the first 72 steps of the released code's own example).
+    until_step: step by which a healthy run has left chance level. At full size
+      an epoch is enough, and 1,000 steps may not be: with the initial weights
+      of 2012 the loss comes down to 6.9 from above (7.16, 7.06, 7.00 in the
+      first 72 steps of the released code's own example).
   """
 
   def __init__(self, *, num_classes: int, until_step: int):
     self._num_classes = num_classes
     self._until_step = until_step
-    self._losses: list[Sequence[float]] = []
-    self._is_over = num_classes < 2
+    self._losses: dict[str, list[float]] = {}
+    self._is_done = num_classes < 2
 
-  def look(self, step: int, losses: Sequence[float]) -> list[str]:
-    """What to say after a report.
+  def check(self, step: int, losses: Mapping[str, float]) -> list[str]:
+    """Adds the losses of a report, and returns the warnings due.
 
     Args:
       step: of the report.
-      losses: of the run, or of each member of an ensemble, since the last one.
+      losses: {"the loss", or what else to call it: nats since the last report}.
 
     Returns:
-      A line for each that learns nothing, or nothing.
+      Once, from `until_step` on: a line for each loss at chance level.
     """
-    if self._is_over:
+    if self._is_done:
       return []
-    self._losses.append(losses)
+    for name, loss in losses.items():
+      self._losses.setdefault(name, []).append(loss)
     if step < self._until_step:
       return []
-    self._is_over = True
-    of_members = list(zip(*self._losses, strict=True))
+    self._is_done = True
     return [
-      f"the loss{f' of member {member}' if len(of_members) > 1 else ''} stays "
-      f"at ln({self._num_classes}) = {math.log(self._num_classes):.4g} or "
-      "above, as if it guessed: nothing is learned so far. Known causes: "
-      f"{'; '.join(CAUSES)}."
-      for member, found in enumerate(of_members)
-      if is_at_chance(found, self._num_classes)
+      f"{name} stays at ln({self._num_classes}) = "
+      f"{math.log(self._num_classes):.4g} or above, which is chance level: the "
+      f"network has learned nothing so far. Known causes: {'; '.join(CAUSES)}."
+      for name, history in self._losses.items()
+      if is_at_chance(history, self._num_classes)
     ]

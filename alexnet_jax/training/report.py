@@ -1,4 +1,9 @@
-"""What a run says while it trains: metrics.jsonl, TensorBoard, progress."""
+"""Reports of a run: metrics.jsonl, TensorBoard events, progress lines.
+
+Totals are f32[4], the sums of `metrics.NAMES`. If the program trains several
+runs at once they are f32[runs, 4]; the reports then have the mean, and a list
+with the value of each run.
+"""
 
 from __future__ import annotations
 
@@ -20,40 +25,45 @@ from alexnet_jax.checkpoints import writer
 from alexnet_jax.program import metrics
 from alexnet_jax.training import loss_monitor
 
+# Seconds between two times that TensorBoard events are synced to disk.
+_FLUSH_SECONDS = 10.0
+
+
+def print_lines(console: rich.console.Console, *lines: str) -> None:
+  """Prints lines as they are: neither wrapped nor highlighted."""
+  for line in lines:
+    console.print(line, soft_wrap=True, highlight=False)
+
 
 class LossNotFinite(FloatingPointError):
   """The loss of a step is not finite.
 
   Attributes:
-    step: the first such, from 1.
-    member: of an ensemble; None: a single run.
-    loss: what it is instead.
+    step: the first such step, from 1.
+    index: of the run whose loss it is, if there are several; else None.
+    loss: the value, NaN or infinite.
+    name: of the loss, for messages.
   """
 
-  def __init__(self, step: int, member: int | None, loss: float):
-    self.step, self.member, self.loss = step, member, loss
-    super().__init__(f"{self.where} is {loss}, expected a finite number.")
-
-  @property
-  def where(self) -> str:
-    of_member = "" if self.member is None else f" of member {self.member}"
-    return f"the loss{of_member} of step {self.step}"
+  def __init__(self, step: int, index: int | None, loss: float, run_name: str):
+    self.step, self.index, self.loss = step, index, loss
+    self.name = f"{_name_loss(run_name, index)} of step {step}"
+    super().__init__(f"{self.name} is {loss}, expected a finite number.")
 
 
 class Reporter:
-  """Reports of one run, to its workdir and to whoever watches it.
+  """Writes the reports of a run to its workdir and to the console.
 
   Values of the training are read from the devices one report late, so that no
   step waits for the host.
 
   Args:
-    workdir: `metrics.jsonl` and TensorBoard events go there; None: nowhere, for
-      all processes of a run but the first.
-    console: of the watcher. A terminal gets a progress bar, anything else
-      plain lines.
-    first_step: where this start of the run begins.
-    num_steps: where the run ends.
-    watch: points out a loss that stays where it was; None: nothing does.
+    workdir: for `metrics.jsonl` and TensorBoard events; None: nothing is
+      written, as in all processes of a run but the first.
+    console: a terminal gets a progress bar, anything else plain lines.
+    first_step: the step that this start resumes after.
+    monitor: warns of a loss at chance level; None: no such warning.
+    run_name: what one of several runs is called in reports.
   """
 
   def __init__(
@@ -63,18 +73,20 @@ class Reporter:
     *,
     first_step: int,
     num_steps: int,
-    watch: loss_monitor.LossMonitor | None = None,
+    monitor: loss_monitor.LossMonitor | None = None,
+    run_name: str = "run",
   ):
     self._console = console
-    self._watch = watch
+    self._monitor = monitor
     self._num_steps = num_steps
+    self._run_name = run_name
     self._file = self._events = None
     self._workdir = workdir
     if workdir is not None:
       with self._writing():
-        self._open(os.path.join(workdir, "metrics.jsonl"))
+        self._file = self._open(os.path.join(workdir, "metrics.jsonl"))
         self._events = Events(workdir)
-    self._due: tuple | None = None  # the arguments of `training`, and seconds
+    self._due: tuple | None = None  # arguments of `training`, and seconds
     self._began = self._since = time.monotonic()
     self._saved: list[writer.Saved] = []
     self._progress = rich.progress.Progress(
@@ -92,15 +104,6 @@ class Reporter:
     )
     self._progress.start()
 
-  def _open(self, path: str) -> None:
-    if cut := repair(path):
-      self._console.print(
-        f"the last line of {path} was cut off; its {cut:,} bytes are removed",
-        highlight=False,
-        soft_wrap=True,
-      )
-    self._file = open(path, "a")
-
   def advance(self, step: int) -> None:
     """Moves the progress bar."""
     self._progress.update(self._task, completed=step)
@@ -113,18 +116,16 @@ class Reporter:
     learning_rate: float,
     replaced: Callable[[], int],
   ) -> None:
-    """Reports on the steps since the last report.
+    """Reports on the steps since the last report, once the next one is due.
 
     Args:
-      step: steps taken so far.
-      totals: f32[4] of each step since the last report, or f32[members, 4],
-        still on the devices.
-      learning_rate: of the last of them.
-      replaced: says how many images there were whose own record could not be
-        read; asked one report late.
+      totals: of each step since the last report, still on the devices.
+      learning_rate: of the last of these steps.
+      replaced: returns the number of images whose own record could not be
+        read; called one report late.
 
     Raises:
-      LossNotFinite: of one of the last report.
+      LossNotFinite: of a step of the report before.
     """
     self.flush()
     now = time.monotonic()
@@ -133,26 +134,18 @@ class Reporter:
     self._since = now
 
   def check(self) -> None:
-    """Looks at the losses of the report that is due; waits for its last step.
-
-    Raises:
-      LossNotFinite: of one of its steps.
-    """
+    """Raises LossNotFinite for a step of the report that is due."""
     if self._due is not None:
       step, totals, *_ = self._due
-      check_losses(step, totals)
+      self.read_totals(step, totals)
 
   def flush(self) -> None:
-    """Writes the report that is due; waits for its last step.
-
-    Raises:
-      LossNotFinite: of one of its steps.
-    """
+    """Writes the report that is due, or raises LossNotFinite."""
     if self._due is None:
       return
     step, totals, learning_rate, replaced, seconds = self._due
     self._due = None
-    sums = check_losses(step, totals)
+    sums = self.read_totals(step, totals)
     if self._file is None:
       return
     replaced = replaced()
@@ -162,51 +155,49 @@ class Reporter:
     values = {f"training_{name}": value for name, value in means.items()}
     values |= {"learning_rate": learning_rate, "images_per_second": rate}
     values["training_replaced_images"] = replaced
-    values |= (of_members := _of_members("training", totals))
+    values |= self._values_of_runs("training", totals)
     shown = f"{rate:,.0f} images/s, loss {means['loss']:.3f}"
     self._progress.update(self._task, shown=shown)
     self._write(step, values)
     if not self._console.is_terminal:
-      self._line(
+      self._print(
         step,
-        f"{_whose(totals)}loss {means['loss']:.4g}, {_errors(means)}, "
-        f"{rate:,.0f} images/s, "
-        f"learning rate {learning_rate:g}{_replaced(replaced)}",
+        f"{self._describe(totals, means)}, {rate:,.0f} images/s, learning rate "
+        f"{learning_rate:g}{_describe_replaced(replaced)}",
       )
-    if self._watch is not None:
-      losses = of_members.get("training_member_loss", [means["loss"]])
-      for line in self._watch.look(step, losses):
-        self._line(step, line)
+    if self._monitor is not None:
+      losses = {
+        _name_loss(self._run_name, *index): metrics.to_means(totals[index])[
+          "loss"
+        ]
+        for index in np.ndindex(totals.shape[:-1])
+      }
+      for line in self._monitor.check(step, losses):
+        self._print(step, line)
 
   def validation(
     self, step: int, totals: np.ndarray, replaced: Callable[[], int]
   ) -> None:
-    """Reports on a validation.
-
-    Args:
-      step: steps taken so far.
-      totals: f32[4], over the whole split, or f32[members, 4].
-      replaced: as for `training`.
-    """
+    """Reports on a validation; `replaced` is as for `training`."""
     if self._file is None:
       return
     replaced = replaced()
     means = _to_means(totals)
     values = {f"validation_{name}": value for name, value in means.items()}
     values["validation_replaced_images"] = replaced
-    values |= (of_members := _of_members("validation", totals))
+    values |= (of_runs := self._values_of_runs("validation", totals))
     self._write(step, values)
-    self._line(
+    self._print(
       step,
-      f"validation {_whose(totals)}loss {means['loss']:.4g}, "
-      f"{_errors(means)}, "
-      f"{means['images']:,} images{_replaced(replaced)}",
+      f"validation {self._describe(totals, means)}, {means['images']:,} images"
+      f"{_describe_replaced(replaced)}",
     )
-    for name, what in (("top1", "top-1"), ("top5", "top-5")):
-      if of_members:
-        errors = of_members[f"validation_member_{name}_error"]
-        listed = ", ".join(f"{error:.2%}" for error in errors)
-        self._line(step, f"validation {what} error of each member: {listed}")
+    for k in metrics.TOP_K if of_runs else ():
+      errors = of_runs[f"validation_{self._run_name}_top{k}_error"]
+      listed = ", ".join(f"{error:.2%}" for error in errors)
+      self._print(
+        step, f"validation top-{k} error of each {self._run_name}: {listed}"
+      )
 
   def saved(self, saved: Sequence[writer.Saved]) -> None:
     """Reports on checkpoints that are on disk now."""
@@ -224,34 +215,82 @@ class Reporter:
       )
 
   def resume_clock(self) -> None:
-    """Leaves what was done since the last report out of the next rate."""
+    """Excludes the time since the last report from the next rate."""
     self._since = time.monotonic()
 
   def close(self) -> None:
-    """Says what the checkpoints have cost, and writes what is left."""
+    """Prints what the checkpoints have cost, and closes the files."""
     self._progress.stop()
     if self._saved:
       taken = sum(one.blocked_seconds for one in self._saved)
-      self._console.print(
+      print_lines(
+        self._console,
         f"checkpoints: {len(self._saved)} saved, {taken:.1f} s of "
         f"{time.monotonic() - self._began:.0f} s taken from training",
-        highlight=False,
       )
     with self._writing(), contextlib.ExitStack() as closed:
-      for opened in (self._events, self._file):
-        if opened is not None:
-          closed.callback(opened.close)
+      for opened in filter(None, (self._events, self._file)):
+        closed.callback(opened.close)
+
+  def read_totals(self, step: int, totals: Sequence[jax.Array]) -> np.ndarray:
+    """Reads the totals of some steps, the last of which is `step`.
+
+    Returns:
+      f32[steps, 4], or f32[steps, runs, 4].
+
+    Raises:
+      LossNotFinite: names the first step whose loss is not finite.
+    """
+    sums = np.stack(jax.device_get(totals))
+    for (row, *index), loss in np.ndenumerate(sums[..., 0]):
+      if not math.isfinite(loss):
+        raise LossNotFinite(
+          step - len(totals) + row + 1,
+          index[0] if index else None,
+          float(loss),
+          self._run_name,
+        )
+    return sums
+
+  def _values_of_runs(
+    self, prefix: str, totals: np.ndarray
+  ) -> dict[str, list[float]]:
+    """Lists the values of each run; {} for a single run."""
+    if totals.ndim == 1:
+      return {}
+    means = list(map(metrics.to_means, totals))
+    return {
+      f"{prefix}_{self._run_name}_{name}": [one[name] for one in means]
+      for name in metrics.NAMES
+      if name != "images"
+    }
+
+  def _describe(self, totals: np.ndarray, means: Mapping[str, float]) -> str:
+    mean = f"mean of {len(totals)} {self._run_name}s: "
+    errors = (
+      f"top-{k} error {means[f'top{k}_error']:.2%}" for k in metrics.TOP_K
+    )
+    text = f"loss {means['loss']:.4g}, {', '.join(errors)}"
+    return mean + text if totals.ndim > 1 else text
+
+  def _open(self, path: str):
+    if cut := cut_partial_line(path):
+      print_lines(
+        self._console,
+        f"the last line of {path} was cut off; its {cut:,} bytes are removed",
+      )
+    return open(path, "a")
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Says of errors what could not be written."""
+    """Adds to an error what could not be written."""
     try:
       yield
     except OSError as error:
       raise OSError(
         f"the reports in {self._workdir!r} cannot be written: "
         f"{error.strerror}. Make room there or set --workdir; the same command "
-        "goes on from the last checkpoint."
+        "resumes from the last checkpoint."
       ) from error
 
   def _write(
@@ -262,98 +301,55 @@ class Reporter:
       self._file.flush()
       for name, value in values.items():
         if isinstance(value, list):
-          for member, of_member in enumerate(value):
-            self._events.add(f"{name}/{member}", of_member, step)
+          for index, one in enumerate(value):
+            self._events.add(f"{name}/{index}", one, step)
         else:
           self._events.add(name, value, step)
 
-  def _line(self, step: int, text: str) -> None:
+  def _print(self, step: int, text: str) -> None:
     width = len(str(self._num_steps))
-    self._console.print(
-      f"step {step:{width}}/{self._num_steps}: {text}",
-      highlight=False,
-      soft_wrap=True,
-    )
+    print_lines(self._console, f"step {step:{width}}/{self._num_steps}: {text}")
 
 
-def check_losses(step: int, totals: Sequence[jax.Array]) -> np.ndarray:
-  """Reads the totals of the last steps; waits for them.
-
-  Args:
-    step: the last of these steps.
-    totals: f32[4] of each, or f32[members, 4]; one or more.
-
-  Returns:
-    f32[steps, 4], or f32[steps, members, 4].
-
-  Raises:
-    LossNotFinite: names the first.
-  """
-  sums = np.stack(jax.device_get(totals))
-  for (index, *member), loss in np.ndenumerate(sums[..., 0]):
-    if not math.isfinite(loss):
-      number = step - len(totals) + index + 1
-      raise LossNotFinite(number, member[0] if member else None, float(loss))
-  return sums
+def _name_loss(run_name: str, index: int | None = None) -> str:
+  return "the loss" if index is None else f"the loss of {run_name} {index}"
 
 
 def _to_means(totals: np.ndarray) -> dict[str, float]:
-  """As `metrics.to_means`; of several members the mean, images counted once."""
-  members = np.atleast_2d(totals)
-  return metrics.to_means(members.mean(axis=0, dtype=np.float64))
+  """As `metrics.to_means`; the mean of several runs, images counted once."""
+  runs = np.atleast_2d(totals)
+  return metrics.to_means(runs.mean(axis=0, dtype=np.float64))
 
 
-def _of_members(prefix: str, totals: np.ndarray) -> dict[str, list[float]]:
-  """What each member of an ensemble has; nothing for a single run.
-
-  Args:
-    prefix: of the names.
-    totals: f32[4], or f32[members, 4].
-  """
-  if totals.ndim == 1:
-    return {}
-  means = list(map(metrics.to_means, totals))
-  return {
-    f"{prefix}_member_{name}": [of_member[name] for of_member in means]
-    for name in metrics.NAMES
-    if name != "images"
-  }
-
-
-def _whose(totals: np.ndarray) -> str:
-  return f"mean of {len(totals)} members: " if totals.ndim > 1 else ""
-
-
-def _errors(means: Mapping[str, float]) -> str:
-  top1, top5 = means["top1_error"], means["top5_error"]
-  return f"top-1 error {top1:.2%}, top-5 error {top5:.2%}"
-
-
-def _replaced(images: int) -> str:
+def _describe_replaced(images: int) -> str:
   return f", {images:,} replaced" if images else ""
 
 
-# Scalars for TensorBoard, written by the thread that reports them.
-#
-# tensorboardX's own writer has a thread for that. Where the disk is full it
-# ends with a traceback, and the run then waits for it for ever.
+def cut_partial_line(path: str) -> int:
+  """Cuts a last line that has no end off a file, so that one can follow it.
 
-# Between two times that all is synced to disk.
-_FLUSH_SECONDS = 10.0
+  A killed process or a full disk can leave one. Returns the bytes cut off.
+  """
+  if not os.path.isfile(path):
+    return 0
+  with open(path, "rb+") as file:
+    content = file.read()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+      file.truncate(end)
+  return len(content) - end
 
 
 class Events:
-  """An event file of its own.
+  """A TensorBoard event file, written in the thread that reports.
 
-  Args:
-    folder: in which it lies.
-
-  Raises:
-    OSError: it cannot be written; as every method.
+  tensorboardX's own writer has a thread for that. On a full disk that thread
+  ends with a traceback, and the run then waits for it forever. Here every
+  method raises OSError.
   """
 
   def __init__(self, folder: str):
-    # Without the process, two starts within a second would share a name.
+    # With the process id: two starts within a second would share a name.
     self._writer = event_file_writer.EventsWriter(
       os.path.join(folder, "events"), f".{os.getpid()}"
     )
@@ -373,24 +369,3 @@ class Events:
   def close(self) -> None:
     """Writes what is left."""
     self._writer.close()
-
-
-# A file of one JSON value per line, to which a run appends.
-#
-# A process that is killed, or a disk that is full, can leave the last line cut.
-
-
-def repair(path: str) -> int:
-  """Takes a last line that is cut off a file, so that another can follow.
-
-  Returns:
-    The bytes that were taken off; 0 where the file is whole or not there.
-  """
-  if not os.path.isfile(path):
-    return 0
-  with open(path, "rb+") as file:
-    content = file.read()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-      file.truncate(whole)
-  return len(content) - whole

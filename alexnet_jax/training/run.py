@@ -1,8 +1,7 @@
-"""A run: everything about it that is known before anything compiles.
+"""Makes the objects of a run from its config, and refuses bad input.
 
-From a config to the objects of a run, and the edge at which bad input is
-refused. `settings.check` needs neither devices nor data, `make_program` here
-devices only, `prepare` everything.
+All of this happens before anything compiles. `settings.check` needs neither
+devices nor data, `make_program` needs devices only, `prepare` needs everything.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import jax
 import ml_collections
 import optax
 
+from alexnet_jax.checkpoints import checkpoint, members
 from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.data import records, sets
 from alexnet_jax.data import statistics as statistics_lib
@@ -30,6 +30,7 @@ from alexnet_jax.program import compilation_cache, compiler_options
 from alexnet_jax.program import devices as devices_lib
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.settings import build, settings
+from alexnet_jax.settings import fields as fields_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,11 @@ class Run:
   """Everything about a run that is known before anything compiles.
 
   Attributes:
-    schedule: steps before this one -> learning rate of the kernels, but for
-      what the plateau rule makes of it.
-    plateau: the rule that validations drive; None: there is none.
-    locks: of the directories, in the process that writes them.
-    changes: of the config since its last start, a line for each.
+    schedule: steps before this one -> learning rate of the kernels, before the
+      plateau rule scales it.
+    plateau: the rule that the validation errors drive; None: there is none.
+    locks: of the workdirs, in the process that writes them.
+    changes: lines on fields that have changed since the last start.
   """
 
   config: ml_collections.ConfigDict
@@ -58,6 +59,19 @@ class Run:
   locks: tuple[workdir_lib.Lock, ...]
   changes: tuple[str, ...]
 
+  def open_checkpoints(
+    self, workdir: str | None = None
+  ) -> checkpoint.Checkpoints:
+    """Opens the checkpoints of the run, or equal ones in another workdir."""
+    return members.open_checkpoints(
+      workdir or self.workdir,
+      self.program,
+      keep=self.config.max_to_keep,
+      best=self.config.keep_best,
+      every=self.config.keep_every_steps,
+      group=self.group,
+    )
+
 
 def make_program(
   config: ml_collections.ConfigDict,
@@ -69,20 +83,17 @@ def make_program(
   statistics: statistics_lib.Statistics | None = None,
   implementations: str = implementations_lib.AUTO,
 ) -> program_lib.Program:
-  """The program of a config.
+  """Makes the program of a config.
 
   Args:
-    config: the config.
-    network: from `settings.check`.
-    layout: from `settings.check`, or another that fits the network.
-    devices: to compute on; None: those that JAX has.
-    num_images: in the training split, for what happens at some epoch; None
-      where nothing is trained: they change neither what a step holds nor
-      what it computes or sends.
-    statistics: of the training split; None where nothing is trained. Those of
-      2012 then stand in, and zeros for a mean image, of the same sizes: these
-      change neither what a step holds nor what it sends.
-    implementations: see `implementations.choose`.
+    config, network, layout: from `settings.check`; also another layout that
+      fits the network.
+    num_images: in the training split, to convert epochs to steps; None if
+      nothing is trained: memory, operations and bytes of a step do not depend
+      on it.
+    statistics: of the training split; None if nothing is trained. Those of
+      2012, and zeros for a mean image, then take their place: memory and bytes
+      of a step depend only on their sizes, which are the same.
 
   Raises:
     ValueError: the layout does not fit the devices.
@@ -97,13 +108,13 @@ def make_program(
     optimizer=build.make_optimizer(config, num_images or config.batch_size),
     norms=config.optimizer.trust_coefficient is not None,
     label_smoothing=config.label_smoothing,
-    precision=config.exchange_dtype,
+    exchange_dtype=config.exchange_dtype,
     compute_dtype=config.compute_dtype,
     implementations=implementations,
     views=config.validation_views,
     devices=devices,
     members=config.ensemble,
-    # The config orders the axes of its own layout only.
+    # The config orders the axes of its own layout, not of another one.
     keep_order=(
       config.layout.axes is not None and config.layout.name == layout.name
     ),
@@ -122,35 +133,32 @@ def prepare(
   cache_dir: str | None = compilation_cache.OFF,
   allow_config_changes: bool = False,
 ) -> Run:
-  """Checks everything that can be checked before compiling, in that order.
+  """Checks everything that can be checked before compiling.
 
   Nothing is written before the last check has passed.
 
   Args:
-    config: the config.
-    group: the processes of the run.
-    workdir: of the run, in a file system that all processes see.
+    workdir: in a file system that all processes see.
     data_dir: where TFDS keeps its sets; each host may have its own.
-    simulate_devices: in each process; None: its share of what the layout needs.
+    simulate_devices: see `configure_devices`.
     xla_options: of `compiler_options.MODES`.
-    implementations: see `implementations.choose`.
     cache_dir: see `compilation_cache.open_cache`.
-    allow_config_changes: whether a run may go on with another config.
 
   Raises:
     ValueError, TypeError, OSError: with one line on what to change.
   """
   network, layout = settings.check(config)
-  check_processes(config, group)
-  ensemble = ensemble_lib.Ensemble(config.ensemble)
-  settle_devices(ensemble.widen(layout), group, simulate_devices)
+  configure_devices(config, layout, group, simulate_devices)
   devices_lib.check_start()
-  ensemble_lib.make_mesh(layout, ensemble)
+  # Refuses a layout that needs more devices than there are.
+  ensemble_lib.make_mesh(layout, ensemble_lib.Ensemble(config.ensemble))
   builder, statistics = open_data(config, network, data_dir=data_dir)
-  workdir_lib.check(workdir)
+  workdir_lib.check_writable(workdir)
   # `digits` is made by now, if it was not there.
   train_records, validation_records = open_splits(config, builder)
-  found = describe_data(builder, statistics, train_records, validation_records)
+  found = fingerprint_data(
+    builder, statistics, train_records, validation_records
+  )
   num_images = len(train_records)
   num_steps = find_num_steps(config, num_images)
   program = make_program(
@@ -163,16 +171,20 @@ def prepare(
   )
   devices_lib.check_memory(program, batches_ahead=config.data.batches_ahead)
   cache = compilation_cache.open_cache(cache_dir)
-  for difference in find_differences(group, group.gather("data", found)):
+  for difference in compare_data(group, group.gather("data", found)):
     raise ValueError(difference)
-  fields = config.to_dict()
-  accept_for = program if allow_config_changes else None
-  claim = (
-    workdir_lib.acquire(workdir, fields, found, accept_for=accept_for)
+  acquired = (
+    members.acquire(
+      workdir,
+      config.to_dict(),
+      found,
+      may_change=fields_lib.find_changeable(config.optimizer.schedule),
+      accept_for=program if allow_config_changes else None,
+    )
     if group.is_first
     else None
   )
-  changes = group.first("workdir", lambda: claim.changes)
+  changes = group.run_in_first("workdir", lambda: acquired.changes)
   for index, problem in enumerate(
     shared_filesystem.find_problems(group, workdir)
   ):
@@ -190,16 +202,16 @@ def prepare(
     plateau=build.make_plateau(config),
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
     cache=cache,
-    locks=claim.locks if claim else (),
+    locks=acquired.locks if acquired else (),
     changes=tuple(changes),
   )
 
 
 def find_num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
-  """Steps of the whole run.
+  """Returns the number of steps of a run.
 
   Raises:
-    ValueError: more than devices can count, in int32.
+    ValueError: more than an int32 on the devices can count.
   """
   num_steps = build.to_steps(config, config.num_epochs, num_images)
   if num_steps > build.LAST_STEP:
@@ -210,36 +222,28 @@ def find_num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
   return num_steps
 
 
-def check_processes(
-  config: ml_collections.ConfigDict, group: group_lib.Group
-) -> None:
-  """Refuses an ensemble in several processes.
-
-  Raises:
-    ValueError: names the field.
-  """
-  if config.ensemble > 1 and group.count > 1:
-    raise ValueError(
-      f"ensemble is {config.ensemble}, and there are {group.count} processes, "
-      "expected one for all members. Set config.ensemble=1, or start one "
-      "process."
-    )
-
-
-def settle_devices(
+def configure_devices(
+  config: ml_collections.ConfigDict,
   layout: layout_lib.Layout,
   group: group_lib.Group,
   simulate_devices: int | None,
 ) -> None:
-  """Settles what devices this process has; before JAX is first used.
+  """Sets how many CPU devices JAX simulates; call it before JAX is first used.
 
   Args:
-    layout: of the run.
-    group: the processes of the run.
-    simulate_devices: in each process; None: its share of what the layout needs.
+    simulate_devices: per process, even if there is an accelerator; None: as
+      many as the layout needs, if there is none.
+
+  Raises:
+    ValueError: an ensemble is to run in several processes.
   """
+  if config.ensemble > 1 and group.count > 1:
+    raise ValueError(
+      f"ensemble={config.ensemble} runs in a single process, but there are "
+      f"{group.count} processes. Set config.ensemble=1, or start one process."
+    )
   mesh_lib.simulate_devices(
-    simulate_devices or -(-layout.devices // group.count),
+    simulate_devices or -(-config.ensemble * layout.devices // group.count),
     only_cpu=simulate_devices is not None,
   )
 
@@ -250,13 +254,11 @@ def open_data(
   *,
   data_dir: str | None,
 ) -> tuple[Any, statistics_lib.Statistics]:
-  """The set of a config, that fits its network; writes nothing.
-
-  Returns:
-    The builder of the set, and the statistics of its training split.
+  """Opens the data set of a config, and its statistics; writes nothing.
 
   Raises:
-    ValueError, FileNotFoundError: it is not there, or does not fit.
+    ValueError, FileNotFoundError: it does not exist, or does not fit the
+      network.
   """
   builder = sets.open_builder(config.data.name, data_dir=data_dir)
   sets.check_classes(builder, config.network.num_classes)
@@ -265,13 +267,13 @@ def open_data(
   return builder, statistics
 
 
-def describe_data(
+def fingerprint_data(
   builder,
   statistics: statistics_lib.Statistics,
   train_records: records.Records,
   validation_records: records.Records,
 ) -> dict[str, str | int]:
-  """What all processes of a run must have alike, and a workdir keeps."""
+  """Returns facts that all processes must agree on; a workdir keeps them."""
   return {
     "dataset": builder.info.full_name,
     "training_images": len(train_records),
@@ -280,39 +282,29 @@ def describe_data(
   }
 
 
-def find_differences(
+def compare_data(
   group: group_lib.Group, found: Sequence[Mapping[str, object] | None]
 ) -> list[str]:
-  """A line for each difference in the data of processes.
+  """Returns a line for each difference between the data of processes.
 
   Args:
-    group: the processes.
-    found: by each of them, from `describe_data`; None: nothing, and then it is
-      not compared.
+    found: by each of them, from `fingerprint_data`; None: not compared.
   """
-  there = [index for index, data in enumerate(found) if data is not None]
+  known = [index for index, data in enumerate(found) if data is not None]
   return [
     f"{what.replace('_', ' ')}: {value} in {group.label(index)}, but "
-    f"{found[there[0]][what]} in {group.label(there[0])}. Prepare the same set "
+    f"{found[known[0]][what]} in {group.label(known[0])}. Prepare the same set "
     "for every process, or set --data_dir."
-    for index in there
+    for index in known
     for what, value in found[index].items()
-    if value != found[there[0]][what]
+    if value != found[known[0]][what]
   ]
 
 
 def open_splits(
   config: ml_collections.ConfigDict, builder
 ) -> tuple[records.Records, records.Records]:
-  """The training and the validation split of a set.
-
-  Args:
-    config: the config.
-    builder: from `sets.open_builder`, and accepted by `sets.check_classes`.
-
-  Raises:
-    ValueError, OSError: a split cannot be opened.
-  """
+  """Opens the training and the validation split; see `sets.open_splits`."""
   return sets.open_splits(
     builder,
     (config.data.train_split, config.data.validation_split),

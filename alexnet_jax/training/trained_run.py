@@ -1,8 +1,8 @@
-"""Trained runs, found in their workdirs.
+"""Reads a trained run from its workdir, for evaluation on any layout.
 
-What a directory keeps says what its run is: the config of the network, of the
-images and of their preparation. Where it is computed is free: a checkpoint is
-read onto any layout. Nothing is written.
+The `config.json` of a workdir describes the network, the images and their
+preparation. The layout is free, because a checkpoint is restored onto any
+layout. Nothing is written.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 from flax import traverse_util
 
-from alexnet_jax.checkpoints import members as members_lib
 from alexnet_jax.checkpoints import reader
 from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.network import wiring
@@ -26,9 +23,7 @@ from alexnet_jax.partition import catalog
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.settings import settings
 
-# Of an ensemble's directory: a run of each of its members.
-_MEMBER = re.compile(r"member_(\d+)")
-# What is read of `Trained.found`.
+# Fields of `TrainedRun.found` that commands read.
 _FOUND = {"found.dataset", "found.statistics", "found.training_images"}
 
 
@@ -38,8 +33,8 @@ class TrainedRun:
 
   Attributes:
     workdir: of the run.
-    config: of the run, with the layout, batch and split to evaluate under.
-    found: what the run had found of its data; see `run.describe_data`.
+    config: of the run, with the layout, batch size and split to evaluate with.
+    found: facts about the data of the run; see `run.fingerprint_data`.
     step: of the checkpoint.
     network: of the config.
     layout: of the config; it fits the network.
@@ -53,75 +48,6 @@ class TrainedRun:
   layout: layout_lib.Layout
 
 
-def find_workdirs(paths: Sequence[str]) -> list[str]:
-  """Directories of single runs.
-
-  Args:
-    paths: of runs; one that has no checkpoints itself, but those of the members
-      of an ensemble, stands for all of these.
-
-  Raises:
-    ValueError: a directory is there twice, or a member is missing.
-  """
-  found = []
-  for path in paths:
-    members = _find_members(path)
-    own = not members or reader.find_steps(path)
-    found += [path] if own else members
-  for path in found:
-    if [os.path.realpath(other) for other in found].count(
-      os.path.realpath(path)
-    ) > 1:
-      raise ValueError(
-        f"the workdir {path!r} is there twice, expected different runs. Set "
-        "--workdir."
-      )
-  return found
-
-
-def find_common_steps(paths: Sequence[str]) -> dict[str, int]:
-  """The newest step that all members of an ensemble have.
-
-  A run that is killed while it saves leaves some members with a newer one.
-
-  Args:
-    paths: as for `find_workdirs`.
-
-  Returns:
-    {directory: step} of the members of the paths that stand for several.
-
-  Raises:
-    ValueError: there is no such step.
-  """
-  found = {}
-  for path in paths:
-    members = find_workdirs([path])
-    if members in ([], [path]):
-      continue
-    steps = members_lib.find_common_steps(members)
-    if not steps and any(map(reader.find_steps, members)):
-      raise ValueError(
-        f"the members in {path!r} have no checkpoint of one step. Set "
-        "--workdir to one of them."
-      )
-    found |= dict.fromkeys(members, max(steps)) if steps else {}
-  return found
-
-
-def _find_members(path: str) -> list[str]:
-  names = os.listdir(path) if os.path.isdir(path) else []
-  numbers = sorted(
-    int(match[1]) for name in names if (match := _MEMBER.fullmatch(name))
-  )
-  if numbers != list(range(len(numbers))):
-    missing = min({*range(len(numbers))} - {*numbers})
-    raise ValueError(
-      f"the workdir {path!r} has {len(numbers)} members of an ensemble, but "
-      f"not member_{missing}. Set --workdir to the members that are there."
-    )
-  return [os.path.join(path, f"member_{number}") for number in numbers]
-
-
 def read(
   path: str,
   *,
@@ -132,27 +58,25 @@ def read(
   split: str | None = None,
   step: int | None = None,
 ) -> TrainedRun:
-  """Reads what a directory says of its run.
+  """Reads the config of a run, and finds its checkpoint.
 
   Args:
-    path: of the directory.
-    fields: a config with all fields that there are.
+    fields: a config with all fields, as configs/default.py has them.
     layout: of the catalog; None: that of the run.
-    mesh: axis of the layout -> devices; the others as the layout has them.
-    batch_size: None: that of the run.
-    split: None: the validation split of the run.
+    mesh: {axis of the layout: devices}; other axes as the layout has them.
+    batch_size, split: None: that of the run, its validation split.
     step: of the checkpoint; None: the newest.
 
   Raises:
-    ValueError, TypeError, OSError: there is no run, no such checkpoint, or its
-      config has other fields or does not fit; says what to change.
+    ValueError, TypeError, OSError: there is no run or no such checkpoint, or
+      the config has other fields or does not fit; says what to change.
   """
   config, found = _read_config(path, fields)
   steps = reader.find_steps(path)
   if not steps:
     raise ValueError(
       f"the run in {path!r} has no checkpoint. Set --workdir to a run that has "
-      "one, or go on with it until config.checkpoint_every_steps."
+      "one, or resume it until config.checkpoint_every_steps."
     )
   if step is not None and step not in steps:
     raise ValueError(
@@ -195,60 +119,53 @@ def read(
 def _read_config(
   path: str, fields: ml_collections.ConfigDict
 ) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
-  """The config that a directory keeps, and what its run had found."""
-  kept = workdir_lib.read(path)
+  """Returns the config in a workdir, and the `found` facts of its run."""
+  kept = workdir_lib.read_config(path)
   if kept is None:
     raise ValueError(
       f"there is no run in the workdir {path!r}: it has no config.json. Set "
       "--workdir."
     )
   known = traverse_util.flatten_dict(fields.to_dict(), sep=".")
-  # A layout of a run's own has axes of its own.
-  axes = {name for name in kept if name.startswith("layout.mesh.")}
+  workdir_lib.check_version(path, kept, known)
   found = {name for name in kept if name.startswith("found.")}
-  if unknown := sorted(kept.keys() - known.keys() - axes - found):
-    raise ValueError(
-      f"the run in {path!r} has fields that configs/default.py does not have: "
-      f"{', '.join(unknown)}. Use the version of alexnet_jax that trained it."
-    )
-  if absent := sorted(_FOUND - found):
+  if missing := sorted(_FOUND - found):
     raise ValueError(
       f"the run in {path!r} does not say what data it was trained on: its "
-      f"config.json lacks {', '.join(absent)}. Use the version of alexnet_jax "
+      f"config.json lacks {', '.join(missing)}. Use the version of alexnet_jax "
       "that trained it."
     )
-  lacks = {
+  missing = {
     name: value
     for name, value in known.items()
     if name not in kept and not name.startswith("layout.")
   }
-  if lacks:
+  if missing:
     raise ValueError(
       f"the run in {path!r} is of an earlier version: its config.json lacks "
-      f"{', '.join(lacks)}. Add what the run was trained with to that file; "
-      f"now the defaults are {json.dumps(lacks)[1:-1]}."
+      f"{', '.join(missing)}. Add the values the run was trained with to that "
+      f"file; now the defaults are {json.dumps(missing)[1:-1]}."
     )
-  nested: dict[str, Any] = fields.to_dict()
-  nested["layout"]["mesh"] = {}
-  for name, value in kept.items():
-    *groups, last = name.split(".")
-    group = nested
-    for part in groups:
-      group = group.setdefault(part, {})
-    group[last] = _to_tuple(value)
-  of_data = nested.pop("found", {})
-  return ml_collections.ConfigDict(nested), of_data
+  flat = {
+    name: value
+    for name, value in known.items()
+    if not name.startswith("layout.mesh.")
+  } | {name: _to_tuple(value) for name, value in kept.items()}
+  nested = traverse_util.unflatten_dict(flat, sep=".")
+  nested["layout"].setdefault("mesh", {})
+  data_facts = nested.pop("found")
+  return ml_collections.ConfigDict(nested), data_facts
 
 
 def _to_tuple(value: Any) -> Any:
-  """JSON has lists where configs have tuples."""
+  """Turns the lists of JSON into the tuples of configs."""
   if isinstance(value, list):
     return tuple(_to_tuple(one) for one in value)
   return value
 
 
 def check_alike(first: TrainedRun, other: TrainedRun) -> None:
-  """Refuses two members of an ensemble that answer different questions.
+  """Refuses two runs whose predictions cannot be averaged.
 
   Raises:
     ValueError: says what differs.
@@ -258,25 +175,24 @@ def check_alike(first: TrainedRun, other: TrainedRun) -> None:
     ("dataset", "data.name"),
     ("split", "data.validation_split"),
   ):
-    here, there = (
+    one, two = (
       traverse_util.flatten_dict(run.config.to_dict(), sep=".")[field]
       for run in (first, other)
     )
-    if here != there:
+    if one != two:
       raise ValueError(
-        f"the {what} of the run in {first.workdir!r} is {here}, but {there} in "
+        f"the {what} of the run in {first.workdir!r} is {one}, but {two} in "
         f"{other.workdir!r}, expected the same for all. Set --workdir to runs "
         f"on one set{', or --split' if what == 'split' else ''}."
       )
 
 
 def check_data(run: TrainedRun, now: Mapping[str, Any]) -> None:
-  """Refuses images, or a preparation of them, that a run was not trained on.
+  """Refuses other images, or other preparation, than a run was trained on.
 
   Args:
-    run: the run.
-    now: what is here: `dataset`, its full name with its version, and
-      `statistics`, the fingerprint of those of its training split.
+    now: of the data on this machine: `dataset`, its full name with version,
+      and `statistics`, the fingerprint of the training split's statistics.
 
   Raises:
     ValueError: says what differs.

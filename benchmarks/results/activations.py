@@ -1,14 +1,15 @@
-"""ReLU against tanh, as in the paper's figure 1, on the embedded digits.
+"""Reproduces "ReLU against tanh" of docs/results.md, the paper's figure 1.
 
     python -m benchmarks.results.activations
     python -m benchmarks.results.activations --init=source
 
-The network of four layers (`four_layer`), nothing that regularises: no dropout,
-no weight decay, no crops, no colors. Each activation has the learning rate
-with which it gets below 25 % training error soonest, as in the paper. The error
-at a step is that of the last 14 steps, which are an epoch of 1,498 images.
-With `he`, initial weights and inputs are of unit scale; with `source`, weights
-of standard deviation .01 read pixels of 0..255 less their mean, as in 2012.
+Trains the network of four layers (`four_layer`) on the embedded digits, without
+regularization: no dropout, weight decay, crops or colors. Each activation has
+the learning rate with which it gets below 25 % training error soonest, as in
+the paper. The error at a step is the mean over the last 14 steps, which are an
+epoch of 1,498 images. With `he`, initial weights and inputs have unit scale.
+With `source`, weights of standard deviation .01 read pixels of 0..255 minus
+their mean, as in 2012.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import rich.table
 from absl import app, flags
 
 from alexnet_jax.cli import command
+from alexnet_jax.program import summary
 from benchmarks.results import curves
 from configs import default
 
@@ -32,14 +34,12 @@ RATES = {
 }
 SEEDS = (0, 1, 2)
 GOAL = 0.25
-# Of 1,498 images: an epoch is 14 steps exactly.
+# An epoch of 1,498 images is exactly 14 steps.
 BATCH, STEPS_PER_EPOCH = 107, 14
 
 
 def define_flags() -> None:
-  flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
-  )
+  command.define_data_dir()
   flags.DEFINE_string(
     "picture",
     "docs/activations.svg",
@@ -70,15 +70,14 @@ def main(argv: list[str]) -> None:
     activation: statistics.fmean(map(epochs_to_goal, errors[activation, rate]))
     for activation, rate in best.items()
   }
-  console.print(
+  command.print_line(
+    console,
     f"epochs to {GOAL:.0%} training error, mean of {len(SEEDS)} seeds: "
     + ", ".join(
       f"{activation} {epochs:.2f} (rate {best[activation]:g})"
       for activation, epochs in goals.items()
     )
     + f"; tanh needs {goals['tanh'] / goals['relu']:.2f} times as many",
-    soft_wrap=True,
-    highlight=False,
   )
   curves.draw(
     {
@@ -123,7 +122,7 @@ def make_config(
 def find_errors(
   config: ml_collections.ConfigDict, data_dir: str | None
 ) -> np.ndarray:
-  """Training error over the last epoch, from the end of the first one on."""
+  """Returns the error over the last epoch, at each step from epoch 1 on."""
   lines = curves.train_while_finite(config, data_dir=data_dir)
   steps = [
     line["training_top1_error"]
@@ -135,17 +134,17 @@ def find_errors(
 
 
 def epochs_to_goal(errors: np.ndarray) -> float:
-  """Epochs after which the error is below the goal; infinite where never."""
+  """Returns the epochs until the error is below the goal; infinite if never."""
   below = np.flatnonzero(errors < GOAL)
   return float(_epochs(errors)[below[0]]) if len(below) else np.inf
 
 
 def make_table(errors: dict) -> rich.table.Table:
-  table = rich.table.Table(
-    title=f"Epochs to {GOAL:.0%} training error, by seed"
+  table = summary.make_table(
+    f"Epochs to {GOAL:.0%} training error, by seed",
+    *("activation", "> rate", *(f"> {seed}" for seed in SEEDS)),
+    "> error at the end",
   )
-  for header in ("activation", "rate", *map(str, SEEDS), "error at the end"):
-    table.add_column(header, justify="right")
   for (activation, rate), of_seeds in errors.items():
     table.add_row(
       activation,
@@ -164,7 +163,7 @@ def _epochs(errors: np.ndarray) -> np.ndarray:
 
 
 def _order(of_seeds: list[np.ndarray]) -> tuple[float, float]:
-  """Soonest at the goal; of equals, that with the lower error at the end."""
+  """Sorts by epochs to the goal, then by the error at the end."""
   return (
     statistics.fmean(map(epochs_to_goal, of_seeds)),
     statistics.fmean(of_seed[-1] for of_seed in of_seeds),

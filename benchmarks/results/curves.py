@@ -1,4 +1,4 @@
-"""Training runs in this process, and their curves: for the experiments here."""
+"""Training runs in this process, and pictures of their curves."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def train_to_end(
   data_dir: str | None,
   simulate_devices: int | None = None,
 ) -> tuple[step.TrainState, list[dict[str, float]]]:
-  """Trains a config from its start; nothing is kept but what is returned.
+  """Trains a config from its start, in a temporary directory.
 
   Args:
-    config: the config.
-    data_dir: where TFDS keeps its sets.
-    simulate_devices: None: as many as the layout needs; of several runs in one
-      process, the first one settles it.
+    config: of the run.
+    data_dir: the folder of the prepared datasets.
+    simulate_devices: None: as many as the layout needs. Only the first run in a
+      process can choose.
 
   Returns:
     The final state, and the lines of `metrics.jsonl`.
 
   Raises:
-    FloatingPointError: a loss is not finite; the lines until then are its
-      `lines`.
+    FloatingPointError: a loss is not finite; its attribute `lines` has the
+      lines until then.
     ValueError, TypeError, OSError: with one line on what to change.
   """
   settings.check(config)
@@ -69,11 +69,11 @@ def train_to_end(
 def train_while_finite(
   config: ml_collections.ConfigDict, *, data_dir: str | None
 ) -> list[dict[str, float]]:
-  """The lines of `metrics.jsonl`, as far as losses are finite."""
+  """Returns the lines of `metrics.jsonl` until a loss is not finite."""
   try:
     _, lines = train_to_end(config, data_dir=data_dir)
   except FloatingPointError as error:
-    lines = error.lines  # the curve ends there, which its reader sees
+    lines = error.lines  # so the curve ends there
   return lines
 
 
@@ -93,30 +93,30 @@ def draw(
   mark: float | None = None,
   top: float | None = None,
 ) -> None:
-  """Draws curves, those of one name in one color and style.
+  """Draws curves; those of one name have one color and style.
 
   Args:
-    curves: name -> for each seed, places and values.
-    title: above.
-    x: what the places are.
-    y: what the values are.
+    curves: {name: for each seed, x and y values}.
+    title: above the curves.
+    x: label of the x axis.
+    y: label of the y axis.
     path: .svg or .png.
-    mark: a value with a line of its own.
-    top: of the values that are shown; None: all.
+    mark: y value of a horizontal line.
+    top: upper end of the y axis; None: all values.
 
   Raises:
     ValueError: the file cannot be drawn to.
   """
-  command.check_picture_path(path, flag="picture")
+  command.check_path(path, flag="picture", endings=command.PICTURES)
   styles = ("-", "--", "-.", ":")
   with matplotlib.rc_context(_SETTINGS):
     drawn = figure.Figure(figsize=(6.4, 4.2), layout="constrained")
     panel = drawn.subplots()
     for number, (name, seeds) in enumerate(curves.items()):
-      for seed, (places, values) in enumerate(seeds):
+      for seed, (xs, ys) in enumerate(seeds):
         panel.plot(
-          places,
-          values,
+          xs,
+          ys,
           styles[number % len(styles)],
           color=_COLORS[number % len(_COLORS)],
           linewidth=1.2,

@@ -1,15 +1,16 @@
-"""Five members at once against five single runs, on the embedded digits.
+"""Reproduces "An ensemble at once" of docs/results.md.
 
     XLA_FLAGS=--xla_cpu_max_isa=AVX python -m benchmarks.results.ensemble
 
-The default network of `digits`, on an `ensemble` axis of five simulated
-devices, and each member again by itself: the same seed, the input in the same
-order. What must be equal: the training losses of every report, and the final
-parameters. Ends with 1 where they differ by more than 1e-5.
+Trains five members of the default network of `digits` on an `ensemble` axis of
+five simulated devices, and then each member in a run of its own, with the same
+seed and the same order of images. The training losses of every report and the
+final parameters must be equal; it exits with 1 if they differ by more than
+1e-5.
 
 Without the flag, XLA fuses multiplications and additions of the update
-otherwise in the two programs, and after some ten steps near ties in pooling
-make more of that rounding, as they do between two layouts.
+differently in the two programs. After some ten steps, near ties in pooling
+amplify that rounding, as they do between two layouts.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import jax
 import ml_collections
 import numpy as np
 import rich.console
-import rich.table
 from absl import app, flags
 
 from alexnet_jax.cli import command
+from alexnet_jax.program import summary
 from alexnet_jax.settings import settings
 from benchmarks.results import curves
 from configs import default
@@ -33,9 +34,7 @@ TOLERANCE = 1e-5
 
 
 def define_flags() -> None:
-  flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
-  )
+  command.define_data_dir()
   flags.DEFINE_float("epochs", 2.0, "Length of each run.")
   flags.DEFINE_string("layout", "one_device", "Layout of a member.")
 
@@ -48,9 +47,10 @@ def main(argv: list[str]) -> None:
   config.log_every_steps = 1
   config.ensemble = MEMBERS
   together, lines = run(config)
-  table = rich.table.Table(title=f"{len(lines)} steps of {MEMBERS} members")
-  for header in ("seed", "loss at the end", "losses", "parameters"):
-    table.add_column(header, justify="right")
+  table = summary.make_table(
+    f"{len(lines)} steps of {MEMBERS} members",
+    *("> seed", "> loss at the end", "> losses", "> parameters"),
+  )
   worst = 0.0
   config.ensemble = 1
   config.data.seed = config.seed
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
 
 
 def run(config: ml_collections.ConfigDict) -> tuple[dict, list[dict]]:
-  """The final parameters of a run, and its reports of the training."""
+  """Returns the final parameters of a run, and its training reports."""
   _, layout = settings.check(config)
   state, lines = curves.train_to_end(
     config,

@@ -1,12 +1,11 @@
-"""A batch of 1,024 on the embedded digits: SGD, scaled linearly, against LARS.
+"""Reproduces "A batch of 1,024" of docs/results.md: SGD against LARS.
 
     python -m benchmarks.results.large_batch
 
-The default network of `digits` for 24 epochs, which at a batch of 64 are 562
-updates and at 1,024 are 36. Rates: that of the batch of 64, times 16; with and
-without a warm-up of 5 epochs; and LARS with the same warm-up and schedule, a
-polynomial of power 2. SGD is run under that schedule too, so that only the rule
-differs.
+Trains the default network of `digits` for 24 epochs, which are 562 updates at a
+batch of 64 and 36 at 1,024. SGD has the rate of the batch of 64 times 16, with
+and without a warm-up of 5 epochs. LARS has the same warm-up. Both have the same
+schedule, a polynomial of power 2, so that only the update rule differs.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ RUNS = {
         "learning_rate": rate,
         "warmup_epochs": 5.0,
         "trust_coefficient": 0.001,
-        # Biases are not adapted: theirs is the rate of SGD.
+        # LARS does not adapt biases: they have the rate of SGD.
         "bias_lr_multiplier": SCALED / rate,
         **FALLS,
       },
@@ -56,9 +55,7 @@ RUNS = {
 
 
 def define_flags() -> None:
-  flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
-  )
+  command.define_data_dir()
   flags.DEFINE_string(
     "picture",
     "docs/large_batch.svg",
@@ -77,7 +74,7 @@ def main(argv: list[str]) -> None:
       )
       for seed in SEEDS
     ]
-    console.print(_say(name, lines[name]), soft_wrap=True, highlight=False)
+    command.print_line(console, _say(name, lines[name]))
   best = min(
     (name for name in RUNS if name.startswith("LARS")),
     key=lambda name: statistics.fmean(_final(run) for run in lines[name]),
@@ -123,7 +120,7 @@ def _curve(
 
 
 def _final(run: list[dict[str, float]]) -> float:
-  """Validation error at the end; 1 where the loss was not finite."""
+  """Validation error at the end; 1 if the loss was not finite."""
   found = [
     line["validation_top1_error"]
     for line in run

@@ -1,11 +1,11 @@
-"""The full-size network in float32 and in bfloat16, step beside step.
+"""Reproduces "bfloat16" of docs/results.md, with the full-size network.
 
     python -m benchmarks.results.precision
 
-The same 50 steps, from the same weights, on the same crops of scikit-learn's
-two photographs with random labels of 1,000 classes, on one device: computed in
-float32, and in bfloat16 with float32 parameters and optimizer. Two columns with
-activations that cross in bfloat16 as well are `--layout=two_column`.
+Runs the same 50 steps twice on one device, from the same weights, on the same
+crops of scikit-learn's two photographs with random labels of 1,000 classes:
+once computed in float32, and once in bfloat16 with float32 parameters and
+optimizer. With `--layout=two_column`, activations also cross in bfloat16.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from __future__ import annotations
 import jax
 import numpy as np
 import rich.console
-import rich.table
 from absl import app, flags
 from sklearn import datasets
 
 from alexnet_jax.cli import command
 from alexnet_jax.partition import mesh
-from alexnet_jax.program import compiled_step
+from alexnet_jax.program import compiled_step, summary
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
 from configs import default
 
-# More than 50 steps read: as in ImageNet, no image comes twice.
+# More than 50 steps read, so that no image comes twice, as in ImageNet.
 IMAGES, CLASSES = 2048, 1000
 IMAGENET_IMAGES = 1_281_167
 
@@ -48,11 +47,10 @@ def main(argv: list[str]) -> None:
     runs[precision] = take_steps(config, images, labels)
   first, second = (np.array(losses) for losses in runs.values())
   differences = np.abs(second - first) / first
-  table = rich.table.Table(
-    title=f"Loss of the full-size network, batch {flags.FLAGS.batch}"
+  table = summary.make_table(
+    f"Loss of the full-size network, batch {flags.FLAGS.batch}",
+    *("> step", *(f"> {precision}" for precision in runs), "> difference"),
   )
-  for header in ("step", *runs, "difference"):
-    table.add_column(header, justify="right")
   for step in sorted({0, *range(4, len(first), 5), len(first) - 1}):
     table.add_row(
       str(step + 1),
@@ -70,23 +68,23 @@ def main(argv: list[str]) -> None:
 
 
 def make_set(side: int) -> tuple[np.ndarray, np.ndarray]:
-  """Crops of two photographs: u8[IMAGES, side, side, 3], i32[IMAGES]."""
+  """Returns crops of photographs: u8[IMAGES, side, side, 3], i32[IMAGES]."""
   rng = np.random.default_rng(0)
   photographs = datasets.load_sample_images().images
   images = []
   for number in range(IMAGES):
-    whole = photographs[number % len(photographs)]
-    top, left = (rng.integers(size - side + 1) for size in whole.shape[:2])
-    images.append(whole[top : top + side, left : left + side])
+    photo = photographs[number % len(photographs)]
+    top, left = (rng.integers(size - side + 1) for size in photo.shape[:2])
+    images.append(photo[top : top + side, left : left + side])
   labels = rng.integers(0, CLASSES, IMAGES, dtype=np.int32)
   return np.stack(images), labels
 
 
 def take_steps(config, images: np.ndarray, labels: np.ndarray) -> list[float]:
-  """Losses of the steps, each before its update."""
+  """Returns the loss of each step, before its update."""
   network, layout = settings.check(config)
   mesh.simulate_devices(2, only_cpu=False)
-  # The rates of ImageNet: all of these steps are at the first one.
+  # With the schedule of ImageNet, all of these steps have its first rate.
   program = run_lib.make_program(
     config, network, layout, num_images=IMAGENET_IMAGES
   )

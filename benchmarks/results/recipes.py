@@ -1,12 +1,12 @@
-"""Every recipe and every ablation, on one device and split in two columns.
+"""Reproduces "Recipes and ablations, under two layouts" of docs/results.md.
 
     python -m benchmarks.results.recipes
 
-Each in its `digits` variant, shortened to a few steps, so that all that happens
-at some epoch happens, under both layouts, and the largest relative difference
-between their training losses. Ends with 1 where one is above 1e-5, which is
-more than the rounding of sums in another order makes in so few steps. In more
-of them, a near tie in pooling or at the zero of a ReLU may make more of it, on
+Trains the `digits` variant of every recipe and ablation under two layouts,
+shortened to a few steps that still include each event of its schedule. Reports
+the largest relative difference of their training losses, and exits with 1 if
+one is above 1e-5. Sums in another order differ by less in so few steps. In more
+steps, a near tie in pooling or at the zero of a ReLU may amplify rounding, on
 one device too: see `alexnet_jax/verify.py`, and try another `--seed`.
 """
 
@@ -18,10 +18,10 @@ import sys
 import ml_collections
 import numpy as np
 import rich.console
-import rich.table
 from absl import app, flags
 
 from alexnet_jax.cli import command
+from alexnet_jax.program import summary
 from benchmarks.results import curves
 from configs import ablations, default, lenet5
 
@@ -33,21 +33,18 @@ BATCH, STEPS, IMAGES = 32, 5, 1498
 
 
 def define_flags() -> None:
-  flags.DEFINE_integer("steps", STEPS, "Of each run.")
-  flags.DEFINE_integer("seed", 0, "Of each run.")
-  flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps its sets. Default: TFDS's own."
-  )
+  flags.DEFINE_integer("steps", STEPS, "For each run.")
+  flags.DEFINE_integer("seed", 0, "For each run.")
+  command.define_data_dir()
   flags.DEFINE_list("only", [], "Names of configs. Default: all.")
 
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
-  table = rich.table.Table(
-    title=f"{flags.FLAGS.steps} steps of {BATCH} images of digits"
+  table = summary.make_table(
+    f"{flags.FLAGS.steps} steps of {BATCH} images of digits",
+    *("config", "> loss at the start", "> at the end", "> difference"),
   )
-  for header in ("config", "loss at the start", "at the end", "difference"):
-    table.add_column(header, justify="left" if header == "config" else "right")
   worst = 0.0
   for name in flags.FLAGS.only or list_configs():
     losses = [
@@ -69,14 +66,14 @@ def main(argv: list[str]) -> None:
 
 
 def list_configs() -> list[str]:
-  """Of recipes, of ablations, and LeNet-5."""
+  """Returns the names of recipes, ablations, and LeNet-5."""
   return [*RECIPES, *ablations.ABLATIONS, "lenet5"]
 
 
 def make_config(
   name: str, *, steps: int = STEPS, seed: int = 0
 ) -> ml_collections.ConfigDict:
-  """The config of a name, shortened to a few steps."""
+  """Returns the config of a name, shortened to a few steps."""
   if name in RECIPES:
     module = importlib.import_module(f"configs.recipes.{name}")
     config = module.get_config("digits")
@@ -89,7 +86,7 @@ def make_config(
   default.shorten(config, steps * BATCH / IMAGES)
   config.layout.mesh.update({"data": None, "column": None, "model": None})
   config.log_every_steps = 1
-  # A plateau's drop among them.
+  # So that the rate drops at a plateau within these steps.
   config.eval_every_steps = 1
   config.optimizer.plateau_patience = 1
   config.optimizer.plateau_min_change = 0.9
@@ -102,7 +99,7 @@ def make_config(
 def train(
   config: ml_collections.ConfigDict, layout: str, *, data_dir: str | None
 ) -> np.ndarray:
-  """Training losses under a layout, f32[steps].
+  """Returns the training losses under a layout, f32[steps].
 
   Raises:
     FloatingPointError: one is not finite.
@@ -115,7 +112,7 @@ def train(
 
 
 def differ(losses: np.ndarray, others: np.ndarray) -> float:
-  """The largest relative difference of two curves of one length."""
+  """Returns the largest relative difference of two curves of one length."""
   return float(np.max(np.abs(losses - others) / np.abs(others)))
 
 

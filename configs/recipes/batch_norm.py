@@ -4,16 +4,16 @@
     python -m alexnet_jax.main --config=configs/recipes/batch_norm.py:digits
 
 imagenet  Eight devices, the batch of 1,024 split. Batch normalization in every
-          layer but the last (Ioffe and Szegedy 2015) in the place of response
-          normalization; a warm-up of five epochs and half a cosine, in the
-          place of steps; an average of the parameters for validation; labels
-          smoothed by .1 (Szegedy et al. 2016).
+          layer but the last (Ioffe and Szegedy 2015) instead of response
+          normalization; a warm-up of five epochs and half a cosine instead of
+          steps; an average of the parameters for validation; labels smoothed
+          by .1 (Szegedy et al. 2016).
           Time and result: not measured.
           --config.optimizer.schedule=polynomial with
           --config.optimizer.polynomial_power=1 is the linear rate.
 digits    The same rules in small (`default.shrink`) on two devices; about a
-          minute on two cores. It says that the recipe runs, not what it
-          reaches.
+          minute on two cores. It shows that the recipe runs, not what
+          it reaches.
 """
 
 import ml_collections

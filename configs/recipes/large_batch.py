@@ -17,7 +17,7 @@ digits    A batch of 1,024 of the 1,498 training images, two devices; about two
           minutes on two cores. Without batch normalization, docs/results.md has
           LARS beside SGD.
 
-Biases and scales are not adapted to their norms; they have the rate as it is.
+LARS does not adapt biases and scales to their norms; they have the base rate.
 """
 
 import ml_collections

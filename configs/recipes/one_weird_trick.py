@@ -12,8 +12,8 @@ imagenet  Eight devices: each has 128 images in the convolutions and an eighth
           (Krizhevsky 2014, 8 GPUs, batch 1,024 in both parts; there 15.68 hours
           on K20s). Time and result: not measured.
 digits    The same rules in small (`default.shrink`) on four devices; about a
-          minute on two cores. It says that the recipe runs, not what it
-          reaches.
+          minute on two cores. It shows that the recipe runs, not what
+          it reaches.
 
 Softmax, as in the released files; the paper's table is with 1,000 logistic
 units. Its variant that updates the dense layers after every 128 images

@@ -10,7 +10,7 @@ imagenet  Two devices, one column on each. Batches of 128, about 90 epochs, one
           Expected: 40.7 % top-1 and 18.2 % top-5 error with ten views
           (Krizhevsky et al. 2012, table 2). Time and result: not measured.
 digits    The same rules in small (`default.shrink`); about a minute on two
-          cores. It says that the recipe runs, not what it reaches.
+          cores. It shows that the recipe runs, not what it reaches.
 
 Where the text differs from the code that reached those figures, `source.py` has
 the code's: this recipe may do worse than they. One thing is the code's here

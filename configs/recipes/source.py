@@ -11,7 +11,7 @@ imagenet  Two devices, one column on each; 91 epochs, rates divided by 10 at
           the notebook's runs of this network range from 40.2 to 41.4 and 18.0
           to 19.0). Time and result: not measured.
 digits    The same rules in small (`default.shrink`); about a minute on two
-          cores. It says that the recipe runs, not what it reaches.
+          cores. It shows that the recipe runs, not what it reaches.
 
 Left out: the normalization over a 5 x 5 window that follows the second response
 normalization in that run; without any in block 2 the error was the same (run

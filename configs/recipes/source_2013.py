@@ -10,7 +10,7 @@ imagenet  Two devices, one column on each. The rate falls by 250^(1/3) at 25, 50
           and 19.58 with the center view (the notebook's run 170, the network of
           run 145). Time and result: not measured.
 digits    The same rules in small (`default.shrink`); about a minute on two
-          cores. It says that the recipe runs, not what it reaches.
+          cores. It shows that the recipe runs, not what it reaches.
 """
 
 import ml_collections

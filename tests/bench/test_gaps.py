@@ -1,17 +1,18 @@
 import functools
 import time
+import types
 
 import pytest
 
 from alexnet_jax.bench import gaps
-from alexnet_jax.bench import run as run_speed
+from alexnet_jax.bench import run as bench_run
 from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.data import pipeline
 from alexnet_jax.training import report
 
 # Two steps to warm up, and three that count. The second of these is started
 # before the one before it ends.
-RECORD = gaps.Record(
+TIMELINE = gaps.Timeline(
   started=[0.0, 1.0, 5.0, 6.0, 9.5],
   ended=[2.0, 3.0, 7.0, 8.0, 11.0],
   switches=[
@@ -25,76 +26,68 @@ RECORD = gaps.Record(
 
 
 def test_gaps_are_split_by_what_the_host_did():
-  found = gaps.find_gaps(RECORD, warm=2)
+  found = gaps.find_gaps(TIMELINE, warm=2)
   # From 3 to 5, and from 8 to 9.5.
-  assert found.spent == {
+  assert found.gap_seconds == {
     gaps.INPUT: 1.5 + 0.25,
     gaps.REPORT: 0.25,
     gaps.CHECKPOINT: 0.75,
     gaps.ELSE: 0.5 + 0.25,
   }
-  assert found.steps == 3
-  assert found.wall == 8.0  # from 3 to 11
-  assert found.share == 3.5 / 8
+  assert found.steps == 3 and found.wall_seconds == 8.0  # from 3 to 11
+  assert found.gap_share == 3.5 / 8
   assert found.step_seconds == [2.0, 1.0, 1.5]
-  # In the warm steps, and behind the last: neither is in a gap that counts.
+  # Those in the warm-up and after the last step are in no gap that counts.
   assert found.reports == found.checkpoints == 1
 
 
 def test_time_outside_steps_follows_the_cadence():
-  found = gaps.find_gaps(RECORD, warm=2)
+  found = gaps.find_gaps(TIMELINE, warm=2)
   # A step takes 4.5 / 3 s and waits for input and the like 2.5 / 3 s.
-  share = found.share_at(report_every=5, checkpoint_every=15)
+  share = found.gap_share_at(log_every_steps=5, checkpoint_every_steps=15)
   outside = 2.5 / 3 + 0.25 / 5 + 0.75 / 15
   assert share == pytest.approx(outside / (4.5 / 3 + outside))
-  # At the pace of the record, one of each in three steps, as in the record.
-  assert found.share_at(report_every=3, checkpoint_every=3) == pytest.approx(
-    found.share
-  )
+  # The timeline has one of each in three steps.
+  share = found.gap_share_at(log_every_steps=3, checkpoint_every_steps=3)
+  assert share == pytest.approx(found.gap_share)
 
 
 def test_step_that_waits_for_the_one_before_leaves_no_gap():
-  record = gaps.Record(
+  timeline = gaps.Timeline(
     started=[0.0, 0.5, 1.5], ended=[1.0, 2.0, 3.0], switches=[(0.0, gaps.ELSE)]
   )
-  assert gaps.find_gaps(record, warm=1).share == 0.0
+  assert gaps.find_gaps(timeline, warm=1).gap_share == 0.0
 
 
-def test_config_is_fitted_so_that_all_comes_within_the_steps(tiny_config):
+def test_cadence_is_shortened_so_that_all_happens_within_the_steps(tiny_config):
   tiny_config.keep_every_steps = 100
-  fitted = run_speed.fit(tiny_config, 60)
-  assert (fitted.log_every_steps, fitted.checkpoint_every_steps) == (2, 31)
-  assert fitted.eval_every_steps == 60
+  shortened = bench_run.shorten_cadence(tiny_config, 60)
+  assert (shortened.log_every_steps, shortened.eval_every_steps) == (2, 60)
+  assert shortened.checkpoint_every_steps == 31
   assert tiny_config.checkpoint_every_steps == 100
 
 
-class Totals:
-  """Of a step that is over so many seconds after it is waited for."""
-
-  def __init__(self, seconds: float):
-    self._seconds = seconds
-
-  def block_until_ready(self) -> None:
-    time.sleep(self._seconds)
+def make_totals(seconds: float):
+  """Totals that are ready some seconds after a wait for them has begun."""
+  wait = functools.partial(time.sleep, seconds)
+  return types.SimpleNamespace(block_until_ready=wait)
 
 
-def test_watch_notes_the_end_of_each_step_and_what_is_done_meanwhile():
-  noted = run_speed.StepTimeline()
+def test_recorder_notes_the_end_of_each_step_and_what_is_done_meanwhile():
+  recorder = bench_run.Recorder()
   begin = time.perf_counter()
-  with noted.running():
+  with recorder.recording():
     for seconds in (0.0, 0.2):
-      noted.start()
-      noted.follow(Totals(seconds))
-    with noted.doing(gaps.CHECKPOINT), noted.doing(gaps.REPORT):
+      recorder.start_step(lambda seconds=seconds: (None, make_totals(seconds)))
+    with recorder.doing(gaps.CHECKPOINT), recorder.doing(gaps.REPORT):
       pass
-  record = noted.record()
-  assert len(record.started) == len(record.ended) == 2
-  assert begin <= record.started[0] <= record.ended[0] <= record.ended[1]
-  assert record.ended[1] - begin >= 0.2
-  assert [activity for _, activity in record.switches] == [
+  (first, _), ended = recorder.started, recorder.ended
+  assert len(ended) == 2 and begin <= first <= ended[0] <= ended[1]
+  assert ended[1] - begin >= 0.2
+  assert [activity for _, activity in recorder.switches] == [
     *(gaps.ELSE, gaps.CHECKPOINT, gaps.REPORT, gaps.CHECKPOINT, gaps.ELSE)
   ]
-  times = [when for when, _ in record.switches]
+  times = [when for when, _ in recorder.switches]
   assert times == sorted(times)
 
 
@@ -112,35 +105,27 @@ def test_slow_input_reports_and_checkpoints_are_found_in_a_run(
 
     return slow
 
-  def slow_batches(**options):
-    for batch in batches(**options):
+  batches = pipeline.train_batches
+
+  def slow_batches(*arguments, **options):
+    for batch in batches(*arguments, **options):
       time.sleep(0.1)
       yield batch
 
-  batches = pipeline.train_batches
-  monkeypatch.setattr(
-    pipeline,
-    "train_batches",
-    lambda records, **options: slow_batches(records=records, **options),
-  )
+  monkeypatch.setattr(pipeline, "train_batches", slow_batches)
   for owner, name, seconds in (
     (report.Reporter, "training", 0.3),
     (checkpoint.Checkpoints, "save", 0.5),
   ):
     monkeypatch.setattr(owner, name, slow_down(getattr(owner, name), seconds))
-  found = run_speed.measure(
-    tiny_config,
-    steps=12,
-    data_dir=str(tmp_path),
-    simulate_devices=None,
+  found = bench_run.measure(
+    tiny_config, steps=12, data_dir=str(tmp_path), simulate_devices=None
   ).gaps
-  assert found.steps == 10
-  assert found.reports == 3 and found.checkpoints == 1
+  assert (found.steps, found.reports, found.checkpoints) == (10, 3, 1)
   # Steps take a hundredth of a second, during which some of this passes.
-  assert 0.5 < found.spent[gaps.INPUT] < 2.0
-  assert 0.6 < found.spent[gaps.REPORT] < 1.8
-  assert 0.4 < found.spent[gaps.CHECKPOINT] < 2.0
-  assert found.spent[gaps.ELSE] < 0.2
-  assert sum(found.step_seconds) + sum(found.spent.values()) == pytest.approx(
-    found.wall
-  )
+  assert 0.5 < found.gap_seconds[gaps.INPUT] < 2.0
+  assert 0.6 < found.gap_seconds[gaps.REPORT] < 1.8
+  assert 0.4 < found.gap_seconds[gaps.CHECKPOINT] < 2.0
+  assert found.gap_seconds[gaps.ELSE] < 0.2
+  total = sum(found.step_seconds) + sum(found.gap_seconds.values())
+  assert total == pytest.approx(found.wall_seconds)

@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 
 import pytest
@@ -6,38 +7,30 @@ from alexnet_jax.bench import startup
 
 
 def test_phases_are_the_times_between_marks():
-  marks = {"start": 100.0}
-  marks |= {
-    phase: 100.0 + number * (number + 1) / 2
-    for number, phase in enumerate(startup.PHASES, start=1)
-  }
-  found = startup.find_phases(marks)
+  times = itertools.accumulate((100.0, *range(1, 10)))
+  marks = dict(zip(("start", *startup.PHASES), times, strict=True))
+  found = startup.to_phases(marks)
   assert [*found.values()] == [float(number) for number in range(1, 10)]
 
 
 def test_only_flags_that_a_start_knows_are_passed_on():
-  kept = ["--config=configs/one_device.py:imagenet", "--config.batch_size=32"]
-  kept += [
-    "--config.data.name",
-    "digits",
-    "-implementations=plain",
-    "--data_dir",
-    "/d",
-  ]
+  known = ["--config=configs/one_device.py:imagenet", "--config.batch_size=32"]
+  known += ["--config.data.name", "digits", "-implementations=plain"]
+  known += ["--data_dir", "/d"]
   others = ["--what=startup", "--rounds", "3", "--format=json"]
   others += ["--configure=1", "--compilation_cache=/c", "--steps=3"]
-  mixed = [*others[:2], *kept[:3], kept[3], *others[2:], *kept[4:]]
-  assert startup.keep_flags(mixed) == kept
+  mixed = [*others[:2], *known[:4], *others[2:], *known[4:]]
+  assert startup.select_flags(mixed) == known
 
 
 def test_totals_are_of_rounds():
   seconds = {phase: [1.0, 2.0] for phase in startup.PHASES}
-  found = startup.Speed(
-    seconds={"cold": seconds, "warm": seconds},
-    from_cache={"cold": [], "warm": []},
-  )
-  assert found.totals("cold") == [9.0, 18.0]
-  assert found.median("warm", startup.STEP) == 1.5
+  found = startup.StartTime(seconds=seconds, step_from_cache=[False, False])
+  assert found.total_seconds == [9.0, 18.0]
+  both = startup.StartupTimes(cold=found, warm=found)
+  assert list(both.tables()[0].columns[2].cells)[-2:] == ["1.50", "13.50"]
+  said = "the warm start has NOT found its step in the cache"
+  assert both.lines()[-1] == said
 
 
 def test_start_that_fails_says_its_last_line(monkeypatch):

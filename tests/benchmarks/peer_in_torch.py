@@ -1,8 +1,9 @@
-"""Takes steps of `benchmarks.peer_torch`: python peer_in_torch.py IN OUT LAYOUT
+"""Runs steps of PyTorch's peer: python -m tests.benchmarks.peer_in_torch
 
-A program of its own, since JAX and PyTorch are never in one process. IN has our
-parameters, as LAYER/kernel and LAYER/bias, images, labels and the number of
-steps; OUT gets the parameters afterwards, as ours, and the loss of each step.
+Arguments: IN OUT LAYOUT. A program of its own, since JAX and PyTorch are never
+in one process. IN has our parameters, as LAYER/kernel and LAYER/bias, images,
+labels and the number of steps; OUT gets the new parameters in the same form,
+and the loss of each step.
 """
 
 import sys
@@ -11,11 +12,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks import peer_torch
+from benchmarks.peers import torch_worker
 
 
 def to_torch(name: str, kernel: np.ndarray, maps: int) -> np.ndarray:
-  """HWIO or (in, out) as PyTorch has it; fc6 reads `maps` maps there first."""
+  """Converts HWIO or (in, out) kernels; PyTorch's fc6 reads maps first."""
   if kernel.ndim == 4:
     return kernel.transpose(3, 2, 0, 1)
   if name == "fc6":
@@ -39,7 +40,7 @@ def main(given: str, result: str, layout: str) -> None:
   images, labels = arrays.pop("images"), arrays.pop("labels")
   steps, width = int(arrays.pop("steps")), float(arrays.pop("width"))
   maps = len(arrays["conv5/bias"])
-  model = peer_torch.AlexNet(
+  model = torch_worker.AlexNet(
     width=width,
     image_size=images.shape[1],
     classes=len(arrays["fc8/bias"]),
@@ -54,11 +55,11 @@ def main(given: str, result: str, layout: str) -> None:
       getattr(getattr(model, layer), parameter).copy_(
         torch.from_numpy(np.ascontiguousarray(array))
       )
-  memory_format = peer_torch.MEMORY_FORMATS[layout]
+  memory_format = torch_worker.MEMORY_FORMATS[layout]
   model = model.to(memory_format=memory_format)
   x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
   x = x.to(memory_format=memory_format)
-  optimizer = peer_torch.make_optimizer(model)
+  optimizer = torch_worker.make_optimizer(model)
   losses = []
   for _ in range(steps):
     optimizer.zero_grad()

@@ -1,7 +1,7 @@
-"""What we are compared with computes what we compute: losses and steps.
+"""The peers compute what we compute: losses and steps.
 
-With the same parameters and images and without dropout, which each draws for
-itself. Three steps, so that momentum and decay are in them.
+They get the same parameters and images, without dropout, which each draws for
+itself. Three steps, so that momentum and decay matter.
 """
 
 import os
@@ -11,33 +11,29 @@ import sys
 import jax
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, traverse_util
 
-from alexnet_jax.network import catalog, model, wiring
+from alexnet_jax.network import model
 from alexnet_jax.program import metrics
-from alexnet_jax.settings import build
-from benchmarks import peer_flax
+from alexnet_jax.settings import build as settings_build
+from benchmarks.peers import flax_worker
 from configs import default
-from tests import processes
+from tests import build, processes
 
 pytestmark = pytest.mark.slow
 
 STEPS, BATCH, CLASSES, WIDTH = 3, 6, 10, 1 / 8
 # The last windows of conv1 reach the padding, and fc6 reads 2 x 2 positions.
 SIDE = 100
-# The Python of an environment with PyTorch, which is no requirement of ours.
+# The Python of an environment with PyTorch, which is not a requirement.
 TORCH_PYTHON = os.environ.get("TORCH_PYTHON", sys.executable)
 
 
 @pytest.fixture(scope="module")
 def ours():
   """Parameters, images, labels; our losses and the parameters afterwards."""
-  network = wiring.make_network(
-    catalog.ALEXNET_2012,
-    width=WIDTH,
-    image_size=SIDE,
-    num_classes=CLASSES,
-    init="he",
+  network = build.make_network(
+    width=WIDTH, image_size=SIDE, num_classes=CLASSES
   )
   rng = np.random.default_rng(0)
   before = jax.device_get(model.init_parameters(network, jax.random.key(0)))
@@ -50,7 +46,8 @@ def ours():
   labels = rng.integers(0, CLASSES, BATCH, dtype=np.int32)
   masks = {name: np.ones((BATCH, 512), bool) for name in ("fc6", "fc7")}
   graphdef = model.make_graphdef(network)
-  rule = build.make_optimizer(default.get_config("imagenet"), 1_281_167)
+  config = default.get_config("imagenet")
+  rule = settings_build.make_optimizer(config, 1_281_167)
 
   def mean_loss(parameters):
     logits = nnx.merge(graphdef, parameters)(images, masks=masks)
@@ -72,9 +69,9 @@ def ours():
 def flatten(parameters):
   """With the kernel of fc6, (positions, maps, units), as (inputs, units)."""
   arrays = jax.device_get(parameters)
-  kernel = arrays["fc6"]["kernel"]
-  flat = kernel.reshape(-1, kernel.shape[-1])
-  return arrays | {"fc6": arrays["fc6"] | {"kernel": flat}}
+  fc6 = arrays["fc6"]
+  kernel = fc6["kernel"].reshape(-1, fc6["kernel"].shape[-1])
+  return arrays | {"fc6": fc6 | {"kernel": kernel}}
 
 
 def check(ours, losses, after):
@@ -93,9 +90,9 @@ def check(ours, losses, after):
 
 def test_flax_takes_our_steps(ours):
   before, images, labels, _, _ = ours
-  # As anybody's program, it is without the strictness of these tests.
+  # It is written for JAX's defaults, without the strictness of these tests.
   with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-    alexnet = peer_flax.AlexNet(
+    alexnet = flax_worker.AlexNet(
       nnx.Rngs(0), width=WIDTH, image_size=SIDE, classes=CLASSES, dropout=0.0
     )
     for layer, arrays in before.items():
@@ -103,8 +100,8 @@ def test_flax_takes_our_steps(ours):
         parameter = getattr(getattr(alexnet, layer), name)
         assert parameter[...].shape == array.shape
         parameter[...] = array
-    graphdef, state = nnx.split((alexnet, peer_flax.make_optimizer(alexnet)))
-    step = jax.jit(peer_flax.train_step, static_argnums=0)
+    graphdef, state = nnx.split((alexnet, flax_worker.make_optimizer(alexnet)))
+    step = jax.jit(flax_worker.train_step, static_argnums=0)
     losses = []
     for _ in range(STEPS):
       state, loss = step(graphdef, state, images, labels)
@@ -119,28 +116,13 @@ def test_pytorch_takes_our_steps(layout, ours, tmp_path):
   if found.returncode:
     pytest.skip(f"no PyTorch in {TORCH_PYTHON}; set TORCH_PYTHON")
   before, images, labels, _, _ = ours
-  arrays = {
-    f"{layer}/{name}": array
-    for layer, of_layer in before.items()
-    for name, array in of_layer.items()
-  }
   given, result = tmp_path / "given.npz", tmp_path / "result.npz"
-  np.savez(
-    given,
-    **arrays,
-    images=images,
-    labels=labels.astype(np.int64),
-    steps=STEPS,
-    width=WIDTH,
-  )
-  subprocess.run(
-    [TORCH_PYTHON, "-m", "tests.peer_in_torch", given, result, layout],
-    cwd=processes.ROOT,
-    check=True,
-  )
-  taken = np.load(result)
-  after = {
-    layer: {name: taken[f"{layer}/{name}"] for name in of_layer}
-    for layer, of_layer in before.items()
-  }
-  check(ours, taken["losses"], after)
+  batch = {"images": images, "labels": labels.astype(np.int64)}
+  arrays = batch | traverse_util.flatten_dict(before, sep="/")
+  np.savez(given, **arrays, steps=STEPS, width=WIDTH)
+  command = [TORCH_PYTHON, "-m", "tests.benchmarks.peer_in_torch"]
+  command += [given, result, layout]
+  subprocess.run(command, cwd=processes.ROOT, check=True)
+  taken = dict(np.load(result))
+  losses = taken.pop("losses")
+  check(ours, losses, traverse_util.unflatten_dict(taken, sep="/"))

@@ -1,13 +1,17 @@
-"""Checkpoints of a few small arrays: kept, described, refused."""
+"""Checkpoints of a few small arrays are kept, checked and refused."""
 
 import asyncio
+import contextlib
 import errno
+import functools
 import json
 import os
-import pathlib
+import shutil
+import subprocess
 import sys
 import threading
 import types
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,12 +20,14 @@ from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax.checkpoints import checkpoint, metadata, reader, writer
 from alexnet_jax.program import step as step_lib
-from alexnet_jax.training import report
+
+EARLIER = "was written by an earlier version of alexnet_jax: it has "
 
 
 def make_state(value=1.0, number=0):
   return step_lib.TrainState(
     step=jnp.int32(number),
+    is_finite=jnp.bool_(True),
     parameters={"conv1": {"kernel": jnp.full((2, 3), value, jnp.float32)}},
     optimizer=(jnp.float32(np.inf),),  # the best error before there is any
     statistics={},
@@ -40,10 +46,15 @@ def save(workdir, steps, errors=(), **options):
 
 
 def fail_with(error):
-  def fail(*_, **__):
-    raise error
+  return mock.Mock(side_effect=error)
 
-  return fail
+
+@contextlib.contextmanager
+def raises(kind, message):
+  """Expects exactly this kind; a DamagedError is a CheckpointError, too."""
+  with pytest.raises(kind, match=message) as caught:
+    yield
+  assert caught.type is kind
 
 
 def test_newest_best_and_every_so_often_are_kept_over_a_restart(tmp_path):
@@ -55,9 +66,8 @@ def test_newest_best_and_every_so_often_are_kept_over_a_restart(tmp_path):
   assert left == [3, 4, 5, 6]
   _, left = save(tmp_path, range(7, 10), errors.items(), **options)
   assert left == [3, 4, 6, 7, 8, 9]
-  assert checkpoint.Checkpoints(str(tmp_path), **options).facts(4) == {
-    "validation_error": 0.1
-  }
+  again = checkpoint.Checkpoints(str(tmp_path), **options)
+  assert again.facts(4) == {"validation_error": 0.1}
 
 
 def test_newest_is_never_kept_without_the_one_before_it(tmp_path):
@@ -68,18 +78,14 @@ def test_newest_is_never_kept_without_the_one_before_it(tmp_path):
   assert again.resume(make_state(), print)[0] == 2
 
 
-def test_kept_are_those_of_a_rule_tried_on_each_step():
+def test_steps_to_keep_follow_a_rule_tried_on_each_step():
   rng = np.random.default_rng(0)
   for _ in range(50):
     steps = rng.choice(30, 9, replace=False).tolist()
     errors = {step: rng.integers(3) / 2 for step in steps if rng.random() < 0.7}
-    newest, best, every = (
-      rng.integers(1, 4),
-      rng.integers(3),
-      rng.integers(1, 9),
-    )
-    found = writer.find_kept(
-      steps, errors, newest=newest, best=best, every=int(every)
+    newest, best, every = rng.integers((1, 0, 1), (4, 3, 9)).tolist()
+    found = writer.find_steps_to_keep(
+      steps, errors, newest=newest, best=best, every=every
     )
     for step in steps:
       later = sum(other > step for other in steps)
@@ -87,23 +93,19 @@ def test_kept_are_those_of_a_rule_tried_on_each_step():
         (error, -other) < (errors.get(step, 9), -step)
         for other, error in errors.items()
       )
-      stays = (
-        later < newest
-        or (step in errors and better < best)
-        or step % every == 0
-      )
+      is_best = step in errors and better < best
+      stays = later < newest or is_best or step % every == 0
       assert (step in found) == stays
 
 
-def test_checkpoint_says_what_it_is_and_is_held_against_that(
-  tmp_path, monkeypatch
-):
+def test_checkpoint_is_checked_against_its_record(tmp_path, monkeypatch):
   (tmp_path / "config.json").write_text('{"seed": 3, "network.width": 0.5}')
   checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1)
-  # What is edited or checked out while it runs is not what runs.
+  # Edits and checkouts during a run do not change what runs.
   (tmp_path / "config.json").write_text("{")
   with monkeypatch.context() as patched:
-    patched.setattr(metadata, "find", fail_with(ValueError("edited")))
+    edited = fail_with(ValueError("edited"))
+    patched.setattr(metadata, "find_code_versions", edited)
     checkpoints.save(4, make_state(4, 4), {"validation_error": 0.5})
     checkpoints.close()
   (tmp_path / "config.json").unlink()
@@ -111,43 +113,40 @@ def test_checkpoint_says_what_it_is_and_is_held_against_that(
   found = metadata.read(str(folder))
   assert found == ocp.metadata(str(folder)).custom_metadata
   assert found["fields"] == {"seed": 3, "network.width": 0.5}
-  assert found["code"] == metadata.find()
+  assert found["code"] == metadata.find_code_versions()
   assert found["facts"] == {"validation_error": 0.5}
   like = make_state()
   state = reader.load(str(tmp_path), 4, like)
   np.testing.assert_array_equal(state.parameters["conv1"]["kernel"], 4.0)
   other = like._replace(parameters={"conv1": {"kernel": jnp.ones((2, 4))}})
-  with pytest.raises(
-    metadata.CheckpointError,
-    match=r"conv1.kernel is float32\[2,3\] there, and float32\[2,4\] here",
-  ) as caught:
+  shapes = r"conv1.kernel is float32\[2,3\] in it, and float32\[2,4\] with th"
+  with raises(metadata.CheckpointError, shapes):
     reader.load(str(tmp_path), 4, other)
-  assert not isinstance(caught.value, metadata.DamagedError)
   # Another state that Orbax reads as well as the one that was saved.
   file = folder / "_CHECKPOINT_METADATA"
   content = json.loads(file.read_text())
   kept_record = content["custom_metadata"]
   kept_record["arrays"]["step"][2] = "0" * 16
   file.write_text(json.dumps(content))
-  with pytest.raises(metadata.DamagedError, match="is not as it was written"):
+  with raises(metadata.DamagedError, "is not as it was written"):
     reader.load(str(tmp_path), 4, like)
   body = {name: kept_record[name] for name in kept_record if name != "sum"}
   kept_record["sum"] = metadata._sum(body)
   file.write_text(json.dumps(content))
-  with pytest.raises(
-    metadata.DamagedError, match=": step are not what was sav"
-  ):
+  with raises(metadata.DamagedError, ": step are not what was sav"):
     reader.load(str(tmp_path), 4, like)
-  # Of a version that kept no record.
+  # Earlier versions wrote no record, or other arrays beside the parameters.
   content["custom_metadata"] = {}
   file.write_text(json.dumps(content))
-  said = []
-  step, _ = checkpoint.Checkpoints(str(tmp_path), keep=1).resume(
-    like, said.append
-  )
-  assert step == 4
-  (line,) = said
-  assert "is of an earlier version: nothing tells whether" in line
+  with raises(metadata.CheckpointError, f"{EARLIER}no checksums"):
+    reader.load(str(tmp_path), 4, like)
+  with raises(metadata.CheckpointError, EARLIER):
+    checkpoint.Checkpoints(str(tmp_path), keep=1).resume(like, print)
+  save(tmp_path / "new", [5], keep=1)
+  record = metadata.read(str(tmp_path / "new" / "checkpoints" / "5"))
+  record["arrays"]["old"] = record["arrays"].pop("step")
+  with raises(metadata.CheckpointError, f"{EARLIER}an array 'old'. Set anoth"):
+    metadata.check_shapes("5", record, like)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
@@ -155,122 +154,105 @@ def test_checkpoint_that_cannot_be_read_now_stays_where_it_is(
   tmp_path, monkeypatch, number
 ):
   save(tmp_path, [4, 6], keep=2)
-  says = f"6' cannot be read now: {os.strerror(number)}. It stays as it is."
-  # As TensorStore says it, with a cause of its own; and as Python does.
+  message = f"cannot be read now: {os.strerror(number)}. It is left in"
+  # As TensorStore raises it, with a cause of its own; and as Python does.
   of_library = ValueError(f"DATA_LOSS: Error [os_error_code='{number}']")
   of_library.__cause__ = ValueError("Error reading")
   of_system = ValueError("read failed")
   of_system.__cause__ = OSError(number, "no matter")
   checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=2)
-  for place, error in (
-    ("orbax.checkpoint.v1.load", of_library),
-    ("orbax.checkpoint.v1.load", of_system),
-    ("builtins.open", OSError(number, "no matter")),
+  resume = functools.partial(checkpoints.resume, make_state(), print)
+  of_python = OSError(number, "no matter")
+  open_for_saving = functools.partial(checkpoints.open_for_saving, print)
+  for step, place, error, act in (
+    (6, "orbax.checkpoint.v1.load", of_library, resume),
+    (6, "orbax.checkpoint.v1.load", of_system, resume),
+    (6, "builtins.open", of_python, resume),
+    (4, "builtins.open", of_python, open_for_saving),
   ):
     with monkeypatch.context() as patched:
       patched.setattr(place, fail_with(error))
-      with pytest.raises(metadata.CheckpointError, match=says) as caught:
-        checkpoints.resume(make_state(), print)
-    assert not isinstance(caught.value, metadata.DamagedError)
-  with monkeypatch.context() as patched:
-    patched.setattr("builtins.open", fail_with(OSError(number, "no matter")))
-    with pytest.raises(metadata.CheckpointError, match="read now"):
-      checkpoints.prepare(print)
+      with raises(metadata.CheckpointError, f"{step}' {message}"):
+        act()
   assert reader.find_steps(str(tmp_path)) == [4, 6]
-  # What is not there is not there tomorrow either.
+  # A file that does not exist is damage.
   (tmp_path / "checkpoints/6/_CHECKPOINT_METADATA").unlink()
-  assert checkpoints.resume(make_state(), print)[0] == 4
+  assert resume()[0] == 4
   assert reader.find_steps(str(tmp_path)) == [4]
 
 
 def test_state_that_is_not_finite_is_not_saved(tmp_path):
   checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1)
-  with pytest.raises(
-    FloatingPointError,
-    match="6 elements of parameters.conv1.kernel .* after step 3, so",
-  ):
+  said = "6 elements of parameters.conv1.kernel .* after step 3, so"
+  with pytest.raises(FloatingPointError, match=said):
     checkpoints.save(3, make_state(np.nan))
   checkpoints.close()
   assert reader.find_steps(str(tmp_path)) == []
 
 
 def test_save_ends_whatever_is_raised_while_it_ends(tmp_path, monkeypatch):
-  class Response:
-    """Of a save that has failed by a limit of time of its own, or has not."""
+  def save(result):
+    response = types.SimpleNamespace(result=result)
+    return writer.PendingSave(str(tmp_path), 3, 0.0, response)
 
-    def __init__(self, error=None):
-      self._error = error
-
-    def result(self, timeout=None):
-      if self._error is not None:
-        raise self._error
-      return True
-
-  late = writer.Saving(str(tmp_path), 3, 0.0, Response(TimeoutError("late")))
-  # Ends at once; the limit is for a failure of this test.
+  # Ends at once, though the save failed with a TimeoutError; the limits of 20 s
+  # are for a failure of this test.
   with pytest.raises(TimeoutError, match="late"):
-    late.finish(20.0)
+    save(fail_with(TimeoutError("late"))).finish(20.0)
   (tmp_path / "file").write_text("four")
-  whole = writer.Saving(str(tmp_path), 3, 0.0, Response()).finish(20.0)
-  assert whole.step == 3 and whole.num_bytes == 4
+  saved = save(lambda: True).finish(20.0)
+  assert saved.step == 3 and saved.num_bytes == 4
   monkeypatch.setattr(os.path, "getsize", fail_with(OSError(errno.ESTALE, "")))
-  unknown = writer.Saving(str(tmp_path), 3, 0.0, Response()).finish(20.0)
-  assert unknown.num_bytes == 0
-  # One that goes on.
-  go_on = threading.Event()
-  slow = types.SimpleNamespace(result=go_on.wait)
-  running = writer.Saving(str(tmp_path), 3, 0.0, slow)
+  assert save(lambda: True).finish(20.0).num_bytes == 0
+  # One that is still under way.
+  event = threading.Event()
+  running = save(event.wait)
   assert running.finish(0.0) is None
-  go_on.set()
+  event.set()
   assert running.finish(20.0).step == 3
 
 
-def test_only_late_answers_to_a_read_that_failed_are_not_shown(monkeypatch):
+def test_only_late_answers_to_a_failed_read_are_muted(monkeypatch):
   shown = []
   monkeypatch.setattr(sys, "unraisablehook", shown.append)
   monkeypatch.setattr(sys, "excepthook", shown.append)
-  reader.mute()
-  assert sys.excepthook == shown.append  # what ends a command is always said
+  reader.mute_orbax()
+  assert sys.excepthook == shown.append  # what ends a command is always shown
   loop = asyncio.new_event_loop()
   loop.close()
   with pytest.raises(RuntimeError, match="Event loop is closed") as caught:
     loop.call_soon_threadsafe(print)
   found = types.SimpleNamespace(object=None, exc_value=caught.value)
-  # TensorStore calls the loop itself: nothing of Python is above.
-  for trace, is_shown in (
-    (caught.tb.tb_next, False),
-    (caught.tb, True),
-    (None, True),
-  ):
+  # TensorStore calls the loop itself: no Python code is above.
+  cases = ((caught.tb.tb_next, []), (caught.tb, [found]), (None, [found]))
+  for trace, expected in cases:
     found.exc_traceback = trace
     sys.unraisablehook(found)
-    assert shown == ([found] if is_shown else [])
+    assert shown == expected
     shown.clear()
 
 
-def test_line_that_is_cut_is_taken_off(tmp_path):
-  path = tmp_path / "metrics.jsonl"
-  assert report.repair(str(path)) == 0
-  for text, whole in (("", ""), ("a\n", "a\n"), ("a\nbc", "a\n"), ("b", "")):
-    path.write_text(text)
-    assert report.repair(str(path)) == len(text) - len(whole)
-    assert path.read_text() == whole
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_revision_is_that_of_the_checkout(tmp_path, monkeypatch):
+  def git(*arguments):
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    command = ["git", "-C", top, *identity, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
-
-def test_revision_is_that_of_the_checkout(tmp_path):
-  assert metadata.find_revision(tmp_path) is None
-  git = tmp_path / ".git"
-  (git / "refs" / "heads").mkdir(parents=True)
-  (git / "HEAD").write_text("ref: refs/heads/main\n")
-  (git / "packed-refs").write_text("# pack-refs\nabc refs/heads/main\n")
-  assert metadata.find_revision(tmp_path) == "abc"
-  (git / "refs" / "heads" / "main").write_text("def\n")
-  assert metadata.find_revision(tmp_path) == "def"
-  worktree = tmp_path / "other"
-  worktree.mkdir()
-  place = pathlib.Path(git / "worktrees" / "other")
-  place.mkdir(parents=True)
-  (worktree / ".git").write_text(f"gitdir: {place}\n")
-  (place / "HEAD").write_text("ref: refs/heads/main\n")
-  (place / "commondir").write_text("../..\n")
-  assert metadata.find_revision(worktree) == "def"
+  top = tmp_path / "top"
+  (top / "installed").mkdir(parents=True)
+  assert metadata.find_revision(top) is None
+  git("init")
+  assert metadata.find_revision(top) is None  # no commit yet
+  git("commit", "--allow-empty", "--message=a")
+  first = git("rev-parse", "HEAD")
+  assert metadata.find_revision(top) == first
+  git("worktree", "add", "../other", "-b", "other")
+  git("commit", "--allow-empty", "--message=b")
+  assert metadata.find_revision(tmp_path / "other") == first
+  assert metadata.find_revision(top) != first
+  # A package that is installed inside somebody else's checkout.
+  assert metadata.find_revision(top / "installed") is None
+  monkeypatch.setenv("PATH", "")
+  assert metadata.find_revision(top) is None

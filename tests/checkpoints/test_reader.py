@@ -1,4 +1,4 @@
-"""A checkpoint is read under any layout, whatever it was written under.
+"""A checkpoint is read under any layout, whichever it was written under.
 
 Across processes: `test_processes.py`.
 """
@@ -45,14 +45,17 @@ def take_step(program, state, batch):
   return state, float(totals[0])
 
 
+def save(workdir, step, state):
+  checkpoints = checkpoint.Checkpoints(str(workdir), keep=1)
+  checkpoints.save(step, state)
+  checkpoints.close()
+
+
 def write(workdir, program, batch) -> Written:
-  parts = program[0]
-  state = parts.init(jax.random.key(1))
+  state = program[0].init(jax.random.key(1))
   for _ in range(2):
     state, _ = take_step(program, state, batch)
-  checkpoints = checkpoint.Checkpoints(str(workdir), keep=1)
-  checkpoints.save(2, state)
-  checkpoints.close()
+  save(workdir, 2, state)
   kept = to_numpy(state)
   _, next_loss = take_step(program, state, batch)
   return Written(workdir=str(workdir), state=kept, next_loss=next_loss)
@@ -70,7 +73,7 @@ def same_bits(read, expected):
     assert leaf.tobytes() == other.tobytes(), name
 
 
-def test_every_layout_goes_on_from_a_checkpoint_of_every_layout(
+def test_every_layout_resumes_from_a_checkpoint_of_every_layout(
   program, tiny_batch, tmp_path
 ):
   written = {
@@ -78,8 +81,7 @@ def test_every_layout_goes_on_from_a_checkpoint_of_every_layout(
     for layout in MATRIX
   }
   for layout in MATRIX:
-    here = program(layout)
-    like = here[0].abstract_state
+    like = program(layout)[0].abstract_state
     for name, found in written.items():
       state = reader_lib.load(found.workdir, 2, like)
       same_bits(state, found.state)
@@ -87,59 +89,46 @@ def test_every_layout_goes_on_from_a_checkpoint_of_every_layout(
         jax.tree.leaves(state), jax.tree.leaves(like), strict=True
       ):
         assert leaf.sharding == expected.sharding
-      _, loss = take_step(here, state, tiny_batch)
+      _, loss = take_step(program(layout), state, tiny_batch)
       # One forward pass in another order of sums; the issue's own limit.
       np.testing.assert_allclose(
         loss, found.next_loss, rtol=1e-6, err_msg=f"{name} -> {layout.name}"
       )
 
 
-def test_all_that_an_optimizer_keeps_is_read_under_another_layout(
-  tiny_network, tiny_augmentation, tmp_path
+def test_every_optimizer_state_is_read_under_another_layout(
+  tiny_network, tmp_path
 ):
   """Plateau, averages, several batches to an update, batch normalization."""
-  network = dataclasses.replace(
-    tiny_network,
-    layers=tuple(
-      dataclasses.replace(
-        layer, normalize="batch" if layer.name != "fc8" else "none"
-      )
-      for layer in tiny_network.layers
-    ),
+  *others, fc8 = (
+    dataclasses.replace(layer, normalize="batch")
+    for layer in tiny_network.layers
   )
+  layers = (*others, dataclasses.replace(fc8, normalize="none"))
+  network = dataclasses.replace(tiny_network, layers=layers)
+  plateau = schedules.Plateau(
+    factor=0.1, patience=3, min_change=1e-3, max_drops=3
+  )
+  rule = {"ema_decay": 0.99, "accumulate": 2, "plateau": plateau}
 
   def like(layout):
     return build.make_program(
-      network,
-      layout,
-      tiny_augmentation,
-      batch_size=8,
-      trust_coefficient=1e-3,
-      ema_decay=0.99,
-      accumulate=2,
-      plateau=schedules.Plateau(
-        factor=0.1, patience=3, min_change=1e-3, max_drops=3
-      ),
+      layout, network, trust_coefficient=1e-3, **rule
     ).abstract_state
 
   rng = np.random.default_rng(0)
 
   def fill(leaf):
     """Any bits will do: nothing is computed from them."""
-    values = (
-      rng.integers(0, 2, leaf.shape)
-      if leaf.dtype == bool
-      else (rng.normal(0, 1e3, leaf.shape))
-    )
-    return np.asarray(values, leaf.dtype)
+    if leaf.dtype == bool:
+      return rng.integers(0, 2, leaf.shape).astype(bool)
+    return np.asarray(rng.normal(0, 1e3, leaf.shape), leaf.dtype)
 
   expected = jax.tree.map(fill, like(catalog.ONE_DEVICE))
   # Velocities, averages, and gradients of the batches so far.
   assert len(jax.tree.leaves(expected)) > 4 * len(network.layers) * 3
   writer = like(catalog.TWO_COLUMN_DATA)
-  checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, writer)
-  checkpoints.save(1, jax.device_put(expected, shardings))
-  checkpoints.close()
+  save(tmp_path, 1, jax.device_put(expected, shardings))
   reader = like(catalog.ONE_WEIRD_TRICK)
   same_bits(reader_lib.load(str(tmp_path), 1, reader), expected)

@@ -10,6 +10,6 @@ def test_table_is_whole_on_a_narrow_terminal():
   console = rich.console.Console(file=io.StringIO(), width=20)
   table = rich.table.Table("left", "right", box=None)
   table.add_row("1" * 30, "2" * 30)
-  command.print_whole(console, table)
+  command.print_table(console, table)
   shown = console.file.getvalue().splitlines()
   assert shown[1].split() == ["1" * 30, "2" * 30]

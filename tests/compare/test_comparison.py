@@ -4,17 +4,20 @@ import pytest
 
 from alexnet_jax.cli import command
 from alexnet_jax.compare import chart, comparison
-from alexnet_jax.network import catalog as wirings
-from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog
+from tests import build
 
-NETWORK = wiring.make_network(wirings.ALEXNET_2012)
+WORKLOAD = comparison.Workload(network=build.FULL_NETWORK)
 PARAMETERS = 60_965_224
 
 
 def row(layout, batch_size, **mesh):
-  layout = dataclasses.replace(layout, mesh=mesh or layout.mesh)
-  return comparison.make_row(NETWORK, layout, batch_size=batch_size)
+  layout = build.with_mesh(layout, **(mesh or layout.mesh))
+  return comparison.make_row(WORKLOAD, layout, batch_size=batch_size)
+
+
+def find_traffic(*layouts):
+  return comparison.find_traffic(WORKLOAD, layouts)
 
 
 def test_two_columns_send_an_eighth_of_data_parallelism_at_batch_128():
@@ -31,9 +34,7 @@ def test_two_columns_send_an_eighth_of_data_parallelism_at_batch_128():
 
 
 def test_two_columns_and_data_parallelism_are_equal_at_a_batch_of_1162():
-  lines = comparison.find_traffic(
-    NETWORK, [catalog.TWO_COLUMN, catalog.DATA_PARALLEL]
-  )
+  lines = find_traffic(catalog.TWO_COLUMN, catalog.DATA_PARALLEL)
   (equal,) = comparison.find_overtakings(lines)
   assert equal.below.layouts == (catalog.TWO_COLUMN,)
   assert equal.above.layouts == (catalog.DATA_PARALLEL,)
@@ -51,17 +52,14 @@ def test_one_weird_trick_on_eight_devices_at_batch_1024():
   per_image = 2 * (9_216 / 8 + 4_096 + 4_096) + 2 * 1_000
   elements = (1024 * per_image + 2 * convolutions) * 7 / 8
   assert one_weird_trick.planned_bytes == pytest.approx(4 * elements, rel=1e-6)
-  assert data_parallel.planned_bytes == pytest.approx(
-    4 * 2 * PARAMETERS * 7 / 8, rel=1e-6
-  )
+  gradients = pytest.approx(4 * 2 * PARAMETERS * 7 / 8, rel=1e-6)
+  assert data_parallel.planned_bytes == gradients
   ratio = data_parallel.planned_bytes / one_weird_trick.planned_bytes
   assert ratio == pytest.approx(4.72, abs=0.01)
 
 
 def test_layouts_that_send_the_same_share_a_line():
-  lines = comparison.find_traffic(
-    NETWORK, [catalog.DATA_PARALLEL, catalog.FULLY_SHARDED]
-  )
+  lines = find_traffic(catalog.DATA_PARALLEL, catalog.FULLY_SHARDED)
   (line,) = lines
   assert line.layouts == (catalog.DATA_PARALLEL, catalog.FULLY_SHARDED)
   assert comparison.find_overtakings(lines) == []
@@ -69,54 +67,48 @@ def test_layouts_that_send_the_same_share_a_line():
 
 def test_meshes_that_come_to_the_same_are_listed_once_by_the_plainest_name():
   def names(*layouts):
-    found = comparison.find_layouts(NETWORK, layouts, 4, batch_size=8)
+    found = comparison.find_layouts(WORKLOAD, layouts, 4, batch_size=8)
     return [(layout.name, *layout.mesh.values()) for layout in found]
 
   one_weird_trick = [("one_weird_trick", 1, 4), ("one_weird_trick", 2, 2)]
+  data_parallel = ("data_parallel", 4)
   assert names(
     catalog.ONE_DEVICE, catalog.DATA_PARALLEL, catalog.ONE_WEIRD_TRICK
-  ) == [("data_parallel", 4), *one_weird_trick]
-  assert names(catalog.ONE_WEIRD_TRICK, catalog.DATA_PARALLEL) == [
-    *one_weird_trick,
-    ("data_parallel", 4),
-  ]
+  ) == [data_parallel, *one_weird_trick]
+  found = names(catalog.ONE_WEIRD_TRICK, catalog.DATA_PARALLEL)
+  assert found == [*one_weird_trick, data_parallel]
   assert ("one_weird_trick", 4, 1) in names(catalog.ONE_WEIRD_TRICK)
   # Although its fc7 would arrive as a sum, were there something to add.
-  assert names(catalog.DATA_PARALLEL, catalog.TENSOR_PARALLEL) == [
-    ("data_parallel", 4),
-    ("tensor_parallel", 2, 2),
-  ]
+  found = names(catalog.DATA_PARALLEL, catalog.TENSOR_PARALLEL)
+  assert found == [data_parallel, ("tensor_parallel", 2, 2)]
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 def test_chart_is_drawn(tmp_path, suffix):
   path = tmp_path / f"chart.{suffix}"
-  traffic = {
-    2: comparison.find_traffic(
-      NETWORK, [catalog.TWO_COLUMN, catalog.DATA_PARALLEL]
-    )
-  }
-  chart.draw(
-    traffic, batch_sizes=[128], network="x", precision="float32", path=str(path)
-  )
+  traffic = {2: find_traffic(catalog.TWO_COLUMN, catalog.DATA_PARALLEL)}
+  options = {"batch_sizes": [128], "network": "x", "exchange_dtype": "float32"}
+  chart.draw(traffic, **options, path=str(path))
   assert path.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
   ("path", "message"),
   [
-    ("a.pdf", "'a.pdf' is neither .svg nor .png. Set --chart"),
-    ("nosuch/a.svg", "'nosuch' is no folder, or not yours. Set --chart"),
+    ("a.pdf", "'a.pdf' does not end in .svg or .png. Set --chart"),
+    ("nosuch/a.svg", "'nosuch' is not a folder that you .* Set --chart"),
   ],
 )
 def test_file_that_cannot_be_drawn_to_is_refused(path, message):
   with pytest.raises(ValueError, match=message):
-    command.check_picture_path(path, flag="chart")
+    command.check_path(path, flag="chart", endings=command.PICTURES)
 
 
-def test_plan_is_that_of_the_precision_of_the_exchange():
-  whole = row(catalog.TWO_COLUMN, 128)
-  halved = comparison.make_row(
-    NETWORK, catalog.TWO_COLUMN, batch_size=128, precision="bfloat16"
+def test_plan_is_that_of_the_dtype_of_the_exchange():
+  float32 = row(catalog.TWO_COLUMN, 128)
+  bfloat16 = comparison.make_row(
+    dataclasses.replace(WORKLOAD, exchange_dtype="bfloat16"),
+    catalog.TWO_COLUMN,
+    batch_size=128,
   )
-  assert whole.planned_bytes == 2 * halved.planned_bytes
+  assert float32.planned_bytes == 2 * bfloat16.planned_bytes

@@ -2,26 +2,17 @@
 
 import dataclasses
 import json
-import sys
 
 import numpy as np
 import pytest
 
-from alexnet_jax.complexity import __main__, counts, tables
+from alexnet_jax.complexity import counts, tables
 from alexnet_jax.network import catalog, wiring
-from tests import reference, test_main
+from tests import processes, reference
 
 # Reference, section 6; the millions there are rounded to the third digit.
-ALEXNET_MILLIONS = {
-  "conv1": 105.415,
-  "conv2": 223.949,
-  "conv3": 149.520,
-  "conv4": 112.140,
-  "conv5": 74.760,
-  "fc6": 37.749,
-  "fc7": 16.777,
-  "fc8": 4.096,
-}
+ALEXNET_MILLIONS = [105.415, 223.949, 149.520, 112.140, 74.760]  # conv1 ...
+ALEXNET_MILLIONS += [37.749, 16.777, 4.096]  # fc6, fc7, fc8
 ALEXNET_OUTPUTS = [290_400, 186_624, 64_896, 64_896, 43_264, 4_096, 4_096, 1000]
 LENET = {  # parameters, MAC
   "conv1": (156, 117_600),
@@ -34,23 +25,23 @@ LENET = {  # parameters, MAC
 
 @pytest.fixture(scope="module")
 def alexnet():
-  return counts.count(__main__.make_published(catalog.ALEXNET_2012))
+  return counts.count(counts.make_published(catalog.ALEXNET_2012))
 
 
 @pytest.fixture(scope="module")
 def lenet():
-  return counts.count(__main__.make_published(catalog.LENET5))
+  return counts.count(counts.make_published(catalog.LENET5))
 
 
 def test_alexnet_has_its_published_counts_three_times(alexnet):
   assert not alexnet.disagreements
-  layers = {layer.layer: layer for layer in alexnet.layers}
-  for name, published in reference.PUBLISHED_PARAMETERS.items():
-    assert layers[name].parameters == published
-    assert layers[name].program_parameters == published
-  for name, millions in ALEXNET_MILLIONS.items():
-    assert round(layers[name].multiplications / 1e6, 3) == millions
-    assert round(layers[name].program_multiplications / 1e6, 3) == millions
+  published = reference.PUBLISHED_PARAMETERS
+  assert [layer.layer for layer in alexnet.layers] == [*published]
+  for layer, millions in zip(alexnet.layers, ALEXNET_MILLIONS, strict=True):
+    assert layer.parameters == published[layer.layer]
+    assert layer.program_parameters == published[layer.layer]
+    assert round(layer.multiplications / 1e6, 3) == millions
+    assert round(layer.program_multiplications / 1e6, 3) == millions
   assert [layer.outputs for layer in alexnet.layers] == ALEXNET_OUTPUTS
   assert alexnet.total("parameters") == 60_965_224
   assert round(alexnet.total("program_multiplications") / 1e6, 3) == 724.407
@@ -81,21 +72,21 @@ def test_xla_leaves_out_the_taps_that_fall_on_padding(alexnet):
     found = next(layer for layer in alexnet.layers if layer.layer == name)
     # To the last digit: they have less than 24 significant bits.
     assert found.xla_flops == 2 * taps * channels
-    assert found.multiplications - found.padding == taps * channels
+    outside = found.multiplications_of_padding
+    assert found.multiplications - outside == taps * channels
 
 
 def test_remarks_have_the_published_shares(alexnet):
-  assert alexnet.column_shares == [
-    (32_531_112, 364_251_408),
-    (28_434_112, 360_155_408),
-  ]
+  first, second = (32_531_112, 364_251_408), (28_434_112, 360_155_408)
+  assert alexnet.columns_of_2012 == [first, second]
   text = " ".join(tables.remarks(alexnet))
   for figure in (
     *("1.449 GFLOP", "3.8% of the parameters", "91.9% of the MAC", "5.0e17"),
-    *("32,531,112 parameters and 364.3 M MAC", "28,434,112"),
+    "32,531,112 parameters and 364.3 M MAC",
     "28,434,112 parameters and 360.2 M MAC",
     # Half of all but fc8's biases, which both devices have.
-    f"{(60_965_224 - 1000) // 2 + 1000:,} parameters and 362.2 M MAC on each",
+    f"{(60_965_224 - 1000) // 2 + 1000:,} parameters and 362.2 M MAC per "
+    "device",
   ):
     assert figure in text
 
@@ -112,17 +103,16 @@ def test_remarks_have_the_published_shares(alexnet):
 def test_other_networks_have_their_published_sums(
   table, columns, parameters, millions
 ):
-  network = wiring.make_network(table, columns=columns)
-  found = tables.count_all(network)
-  assert found[0] == parameters
-  assert round(found[1] / 1e6, 1) == millions
+  sizes = wiring.make_network(table, columns=columns).sizes().values()
+  assert sum(size.parameters for size in sizes) == parameters
+  assert round(sum(x.multiplications for x in sizes) / 1e6, 1) == millions
 
 
 def test_claim_has_what_is_quoted_and_what_it_is(alexnet, lenet):
-  slides = __main__.make_published(catalog.ALEXNET_D2L)
+  slides = counts.make_published(catalog.ALEXNET_D2L)
   assert tables.count_as_slides(slides) == (46_737_440, 1_005_849_728)
   assert tables.count_as_slides(lenet.network) == (60_630, 415_680)
-  text = " ".join(tables.explain(alexnet.network, lenet.network, slides))
+  text = " ".join(tables.explain(alexnet, lenet, slides))
   for figure in (
     *("quote AlexNet as 250 times the computation and 10 times", "61,706"),
     *("1,739 times the multiply-acc", "988 times the parameters", "416,520"),
@@ -149,22 +139,18 @@ def test_disagreement_is_named(lenet):
 @pytest.mark.slow
 @pytest.mark.parametrize("table", catalog.WIRINGS, ids=lambda table: table.name)
 def test_every_wiring_is_counted_alike_three_times(table):
-  assert not counts.count(__main__.make_published(table)).disagreements
+  assert not counts.count(counts.make_published(table)).disagreements
 
 
 @pytest.mark.slow
 def test_command_shows_and_writes_all(tmp_path):
   file = tmp_path / "counts.json"
-  process = test_main.start(
-    [
-      *(sys.executable, "-m", "alexnet_jax.complexity", f"--json={file}"),
-      "--config=configs/one_device.py:imagenet",
-      "--config.network.columns=1",
-    ]
-  )
-  assert process.returncode == 0, process.stderr
+  command = ["python", "-m", "alexnet_jax.complexity", f"--json={file}"]
+  command += ["--config=configs/one_device.py:imagenet"]
+  done = processes.run([*command, "--config.network.columns=1"], tmp_path)
+  assert done.code == 0, done.errors
   for figure in ("60,965,224", "724,406,816", "659,272", "1,739 times"):
-    assert figure in process.stdout
+    assert figure in done.out
   found = json.loads(file.read_text())
   assert list(found) == ["one_device-imagenet", "alexnet2012", "lenet5"]
   assert found["one_device-imagenet"]["parameters"] == 62_378_344

@@ -23,10 +23,9 @@ def by_pillow(encoded):
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (40, 40), (17, 90)])
 def test_any_picture_becomes_a_square_of_bytes(mode, size):
   picture = Image.fromarray(datasets.load_sample_image("china.jpg"))
-  encoded = io.BytesIO()
   kind = "JPEG" if mode in ("RGB", "L", "CMYK") else "PNG"
-  picture.resize(size).convert(mode).save(encoded, format=kind)
-  assert decoded(encoded.getvalue(), 32).std() > 10  # not a blank
+  encoded = small_sets.encode(np.array(picture.resize(size)), kind, mode=mode)
+  assert decoded(encoded, 32).std() > 10  # not a blank
 
 
 def test_square_is_the_center_of_the_picture():
@@ -43,15 +42,10 @@ def test_jpeg_of_the_stored_size_has_the_pixels_that_pillow_finds(
   mode, quality, subsampling, progressive
 ):
   tile = datasets.load_sample_image("flower.jpg")[100:228, 200:328]
-  encoded = io.BytesIO()
-  Image.fromarray(tile).convert(mode).save(
-    encoded,
-    format="JPEG",
-    quality=quality,
-    subsampling=subsampling,
-    progressive=progressive,
+  options = {"subsampling": subsampling, "progressive": progressive}
+  encoded = small_sets.encode(
+    tile, "JPEG", mode=mode, quality=quality, **options
   )
-  encoded = encoded.getvalue()
   np.testing.assert_array_equal(decoded(encoded, 128), by_pillow(encoded))
 
 
@@ -80,12 +74,12 @@ def test_bytes_that_are_no_whole_image_are_refused_in_words():
 def test_pixels_are_taken_as_they_are_or_brought_to_the_square():
   tile = small_sets.tiles(1)[0]
   out = np.zeros((32, 32, 3), np.uint8)
-  decode.copy(tile.tobytes(), (32, 32, 3), out)
+  decode.copy_pixels(tile.tobytes(), (32, 32, 3), out)
   np.testing.assert_array_equal(out, tile)
-  decode.copy(tile[..., :1].tobytes(), (32, 32, 1), out)
+  decode.copy_pixels(tile[..., :1].tobytes(), (32, 32, 1), out)
   np.testing.assert_array_equal(out, np.repeat(tile[..., :1], 3, axis=2))
   small = np.zeros((16, 16, 3), np.uint8)
-  decode.copy(tile.tobytes(), (32, 32, 3), small)
+  decode.copy_pixels(tile.tobytes(), (32, 32, 3), small)
   np.testing.assert_array_equal(small, decoded(small_sets.encode(tile), 16))
   with pytest.raises(ValueError, match="3,071 bytes of pixels, expected 3,072"):
-    decode.copy(tile.tobytes()[1:], (32, 32, 3), out)
+    decode.copy_pixels(tile.tobytes()[1:], (32, 32, 3), out)

@@ -1,11 +1,6 @@
 """Batches: which rows, in which order, and what becomes of the threads."""
 
 import collections
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -14,9 +9,7 @@ import pytest
 
 from alexnet_jax.data import host_batches, pipeline, source
 from alexnet_jax.partition import catalog, specs
-from tests import build, numbered, small_sets
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import build, numbered, processes, small_sets
 
 
 def labels_of(layout, **options):
@@ -28,11 +21,15 @@ def labels_of(layout, **options):
   return np.array(found)
 
 
-def reading_threads():
-  return [thread for thread in threading.enumerate() if "grain" in thread.name]
+def reading_threads(timeout=0):
+  """Names of the threads that still read after `timeout` seconds each."""
+  threads = [one for one in threading.enumerate() if "grain" in one.name]
+  for thread in threads:
+    thread.join(timeout=timeout)
+  return [thread.name for thread in threads if thread.is_alive()]
 
 
-def test_epochs_run_on_through_the_batches():
+def test_batches_cross_the_ends_of_epochs():
   stream = labels_of(catalog.ONE_DEVICE, num_steps=25).ravel()
   epochs = stream.reshape(8, numbered.COUNT)
   assert (np.sort(epochs, axis=1) == np.arange(numbered.COUNT)).all()
@@ -68,26 +65,26 @@ def test_validation_yields_each_image_once(count, layout):
     threads=2,
     batches_ahead=2,
   )
-  found = [(np.asarray(labels), images) for images, labels, _ in batches]
-  for labels, images in found:
+  found = []
+  for images, labels, _ in batches:
     assert len(labels) == 16
-    blank = labels == host_batches.PADDING
+    blank = np.asarray(labels) == host_batches.PADDING
     assert (np.asarray(images)[blank] == 0).all()
-  labels = np.concatenate([labels for labels, _ in found])
-  assert labels[labels != host_batches.PADDING].tolist() == list(range(count))
+    found += np.asarray(labels)[~blank].tolist()
+  assert found == list(range(count))
 
 
-def test_few_batches_are_in_memory_however_many_are_asked_for(monkeypatch):
+def test_few_batches_are_in_memory_however_many_threads_read(monkeypatch):
   taken = []
-  take = host_batches.Buffers.take
+  acquire = host_batches.BufferPool.acquire
 
   def watched(self):
-    array = take(self)
+    array = acquire(self)
     taken.append(array.ctypes.data)
     return array
 
-  monkeypatch.setattr(host_batches.Buffers, "take", watched)
-  read = host_batches.train_blocks(
+  monkeypatch.setattr(host_batches.BufferPool, "acquire", watched)
+  batches = host_batches.train_batches(
     numbered.make_records(),
     rows=range(64),
     batch_size=64,
@@ -95,21 +92,19 @@ def test_few_batches_are_in_memory_however_many_are_asked_for(monkeypatch):
     steps=range(60),
     threads=6,
   )
-  for block in read:
+  for batch in batches:
     time.sleep(0.002)
-    del block
+    del batch
   assert len(taken) == 60
   assert len(set(taken)) <= 4
 
 
-def test_threads_stop_where_the_batches_are_left():
+def test_threads_stop_when_the_batches_are_closed():
   batches = numbered.train_batches(catalog.ONE_DEVICE, num_steps=2**30)
   next(batches)
   assert reading_threads()
   batches.close()
-  for thread in reading_threads():
-    thread.join(timeout=10)
-  assert not reading_threads()
+  assert not reading_threads(timeout=10)
 
 
 def test_record_that_cannot_be_read_ends_the_batches(tmp_path):
@@ -122,82 +117,55 @@ def test_record_that_cannot_be_read_ends_the_batches(tmp_path):
   with pytest.raises(source.UnreadableError, match="^record 11 of small/train"):
     for batch in batches:
       assert 11 not in np.asarray(batch.labels)
-  for thread in reading_threads():
-    thread.join(timeout=10)
-  assert not reading_threads()
+  assert not reading_threads(timeout=10)
 
 
-def test_parts_of_a_step_take_what_the_pipeline_gives(
-  tiny_network, tiny_augmentation, tiny_batch, layout
-):
-  parts = build.make_program(
-    tiny_network, layout, tiny_augmentation, batch_size=8
-  )
+def test_batches_have_the_shardings_of_a_step(tiny_batch, layout):
+  parts = build.make_program(layout)
   images, labels = build.put(parts, tiny_batch)
   assert images.sharding == specs.to_shardings(parts.mesh, parts.specs.images)
   assert labels.shape == (8,)
 
 
-PLACES = {
-  "one process": ("data_parallel", "data=4", 1),
-  "two processes": ("data_parallel", "data=4", 2),
-  "four processes": ("data_parallel", "data=4", 4),
-  "a column in each process": ("two_column", "column=2", 2),
-  "columns in two processes each": ("two_column_data", "data=2,column=2", 4),
-}
-
-
-def read_in_processes(layout, sizes, processes, steps):
+def read_in_processes(layout, sizes, count, steps, cache):
   """{(first step, step): {row: number}}; the rows that each process holds."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
-  environment = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(("JAX_", "XLA_"))
-  }
+  port = str(processes.free_port())
+  command = ["python", "-m", "tests.numbered", layout, sizes, port, str(count)]
   running = [
-    subprocess.Popen(
-      [sys.executable, "-m", "tests.numbered", layout, sizes]
-      + [str(port), str(processes), str(process), str(steps)],
-      cwd=ROOT,
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for process in range(processes)
+    processes.open_process([*command, str(process), str(steps)], cache)
+    for process in range(count)
   ]
   found, held = collections.defaultdict(dict), []
-  try:
-    for process in running:
-      out, errors = process.communicate(timeout=120)
-      assert process.returncode == 0, errors
-      held.append(set())
-      for line in out.splitlines():
-        if not line.startswith("rows"):
-          continue
-        first, step, start, *numbers = map(int, line.split()[1:])
-        for row, number in enumerate(numbers, start=start):
-          # Two devices that hold one row hold the same image there.
-          assert found[first, step].setdefault(row, number) == number
-          held[-1].add(row)
-  finally:
-    for process in running:
-      process.kill()
-      process.wait()
+  for ended in processes.finish(running):
+    assert ended.code == 0, ended.errors
+    held.append(set())
+    for line in ended.out.splitlines():
+      if not line.startswith("rows"):
+        continue
+      first, step, start, *numbers = map(int, line.split()[1:])
+      for row, number in enumerate(numbers, start=start):
+        # Two devices that hold one row hold the same image there.
+        assert found[first, step].setdefault(row, number) == number
+        held[-1].add(row)
   return found, held
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES)
-def test_stream_is_the_same_in_any_number_of_processes(place):
-  layout, sizes, processes = PLACES[place]
+@pytest.mark.parametrize(
+  ("layout", "sizes", "count"),
+  [
+    *(("data_parallel", "data=4", count) for count in (1, 2, 4)),
+    ("two_column", "column=2", 2),  # a column in each process
+    ("two_column_data", "data=2,column=2", 4),  # columns in two processes each
+  ],
+)
+def test_stream_is_the_same_in_any_number_of_processes(
+  layout, sizes, count, tmp_path
+):
   steps = 11  # three epochs and more
   expected = labels_of(catalog.ONE_DEVICE, num_steps=steps)
   assert expected.size > 3 * numbered.COUNT
-  found, held = read_in_processes(layout, sizes, processes, steps)
+  found, held = read_in_processes(layout, sizes, count, steps, tmp_path)
   assert len(found) == steps * (steps + 1) // 2  # from every step to the last
   for (_, step), rows in found.items():
     assert [rows[row] for row in range(16)] == expected[step].tolist()

@@ -111,11 +111,11 @@ def test_record_of_other_bytes_is_named_or_replaced(tmp_path):
   assert replacing.read([4]).labels.tolist() == [5]
 
 
-def test_want_of_memory_is_not_taken_for_a_bad_image(tmp_path, monkeypatch):
+def test_lack_of_memory_is_not_taken_for_a_bad_image(tmp_path, monkeypatch):
   def fail(*_):
     raise MemoryError
 
-  monkeypatch.setattr(decode, "cut", fail)
+  monkeypatch.setattr(decode, "to_square", fail)
   split = small_sets.make_records(tmp_path, encoded(), unreadable="replace")
   with pytest.raises(MemoryError):
     split.read([0])

@@ -11,11 +11,6 @@ from tests import small_sets
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-  return str(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="session")
 def splits(data_dir):
   builder = sets.open_builder("digits", data_dir=data_dir)
   sets.check_classes(builder, 10)
@@ -41,12 +36,34 @@ def test_digits_are_those_of_scikit_learn_each_once(splits):
 
 
 def test_every_sixth_digit_is_for_validation(splits):
-  original = datasets.load_digits().target
-  last = digits.VALIDATION_STRIDE - 1
+  stride = digits.VALIDATION_STRIDE
+  expected = datasets.load_digits().target[stride - 1 :: stride]
   labels = [splits[1][index][1] for index in range(299)]
-  np.testing.assert_array_equal(
-    np.bincount(labels), np.bincount(original[last :: last + 1])
-  )
+  np.testing.assert_array_equal(np.bincount(labels), np.bincount(expected))
+
+
+def make_builder(its_name, version, features, make_examples):
+  """Returns a class that writes a set as TFDS does."""
+
+  class Builder(tfds.core.GeneratorBasedBuilder):
+    name = its_name
+    VERSION = tfds.core.Version(version)
+    pkg_dir_path = None
+
+    def _info(self):
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict(features),
+        supervised_keys=("image", "label"),
+      )
+
+    def _split_generators(self, dl_manager):
+      return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+      yield from enumerate(make_examples())
+
+  return Builder
 
 
 def test_catalog_set_is_read_through_the_same_code(tmp_path):
@@ -55,84 +72,55 @@ def test_catalog_set_is_read_through_the_same_code(tmp_path):
   official = tfds.builder_cls("cifar10")
   picture = datasets.load_sample_image("flower.jpg")
 
+  def make_examples():
+    for number in range(6):
+      tile = picture[:32, 32 * number : 32 * number + 32]
+      encoded = io.BytesIO(small_sets.encode(tile))
+      yield {"id": str(number), "image": encoded, "label": number}
+
   # The files of a small cifar10, written without the download. (TFDS's own
   # mock_data asks for TensorFlow where records are to stay encoded.)
   with tfds.core.registered.skip_registration():
-
-    class Cifar10(tfds.core.GeneratorBasedBuilder):
-      VERSION = official.VERSION
-      pkg_dir_path = None
-
-      def _info(self):
-        return tfds.core.DatasetInfo(
-          builder=self,
-          features=tfds.features.FeaturesDict(
-            {
-              "id": tfds.features.Text(),
-              "image": tfds.features.Image(shape=(32, 32, 3)),
-              "label": tfds.features.ClassLabel(num_classes=10),
-            }
-          ),
-          supervised_keys=("image", "label"),
-        )
-
-      def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-      def _generate_examples(self):
-        for number in range(6):
-          encoded = io.BytesIO()
-          tile = picture[:32, 32 * number : 32 * number + 32]
-          Image.fromarray(tile).save(encoded, format="PNG")
-          encoded.seek(0)
-          example = {"id": str(number), "image": encoded, "label": number}
-          yield number, example
-
+    Cifar10 = make_builder(
+      "cifar10",
+      str(official.VERSION),
+      {
+        "id": tfds.features.Text(),
+        "image": tfds.features.Image(shape=(32, 32, 3)),
+        "label": tfds.features.ClassLabel(num_classes=10),
+      },
+      make_examples,
+    )
   Cifar10(data_dir=tmp_path, file_format="array_record").download_and_prepare()
   builder = sets.open_builder("cifar10", data_dir=str(tmp_path))
   assert isinstance(builder, official)
   sets.check_classes(builder, 10)
   (split,) = sets.open_splits(builder, ("train",), stored_size=32)
   assert len(split) == 6
-  for index in range(6):
-    image, label = split[index]
+  for image, label in (split[index] for index in range(6)):
     tile = picture[:32, 32 * label : 32 * label + 32]
     np.testing.assert_array_equal(image, tile)
 
 
-class Pictures(tfds.core.GeneratorBasedBuilder):
-  """A set as TFDS has many: JPEGs of any size, under its own class names."""
+def make_pictures():
+  for number, name in enumerate(("china", "flower")):
+    pixels = datasets.load_sample_image(f"{name}.jpg")
+    for width in (300, 427):
+      encoded = io.BytesIO(small_sets.encode(pixels[:, :width], "JPEG"))
+      yield {"image": encoded, "file_name": name, "label": number}
 
-  VERSION = tfds.core.Version("2.3.4")
-  pkg_dir_path = None
 
-  def _info(self):
-    return tfds.core.DatasetInfo(
-      builder=self,
-      features=tfds.features.FeaturesDict(
-        {
-          "image": tfds.features.Image(encoding_format="jpeg"),
-          "file_name": tfds.features.Text(),
-          "label": tfds.features.ClassLabel(names=["china", "flower"]),
-        }
-      ),
-      supervised_keys=("image", "label"),
-    )
-
-  def _split_generators(self, dl_manager):
-    return {"train": self._generate_examples()}
-
-  def _generate_examples(self):
-    for number, name in enumerate(("china", "flower")):
-      pixels = datasets.load_sample_image(f"{name}.jpg")
-      for width in (300, 427):
-        encoded = io.BytesIO()
-        Image.fromarray(pixels[:, :width]).save(encoded, format="JPEG")
-        encoded.seek(0)
-        yield (
-          f"{name}{width}",
-          {"image": encoded, "file_name": name, "label": number},
-        )
+# As TFDS has many: JPEGs of any size, under its own class names.
+Pictures = make_builder(
+  "pictures",
+  "2.3.4",
+  {
+    "image": tfds.features.Image(encoding_format="jpeg"),
+    "file_name": tfds.features.Text(),
+    "label": tfds.features.ClassLabel(names=["china", "flower"]),
+  },
+  make_pictures,
+)
 
 
 def test_pictures_of_any_size_come_out_as_squares(tmp_path):
@@ -142,8 +130,8 @@ def test_pictures_of_any_size_come_out_as_squares(tmp_path):
     sets.check_classes(builder, 10)
   sets.check_classes(builder, 2)
   (split,) = sets.open_splits(builder, ("train",), stored_size=96)
-  assert sorted(split[index][1] for index in range(4)) == [0, 0, 1, 1]
-  assert all(split[index][0].shape == (96, 96, 3) for index in range(4))
+  images, labels, _ = split.read(range(4))
+  assert sorted(labels) == [0, 0, 1, 1] and images.shape == (4, 96, 96, 3)
 
 
 def test_unknown_set_and_split_are_named(data_dir):
@@ -165,32 +153,21 @@ def test_split_without_records_is_refused(data_dir, part):
   )
 
 
-class Plain(tfds.core.GeneratorBasedBuilder):
-  """A set of pixels that are not encoded, as `imagenet256/raw`."""
-
-  VERSION = tfds.core.Version("1.0.0")
-  pkg_dir_path = None
-
-  def _info(self):
-    return tfds.core.DatasetInfo(
-      builder=self,
-      features=tfds.features.FeaturesDict(
-        {
-          "image": tfds.features.Tensor(
-            shape=(32, 32, 3), dtype=np.uint8, encoding="bytes"
-          ),
-          "label": tfds.features.ClassLabel(num_classes=5),
-        }
-      ),
-      supervised_keys=("image", "label"),
-    )
-
-  def _split_generators(self, dl_manager):
-    return {"train": self._generate_examples()}
-
-  def _generate_examples(self):
-    for number, tile in enumerate(small_sets.tiles(5)):
-      yield number, {"image": tile, "label": number}
+# Pixels that are not encoded, as in `imagenet256/raw`.
+Plain = make_builder(
+  "plain",
+  "1.0.0",
+  {
+    "image": tfds.features.Tensor(
+      shape=(32, 32, 3), dtype=np.uint8, encoding="bytes"
+    ),
+    "label": tfds.features.ClassLabel(num_classes=5),
+  },
+  lambda: (
+    {"image": tile, "label": number}
+    for number, tile in enumerate(small_sets.tiles(5))
+  ),
+)
 
 
 @pytest.mark.parametrize("side", [32, 24])
@@ -208,7 +185,7 @@ def test_set_of_pixels_is_read_as_one_of_pictures(tmp_path, side):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet256/raw"])
-def test_set_in_another_version_is_told(name, tmp_path):
+def test_set_of_another_version_is_reported(name, tmp_path):
   (tmp_path / name / "0.9.0").mkdir(parents=True)
   with pytest.raises(
     FileNotFoundError,

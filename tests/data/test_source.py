@@ -23,13 +23,14 @@ def split(tmp_path, images):
   return small_sets.make_records(tmp_path, images).source
 
 
-def message(split, index):
-  """What reading a record raises, one line."""
-  with pytest.raises(source.RecordError) as caught:
+def message(split, index, kind):
+  """Returns the line of the error, of this very kind, that a record raises."""
+  with pytest.raises(kind) as caught:
     split[index]
   (line,) = str(caught.value).splitlines()
   assert line.startswith(f"record {index} of small/train (number ")
-  return caught.type, line
+  assert caught.type is kind
+  return line
 
 
 def test_records_of_all_shards_and_of_parts_are_found(tmp_path, images):
@@ -53,8 +54,7 @@ def test_records_of_all_shards_and_of_parts_are_found(tmp_path, images):
 
 def test_flipped_bytes_cost_one_record(split, tmp_path, images):
   small_sets.flip(tmp_path / SHARD, images[7])
-  kind, line = message(split, 7)
-  assert kind is source.UnreadableError
+  line = message(split, 7, source.UnreadableError)
   assert f"(number 2 in {tmp_path / SHARD}) cannot be read (Corrupted" in line
   assert "Copy that file here again, or set config.data.unreadable" in line
   assert split[6] and split[8]
@@ -63,8 +63,7 @@ def test_flipped_bytes_cost_one_record(split, tmp_path, images):
 def test_file_that_is_not_there_is_named(split, tmp_path):
   (tmp_path / SHARD).unlink()
   assert split[4]
-  kind, line = message(split, 5)
-  assert kind is source.RecordError  # not one record: never replaced
+  line = message(split, 5, source.RecordError)  # all records: never replaced
   assert f"{SHARD}) cannot be read: the file cannot be opened (" in line
   assert "No such file or directory" in line
   assert "prepare the set again." in line
@@ -74,8 +73,7 @@ def test_file_that_is_not_there_is_named(split, tmp_path):
 def test_file_cut_short_before_it_is_opened_is_named(split, tmp_path, size):
   path = tmp_path / SHARD
   os.truncate(path, size % path.stat().st_size)
-  kind, line = message(split, 9)
-  assert kind is source.RecordError
+  line = message(split, 9, source.RecordError)
   assert f"{SHARD}) cannot be read: the file cannot be opened (" in line
 
 
@@ -83,16 +81,14 @@ def test_file_cut_short_after_it_was_opened_is_named(split, tmp_path, images):
   path = tmp_path / SHARD
   assert split[9]
   os.truncate(path, path.read_bytes().index(images[7]))
-  kind, line = message(split, 9)
-  assert kind is source.UnreadableError
-  assert "nothing is there: the file has been cut short" in line
+  line = message(split, 9, source.UnreadableError)
+  assert "the file ends before it: it has been truncated" in line
   assert split[6]
 
 
 def test_file_of_fewer_records_than_noted_is_named(split, tmp_path):
   small_sets.write_shard(tmp_path / SHARD, [b"one", b"two"])
-  kind, line = message(split, 6)
-  assert kind is source.RecordError
+  line = message(split, 6, source.RecordError)
   assert "the file has 2 records, expected 5 or more" in line
 
 

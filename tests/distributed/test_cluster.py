@@ -1,4 +1,4 @@
-"""The place of a process, from the variables that launchers set."""
+"""Which process this is, from the variables that launchers set."""
 
 import re
 
@@ -42,21 +42,16 @@ def found(mode, environ, monkeypatch):
     monkeypatch.delenv(name, raising=False)
   for name, value in environ.items():
     monkeypatch.setenv(name, value)  # JAX reads the environment itself
-  return cluster.find(mode, environ)
+  return cluster.find_process(mode, environ)
 
 
 @pytest.mark.parametrize("mode", ["auto", "env"])
-def test_jax_variables_are_read(mode, monkeypatch):
-  assert found(mode, JAX, monkeypatch) == cluster.Place(
-    index=2, count=4, address="node0:1234"
-  )
-
-
-@pytest.mark.parametrize("mode", ["auto", "env"])
-def test_open_mpi_5_is_read(mode, monkeypatch):
-  port = 61440 + 4001
-  assert found(mode, OPEN_MPI_5, monkeypatch) == cluster.Place(
-    index=3, count=4, address=f"node-a7:{port}", local_devices=(1,)
+def test_variables_of_jax_and_open_mpi_5_are_read(mode, monkeypatch):
+  expected = cluster.Process(index=2, count=4, address="node0:1234")
+  assert found(mode, JAX, monkeypatch) == expected
+  address = f"node-a7:{61440 + 4001}"
+  assert found(mode, OPEN_MPI_5, monkeypatch) == cluster.Process(
+    index=3, count=4, address=address, local_devices=(1,)
   )
 
 
@@ -77,13 +72,13 @@ def test_pmix_alone_needs_count_and_address(monkeypatch):
 
 
 def test_what_jax_detects_is_taken(monkeypatch):
-  place = found("auto", OPEN_MPI_4, monkeypatch)
   port = 61440 + 1531576320 // 4096 % 4096
-  assert (place.index, place.count) == (3, 4)
-  assert place.address == f"10.96.0.1:{port}"
-  place = found("auto", SLURM, monkeypatch)
-  assert (place.index, place.count) == (5, 8)
-  assert place.address == "gpu07:61441"
+  for environ, expected in (
+    (OPEN_MPI_4, (3, 4, f"10.96.0.1:{port}")),
+    (SLURM, (5, 8, "gpu07:61441")),
+  ):
+    place = found("auto", environ, monkeypatch)
+    assert (place.index, place.count, place.address) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,15 +98,16 @@ def test_processes_of_one_host_share_its_devices(more, devices, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "environ", [{}, {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}]
+  ("mode", "environ"),
+  [
+    ("auto", {}),
+    ("auto", {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}),
+    ("off", JAX | {"JAX_PROCESS_ID": "no number"}),
+  ],
+  ids=["no variables", "one of one", "off"],
 )
-def test_no_cluster_is_one_process(environ, monkeypatch):
-  assert found("auto", environ, monkeypatch) == cluster.Place()
-
-
-def test_off_looks_at_nothing(monkeypatch):
-  environ = JAX | {"JAX_PROCESS_ID": "no number"}
-  assert found("off", environ, monkeypatch) == cluster.Place()
+def test_no_cluster_or_off_is_one_process(mode, environ, monkeypatch):
+  assert found(mode, environ, monkeypatch) == cluster.Process()
 
 
 @pytest.mark.parametrize(

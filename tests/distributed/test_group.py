@@ -1,4 +1,4 @@
-"""How a process of several ends, where nobody reads what it says."""
+"""A process of several ends, even where its output cannot be written."""
 
 import os
 import subprocess
@@ -18,16 +18,17 @@ os.close(reader)
 print("not flushed yet")
 for output in (1, 2):
   os.dup2(writer, output)
-first._watch.announce = lambda reason: None
-first._end("another is lost", True) if sys.argv[1] == "end" else first._fail(
-  SystemExit("error: a reason") if sys.argv[1] == "line" else OSError("other")
-)
+first._heartbeat.announce_end = lambda reason: None
+if sys.argv[1] == "end":
+  first._end_with_other("another is lost", True)
+line = SystemExit("error: a reason")
+first._fail(line if sys.argv[1] == "line" else OSError("other"))
 """
 
 
 @pytest.mark.slow  # processes that import jax
 @pytest.mark.parametrize("how, code", [("end", 69), ("line", 1), ("other", 1)])
-def test_process_ends_though_nobody_reads_what_it_says(how, code):
+def test_process_ends_though_its_output_is_closed(how, code):
   ended = subprocess.run(
     [sys.executable, "-c", ENDS, how],
     cwd=processes.ROOT,

@@ -1,4 +1,4 @@
-"""Who is lost, who says so, and to whom."""
+"""Lost processes are found, and the others are told."""
 
 import socket
 import threading
@@ -7,182 +7,146 @@ import time
 import pytest
 
 from alexnet_jax.distributed import heartbeat
+from tests import fake_group
 
 LABELS = ("process 0 of 3 (a)", "process 1 of 3 (b)", "process 2 of 3 (c)")
 
 
-class Store:
-  """Keys and values in the memory of the test."""
+class Ended:
+  """The calls of `on_end` in one process."""
 
   def __init__(self):
-    self.values = {}
-    self.lock = threading.Lock()
-    self.down = threading.Event()
-
-  def key_value_set(self, key, value, allow_overwrite=False):
-    with self.lock:
-      if self.down.is_set():
-        raise RuntimeError("UNAVAILABLE")
-      if key in self.values and not allow_overwrite:
-        raise RuntimeError("ALREADY_EXISTS")
-      self.values[key] = value
-
-  def key_value_dir_get(self, key):
-    with self.lock:
-      if self.down.is_set():
-        raise RuntimeError("UNAVAILABLE")
-      return [item for item in self.values.items() if item[0].startswith(key)]
-
-
-class Heard:
-  """What a watch has said, once."""
-
-  def __init__(self):
-    self.words = []
-    self.spoken = threading.Event()
+    self.calls = []
+    self.called = threading.Event()
 
   def __call__(self, sentence, lost):
-    self.words.append((sentence, lost))
-    self.spoken.set()
+    self.calls.append((sentence, lost))
+    self.called.set()
+
+  def wait(self):
+    """Waits for the only call; returns its arguments."""
+    assert self.called.wait(5)
+    (call,) = self.calls
+    return call
+
+
+def never_answers(*_, **__):
+  threading.Event().wait()
 
 
 @pytest.fixture
 def group(monkeypatch):
-  """Three watches on one store, a hundred times faster."""
-  monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
-  monkeypatch.setattr(heartbeat, "LOST_SECONDS", 0.4)
-  monkeypatch.setattr(heartbeat, "_SUSPECT_SECONDS", 0.1)
-  monkeypatch.setattr(heartbeat, "_PAUSE_SECONDS", 0.2)
-  monkeypatch.setattr(heartbeat, "_LINGER_SECONDS", 1.0)
-  store, heard = Store(), [Heard() for _ in LABELS]
+  """Three heartbeats on one store, a hundred times faster."""
+  seconds = {"BEAT_SECONDS": 0.02, "LOST_SECONDS": 0.4}
+  seconds |= {"_SUSPECT_SECONDS": 0.1, "_PAUSE_SECONDS": 0.2}
+  for name, value in (seconds | {"_LINGER_SECONDS": 1.0}).items():
+    monkeypatch.setattr(heartbeat, name, value)
+  store, ended = fake_group.Store(), [Ended() for _ in LABELS]
   with socket.create_server(("", 0)) as service:
-    watches = [
+    address = f"localhost:{service.getsockname()[1]}"
+    heartbeats = [
       heartbeat.Heartbeat(
-        store,
-        index=index,
-        labels=LABELS,
-        address=f"localhost:{service.getsockname()[1]}",
-        on_end=heard[index],
+        store, index=index, labels=LABELS, address=address, on_end=on_end
       )
-      for index in range(3)
+      for index, on_end in enumerate(ended)
     ]
-    yield store, service, watches, heard
-    for each in watches:
+    yield store, service, heartbeats, ended
+    for each in heartbeats:
       each.stop()
 
 
-def test_nothing_is_said_while_all_live(group):
-  _, _, watches, heard = group
-  for each in watches:
+def start(heartbeats):
+  for each in heartbeats:
     each.start()
-  assert not heard[0].spoken.wait(1.0)
-  assert [each.words for each in heard] == [[], [], []]
+
+
+def test_nothing_is_said_while_all_live(group):
+  _, _, heartbeats, ended = group
+  start(heartbeats)
+  assert not ended[0].called.wait(1.0)
+  assert [each.calls for each in ended] == [[], [], []]
 
 
 def test_process_that_falls_silent_is_named_to_all_others(group):
-  _, _, watches, heard = group
-  for each in watches[:2]:
-    each.start()
-  for each in heard[:2]:
-    assert each.spoken.wait(5)
-    ((sentence, lost),) = each.words
+  _, _, heartbeats, ended = group
+  start(heartbeats[:2])
+  for each in ended[:2]:
+    sentence, lost = each.wait()
     assert lost
     assert sentence.startswith("process 2 of 3 (c) is lost: nothing was heard")
 
 
 def test_process_that_comes_back_learns_that_it_was_given_up(group):
-  _, _, watches, heard = group
-  for each in watches[:2]:
-    each.start()
-  assert heard[0].spoken.wait(5)
-  watches[2].start()
-  assert heard[2].spoken.wait(5)
-  assert "process 2 of 3 (c) is lost" in heard[2].words[0][0]
+  _, _, heartbeats, ended = group
+  start(heartbeats[:2])
+  ended[0].wait()
+  heartbeats[2].start()
+  assert "process 2 of 3 (c) is lost" in ended[2].wait()[0]
 
 
 def test_process_0_that_is_gone_is_named_soon(group, monkeypatch):
-  store, service, watches, heard = group
+  store, service, heartbeats, ended = group
   monkeypatch.setattr(heartbeat, "LOST_SECONDS", 60.0)
-
-  def never_answers(*_, **__):
-    threading.Event().wait()
-
-  for each in watches[1:]:
-    each.start()
+  start(heartbeats[1:])
   store.key_value_set = store.key_value_dir_get = never_answers
   service.close()
-  for each in heard[1:]:
-    assert each.spoken.wait(5)
-    assert each.words == [
-      ("process 0 of 3 (a) is lost: it no longer runs", True)
-    ]
+  for each in ended[1:]:
+    said = "process 0 of 3 (a) is lost: it no longer runs"
+    assert each.wait() == (said, True)
 
 
 def test_process_0_that_hangs_is_named_when_its_time_is_over(group):
-  store, _, watches, heard = group
-
-  def never_answers(*_, **__):
-    threading.Event().wait()
-
+  store, _, heartbeats, ended = group
   store.key_value_set = store.key_value_dir_get = never_answers
-  watches[1].start()
-  assert heard[1].spoken.wait(5)
-  ((sentence, lost),) = heard[1].words
+  heartbeats[1].start()
+  sentence, lost = ended[1].wait()
   assert lost
   assert sentence.startswith("process 0 of 3 (a) is lost: nothing was heard")
 
 
-def test_error_of_one_process_ends_the_others_with_its_reason(group):
-  _, _, watches, heard = group
-  for each in watches:
-    each.start()
-  watches[1].announce("record 7 cannot be read")
-  for each in (heard[0], heard[2]):
-    assert each.spoken.wait(5)
-    assert each.words == [
-      ("process 1 of 3 (b) ended: record 7 cannot be read", False)
-    ]
-  assert heard[1].words == []
-
-
-def test_process_that_is_stopped_early_is_lost_to_the_others(group):
-  _, _, watches, heard = group
-  for each in watches:
-    each.start()
-  watches[2].announce("was stopped", lost=True)
-  for each in heard[:2]:
-    assert each.spoken.wait(5)
-    assert each.words == [("process 2 of 3 (c) was stopped", True)]
+@pytest.mark.parametrize(
+  ("options", "expected"),
+  [
+    ({}, ("process 1 of 3 (b) ended: the reason", False)),
+    ({"lost": True}, ("process 1 of 3 (b) the reason", True)),
+  ],
+  ids=["error", "stopped early"],
+)
+def test_end_of_one_process_ends_the_others_with_its_reason(
+  options, expected, group
+):
+  _, _, heartbeats, ended = group
+  start(heartbeats)
+  heartbeats[1].announce_end("the reason", **options)
+  assert ended[0].wait() == ended[2].wait() == expected
+  assert ended[1].calls == []
 
 
 def test_process_0_stays_until_its_error_is_read(group):
-  store, _, watches, heard = group
-  for each in watches:
-    each.start()
-  watches[0].announce("the disk is full")
-  store.down.set()  # as its service is, once it has left
-  for each in heard[1:]:
-    assert each.spoken.wait(5)
-    assert each.words == [("process 0 of 3 (a) ended: the disk is full", False)]
+  store, _, heartbeats, ended = group
+  start(heartbeats)
+  heartbeats[0].announce_end("the disk is full")
+  store.fails = lambda: True  # as its service is, once it has left
+  for each in ended[1:]:
+    said = "process 0 of 3 (a) ended: the disk is full"
+    assert each.wait() == (said, False)
 
 
 def test_first_verdict_stands(group):
-  _, _, watches, heard = group
-  watches[1].announce("one")
-  watches[2].announce("two")
-  watches[0].start()
-  assert heard[0].spoken.wait(5)
-  assert heard[0].words == [("process 1 of 3 (b) ended: one", False)]
+  _, _, heartbeats, ended = group
+  heartbeats[1].announce_end("one")
+  heartbeats[2].announce_end("two")
+  heartbeats[0].start()
+  assert ended[0].wait() == ("process 1 of 3 (b) ended: one", False)
 
 
 def test_pause_of_all_processes_is_no_loss(group, monkeypatch):
-  _, _, watches, heard = group
+  _, _, heartbeats, ended = group
   ahead = [0.0]
   clock = time.monotonic
   monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock() + ahead[0])
-  for each in watches:
-    each.start()
+  start(heartbeats)
   time.sleep(0.2)
   ahead[0] = 100.0  # as after a job was suspended, for all threads at once
-  assert not heard[0].spoken.wait(0.3)
-  assert [each.words for each in heard] == [[], [], []]
+  assert not ended[0].called.wait(0.3)
+  assert [each.calls for each in ended] == [[], [], []]

@@ -1,4 +1,4 @@
-"""Memory that a process keeps: fewer page faults, and nothing else."""
+"""Memory that a process keeps saves page faults."""
 
 import subprocess
 import sys
@@ -12,8 +12,8 @@ from alexnet_jax.distributed import malloc
 PROGRAM = """
 import ctypes, resource, sys
 from alexnet_jax.distributed import malloc
-kept = malloc.keep(sys.argv)
-print(kept, malloc.reserve(80 << 20))
+kept = malloc.keep_freed_memory(sys.argv)
+print(kept, malloc.reserve_heap(80 << 20))
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
 library.malloc.argtypes = [ctypes.c_size_t]
@@ -33,14 +33,10 @@ FULL_SIZE = "--config=configs/two_device.py:imagenet"
 
 
 def run(argument, **environment):
-  result = subprocess.run(
-    [sys.executable, "-c", PROGRAM, argument],
-    env={"PATH": "", **environment},
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  first, second = result.stdout.splitlines()
+  command = [sys.executable, "-c", PROGRAM, argument]
+  environment = {"PATH": "", **environment}
+  said = subprocess.check_output(command, env=environment, text=True)
+  first, second = said.splitlines()
   return first, int(second)
 
 
@@ -58,9 +54,9 @@ def test_memory_that_is_kept_is_not_asked_for_again():
 
 
 def test_settings_of_the_user_stay():
-  for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
-    value = "glibc.malloc.arena_max=4" if name == "GLIBC_TUNABLES" else "4"
-    assert run(FULL_SIZE, **{name: value})[0] == "False False"
+  tunables = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}
+  for setting in ({"MALLOC_ARENA_MAX": "4"}, tunables):
+    assert run(FULL_SIZE, **setting)[0] == "False False"
 
 
 def test_full_size_is_told_by_the_name_of_the_config():

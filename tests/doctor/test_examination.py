@@ -1,4 +1,4 @@
-"""What a process finds of itself, and of a run that has not begun."""
+"""What a process finds about itself, and about a run that has not begun."""
 
 import os
 import socket
@@ -20,11 +20,8 @@ def test_process_knows_its_machine_and_settings():
   assert facts["host"] == socket.gethostname() and facts["pid"] == os.getpid()
   assert 0 < facts["memory_free"] <= facts["memory_total"]
   assert machine.find_versions()["jax"] == jax.__version__
-  environ = {"XLA_FLAGS": "-a", "HOME": "/", "JAX_ENABLE_X64": "0"}
-  assert machine.find_settings(environ) == {
-    "JAX_ENABLE_X64": "0",
-    "XLA_FLAGS": "-a",
-  }
+  settings = {"JAX_ENABLE_X64": "0", "XLA_FLAGS": "-a"}
+  assert machine.find_settings({**settings, "HOME": "/"}) == settings
 
 
 def test_run_in_the_workdir_is_described_and_held_against_the_config(
@@ -32,19 +29,18 @@ def test_run_in_the_workdir_is_described_and_held_against_the_config(
 ):
   path = str(tmp_path / "run")
   data = {"dataset": "digits/1.0.0", "training_images": 48}
-  assert examination.find_run(path, tiny_config, data) == (None, None)
-  workdir_lib.acquire(path, tiny_config.to_dict(), data)
-  run, problem = examination.find_run(path, tiny_config, data)
-  assert problem is None
+  assert examination.check_run(path, tiny_config, data) == (None, None)
+  workdir_lib.acquire({path: tiny_config.to_dict()}, data, may_change=())
+  run, problem = examination.check_run(path, tiny_config, data)
+  assert problem is None and run["step"] is None
   assert run["layout"] == "one_device" and run["dataset"] == "digits"
-  assert run["step"] is None
   # Where the data are not there yet, nothing is said of them.
-  assert examination.find_run(path, tiny_config, None)[1] is None
+  assert examination.check_run(path, tiny_config, None)[1] is None
   others = {**data, "training_images": 47}
-  _, problem = examination.find_run(path, tiny_config, others)
-  assert "found.training_images: 48 there, 47 here" in problem
+  _, problem = examination.check_run(path, tiny_config, others)
+  assert "found.training_images: 48 in the workdir, 47 now" in problem
   tiny_config.optimizer.learning_rate = 0.5
-  _, problem = examination.find_run(path, tiny_config, None)
+  _, problem = examination.check_run(path, tiny_config, None)
   assert "belongs to a run of another config" in problem
   assert "optimizer.learning_rate" in problem
 
@@ -64,8 +60,8 @@ def test_newest_step_is_that_of_the_open_run(tmp_path):
 def test_data_that_differ_are_named_and_those_not_there_are_left_out():
   one, other = {"training_images": 9}, {"training_images": 8}
   groups = fake_group.make_groups("a", "b", "c")
-  assert not run_lib.find_differences(groups[0], [None, one, one])
-  (line,) = run_lib.find_differences(groups[0], [None, one, other])
+  assert not run_lib.compare_data(groups[0], [None, one, one])
+  (line,) = run_lib.compare_data(groups[0], [None, one, other])
   assert line.startswith(
     "training images: 8 in process 2 of 3 (c), but 9 in process 1 of 3 (b)."
   )

@@ -12,7 +12,7 @@ from flax import nnx
 from alexnet_jax.data import pipeline
 from alexnet_jax.evaluate import predict
 from alexnet_jax.network import model
-from alexnet_jax.partition import catalog, specs
+from alexnet_jax.partition import catalog
 from tests import build, processes, small_sets
 
 # A full batch and one that is not.
@@ -24,7 +24,8 @@ PLACES = ((0, 0), (0, 5), (2, 2), (5, 0), (5, 5))
 # Where fc8 is gathered, the devices of a column hold copies of the logits.
 COPIES = dataclasses.replace(catalog.TWO_COLUMN, name="copies", layers={})
 QUICK = (COPIES, catalog.ONE_WEIRD_TRICK)
-SLOW = (catalog.TWO_COLUMN_DATA, catalog.FULLY_SHARDED)
+LAYOUTS = (*QUICK, catalog.TWO_COLUMN_DATA, catalog.FULLY_SHARDED)
+READING = {"threads": 1, "batches_ahead": 1}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,8 @@ def expected(split, tiny_network):
   Logits of some units, so that views differ in what they rank first.
   """
   images, _, _ = split
-  parameters = jax.jit(lambda key: model.init_parameters(tiny_network, key))(
-    jax.random.key(0)
-  )
+  init = jax.jit(lambda key: model.init_parameters(tiny_network, key))
+  parameters = init(jax.random.key(0))
   parameters["fc8"]["kernel"] = 10 * parameters["fc8"]["kernel"]
   graphdef = model.make_graphdef(tiny_network)
   forward = jax.jit(lambda weights, x: nnx.merge(graphdef, weights)(x))
@@ -68,34 +68,20 @@ def expected(split, tiny_network):
   return jax.device_get(parameters), np.array(outputs)
 
 
-@pytest.mark.parametrize(
-  "layout",
-  [
-    pytest.param(
-      layout, marks=pytest.mark.slow if layout in SLOW else [], id=layout.name
-    )
-    for layout in QUICK + SLOW
-  ],
-)
-def test_every_image_is_predicted_once_as_a_loop_over_crops_does(
-  layout, split, expected, tiny_network, tiny_augmentation
-):
+def predict_split(program, parameters, records, *, views):
+  return predict.predict_split(
+    program, parameters, records, name="a", views=views, **READING
+  )
+
+
+@pytest.mark.parametrize("layout", build.mark_slow(LAYOUTS, but=QUICK))
+def test_each_image_is_predicted_once_as_by_a_loop(layout, split, expected):
   _, labels, records = split
   parameters, outputs = expected
-  program = build.make_program(
-    tiny_network, layout, tiny_augmentation, batch_size=BATCH
-  )
-  parameters = jax.device_put(
-    parameters, specs.to_shardings(program.mesh, program.specs.parameters)
-  )
-  (one, ten), replaced = predict.predict_split(
-    program,
-    parameters,
-    records,
-    name="a",
-    views=(1, 10),
-    threads=1,
-    batches_ahead=1,
+  program = build.make_program(layout, batch_size=BATCH)
+  parameters = build.put_parameters(program, parameters)
+  (one, ten), replaced = predict_split(
+    program, parameters, records, views=(1, 10)
   )
   assert replaced == 0
   for found, probabilities in ((one, outputs[2]), (ten, outputs.mean(axis=0))):
@@ -117,46 +103,31 @@ def test_every_image_is_predicted_once_as_a_loop_over_crops_does(
       records,
       batch_size=BATCH,
       shardings=program.batch_shardings,
-      threads=1,
-      batches_ahead=1,
+      **READING,
     )
   )
-  assert totals[1:].tolist() == [ten.errors(1), ten.errors(5), IMAGES]
+  errors = [ten.count_errors(1), ten.count_errors(5)]
+  assert totals[1:].tolist() == [*errors, IMAGES]
   # A sum in float32.
   assert totals[0] / IMAGES == pytest.approx(ten.loss, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_answer_that_is_not_finite_is_refused(
-  split, expected, tiny_network, tiny_augmentation
-):
-  program = build.make_program(
-    tiny_network, catalog.ONE_DEVICE, tiny_augmentation, batch_size=BATCH
+def test_answer_that_is_not_finite_is_refused(split, expected):
+  program = build.make_program(catalog.ONE_DEVICE, batch_size=BATCH)
+  parameters = build.put_parameters(
+    program,
+    jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), expected[0]),
   )
-  parameters = jax.tree.map(
-    lambda leaf: np.full_like(leaf, np.nan), expected[0]
-  )
-  parameters = jax.device_put(
-    parameters, specs.to_shardings(program.mesh, program.specs.parameters)
-  )
-  with pytest.raises(
-    FloatingPointError, match="'a' answers to image 0 of small"
-  ):
-    predict.predict_split(
-      program,
-      parameters,
-      split[2],
-      name="a",
-      views=(1,),
-      threads=1,
-      batches_ahead=1,
-    )
+  message = "output of 'a' for image 0 of small"
+  with pytest.raises(FloatingPointError, match=message):
+    predict_split(program, parameters, split[2], views=(1,))
 
 
 def run(tmp, module, arguments):
   """What a command of one process prints."""
   ((code, printed, errors),) = processes.finish(
-    processes.start(tmp, 1, arguments, module=module, variables=lambda _: {})
+    processes.start(tmp, 1, arguments, module=module)
   )
   assert (code, errors) == (0, ""), errors
   return printed
@@ -170,18 +141,13 @@ def test_command_evaluates_runs_and_their_ensemble_under_another_layout(folder):
     run(place, "main", processes.flags(config, place, {"seed": seed}))
     members.append((place / "workdir").rename(place / f"member_{seed}"))
   (place / "other").mkdir()
-  printed = run(
-    place,
-    "evaluate",
-    [
-      *(f"--workdir={place}", "--layout=data_parallel", "--mesh=data=4"),
-      *(f"--data_dir={place.parent}/data", f"--json={place}/e.json"),
-      f"--predictions={place}/p.npz",
-    ],
-  )
-  assert (
-    "step 9, layout data_parallel (data=4), 21 images of digits/" in printed
-  )
+  arguments = [
+    *(f"--workdir={place}", "--layout=data_parallel", "--mesh=data=4"),
+    *(f"--data_dir={place.parent}/data", f"--json={place}/e.json"),
+    f"--predictions={place}/p.npz",
+  ]
+  heading = "step 9, layout data_parallel (data=4), 21 images of digits/"
+  assert heading in run(place, "evaluate", arguments)
   lines = json.loads((place / "e.json").read_text())["lines"]
   assert [(line["name"], line["views"]) for line in lines] == [
     *((str(path), views) for path in members for views in (1, 10)),
@@ -190,9 +156,9 @@ def test_command_evaluates_runs_and_their_ensemble_under_another_layout(folder):
   ]
   for line, member in zip(lines[:4:2], members, strict=True):
     trained = processes.read_reports(member)[-1]
-    assert line["images"] == trained["validation_images"] == 21
-    assert line["top1_error"] == trained["validation_top1_error"]
-    assert line["top5_error"] == trained["validation_top5_error"]
+    assert line["images"] == 21
+    for name in ("images", "top1_error", "top5_error"):
+      assert line[name] == trained[f"validation_{name}"]
     # Another layout adds up in another order, in float32.
     assert line["loss"] == pytest.approx(trained["validation_loss"], rel=1e-5)
   with np.load(place / "p.npz", allow_pickle=False) as kept:
@@ -214,10 +180,7 @@ def test_two_processes_evaluate_as_one_does(folder):
       *(f"--workdir={place}/workdir", "--layout=two_column_data"),
       *(f"--data_dir={place.parent}/data", f"--json={place}/{count}.json"),
     ]
-    variables = (lambda _: {}) if count == 1 else None
-    running = processes.start(
-      place, count, arguments, module="evaluate", variables=variables
-    )
+    running = processes.start(place, count, arguments, module="evaluate")
     for index, (code, printed, errors) in enumerate(processes.finish(running)):
       assert (code, errors) == (0, "")
       assert bool(printed) == (index == 0)

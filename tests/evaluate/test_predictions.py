@@ -31,7 +31,7 @@ def test_errors_and_loss_match_a_loop():
     top1 += label != order[0]
     top5 += label not in order[:5]
     loss -= np.log(row[label]) / 40
-  assert (found.errors(1), found.errors(5)) == (top1, top5)
+  assert (found.count_errors(1), found.count_errors(5)) == (top1, top5)
   assert found.loss == pytest.approx(loss, rel=1e-6)  # probabilities in float32
 
 
@@ -39,9 +39,10 @@ def test_class_that_ties_with_the_label_ranks_before_it():
   found = dataclasses.replace(
     make(1), log_probabilities=np.full((40, 8), np.log(1 / 8), np.float32)
   )
-  assert found.errors(1) == found.errors(5) == 40
-  wrong = {one.label: one.wrong for one in predictions.find_classes(found)}
-  assert wrong == {label: 1 if label == 0 else 0 for label in range(8)}
+  assert found.count_errors(1) == found.count_errors(5) == 40
+  classes = predictions.count_class_errors(found)
+  wrong = {one.label: one.wrong for one in classes}
+  assert wrong == {0: 1, **dict.fromkeys(range(1, 8), 0)}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_interval_is_the_published_one(errors, images, low, high):
 
 def test_ensemble_averages_the_probabilities():
   members = [make(seed, name=str(seed)) for seed in range(3)]
-  ensemble = predictions.average(members)
+  ensemble = predictions.average_runs(members)
   expected = np.mean([one.probabilities for one in members], axis=0)
   # float32.
   np.testing.assert_allclose(ensemble.probabilities, expected, rtol=1e-6)
@@ -75,22 +76,22 @@ def test_ensemble_of_vanishing_probabilities_has_a_finite_loss():
   far = dataclasses.replace(
     make(0), log_probabilities=np.full((40, 8), -2000.0, np.float32)
   )
-  found = predictions.average([far, far])
+  found = predictions.average_runs([far, far])
   np.testing.assert_array_equal(found.log_probabilities, far.log_probabilities)
 
 
 def test_members_that_saw_different_images_are_refused():
   other = dataclasses.replace(make(1, name="b"), labels=make(0).labels[::-1])
   with pytest.raises(ValueError, match="labels .* b and a .* differ"):
-    predictions.average([make(0), other])
+    predictions.average_runs([make(0), other])
 
 
 def test_classes_match_a_loop():
   found = make(3, images=400)
-  classes = predictions.find_classes(found)
+  classes = predictions.count_class_errors(found)
   assert sum(one.images for one in classes) == 400
-  assert sum(one.top1_errors for one in classes) == found.errors(1)
-  assert sum(one.top5_errors for one in classes) == found.errors(5)
+  for k in (1, 5):
+    assert sum(one.errors[k] for one in classes) == found.count_errors(k)
   for one in classes:
     answers = [
       int(np.argmax(row))
@@ -98,14 +99,14 @@ def test_classes_match_a_loop():
       if label == one.label
     ]
     wrong = [answer for answer in answers if answer != one.label]
-    assert (one.images, one.top1_errors) == (len(answers), len(wrong))
+    assert (one.images, one.errors[1]) == (len(answers), len(wrong))
     most = max(range(8), key=lambda answer, wrong=wrong: wrong.count(answer))
     assert (one.wrong, one.wrong_images) == (most, wrong.count(most))
   worst = predictions.find_worst(classes, 3)
-  shares = [one.top1_errors / one.images for one in classes]
-  assert [one.top1_errors / one.images for one in worst] == (
-    sorted(shares, reverse=True)[:3]
+  shares, of_worst = (
+    [one.errors[1] / one.images for one in group] for group in (classes, worst)
   )
+  assert of_worst == sorted(shares, reverse=True)[:3]
 
 
 def test_lines_are_those_of_networks_then_means_and_ensembles():
@@ -113,16 +114,16 @@ def test_lines_are_those_of_networks_then_means_and_ensembles():
     [make(10 * seed + views, name=name, views=views) for views in (1, 10)]
     for seed, name in enumerate("ab")
   ]
-  lines = tables.make_lines(found)
+  lines = tables.make_rows(found)
   assert [(line.name, line.views) for line in lines] == [
     *(("a", 1), ("a", 10), ("b", 1), ("b", 10)),
     *(("mean of 2", 1), ("ensemble of 2", 1)),
     *(("mean of 2", 10), ("ensemble of 2", 10)),
   ]
-  assert lines[4].top1_error == (lines[0].top1_error + lines[2].top1_error) / 2
-  low, high = lines[5].top1_interval
-  assert low < lines[5].top1_error < high
-  assert len(tables.make_lines(found[:1])) == 2
+  assert lines[4].errors[1] == (lines[0].errors[1] + lines[2].errors[1]) / 2
+  low, high = lines[5].find_interval(1)
+  assert low < lines[5].errors[1] < high
+  assert len(tables.make_rows(found[:1])) == 2
 
 
 def test_files_hold_the_predictions(tmp_path):
@@ -156,13 +157,11 @@ def test_files_hold_the_predictions(tmp_path):
   ("name", "expected"),
   [
     ("p.txt", "does not end in .csv or .npz. Set --predictions"),
-    ("none/p.csv", "cannot be written: .* is no folder"),
+    ("none/p.csv", "cannot be written: .* is not a folder"),
   ],
 )
 def test_file_that_cannot_be_written_is_refused(name, expected, tmp_path):
   with pytest.raises(ValueError, match=expected):
     command.check_path(
-      str(tmp_path / name),
-      flag="predictions",
-      endings=predictions.ENDINGS,
+      str(tmp_path / name), flag="predictions", endings=predictions.ENDINGS
     )

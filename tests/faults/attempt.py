@@ -1,33 +1,30 @@
-"""One start of a training in a process of its own, watched through its files.
+"""Starts a training in its own process and follows it through its files.
 
-Nothing is asked of the process: what it has said, `metrics.jsonl` and the
-folder of checkpoints tell where it is, also after it was killed.
+The process answers no questions: its output, `metrics.jsonl` and the folder of
+checkpoints say where it is, also after it was killed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from alexnet_jax.checkpoints import reader
+from tests import processes
 
-# Where a kill can meet a run, in the order in which a run comes there.
+# Where a kill can meet a run, in the order in which a run gets there.
 PHASES = (
   *("start-up", "compilation", "restoring or first steps", "training"),
   *("validation", "saving", "end"),
 )
-# How Orbax names a folder that it still writes.
+# How Orbax names a folder that it is still writing.
 _UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp")
-# What is printed before the step compiles, and after.
-_PLAN, _AUDIT = "plan, a step of", "audit: "
-_REPORT = b'"training_loss"'
 _POLL_SECONDS = 0.01
 
 
@@ -37,8 +34,9 @@ class Attempt:
   Args:
     flags: of `alexnet_jax.main`.
     workdir: the same as in `flags`.
-    log: a file for what it says, of this attempt alone.
+    log: file for the output of this attempt.
     eval_every_steps: of its config.
+    limit_seconds: time without any change after which the run hangs.
   """
 
   def __init__(
@@ -48,75 +46,71 @@ class Attempt:
     workdir: pathlib.Path,
     log: pathlib.Path,
     eval_every_steps: int,
+    limit_seconds: float,
   ):
     self._workdir, self._log = workdir, log
-    self._validate_every = eval_every_steps
+    self._eval_every, self._limit_seconds = eval_every_steps, limit_seconds
     self.expected_step = reader.find_latest_step(str(workdir))
-    self._lines_before = len(read_metrics(workdir))
+    self._lines_before = len(processes.read_reports(workdir))
     self._unfinished_before = self._find_unfinished()
     self._reports_before = self._count_reports()
-    with open(log, "w") as said:
+    with open(log, "w") as output:
       self.process = subprocess.Popen(
         [sys.executable, "-m", "alexnet_jax.main", *flags],
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        stdout=said,
+        stdout=output,
         stderr=subprocess.STDOUT,
       )
 
   @property
-  def said(self) -> str:
+  def output(self) -> str:
     return self._log.read_text()
 
   @property
-  def is_compiled(self) -> bool:
-    return _AUDIT in self.said
+  def is_planned(self) -> bool:
+    """Whether it has printed its plan, which comes before the compilation."""
+    return "plan, a step of" in self.output
 
   @property
-  def is_planned(self) -> bool:
-    return _PLAN in self.said
+  def is_compiled(self) -> bool:
+    return "audit: " in self.output
 
   @property
   def reports(self) -> int:
-    """On its training, since this start."""
+    """Number of reports on training steps since this start."""
     return self._count_reports() - self._reports_before
 
   def wait(
     self,
-    until: Callable[[], bool],
+    until: Callable[[], bool] = lambda: False,
     *,
-    seconds: float,
-    limit_seconds: float,
+    seconds: float = 1e9,
   ) -> bool:
-    """Waits for something, for the end of the process, or for a while.
-
-    Args:
-      until: what is waited for.
-      seconds: the longest that is waited.
-      limit_seconds: without a sign of life, after which the run hangs.
-
-    Raises:
-      TimeoutError: it hangs; it has been killed.
+    """Waits for a condition or a time, but not longer than the process runs.
 
     Returns:
       Whether the process has ended by itself.
+
+    Raises:
+      TimeoutError: the process hangs; it has been killed.
     """
-    end, sign, seen = time.monotonic() + seconds, None, time.monotonic()
+    end, state, changed = time.monotonic() + seconds, None, time.monotonic()
     while self.process.poll() is None:
       if time.monotonic() >= end or until():
         return False
-      if (now := self._find_sign()) != sign:
-        sign, seen = now, time.monotonic()
-      if time.monotonic() - seen > limit_seconds:
+      if (now := self._find_state()) != state:
+        state, changed = now, time.monotonic()
+      if time.monotonic() - changed > self._limit_seconds:
         self.kill(9)
-        raise TimeoutError(f"no sign of life for {limit_seconds:g} seconds")
+        raise TimeoutError(f"no change for {self._limit_seconds:g} seconds")
       time.sleep(_POLL_SECONDS)
     return True
 
   def kill(self, number: int, *, limit_seconds: float = 60) -> str:
-    """Sends a signal and waits for the end; says in which phase it came.
+    """Sends a signal and waits for the end; returns the phase it came in.
 
     Raises:
-      TimeoutError: it does not end within a time; it has been killed.
+      TimeoutError: it does not end in time; it has been killed.
     """
     phase = self._find_phase()
     self.process.send_signal(number)
@@ -128,91 +122,64 @@ class Attempt:
       raise TimeoutError(
         f"it did not end within {limit_seconds:g} seconds of signal {number}"
       ) from None
-    # A folder that is unfinished now was so when the kill came, but for what
-    # an earlier kill has left.
+    # A folder that is unfinished now was so when the kill came, except for
+    # those that an earlier kill has left.
     is_saving = self._find_unfinished() - self._unfinished_before
     return "saving" if is_saving else phase
 
   def find_fault(self) -> str | None:
-    """As `find_fault`, of this attempt."""
-    return find_fault(self.said, self.expected_step)
+    """Returns what is wrong with the step the run resumed from, if it is known.
+
+    It must resume from the newest complete checkpoint that it found, and start
+    anew where there was none.
+    """
+    output, step = self.output, self.expected_step
+    if step is None:
+      resumed = "resumes after step" in output
+      return "resumed, but there was no checkpoint" if resumed else None
+    expected = f"resumes after step {step} of"
+    if expected in output or f"finished already, at step {step};" in output:
+      return None
+    shown = re.search(r"(resumes after|finished already).*|step \d+/.*", output)
+    return shown and f"expected: {expected} ..., but it said: {shown[0][:80]}"
 
   def find_damage(self) -> list[str]:
-    """Lines in which it says that a checkpoint was damaged."""
-    return re.findall(r".*(?:broken-\d|damaged checkpoint).*", self.said)
+    """Returns its lines about damaged checkpoints."""
+    return re.findall(r".*(?:broken-\d|damaged checkpoint).*", self.output)
 
-  def _find_sign(self):
-    """What changes while a run lives."""
-    return (
-      self._log.stat().st_size,
-      self._find_size("metrics.jsonl"),
-      *sorted(_list(self._workdir / "checkpoints")),
-    )
+  def _find_state(self):
+    """Changes as long as the run is alive."""
+    files = (self._log, self._workdir / "metrics.jsonl")
+    return [
+      file.stat().st_size for file in files if file.exists()
+    ], self._list()
 
   def _count_reports(self) -> int:
     file = self._workdir / "metrics.jsonl"
-    return file.read_bytes().count(_REPORT) if file.exists() else 0
+    return file.read_bytes().count(b'"training_loss"') if file.exists() else 0
 
-  def _find_size(self, name: str) -> int:
-    file = self._workdir / name
-    return file.stat().st_size if file.exists() else 0
+  def _list(self) -> list[str]:
+    folder = self._workdir / "checkpoints"
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
 
   def _find_unfinished(self) -> set[tuple[str, int]]:
-    """Names and inodes of checkpoints that are no checkpoints yet."""
-    folder = self._workdir / "checkpoints"
-    names = [name for name in _list(folder) if _UNFINISHED.search(name)]
+    """Returns names and inodes of checkpoints that are still being written."""
     found = set()
-    for name in names:
+    for name in filter(_UNFINISHED.search, self._list()):
       with contextlib.suppress(FileNotFoundError):  # finished meanwhile
-        found.add((name, (folder / name).stat().st_ino))
+        file = self._workdir / "checkpoints" / name
+        found.add((name, file.stat().st_ino))
     return found
 
   def _find_phase(self) -> str:
-    said = self.said
-    if self.process.poll() is not None or "the run is in " in said:
+    if self.process.poll() is not None or "the run is in " in self.output:
       return "end"
     if not self.is_compiled:
       return "compilation" if self.is_planned else "start-up"
-    lines = read_metrics(self._workdir)[self._lines_before :]
+    lines = processes.read_reports(self._workdir)[self._lines_before :]
     if not lines:
       return "restoring or first steps"
-    newest = lines[-1]
-    validates = newest["step"] % self._validate_every == 0
     # The training of a step is reported before its validation, which follows.
-    if validates and "training_loss" in newest:
-      return "validation"
-    return "training"
-
-
-def find_fault(said: str, newest_step: int | None) -> str | None:
-  """What is wrong with where a run went on; None where nothing is, or unknown.
-
-  It goes on after the newest complete checkpoint that it found, or from the
-  start where there was none.
-
-  Args:
-    said: by the run, maybe cut off.
-    newest_step: of that checkpoint.
-  """
-  if newest_step is None:
-    if "goes on after step" in said:
-      return "went on from a checkpoint where there was none"
-    return None
-  expected = f"goes on after step {newest_step} of"
-  if expected in said or f"finished already, at step {newest_step};" in said:
-    return None
-  shown = re.search(r"(goes on after|finished already).*|step \d+/.*", said)
-  return shown and f"expected: {expected} ..., but it said: {shown[0][:80]}"
-
-
-def read_metrics(workdir: pathlib.Path) -> list[Mapping[str, float]]:
-  """The lines of `metrics.jsonl`; one that was cut off by a kill is no line."""
-  file = workdir / "metrics.jsonl"
-  lines = file.read_text().splitlines() if file.exists() else []
-  return [
-    json.loads(line) for line in lines if line[:1] == "{" and line[-1:] == "}"
-  ]
-
-
-def _list(folder: pathlib.Path) -> list[str]:
-  return os.listdir(folder) if folder.is_dir() else []
+    is_due = lines[-1]["step"] % self._eval_every == 0
+    is_trained = "training_loss" in lines[-1]
+    return "validation" if is_due and is_trained else "training"

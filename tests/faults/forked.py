@@ -1,12 +1,12 @@
-"""Commands in processes of their own, forked from one that has imported all.
+"""Runs commands in processes forked from one that has imported everything.
 
-    python -m tests.faults.forked < CASES
+    python -m tests.faults.forked CASES
 
-Most of the time of a command that refuses its input goes by while it imports.
-This process imports what the commands do, never uses JAX, so that no thread of
-it is running, and forks: each goes on as `python -m alexnet_jax.MODULE` would,
-to the end of the interpreter. CASES is a JSON list of {"module", "arguments",
-"folder"}; printed is a list of {"code", "out", "errors"}, in that order.
+A command that refuses its input spends most of its time on imports. This
+process imports what the commands do and forks. It never uses JAX, so that no
+thread of JAX is running. Each fork continues as `python -m alexnet_jax.MODULE`
+would, to the end of the interpreter. The file CASES holds a JSON list
+of `Case`; the output is a JSON list of `Ended` in that order.
 """
 
 from __future__ import annotations
@@ -24,36 +24,23 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 
-from alexnet_jax.bench import input
+# Imported for the forks.
+from alexnet_jax.bench import input  # noqa: F401
+from alexnet_jax.compare import chart, comparison  # noqa: F401
+from alexnet_jax.data import preparation  # noqa: F401
+from alexnet_jax.doctor import examination  # noqa: F401
+from alexnet_jax.evaluate import predict, tables  # noqa: F401
+from alexnet_jax.inspect import draw  # noqa: F401
+from alexnet_jax.training import train  # noqa: F401
+from tests import processes
 
-# What commands import, so that each fork finds it there.
-from alexnet_jax.compare import chart, comparison
-from alexnet_jax.data import preparation
-from alexnet_jax.doctor import examination
-from alexnet_jax.evaluate import predict, tables
-from alexnet_jax.inspect import draw
-from alexnet_jax.settings import settings
-from alexnet_jax.training import train
-
-IMPORTED = (
-  *(comparison, tables, predict, settings, train, examination),
-  *(preparation, input, chart, draw),
-)
-
-ROOT = pathlib.Path(__file__).parents[2]
-# A value that asks for more is to end its process, not the machine.
+# A value that asks for more ends its process, not the machine.
 _MEMORY_BYTES = 8 << 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-  """A command to run.
-
-  Attributes:
-    module: of the package, as `main`.
-    arguments: of the command.
-    folder: where it runs, which there is.
-  """
+  """A command to run: its module below alexnet_jax, and an existing folder."""
 
   module: str
   arguments: Sequence[str]
@@ -62,11 +49,11 @@ class Case:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ended:
-  """How a command has ended.
+  """The end of a command.
 
   Attributes:
     index: of its case.
-    code: of its exit; below 0: the signal; None: it was still running.
+    code: exit code; below 0 a signal; None if it was still running.
   """
 
   index: int
@@ -79,13 +66,13 @@ class Ended:
 def run_all(
   cases: Sequence[Case], *, at_once: int, limit_seconds: float
 ) -> Iterator[Ended]:
-  """Runs commands, some at a time; yields how they end, as they do.
+  """Runs commands, some at a time; yields their ends in the order they come.
 
-  No block may be open where this is called: a fork leaves by `sys.exit`, and
-  would clean up what is its parent's.
+  No context manager may be open at the call: a fork leaves by `sys.exit`, and
+  would clean up what belongs to its parent.
   """
   waiting, running = list(enumerate(cases)), {}
-  # JAX warns of forks for the sake of threads that it does not have here.
+  # JAX warns of forks because of threads that it does not have here.
   warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
   gc.freeze()  # else each fork copies the memory that its collector marks
   while waiting or running:
@@ -99,21 +86,18 @@ def run_all(
     for process, (index, case, began) in list(running.items()):
       ended, status = os.waitpid(process, os.WNOHANG)
       seconds = time.monotonic() - began
-      late = not ended and seconds > limit_seconds
-      if late:
+      is_late = not ended and seconds > limit_seconds
+      if is_late:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-      if ended or late:
+      if ended or is_late:
         del running[process]
+        code = None if is_late else os.waitstatus_to_exitcode(status)
         out, errors = (
           path.read_text(errors="replace") for path in _find_streams(case)
         )
         yield Ended(
-          index=index,
-          code=None if late else os.waitstatus_to_exitcode(status),
-          out=out,
-          errors=errors,
-          seconds=seconds,
+          index=index, code=code, out=out, errors=errors, seconds=seconds
         )
     time.sleep(0.02)
 
@@ -123,14 +107,14 @@ def _find_streams(case: Case) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def _become(case: Case) -> None:
-  """Goes on as the command; does not return."""
+  """Continues as the command; does not return."""
   for stream, path in enumerate(_find_streams(case), start=1):
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, stream)
     os.close(file)
   resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
   os.chdir(case.folder)
-  sys.path.insert(0, str(ROOT))
+  sys.path.insert(0, str(processes.ROOT))
   sys.argv = [f"{case.module}.py", *case.arguments]
   module = f"alexnet_jax.{case.module}"
   runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -140,11 +124,11 @@ def _become(case: Case) -> None:
 def main() -> None:
   cases = [
     Case(**{**case, "folder": pathlib.Path(case["folder"])})
-    for case in json.load(sys.stdin)
+    for case in json.loads(pathlib.Path(sys.argv[1]).read_text())
   ]
-  done = [*run_all(cases, at_once=2, limit_seconds=100)]
-  done.sort(key=lambda ended: ended.index)
-  print(json.dumps([dataclasses.asdict(ended) for ended in done]))
+  ends = [*run_all(cases, at_once=2, limit_seconds=100)]
+  ends.sort(key=lambda ended: ended.index)
+  print(json.dumps([dataclasses.asdict(ended) for ended in ends]))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
-"""Kills one training again and again, and holds its end against a straight run.
+"""Kills one training again and again, and compares its end with a straight run.
 
     python -m tests.faults.kills --kills=50 --data_dir=data
 
-The training of `make demo`, with a checkpoint every ten steps: once straight
-through, and once killed at random moments, each time started again by the same
-command. A third of the kills come while it starts, the others are spread over
-the rest of the training. At the end, parameters, optimizer and statistics are
-compared bit for bit. Prints the section of docs/reliability.md; ends with 1
-where a promise is broken.
+Runs the training of `make demo` with a checkpoint every ten steps: once without
+a kill, and once killed at random moments and started again by the same command.
+A third of the kills come while the run starts, the others are spread over the
+rest of the training. At the end, parameters, optimizer and statistics are
+compared bit for bit. Prints the section of docs/reliability.md; exits with 1 if
+a promise is broken.
 
-`--signal=TERM` asks instead of killing. `--layouts=one_device,two_column` draws
-another layout for each start. Each step is then equal to rounding only, which
-a training multiplies (1e-7 in a step is 1e-1 of a momentum after 50), so that
-the validations of the two ends are what can be compared.
+`--signal=TERM` sends a signal that asks the run to stop.
 """
 
 from __future__ import annotations
@@ -27,8 +24,6 @@ import sys
 import tempfile
 import time
 
-import jax
-import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -36,50 +31,34 @@ from alexnet_jax.checkpoints import reader
 from alexnet_jax.cli import command
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.settings import settings
-from alexnet_jax.training import run as run_lib
+from tests import processes
 from tests.faults import attempt as attempt_lib
 
-# What this sets where the command line does not: reports, so that a repeated
-# step is seen, and checkpoints so often that kills meet them.
+# Set where the command line does not: reports, so that a repeated step is seen,
+# and checkpoints so often that kills meet them.
 _FIELDS = {
   "log_every_steps": 1,
   "checkpoint_every_steps": 10,
   "max_to_keep": 2,
 }
-# Of the kills, which come before the first report of a start.
-_EARLY_SHARE = 1 / 3
-_SIGNALS = ("KILL", "TERM", "INT")
+# Fraction of the kills that come before the first report of a start.
+_EARLY = 1 / 3
 
 
-@dataclasses.dataclass
-class Counts:
-  """What came of the kills.
-
-  Attributes:
-    phases: where the kills met the run.
-    lost: starts that did not go on from the newest complete checkpoint.
-    failed: starts that ended otherwise than by the signal, or hung.
-    damaged: lines about damaged checkpoints.
-    late: starts that ended before their kill.
-  """
-
-  phases: collections.Counter = dataclasses.field(
-    default_factory=collections.Counter
-  )
-  lost: list[str] = dataclasses.field(default_factory=list)
-  failed: list[str] = dataclasses.field(default_factory=list)
-  damaged: list[str] = dataclasses.field(default_factory=list)
-  hung: int = 0
-  late: int = 0
+# Rows of the report.
+_LATE = "starts that ended before their kill"
+_LOST = "did not resume from the newest complete checkpoint"
+_HUNG, _FAILED = "hung", "failed otherwise"
+_DAMAGED = "damaged checkpoints found"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-  """Of the straight run.
+  """Times of the straight run.
 
   Attributes:
-    start_seconds: until its first report, without the compilation.
-    step_seconds: for each step, with all that comes between them.
+    start_seconds: to its first report, without the compilation.
+    step_seconds: per step, validations and checkpoints included.
   """
 
   start_seconds: float
@@ -90,12 +69,11 @@ class Pace:
 def define_flags() -> None:
   command.define_config("configs/two_device.py")
   flags.DEFINE_integer("kills", 50, "Kills.", lower_bound=1)
-  flags.DEFINE_integer("seed", 0, "Of the moments.")
-  flags.DEFINE_enum("signal", "KILL", _SIGNALS, "What is sent.")
-  flags.DEFINE_list(
-    "layouts", [], "Of each start, drawn. Default: the config's."
+  flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+  flags.DEFINE_enum("signal", "KILL", ("KILL", "TERM", "INT"), "Signal sent.")
+  flags.DEFINE_float(
+    "limit_seconds", 200, "Time without any change after which a run hangs."
   )
-  flags.DEFINE_float("limit_seconds", 200, "Without a sign of life: it hangs.")
   flags.DEFINE_string("data_dir", "data", "Where TFDS keeps its sets.")
   flags.DEFINE_string("workdir", None, "Kept if set; else a temporary folder.")
 
@@ -106,20 +84,21 @@ def main(argv: list[str]) -> None:
   for name, value in _FIELDS.items():
     if name not in _overrides():
       config[name] = value
-  with command.in_one_line(ValueError, TypeError):
+  with command.exit_on_error(ValueError, TypeError):
     settings.check(config)
     settings.check_single(config, command="kills")
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(flags.FLAGS.workdir or temporary).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    begin = time.monotonic()
     pace = run_straight(config, folder)
-    straight_seconds = time.monotonic() - begin
-    counts = run_killed(config, folder, pace)
-    minutes = (time.monotonic() - begin - straight_seconds) / 60
-    difference = None if counts.hung else find_difference(config, folder, pace)
-    kept = report(config, folder, counts, difference, minutes)
-  sys.exit(0 if kept else 1)
+    begin = time.monotonic()
+    counts, faults = run_killed(config, folder, pace)
+    minutes = (time.monotonic() - begin) / 60
+    difference = find_difference(config, folder, pace)
+    is_kept = report(folder, counts, difference, minutes)
+  for line in faults:
+    print(f"\n- {line}")
+  sys.exit(0 if is_kept else 1)
 
 
 def _overrides() -> dict:
@@ -127,32 +106,31 @@ def _overrides() -> dict:
 
 
 def _start(
-  config, folder: pathlib.Path, name: str, number: int, layout: str | None
+  config, folder: pathlib.Path, name: str, number: int
 ) -> attempt_lib.Attempt:
-  """Starts the run called `name`, for the time `number`."""
-  workdir = folder / name
-  fields = _FIELDS | _overrides() | ({"layout.name": layout} if layout else {})
+  """Starts the run `name`, for the time `number`."""
+  fields = _FIELDS | _overrides()
   return attempt_lib.Attempt(
     [
       f"--config={config_flags.get_config_filename(flags.FLAGS['config'])}",
       *(f"--config.{field}={value}" for field, value in fields.items()),
-      f"--workdir={workdir}",
-      f"--data_dir={flags.FLAGS.data_dir}",
+      *(f"--workdir={folder / name}", f"--data_dir={flags.FLAGS.data_dir}"),
       f"--compilation_cache={folder / 'compiled'}",
     ],
-    workdir=workdir,
+    workdir=folder / name,
     log=folder / f"{name}_{number}.txt",
     eval_every_steps=config.eval_every_steps,
+    limit_seconds=flags.FLAGS.limit_seconds,
   )
 
 
 def run_straight(config, folder: pathlib.Path) -> Pace:
-  """Runs to the end without a kill; compiles, for all starts after it.
+  """Runs to the end without a kill, and compiles for all later starts.
 
   Raises:
     SystemExit: the run fails.
   """
-  run = _start(config, folder, "straight", 0, None)
+  run = _start(config, folder, "straight", 0)
   times = [time.monotonic()]
   for reached in (
     lambda: run.is_planned,
@@ -160,179 +138,153 @@ def run_straight(config, folder: pathlib.Path) -> Pace:
     lambda: run.reports > 0,
     lambda: False,
   ):
-    run.wait(reached, seconds=1e9, limit_seconds=flags.FLAGS.limit_seconds)
+    run.wait(reached)
     times.append(time.monotonic())
   if run.process.returncode != 0:
-    sys.exit(f"error: the straight run failed: {run.said[-500:]}")
+    sys.exit(f"error: the straight run failed: {run.output[-500:]}")
   begin, planned, compiled, trained, end = times
-  steps = reader.find_latest_step(str(folder / "straight"))
+  num_steps = processes.read_reports(folder / "straight")[-1]["step"]
   return Pace(
     start_seconds=planned - begin + trained - compiled,
-    step_seconds=(end - trained) / steps,
-    num_steps=steps,
+    step_seconds=(end - trained) / num_steps,
+    num_steps=num_steps,
   )
 
 
-def run_killed(config, folder: pathlib.Path, pace: Pace) -> Counts:
-  """Starts and kills the run, and lets it come to its end."""
-  draws = random.Random(flags.FLAGS.seed)
-  kills, limit = flags.FLAGS.kills, flags.FLAGS.limit_seconds
-  counts = Counts()
-  for number in range(kills + 1):
-    layouts = flags.FLAGS.layouts
-    layout = draws.choice(layouts) if layouts else None
-    run = _start(config, folder, "killed", number, layout)
-    try:
-      if number == kills:
-        run.wait(lambda: False, seconds=1e9, limit_seconds=limit)
-      else:
-        done = _wait_for_moment(
-          run,
-          draws,
-          pace,
-          kills_left=kills - number,
-          every=config.log_every_steps,
-        )
-        phase = run.kill(getattr(signal, f"SIG{flags.FLAGS.signal}"))
-        counts.late += done
-        counts.phases[phase] += 1
-        where = f"after step {run.expected_step}" if run.expected_step else ""
-        print(f"kill {number + 1}: {phase} {where}", file=sys.stderr)
-    except TimeoutError as error:
-      counts.hung += 1
-      counts.failed.append(f"start {number + 1} hung: {error}")
-      return counts
-    if fault := run.find_fault():
-      counts.lost.append(f"start {number + 1}: {fault}")
-    counts.damaged += run.find_damage()
-    if run.process.returncode not in _expected_codes(number == kills):
-      counts.failed.append(
-        f"start {number + 1} ended with {run.process.returncode}: "
-        f"{' '.join(run.said[-200:].split())}"
-      )
-  return counts
+def run_killed(
+  config, folder: pathlib.Path, pace: Pace
+) -> tuple[collections.Counter, list[str]]:
+  """Starts and kills the run, and lets the last start come to its end.
 
-
-def _expected_codes(is_last: bool) -> tuple[int, ...]:
+  Returns:
+    Counts of kills, of the phases they came in and of faults, and a line for
+    each fault.
+  """
+  rng = random.Random(flags.FLAGS.seed)
   number = getattr(signal, f"SIG{flags.FLAGS.signal}")
-  return (0,) if is_last else (0, -number, 75)
+  kills, counts, lines = flags.FLAGS.kills, collections.Counter(), []
+
+  def count(row, fault):
+    counts[row] += 1
+    lines.append(f"start {kill} {row}: {' '.join(fault.split())}")
+
+  for kill in range(1, kills + 2):
+    run = _start(config, folder, "killed", kill)
+    try:
+      if kill > kills:
+        run.wait()
+        codes = (0,)
+      else:
+        is_late = _wait_for_moment(
+          run, rng, pace, kills - kill + 1, config.log_every_steps
+        )
+        phase = f"in {run.kill(number)}"
+        counts.update([phase, _LATE if is_late else "kills"])
+        codes = (0, -number, 75)
+        print(f"kill {kill}: {phase}", file=sys.stderr)
+    except TimeoutError as error:
+      count(_HUNG, str(error))
+      break
+    if fault := run.find_fault():
+      count(_LOST, fault)
+    for line in run.find_damage():
+      count(_DAMAGED, line)
+    if (code := run.process.returncode) not in codes:
+      count(_FAILED, f"exit code {code}, {run.output[-200:]}")
+  return counts, lines
 
 
 def _wait_for_moment(
-  run, draws, pace: Pace, *, kills_left: int, every: int
+  run: attempt_lib.Attempt,
+  rng: random.Random,
+  pace: Pace,
+  kills_left: int,
+  log_every_steps: int,
 ) -> bool:
-  """Waits until it is to be killed; whether it has ended before.
+  """Waits for the moment of the kill; returns whether the run ended before.
 
   Args:
-    run: an `Attempt`.
-    draws: of the moment.
+    run: the run to be killed.
+    rng: draws the moment.
     pace: of the straight run.
     kills_left: this one included.
-    every: steps between two reports.
+    log_every_steps: of the config.
   """
-  limit = flags.FLAGS.limit_seconds
   left = pace.num_steps - (run.expected_step or 0)
-  if draws.random() < _EARLY_SHARE or left <= 0:
-    seconds = draws.uniform(0, pace.start_seconds)
-    return run.wait(lambda: False, seconds=seconds, limit_seconds=limit)
-  # So that what is left of the training lasts for the kills that are left.
-  training_kills = max(1.0, (1 - _EARLY_SHARE) * kills_left)
-  steps = draws.uniform(0, min(2 / training_kills, 0.9) * left)
-  reports = 1 + int(steps / every)
-  run.wait(lambda: run.reports >= reports, seconds=1e9, limit_seconds=limit)
-  # Anywhere in a step; reports come at one place of it.
-  seconds = draws.uniform(0, 2 * pace.step_seconds)
-  return run.wait(lambda: False, seconds=seconds, limit_seconds=limit)
+  if rng.random() < _EARLY or left <= 0:
+    return run.wait(seconds=rng.uniform(0, pace.start_seconds))
+  # The rest of the training must last for the kills that are left.
+  training_kills = max(1.0, (1 - _EARLY) * kills_left)
+  steps = rng.uniform(0, min(2 / training_kills, 0.9) * left)
+  reports = 1 + int(steps / log_every_steps)
+  run.wait(lambda: run.reports >= reports)
+  # Anywhere in a step: reports come at one place of it.
+  return run.wait(seconds=rng.uniform(0, 2 * pace.step_seconds))
 
 
-def find_difference(config, folder: pathlib.Path, pace: Pace) -> float | None:
-  """The largest relative difference of a leaf; 0.0: equal bit for bit.
-
-  Returns:
-    None where the killed run has not come to the end.
-  """
-  network, layout = settings.check(config)
-  mesh_lib.simulate_devices(layout.devices, only_cpu=True)
-  program = run_lib.make_program(config, network, layout)
-  ends = [str(folder / name) for name in ("straight", "killed")]
-  if any(reader.find_latest_step(end) != pace.num_steps for end in ends):
-    return None
-  one, other = (
-    jax.device_get(reader.load(end, pace.num_steps, program.abstract_state))
-    for end in ends
+def find_difference(config, folder: pathlib.Path, pace: Pace) -> str | None:
+  """Returns in words how the two ends differ; None if they are equal."""
+  workdirs = [folder / name for name in ("straight", "killed")]
+  steps = {reader.find_latest_step(str(workdir)) for workdir in workdirs}
+  if steps != {pace.num_steps}:
+    return "did not come to its end"
+  mesh_lib.simulate_devices(1, only_cpu=True)
+  (_, one), (_, other) = (
+    processes.read_newest(workdir, config) for workdir in workdirs
   )
-  differences = jax.tree.map(_differ, one, other)
-  return max(jax.tree.leaves(differences))
-
-
-def find_error(workdir: pathlib.Path) -> str:
-  """Top-1 error of the newest validation."""
-  lines = attempt_lib.read_metrics(workdir)
-  errors = [line.get("validation_top1_error") for line in lines]
-  found = [error for error in errors if error is not None]
-  return f"{found[-1]:.2%}" if found else "-"
-
-
-def _differ(one: np.ndarray, other: np.ndarray) -> float:
-  if one.tobytes() == other.tobytes():
-    return 0.0
-  size = np.abs(one).max() or 1
-  return max(float(np.abs(one - other).max() / size), 1e-300)
+  changed = [n for n in one if one[n].tobytes() != other[n].tobytes()]
+  return f"not equal: {', '.join(changed)}" if changed else None
 
 
 def report(
-  config, folder: pathlib.Path, counts: Counts, difference, minutes: float
+  folder: pathlib.Path,
+  counts: collections.Counter,
+  difference: str | None,
+  minutes: float,
 ) -> bool:
-  """Prints the section for the docs; whether all promises are kept."""
-  lines = attempt_lib.read_metrics(folder / "killed")
-  losses = collections.defaultdict(set)
-  reports = [line for line in lines if "training_loss" in line]
-  for line in reports:
-    losses[line["step"]].add(line["training_loss"])
-  changed = sum(len(of_step) > 1 for of_step in losses.values())
-  is_equal = difference == 0 or (
-    difference is not None and bool(flags.FLAGS.layouts)
-  )
-  end = "did not come to its end"
-  if difference is not None:
-    end = (
-      "equal, bit for bit"
-      if difference == 0
-      else (f"largest relative difference {difference:.1e}")
-    )
-  given = [flag for flag in sys.argv[1:] if not flag.startswith("--data_dir")]
-  print(
-    f"`python -m tests.faults.kills {shlex.join(given)}`, {minutes:.0f} min:\n"
-  )
-  print("| what | of SIG" + flags.FLAGS.signal + " |\n| --- | ---: |")
-  for what, value in (
-    ("kills", sum(counts.phases.values()) - counts.late),
-    *((f"in {phase}", counts.phases[phase]) for phase in attempt_lib.PHASES),
-    ("starts that ended before their kill", counts.late),
-    (
-      "lost: did not go on from the newest complete checkpoint",
-      len(counts.lost),
+  """Prints the section for the docs; returns whether all promises are kept."""
+  lines = processes.read_reports(folder / "killed")
+  losses = collections.defaultdict(list)
+  for line in lines:
+    if "training_loss" in line:
+      losses[line["step"]].append(line["training_loss"])
+  changed = sum(len(set(of_step)) > 1 for of_step in losses.values())
+  repeated = sum(len(of_step) - 1 for of_step in losses.values())
+  rows = {
+    **{
+      row: counts[row]
+      for row in (
+        *("kills", *(f"in {phase}" for phase in attempt_lib.PHASES)),
+        *(_LATE, _LOST, _HUNG, _FAILED, _DAMAGED),
+      )
+    },
+    "steps of the training": max(losses, default=0),
+    "repeated steps, of those reported": repeated,
+    "repeated steps with another loss": changed,
+    "final parameters, optimizer and statistics": (
+      difference or "equal, bit for bit"
     ),
-    ("hung", counts.hung),
-    ("failed otherwise", len(counts.failed) - counts.hung),
-    ("damaged checkpoints met", len(counts.damaged)),
-    ("steps of the training", max(losses, default=0)),
-    (
-      "steps repeated, as far as they were reported",
-      len(reports) - len(losses),
-    ),
-    ("repeated steps with another loss", changed),
-    ("final parameters, optimizer and statistics", end),
-    *(
-      (f"validation error of the {name} run", find_error(folder / name))
+    **{
+      f"validation error of the {name} run": _find_error(folder / name)
       for name in ("straight", "killed")
-    ),
-  ):
-    print(f"| {what} | {value} |")
-  for line in counts.lost + counts.failed + counts.damaged:
-    print(f"\n- {line}")
-  same_losses = changed == 0 or bool(flags.FLAGS.layouts)
-  return is_equal and same_losses and not counts.lost + counts.failed
+    },
+  }
+  given = [flag for flag in sys.argv[1:] if not flag.startswith("--data_dir")]
+  print(f"`python -m tests.faults.kills {shlex.join(given)}`,", end=" ")
+  print(f"{minutes:.0f} min:\n\n| what | of SIG{flags.FLAGS.signal} |")
+  print(
+    "| --- | ---: |", *(f"| {a} | {b} |" for a, b in rows.items()), sep="\n"
+  )
+  is_broken = counts[_LOST] or counts[_HUNG] or counts[_FAILED]
+  return not (difference or changed or is_broken)
+
+
+def _find_error(workdir: pathlib.Path) -> str:
+  """Returns the top-1 error of the newest validation."""
+  for line in reversed(processes.read_reports(workdir)):
+    if "validation_top1_error" in line:
+      return f"{line['validation_top1_error']:.2%}"
+  return "-"
 
 
 if __name__ == "__main__":

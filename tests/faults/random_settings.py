@@ -1,4 +1,4 @@
-"""Fields and flags of `main` with random values of right and wrong types."""
+"""Draws fields and flags of `main` with values of right and wrong types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alexnet_jax.partition import catalog as layouts
 from alexnet_jax.settings import fields as fields_lib
 from configs import default
 
-# Of wrong types or far out of range, for most fields.
+# Wrong types or far out of range, for most fields.
 _WRONG = (
   *("-1", "0", "1", "1.5", "1000000000000000000", "-1000000000000000000"),
   *("1" + "0" * 400, "2147483648", "4294967296", "1e308", "-1e308", "1e-320"),
@@ -25,7 +25,7 @@ _WRONG = (
   *("(nan,)", "(1e308,)", "(-1.0,)", "(None,)", "(True,)", "('a', 1)"),
   *("(10**18,)", "(" * 300, "lambda: 0", "__import__('os')", "1,2", "#", "="),
 )
-# Of the right type, and most of them in range somewhere.
+# The right type, and most of them in range somewhere.
 _WORDS = (
   *("relu", "tanh", "sigmoid", "none", "column", "across", "batch", "he"),
   *("paper", "source", "test", "train", "validation", "digits", "mnist"),
@@ -43,8 +43,13 @@ _NAMES = {
   "layout.name": tuple(layout.name for layout in layouts.LAYOUTS),
   "network.wiring": tuple(wiring.name for wiring in wirings.WIRINGS),
 }
+_NUMBERS = (
+  *("0", "0.1", "0.5", "0.9", "1", "2.5", "1e-3", "100", "0.999", "1e4"),
+  "1e30",
+)
+_SMALL = ("0.0625", "0.125", "0.25", "0.5", "1")
 _AXES = ("data", "column", "model", "device")
-# What takes long without being wrong: it is drawn small, or far too large.
+# Fields that make a run slow without being wrong: small, or far too large.
 _COSTLY = (
   *("batch_size", "num_epochs", "network.width", "network.image_size"),
   *("network.num_classes", "data.stored_size", "data.threads", "ensemble"),
@@ -59,7 +64,7 @@ _FLAGS = {
   "--xla_options": ("auto", "off"),
   "--start_timeout_seconds": ("1", "25", "1e9"),
   "--config": ("configs", "none.py", "none.py:imagenet", "", ":", "/dev/null"),
-  # None of these is there.
+  # These do not exist.
   "--config.": ("1",),
   "--config.none": ("1",),
   "--config.network.width.x": ("1",),
@@ -78,12 +83,12 @@ _FLAGS = {
 def draw(
   seed: int, number: int, configs: Sequence[str]
 ) -> tuple[str, dict[str, str]]:
-  """What a run sets: one to three settings, of which some may be good.
+  """Draws what a run sets: one to three settings, some of them good.
 
   Args:
     seed: of all runs.
     number: of the run.
-    configs: names of files, of which each run has one.
+    configs: names of config files, one of which the run uses.
 
   Returns:
     The name of its config, and {flag: value}; flags of fields are
@@ -93,9 +98,9 @@ def draw(
   config = rng.choice(configs)
   fields = default.get_config("digits").to_dict()
   fields = traverse_util.flatten_dict(fields, sep=".")
-  # Of the 32 placements of single layers, a few.
+  # The 32 placements of single layers are drawn less often.
   names = [name for name in fields if not re.match(r"layout\.(conv|fc)", name)]
-  places = [name for name in fields if name not in names]
+  placements = [name for name in fields if name not in names]
   drawn = {}
   for _ in range(rng.choice((1, 1, 2, 3))):
     which = rng.random()
@@ -104,7 +109,7 @@ def draw(
       values = _FLAGS[flag] if rng.random() < 0.6 else _WRONG
       drawn[flag] = rng.choice(values)
     else:
-      name = rng.choice(places if which < 0.2 else names)
+      name = rng.choice(placements if which < 0.2 else names)
       drawn[f"--config.{name}"] = _draw_value(rng, name, fields[name])
   # Fields are set after the config, and groups before their fields.
   return config, dict(
@@ -113,48 +118,30 @@ def draw(
 
 
 def _draw_value(rng: random.Random, name: str, value: object) -> str:
-  """Of a field: wrong, of the right type, or what the table of fields takes."""
+  """Draws a value of a field: wrong, of the right type, or in its range."""
   which = rng.random()
   if which < 0.35:
-    wrong = [x for x in _WRONG if name not in _COSTLY or x not in _TOO_LONG]
-    return rng.choice(wrong)
-  leaf = name.rpartition(".")[2]
-  kind = fields_lib.find_kind(name)
-  kind = getattr(kind, "of", kind)
-  if isinstance(kind, fields_lib.Switch):
-    return rng.choice(("True", "False"))
-  if isinstance(kind, fields_lib.Choice) and which < 0.85:
-    return str(rng.choice(kind.values))
-  if isinstance(kind, fields_lib.Axes):
-    return str(tuple(rng.sample(_AXES, rng.choice((0, 1, 1, 2)))))
-  if isinstance(kind, fields_lib.Text | fields_lib.Choice):
-    return rng.choice(_NAMES.get(name, _WORDS) if which < 0.85 else _WORDS)
-  if isinstance(kind, fields_lib.Whole):
-    some = (value,) if isinstance(value, int) else (1, 2, 4)
-    small = (1, 1, 2, 2, 3, 4, 6, 8)
-    return str(rng.choice(small + some * 3 if which < 0.85 else (0, 5, 64, 77)))
-  if isinstance(kind, fields_lib.Number):
     return rng.choice(
-      ("0.0625", "0.125", "0.25", "0.5", "1")
-      if name in _COSTLY
-      else (
-        "0",
-        "0.1",
-        "0.5",
-        "0.9",
-        "1",
-        "2.5",
-        "1e-3",
-        "100",
-        "0.999",
-        "1e4",
-        "1e30",
-      )
+      [x for x in _WRONG if name not in _COSTLY or x not in _TOO_LONG]
     )
+  in_range = which < 0.85
+  match fields_lib.find_field(name):
+    case fields_lib.Choice(values=values) if in_range:
+      return str(rng.choice(values))
+    case fields_lib.Choice() | fields_lib.Text():
+      return rng.choice(_NAMES.get(name, _WORDS) if in_range else _WORDS)
+    case fields_lib.Number(integer=True):
+      some = (value,) if isinstance(value, int) else (1, 2, 4)
+      small = (1, 1, 2, 2, 3, 4, 6, 8, *some, *some, *some)
+      return str(rng.choice(small if in_range else (0, 5, 64, 77)))
+    case fields_lib.Number():
+      return rng.choice(_SMALL if name in _COSTLY else _NUMBERS)
+    case fields_lib.Tuple(parts=(fields_lib.Text(),)):
+      return str(tuple(rng.sample(_AXES, rng.choice((0, 1, 1, 2)))))
   # In the right order, or in any.
   numbers = [round(rng.uniform(0, 4), rng.choice((0, 2))) for _ in "123"]
-  numbers = sorted(numbers) if which < 0.85 else numbers
-  match leaf:
+  numbers = sorted(numbers) if in_range else numbers
+  match name.rpartition(".")[2]:
     case "mean":
       return str(tuple(50 * number for number in numbers))
     case "pooling":
@@ -165,10 +152,10 @@ def _draw_value(rng: random.Random, name: str, value: object) -> str:
 
 
 def is_named(flag: str, line: str) -> bool:
-  """Whether a line of error names a flag, or a field by its whole name.
+  """Returns whether a line of error names a flag, or a field by its full name.
 
-  The fields of a layout say together what it is: a line about one of them may
-  be the fault of another.
+  The fields of a layout describe it together: a line about one of them may be
+  the fault of another.
   """
   if not flag.startswith("--config."):
     return flag.lstrip("-") in line

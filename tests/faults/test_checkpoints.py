@@ -5,7 +5,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import time
 
 import pytest
 
@@ -22,9 +21,7 @@ def made(tmp_path_factory):
   """A folder with a run of nine steps, that has saved 3, 6 and 9."""
   tmp = tmp_path_factory.mktemp("faults") / "whole"
   tmp.mkdir()
-  ((code, out, errors),) = run(tmp)
-  assert (code, errors) == (0, "")
-  assert "checkpoints: 3 saved, " in out
+  assert "checkpoints: 3 saved, " in run(tmp).out
   lines = (tmp / "workdir" / "metrics.jsonl").read_text().splitlines()
   saved = [
     line for line in map(json.loads, lines) if "checkpoint_seconds" in line
@@ -48,13 +45,8 @@ def copied(made, request):
   return tmp
 
 
-def start(tmp, fields=None, **options):
-  arguments = processes.flags("one_device", tmp, FIELDS | (fields or {}))
-  return processes.start(tmp, 1, arguments, variables=lambda _: {}, **options)
-
-
-def run(tmp, fields=None, **options):
-  return processes.finish(start(tmp, fields, **options))
+def run(tmp, code=0):
+  return processes.train(tmp, FIELDS, config="one_device", code=code)
 
 
 def find_data(checkpoint: pathlib.Path) -> pathlib.Path:
@@ -82,7 +74,7 @@ def names(tmp):
   return {path.name for path in (tmp / "workdir" / "checkpoints").iterdir()}
 
 
-def test_cut_and_altered_checkpoints_are_named_and_the_sound_one_is_used(
+def test_cut_and_altered_checkpoints_are_named_and_the_intact_one_is_used(
   copied, made
 ):
   place = copied / "workdir" / "checkpoints"
@@ -93,12 +85,11 @@ def test_cut_and_altered_checkpoints_are_named_and_the_sound_one_is_used(
   report = copied / "workdir" / "metrics.jsonl"
   whole = report.read_text()
   report.write_text(whole + '{"step": 10, "train')
-  ((code, out, errors),) = run(copied)
-  assert (code, errors) == (0, "")
+  out = run(copied).out
   for step, now in ((9, "broken-9"), (6, "broken-6-2")):
     assert f"checkpoint '{place / str(step)}' is damaged: " in out
     assert f"It is now '{place / now}'." in out
-  assert "goes on after step 3 of 9" in out
+  assert "resumes after step 3 of 9" in out
   assert names(copied) == {
     *("3", "6", "9", "broken-6", "broken-6-2", "broken-9", "of a friend")
   }
@@ -116,32 +107,30 @@ def test_checkpoint_that_lacks_files_is_named(copied, made):
   find_data(place / "9").unlink()
   (place / "12").mkdir()
   flip(place / "3" / "_CHECKPOINT_METADATA")
-  ((code, out, errors),) = run(copied)
-  assert (code, errors) == (0, "")
+  out = run(copied).out
   assert f"'{place / '12'}' is damaged: it has no _CHECKPOINT_METADATA" in out
   assert f"'{place / '9'}' is damaged: it cannot be read" in out
   assert f"'{place / '3'}' is damaged: _CHECKPOINT_METADATA" in out
-  assert "goes on after step 6 of 9" in out
+  assert "resumes after step 6 of 9" in out
   assert names(copied) == {"6", "9", "broken-12", "broken-9", "broken-3"}
   assert arrays(copied, 9) == arrays(made, 9)
 
 
-def test_processes_agree_on_the_sound_checkpoint(copied, made):
+def test_processes_agree_on_the_intact_checkpoint(copied, made):
   place = copied / "workdir" / "checkpoints"
   flip(find_data(place / "9"))
-  arguments = processes.flags("two_device", copied, FIELDS)
   (code, out, errors), other = processes.finish(
-    processes.start(copied, 2, arguments)
+    processes.start_training(copied, FIELDS, count=2)
   )
   assert (code, errors) == (0, "") == (other[0], other[2])
   assert f"checkpoint '{place / '9'}' is damaged: " in out
-  assert "goes on after step 6 of 9" in out
+  assert "resumes after step 6 of 9" in out
   assert names(copied) == {"3", "6", "9", "broken-9"}
   # Read and written by halves: the step's own sums round otherwise.
   assert arrays(copied, 6) == arrays(made, 6)
 
 
-def test_run_without_a_sound_checkpoint_is_not_started_again(copied):
+def test_run_without_an_intact_checkpoint_is_not_started_again(copied):
   place = copied / "workdir" / "checkpoints"
   for step, damage in (
     ("3", truncate),
@@ -149,34 +138,29 @@ def test_run_without_a_sound_checkpoint_is_not_started_again(copied):
     ("9", pathlib.Path.unlink),
   ):
     damage(find_data(place / step))
-  ((code, _, errors),) = run(copied)
-  assert code == 1
-  (line,) = errors.splitlines()
+  line = run(copied, code=1).errors
   assert line.startswith(
-    f"error: none of the checkpoints in '{place}' is sound"
+    f"error: none of the checkpoints in '{place}' is intact"
   )
   for step in (3, 6, 9):
     assert f"'{place / str(step)}' is damaged: " in line
   assert names(copied) == {"3", "6", "9"}
 
 
-def test_evaluation_refuses_a_damaged_checkpoint_and_names_a_sound_one(copied):
+def test_evaluation_refuses_a_damaged_checkpoint_and_names_an_intact_one(
+  copied,
+):
   place = copied / "workdir" / "checkpoints"
   flip(find_data(place / "9"))
   truncate(find_data(place / "6"))
-  arguments = [
-    f"--workdir={copied}/workdir",
-    f"--data_dir={copied.parent}/data",
-  ]
+  flags = (f"--workdir={copied}/workdir", f"--data_dir={copied.parent}/data")
   ((code, _, errors),) = processes.finish(
-    processes.start(
-      copied, 1, arguments, module="evaluate", variables=lambda _: {}
-    )
+    processes.start(copied, 1, flags, module="evaluate")
   )
   assert code == 1
   (line,) = errors.splitlines()
   assert line.startswith(f"error: the checkpoint '{place / '9'}' is damaged: ")
-  assert line.endswith("Set --checkpoint_step=3, which is sound.")
+  assert line.endswith("Set --checkpoint_step=3, which is intact.")
   assert names(copied) == {"3", "6", "9"}
 
 
@@ -185,20 +169,22 @@ def test_kill_while_saving_leaves_the_checkpoint_before_it(copied, made):
   for step in ("6", "9"):
     shutil.rmtree(place / step)
   # Steps to come have no folder yet, so a save is seen as it begins.
-  running = start(copied, {"checkpoint_every_steps": 1, "num_epochs": 1000.0})
-  end = time.monotonic() + 60
-  while not [*place.glob("*.orbax-checkpoint-tmp")]:
-    assert time.monotonic() < end and running[0].poll() is None
-    time.sleep(0.0005)
-  processes.kill(running[0])
+  running = processes.start_training(
+    copied,
+    FIELDS | {"checkpoint_every_steps": 1, "num_epochs": 1000.0},
+    config="one_device",
+  )
+  processes.wait_until(
+    lambda: [*place.glob("*.orbax-checkpoint-tmp")], running, poll_seconds=5e-4
+  )
+  running[0].kill()
   ((code, _, _),) = processes.finish(running)
   assert code == -9
   # A save takes some 100 ms, and the kill came within a few of its begin.
   assert [*place.glob("*.orbax-checkpoint-tmp")]
   newest = max(int(name) for name in names(copied) if name.isdecimal())
-  ((code, out, errors),) = run(copied)
-  assert (code, errors) == (0, "")
-  assert f"goes on after step {newest} of 9" in out
+  out = run(copied).out
+  assert f"resumes after step {newest} of 9" in out
   assert "damaged" not in out
   assert not [*place.glob("*tmp*")]
   assert arrays(copied, 9) == arrays(made, 9)
@@ -220,9 +206,7 @@ def full(made):
 
 
 def test_full_disk_stops_the_run_and_keeps_the_checkpoints(full, made):
-  ((code, _, errors),) = run(full)
-  assert code == 1
-  (line,) = errors.splitlines()
+  line = run(full, code=1).errors
   assert "error: the checkpoint of step 9 cannot be written to" in line
   assert "No space left on device; that of step 6 is kept. Make room" in line
   assert names(full) == {"3", "6", "9.orbax-checkpoint-tmp"}
@@ -231,9 +215,8 @@ def test_full_disk_stops_the_run_and_keeps_the_checkpoints(full, made):
   # Room: the same command goes on, and what the failed save has left is gone.
   shutil.rmtree(full / "workdir" / "checkpoints" / "3")
   subprocess.run(["mount", "-o", "remount,size=40m", str(full)], check=True)
-  ((code, out, errors),) = run(full)
-  assert (code, errors) == (0, "")
-  assert "goes on after step 6 of 9" in out
+  out = run(full).out
+  assert "resumes after step 6 of 9" in out
   assert names(full) == {"6", "9"}
   assert arrays(full, 9) == arrays(made, 9)
 
@@ -244,12 +227,10 @@ def test_reports_that_cannot_be_written_stop_the_run(copied):
   report.symlink_to("/dev/full")
   for step in ("6", "9"):
     shutil.rmtree(copied / "workdir" / "checkpoints" / step)
-  ((code, _, errors),) = run(copied)
-  assert code == 1
-  (line,) = errors.splitlines()
+  line = run(copied, code=1).errors.strip()
   assert line == (
     f"error: the reports in '{copied}/workdir' cannot be written: No space "
-    "left on device. Make room there or set --workdir; the same command goes "
-    "on from the last checkpoint."
+    "left on device. Make room there or set --workdir; the same command "
+    "resumes from the last checkpoint."
   )
   assert names(copied) == {"3"}

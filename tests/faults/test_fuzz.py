@@ -1,9 +1,7 @@
-"""Bad input, each in a real process: it ends in one line that says where."""
+"""Bad input ends a real process with one line that names it."""
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -20,7 +18,7 @@ FLAGS = [
   ("main", [DEVICE, f"--workdir={'x/' * 3000}"], "Set --workdir"),
   ("main", [DEVICE, "--workdir={tmp}/file"], "Set --workdir"),
   ("main", [DEVICE, "--workdir={tmp}/cut"], "config.json' is no JSON"),
-  ("main", [DEVICE, "--workdir={tmp}/list"], "holds no fields"),
+  ("main", [DEVICE, "--workdir={tmp}/list"], "has no fields"),
   ("main", [DEVICE, "--data_dir=/proc/none"], "--data_dir"),
   ("main", [DEVICE, "--compilation_cache=/proc/none"], "--compilation_cache"),
   ("main", [DEVICE, "--simulate_devices=0"], "--simulate_devices"),
@@ -33,7 +31,7 @@ FLAGS = [
   ("main", ["--config={tmp}/syntax.py"], "line 2 of {tmp}/syntax.py"),
   ("main", ["--config={tmp}/name.py"], "line 2 of {tmp}/name.py"),
   ("main", ["--config={tmp}/empty.py"], "no function get_config"),
-  ("main", ["--config={tmp}/none.py"], "--config must have a value other"),
+  ("main", ["--config={tmp}/none.py"], "--config={tmp}/none.py returns None"),
   ("main", ["--config={tmp}/dict.py"], "expected an ml_collections"),
   ("main", ["--config={tmp}/value.py"], "a value of its own"),
   ("main", ["--config={tmp}/import.py"], "No module named 'nowhere'"),
@@ -110,7 +108,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-  """How the commands of FLAGS end, and their folders."""
+  """The ends of the commands of FLAGS, and the folder of their folders."""
   tmp = tmp_path_factory.mktemp("flags")
   for name, text in FILES.items():
     (tmp / name).parent.mkdir(exist_ok=True)
@@ -124,17 +122,11 @@ def ended(tmp_path_factory):
     cases.append(
       {"module": module, "arguments": arguments, "folder": str(folder)}
     )
-  process = subprocess.run(
-    [sys.executable, "-m", "tests.faults.forked"],
-    input=json.dumps(cases),
-    cwd=processes.ROOT,
-    env=processes.environment(tmp / "cache"),
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert process.returncode == 0, process.stderr
-  return tmp, json.loads(process.stdout)
+  (tmp / "cases").write_text(json.dumps(cases))
+  command = ["python", "-m", "tests.faults.forked", str(tmp / "cases")]
+  done = processes.run(command, tmp / "cache", timeout=300)
+  assert done.code == 0, done.errors
+  return tmp, json.loads(done.out)
 
 
 @pytest.mark.parametrize("number", range(len(FLAGS)))
@@ -160,51 +152,32 @@ def test_wrong_flag_or_file_ends_in_one_line_that_names_it(number, ended):
 )
 def test_wrong_variable_ends_in_one_line_that_names_it(name, value, folder):
   tmp = folder(name)
-  ((ended, _, errors),) = processes.finish(
-    processes.start(
-      tmp,
-      1,
-      processes.flags("one_device", tmp),
-      variables=lambda _: {name: value},
-    )
-  )
-  assert ended != 0
+  running = processes.start_training(tmp, variables=lambda _: {name: value})
+  ((code, _, errors),) = processes.finish(running)
+  assert code != 0
   assert name in processes.last_error(errors)
   assert "Traceback" not in errors
   assert not (tmp / "workdir").exists()
 
 
 def test_step_that_memory_does_not_hold_ends_in_one_line(folder):
-  tmp = folder("memory")
-  fields = {"network.width": 0.5, "batch_size": 4096, "num_epochs": 200.0}
-  ((code, _, errors),) = processes.finish(
-    processes.start(
-      tmp,
-      1,
-      processes.flags("one_device", tmp, fields),
-      variables=lambda _: {},
-      # kB; JAX alone takes half of it.
-      prefix=lambda _: ("bash", "-c", 'ulimit -d 2000000; exec "$@"', "bash"),
-    )
-  )
-  assert code == 1
-  assert errors.count("\n") == 1, errors
-  assert errors.startswith("error: memory does not suffice (")
+  errors = processes.train(
+    folder("memory"),
+    {"network.width": 0.5, "batch_size": 4096, "num_epochs": 200.0},
+    config="one_device",
+    # kB; JAX alone takes half of it.
+    prefix=lambda _: ("bash", "-c", 'ulimit -d 2000000; exec "$@"', "bash"),
+    code=1,
+  ).errors
+  assert errors.startswith("error: out of memory (")
   assert "Set a lower config.batch_size" in errors
 
 
 def test_fuzzed_configs_end_well_or_in_one_line_that_names_the_field(tmp_path):
   # The figures of 500 are in docs/reliability.md.
-  process = subprocess.run(
-    [
-      *(sys.executable, "-m", "tests.faults.fuzz"),
-      *("--runs=12", "--seed=2012", "--limit_seconds=150"),
-    ],
-    cwd=processes.ROOT,
-    env=processes.environment(tmp_path),
-    capture_output=True,
-    text=True,
-    timeout=400,
+  flags = ("--runs=12", "--seed=2012", "--limit_seconds=150")
+  done = processes.run(
+    ["python", "-m", "tests.faults.fuzz", *flags], tmp_path, timeout=400
   )
-  assert process.returncode == 0, process.stdout + process.stderr
-  assert "refused" in process.stdout and "ran to its end" in process.stdout
+  assert done.code == 0, done
+  assert "refused" in done.out and "ran to its end" in done.out

@@ -11,14 +11,8 @@ from tests import processes
 pytestmark = pytest.mark.faults
 
 
-def start(place, *arguments, **fields):
-  fields = {name.replace("__", "."): value for name, value in fields.items()}
-  given = [*processes.flags("two_device", place, fields), *arguments]
-  return processes.start(place, 1, given, variables=lambda _: {})
-
-
-def files(place) -> dict[str, bytes]:
-  """All files of a run but its lock, by their names."""
+def read_files(place) -> dict[str, bytes]:
+  """All files of a run except its lock, by their names."""
   workdir = place / "workdir"
   return {
     str(path.relative_to(workdir)): path.read_bytes()
@@ -27,35 +21,24 @@ def files(place) -> dict[str, bytes]:
   }
 
 
-@pytest.fixture(scope="module")
-def finished(folder):
-  """A run of nine steps."""
-  place = folder("finished")
-  ((code, _, errors),) = processes.finish(start(place))
-  assert code == 0, errors
-  return place
-
-
 def test_second_run_is_refused_and_one_after_a_kill_is_not(folder):
   place = folder("twice")
-  running = start(place, num_epochs=3000.0)
-  processes.wait_for_step(place, 4, running)
-  ((code, _, errors),) = processes.finish(start(place))
-  assert code == 1 and errors.count("\n") == 1
-  holder = f"in use by process {running[0].pid} on {os.uname().nodename}, since"
+  (running,) = processes.start_training(place, {"num_epochs": 3000.0})
+  processes.wait_for_step(place, 4, [running])
+  errors = processes.train(place, code=1).errors
+  holder = f"in use by process {running.pid} on {os.uname().nodename}, since"
   assert holder in errors, errors
-  assert running[0].poll() is None
-  processes.kill(running[0])
-  running[0].communicate()
+  assert running.poll() is None
+  running.kill()
+  running.communicate()
   assert (place / "workdir" / "lock").exists()
-  ((code, out, errors),) = processes.finish(start(place))
-  assert code == 0, errors
-  assert "goes on after step" in out or "finished already" in out
+  out = processes.train(place).out
+  assert "resumes after step" in out or "finished already" in out
 
 
-def test_workdir_that_does_not_fit_is_refused_and_stays_as_it_is(
-  finished, folder
-):
+def test_workdir_that_does_not_fit_is_refused_and_stays_as_it_is(folder):
+  finished = folder("finished")
+  processes.train(finished)
   places = {}
   for name in ("changed", "wider", "cut", "gone", "named"):
     places[name] = folder(name)
@@ -63,35 +46,24 @@ def test_workdir_that_does_not_fit_is_refused_and_stays_as_it_is(
   config = places["cut"] / "workdir" / "config.json"
   config.write_bytes(config.read_bytes()[:100])
   (places["gone"] / "workdir" / "config.json").unlink()
-  before = {name: files(place) for name, place in places.items()}
-  running = {
-    "changed": start(places["changed"], seed=1),
-    "wider": start(
-      places["wider"], "--allow_config_changes", network__width=0.25
+  before = {name: read_files(place) for name, place in places.items()}
+  changes = "--allow_config_changes"
+  for name, fields, flags, expected in (
+    ("changed", {"seed": 1}, (), "seed: 0 in the workdir, 1 now"),
+    (
+      *("wider", {"network.width": 0.25}, (changes,)),
+      "parameters.conv1.bias is float32[12] in it, and float32[24] with",
     ),
-    "cut": start(places["cut"]),
-    "gone": start(places["gone"]),
-    "named": start(places["named"], data__name="../x"),
-  }
-  expected = {
-    "changed": "seed: 0 there, 1 here",
-    "wider": "parameters.conv1.bias is float32[12] there, and float32[24] here",
-    "cut": "config.json' is no JSON",
-    "gone": "has a checkpoint of step 9, but no config.json",
-    "named": "dataset '../x' cannot be opened",
-  }
-  for name, started in running.items():
-    ((code, _, errors),) = processes.finish(started)
-    assert code == 1 and errors.count("\n") == 1, errors
-    assert expected[name] in errors
-    assert files(places[name]) == before[name]
-  # What can be gone on with, is, when it is asked for.
-  (place,) = (places["cut"],)
-  ((code, out, errors),) = processes.finish(
-    start(place, "--allow_config_changes")
-  )
-  assert code == 0, errors
+    ("cut", {}, (), "config.json' is no JSON"),
+    ("gone", {}, (), "has a checkpoint of step 9, but no config.json"),
+    ("named", {"data.name": "../x"}, (), "dataset '../x' cannot be opened"),
+  ):
+    errors = processes.train(places[name], fields, *flags, code=1).errors
+    assert expected in errors
+    assert read_files(places[name]) == before[name]
+  # A run that can be resumed is, when that is asked for.
+  out = processes.train(places["cut"], {}, changes).out
   assert "config.json' is no JSON" in out
   assert json.loads(config.read_text())["network.width"] == 0.125
-  aside = place / "workdir" / "config.step_9.json"
+  aside = config.with_name("config.step_9.json")
   assert aside.read_bytes() == before["cut"]["config.json"]

@@ -1,15 +1,15 @@
-"""The commands that look at a layout before any run, as a person meets them."""
+"""The commands that examine a layout before any run, as users run them."""
 
 import json
-import sys
+import tempfile
 
 import pytest
 
 from alexnet_jax.partition import mesh
-from tests import test_main
+from tests import processes
 
-# A layout of a user's own: pairs of devices split the fully connected layers,
-# each convolution splits the batch, and conv5 is stored in shares.
+# A layout of a user: pairs of devices split the fully connected layers, each
+# convolution splits the batch, and conv5 is stored sharded.
 OWN_CONFIG = """
 from alexnet_jax.partition import catalog
 from configs import default
@@ -38,13 +38,20 @@ def get_config(variant="digits"):
 """
 
 
-def inspect(config, *flags):
-  return test_main.start(
-    [
-      *(sys.executable, "-m", "alexnet_jax.inspect"),
-      *(f"--config={config}", *flags),
-    ]
+def run(command, *flags):
+  return processes.run(
+    ["python", "-m", f"alexnet_jax.{command}", *flags], tempfile.gettempdir()
   )
+
+
+def run_well(command, *flags) -> str:
+  """Returns the output of a command, which must end well."""
+  process = run(command, *flags)
+  assert process.code == 0, process.out + process.errors
+  return process.out
+
+
+CONFIG = "--config=configs/two_device.py"
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +62,8 @@ def own_config(tmp_path_factory):
 
 
 def test_json_has_what_the_tables_show():
-  process = inspect(
-    "configs/two_device.py", "--format=json", "--config.network.width=0.125"
-  )
-  assert process.returncode == 0, process.stderr
-  found = json.loads(process.stdout)
+  flags = ("--format=json", "--config.network.width=0.125")
+  found = json.loads(run_well("inspect", CONFIG, *flags))
   assert found["layout"] == "two_column"
   assert found["network"] == "alexnet2012"
   assert (found["devices"], found["batch"]) == (2, 64)
@@ -77,6 +81,7 @@ def test_json_has_what_the_tables_show():
     "activation_bytes": 4 * 64 * 15 * 15 * 6,
     "flops": 2 * 2 * 64 * 15 * 15 * 11 * 11 * 3 * 6,
   }
+  audited = ("planned", "traced", "compiled")
   # 32 maps of 3 x 3 after pooling, both halves; each device sends one.
   assert found["exchanges"][0] == {
     "layer": "conv3",
@@ -85,62 +90,51 @@ def test_json_has_what_the_tables_show():
     "kind": "all_gather",
     "axes": ["column"],
     "elements_per_image": 32 * 3 * 3,
-    "planned_bytes": 4 * 64 * 16 * 3 * 3,
-    "traced_bytes": 4 * 64 * 16 * 3 * 3,
-    "compiled_bytes": 4 * 64 * 16 * 3 * 3,
+    **{f"{name}_bytes": 4 * 64 * 16 * 3 * 3 for name in audited},
   }
-  assert found["axes"] == [
-    {
-      "axis": "column",
-      "devices": 2,
-      "sent_bytes": sum(line["planned_bytes"] for line in found["exchanges"]),
-      "links": "inside a process",
-    }
-  ]
+  sent = sum(line["planned_bytes"] for line in found["exchanges"])
+  axis = {"axis": "column", "devices": 2, "sent_bytes": sent}
+  assert found["axes"] == [axis | {"links": "inside a process"}]
   assert found["nested_axes"] == ["column"]
-  assert found["audit"] == {
-    "agrees": True,
-    "unplanned": [],
-    "missing": [],
-    "notes": [],
-  }
+  empty = {"unplanned": [], "missing": [], "notes": []}
+  assert found["audit"] == {"agrees": True, **empty}
   assert found["memory"]["peak"] > 0
 
 
 def test_layout_of_a_config_outside_the_package_is_inspected(own_config):
   picture = own_config.parent / "pairs.svg"
-  process = inspect(own_config, f"--picture={picture}")
-  assert process.returncode == 0, process.stderr
-  assert "layout pairs, mesh pair=2, member=2" in process.stdout
-  assert "exchanges of the plan and no others" in process.stdout
+  out = run_well("inspect", f"--config={own_config}", f"--picture={picture}")
+  assert "layout pairs, mesh pair=2, member=2" in out
+  assert "exchanges of the plan and no others" in out
   # Gradients are summed over pairs; a config of its own orders its axes.
-  assert "axis pair: 2 devices, " in process.stdout
-  assert "slowest first: pair, member; by these bytes: member, pair" in (
-    process.stdout
-  )
+  assert "axis pair: 2 devices, " in out
+  assert "slowest first: pair, member; by these bytes: member, pair" in out
   assert picture.read_text().startswith("<?xml")
 
 
 @pytest.mark.slow
 def test_layout_of_a_config_outside_the_package_trains(own_config):
-  process = test_main.start(
-    test_main.command(own_config.parent, str(own_config))
-  )
-  assert process.returncode == 0, process.stderr
-  assert "layout pairs, mesh pair=2, member=2" in process.stdout
-  assert "exchanges of the plan and no others" in process.stdout
-  assert (own_config.parent / "workdir" / "metrics.jsonl").exists()
+  folder = own_config.parent
+  flags = (f"--workdir={folder}/workdir", f"--data_dir={folder}/data")
+  out = run_well("main", f"--config={own_config}", *flags)
+  assert "layout pairs, mesh pair=2, member=2" in out
+  assert "exchanges of the plan and no others" in out
+  assert (folder / "workdir" / "metrics.jsonl").exists()
 
 
 def test_own_layout_can_be_changed_and_not_renamed_to_a_preset(own_config):
-  process = inspect(own_config, "--config.layout.conv2.fsdp=('sister',)")
-  assert process.returncode == 1
-  assert process.stderr.startswith(
-    "error: conv2 splits its weights over axis 'sister'"
-  )
-  process = inspect(own_config, "--config.layout.name=two_column")
-  assert process.returncode == 1
-  assert "a layout of its own under the name 'two_column'" in process.stderr
+  for flag, message in (
+    (
+      "conv2.fsdp=('sister',)",
+      "error: conv2 splits its weights over axis 'sister'",
+    ),
+    ("name=two_column", "a layout of its own under the name 'two_column'"),
+  ):
+    process = run(
+      "inspect", f"--config={own_config}", f"--config.layout.{flag}"
+    )
+    assert process.code == 1 and process.errors.startswith("error: ")
+    assert message in process.errors
 
 
 @pytest.mark.parametrize(
@@ -153,24 +147,21 @@ def test_own_layout_can_be_changed_and_not_renamed_to_a_preset(own_config):
   ],
 )
 def test_bad_flag_ends_in_one_line(flags, message):
-  process = inspect("configs/two_device.py", *flags)
-  assert process.returncode == 1
-  assert process.stderr.startswith("error: ")
-  assert message in process.stderr
-  assert len(process.stderr.strip().splitlines()) == 1
+  process = run("inspect", CONFIG, *flags)
+  assert process.code == 1
+  assert process.errors.startswith("error: ")
+  assert message in process.errors
+  assert len(process.errors.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
 def test_compare_lists_planned_and_compiled_bytes():
-  process = test_main.start(
-    [
-      *(sys.executable, "-m", "alexnet_jax.compare"),
-      *("--config=configs/one_device.py", "--config.network.width=0.125"),
-      *("--layouts=two_column,data_parallel", "--devices=2", "--format=json"),
-    ]
+  out = run_well(
+    "compare",
+    *("--config=configs/one_device.py", "--config.network.width=0.125"),
+    *("--layouts=two_column,data_parallel", "--devices=2", "--format=json"),
   )
-  assert process.returncode == 0, process.stderr
-  rows = json.loads(process.stdout)["rows"]
+  rows = json.loads(out)["rows"]
   assert [row["layout"] for row in rows] == ["two_column", "data_parallel"]
   for row in rows:
     assert row["agrees"] and row["planned_bytes"] == row["compiled_bytes"]
@@ -179,18 +170,14 @@ def test_compare_lists_planned_and_compiled_bytes():
 
 @pytest.mark.slow
 def test_verify_finds_the_promises_of_a_layout_kept():
-  process = test_main.start(
-    [
-      *(sys.executable, "-m", "alexnet_jax.verify"),
-      *("--config.batch_size=8", "--layouts=fully_sharded", "--devices=2"),
-    ]
+  out = run_well(
+    *("verify", "--config.batch_size=8"),
+    *("--layouts=fully_sharded", "--devices=2"),
   )
-  assert process.returncode == 0, process.stdout + process.stderr
-  lines = process.stdout.splitlines()
-  assert sum(line.endswith("kept") for line in lines) == 1, process.stdout
+  assert sum(line.endswith("kept") for line in out.splitlines()) == 1, out
 
 
 def test_topology_is_checked_before_libtpu_is_asked():
   for name in ("v5e", "v5e:2x4x2", "v3:2x2", "v5p:2x2", "v5e:0x4"):
     with pytest.raises(ValueError, match=f"unknown topology '{name}'"):
-      mesh.find_devices(name)
+      mesh.find_topology_devices(name)

@@ -1,8 +1,8 @@
-"""A Slurm cluster of one node on this machine, while a test needs it.
+"""Starts a Slurm cluster of one node on this machine for a test.
 
-Everything of it is in one temporary folder: configuration, key, sockets, state
-and logs; its ports are free ones of the loopback device. A Slurm that the
-machine may have is not touched: what finds this one does so by SLURM_CONF.
+Its configuration, key, sockets, state and logs are in one temporary folder; it
+uses free ports of the loopback device. Commands find it by SLURM_CONF, so it
+does not affect a Slurm that the machine has.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import re
 import secrets
 import shutil
 import signal
@@ -20,14 +19,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
+from tests import processes
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 # Node and controller have the name of this machine, which must resolve: JAX
 # calls the coordinator by the name of the node.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={controller_port}
-SlurmdPort={node_port}
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SlurmUser=root
 SlurmdUser=root
@@ -49,37 +50,24 @@ SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2
 PartitionName=test Nodes=ALL Default=YES State=UP
 """
-# Unused here, but slurmd loads one; this one asks nothing of the machine.
-CONTROL_GROUPS = "CgroupPlugin=cgroup/v1\n"
 
 
 class Cluster:
-  """What a test asks of it.
+  """A running cluster.
 
   Attributes:
-    environment: of commands that are to find this cluster.
+    environment: for commands that should find this cluster.
   """
 
   def __init__(self, folder: pathlib.Path):
-    foreign = re.compile(
-      r"(SLURM|SBATCH|SRUN|SCANCEL|JAX_(?!DISABLE)|XLA_|OMPI_|PMIX_).*"
+    self.environment = processes.environment(
+      folder / "cache", SLURM_CONF=str(folder / "slurm.conf")
     )
-    self.environment = {
-      name: value
-      for name, value in os.environ.items()
-      if not foreign.fullmatch(name)
-    } | {"SLURM_CONF": str(folder / "slurm.conf")}
 
   def call(self, *command: str) -> str:
     """The output of one of Slurm's commands."""
-    return subprocess.run(
-      command,
-      env=self.environment,
-      check=True,
-      stdout=subprocess.PIPE,
-      text=True,
-      timeout=30,
-    ).stdout.strip()
+    options = {"env": self.environment, "text": True, "timeout": 30}
+    return subprocess.check_output(command, **options).strip()
 
   def job(self, number: str) -> dict[str, str]:
     """{field: value} of a job, as `JobState` and `ExitCode`."""
@@ -88,7 +76,7 @@ class Cluster:
 
 
 def find_missing() -> str | None:
-  """Why there can be no cluster here; None if there can."""
+  """Returns why no cluster can start here; None if it can."""
   missing = [name for name in PROGRAMS if shutil.which(name) is None]
   if missing:
     return f"{', '.join(missing)} not installed: slurm-wlm and munge of Debian"
@@ -114,16 +102,12 @@ def start() -> Iterator[Cluster]:
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(1024))
-    controller_port, node_port = _free_ports(2)
+    ports = processes.free_ports(2)
     (folder / "slurm.conf").write_text(
-      CONFIG.format(
-        host=_host(),
-        folder=folder,
-        controller_port=controller_port,
-        node_port=node_port,
-      )
+      CONFIG.format(host=_host(), folder=folder, ports=ports)
     )
-    (folder / "cgroup.conf").write_text(CONTROL_GROUPS)
+    # Unused, but slurmd loads a plugin; this one needs nothing of the machine.
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     cluster = Cluster(folder)
     stack.callback(_end_leftovers, cluster)
 
@@ -146,18 +130,14 @@ def start() -> Iterator[Cluster]:
 
     run(
       *("munged", "--foreground", f"--key-file={key}"),
-      f"--socket={folder}/munge.socket",
-      f"--pid-file={folder}/munged.pid",
+      *(f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid"),
       f"--seed-file={folder}/munge.seed",
     )
     wait_until((folder / "munge.socket").exists, 20, logs)
     run("slurmctld", "-D")
     run("slurmd", "-D")
-    wait_until(
-      lambda: cluster.call("sinfo", "--noheader", "--format=%T") == "idle",
-      60,
-      logs,
-    )
+    states = ("sinfo", "--noheader", "--format=%T")
+    wait_until(lambda: cluster.call(*states) == "idle", 60, logs)
     stack.callback(_cancel_all, cluster)
     yield cluster
 
@@ -165,10 +145,10 @@ def start() -> Iterator[Cluster]:
 def wait_until(
   is_so: Callable[[], bool], seconds: float, explain: Callable[[], str]
 ) -> None:
-  """Waits until something is so.
+  """Waits for a condition.
 
   Raises:
-    AssertionError: it is not in time; with what `explain` says.
+    AssertionError: it is not met in time; with the result of `explain`.
   """
   end = time.monotonic() + seconds
   while time.monotonic() < end:
@@ -183,18 +163,8 @@ def _host() -> str:
   return socket.gethostname().split(".")[0]
 
 
-def _free_ports(count: int) -> list[int]:
-  with contextlib.ExitStack() as stack:
-    return [
-      stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[
-        1
-      ]
-      for _ in range(count)
-    ]
-
-
 def _cancel_all(cluster: Cluster) -> None:
-  """Ends the jobs while there are daemons to do it."""
+  """Ends the jobs while the daemons still run."""
   with contextlib.suppress(AssertionError, subprocess.SubprocessError):
     cluster.call("scancel", "--user=root")
     cluster.call("scancel", "--user=root", "--signal=KILL", "--full")
@@ -211,7 +181,7 @@ def _stop(daemon: subprocess.Popen) -> None:
 
 
 def _end_leftovers(cluster: Cluster) -> None:
-  """Ends what daemons have left: whatever has this cluster's SLURM_CONF."""
+  """Kills leftover processes: all that have this cluster's SLURM_CONF."""
   mark = f"SLURM_CONF={cluster.environment['SLURM_CONF']}".encode()
   for process in pathlib.Path("/proc").glob("[0-9]*"):
     with contextlib.suppress(OSError):

@@ -1,11 +1,11 @@
-"""The files of launch/: they say what they do, and they do it.
+"""The files of launch/ do what their heads say.
 
-With stand-ins for Python and for gcloud here; `test_slurm`, `test_mpi` and
-`test_processes` start real ones.
+Python and gcloud are fakes here; `test_slurm`, `test_mpi` and `test_processes`
+start real processes.
 """
 
+import operator
 import os
-import pathlib
 import re
 import subprocess
 import time
@@ -14,13 +14,15 @@ import pytest
 
 from alexnet_jax.distributed import group
 from configs import default
+from tests import processes
+from tests.processes import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "launch"
 SCRIPTS = sorted(FOLDER.glob("*.s*"))
 FILES = sorted(set(FOLDER.iterdir()) - {FOLDER / "README.md"})
+NAME = operator.attrgetter("name")
 
-# A process that tells its number, and does what MODE says.
+# A process that prints its number, and does what MODE says.
 PROCESS = """\
 #!/usr/bin/env bash
 echo "process $JAX_PROCESS_ID of $JAX_NUM_PROCESSES" \
@@ -38,10 +40,6 @@ esac
 """
 
 
-def name_of(path):
-  return path.name
-
-
 @pytest.fixture
 def interpreter(tmp_path):
   return write_script(tmp_path / "python", PROCESS)
@@ -54,11 +52,7 @@ def write_script(path, text):
   return path
 
 
-def environment(**variables):
-  return {**os.environ, **variables}
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
+@pytest.mark.parametrize("script", SCRIPTS, ids=NAME)
 def test_script_can_be_run(script):
   assert os.access(script, os.X_OK)
   checked = subprocess.run(["bash", "-n", script], capture_output=True)
@@ -66,16 +60,13 @@ def test_script_can_be_run(script):
   assert script.read_text().startswith("#!/usr/bin/env bash\n")
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
+@pytest.mark.parametrize("file", FILES, ids=NAME)
 def test_file_says_what_it_does_and_is_in_the_table(file):
   head = re.match(r"(#.*\n)+", file.read_text())[0]
   sections = re.findall(r"^# (Needs|Call|Ends): +\S", head, re.MULTILINE)
   assert sections == ["Needs", "Call", "Ends"]
-  (row,) = re.findall(
-    rf"^\| `{re.escape(file.name)}` \|.*$",
-    (FOLDER / "README.md").read_text(),
-    re.MULTILINE,
-  )
+  rows = (FOLDER / "README.md").read_text().splitlines()
+  (row,) = [row for row in rows if row.startswith(f"| `{file.name}` |")]
   assert row.count("|") == 6
 
 
@@ -84,17 +75,16 @@ COMMAND = r"(?:alexnet_jax\.(?:main|\${MODULE:-main})|launch/\w+\.\w+)\S* .*"
 
 def flags_of_main():
   """Names, read rather than imported: flags are defined once in a process."""
-  sources = [
-    ROOT / "alexnet_jax" / name for name in ("main.py", "cli/command.py")
-  ]
   return {
     name
-    for source in sources
-    for name in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source.read_text())
+    for source in ("main.py", "cli/command.py")
+    for name in re.findall(
+      r'DEFINE_\w+\(\s*"(\w+)"', (ROOT / "alexnet_jax" / source).read_text()
+    )
   }
 
 
-@pytest.mark.parametrize("file", [*FILES, FOLDER / "README.md"], ids=name_of)
+@pytest.mark.parametrize("file", [*FILES, FOLDER / "README.md"], ids=NAME)
 def test_flags_for_our_commands_exist(file):
   text = re.sub(r"\\\n[# ]*", "", file.read_text())  # one line for a command
   if file.suffix == ".yaml":
@@ -120,51 +110,43 @@ def test_flags_for_our_commands_exist(file):
       assert name in known, name
 
 
-def local(interpreter, mode, *flags, processes=3):
-  return subprocess.Popen(
-    [FOLDER / "local.sh", str(processes), "2", *flags],
-    cwd=ROOT,
-    env=environment(MODE=mode, PYTHON=str(interpreter)),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
+def local(interpreter, mode, *flags, count=3):
+  return processes.open_process(
+    [FOLDER / "local.sh", str(count), "2", *flags],
+    interpreter.parent / "cache",
+    variables={"MODE": mode, "PYTHON": str(interpreter)},
   )
 
 
 def test_local_starts_each_process_once_with_all_flags(interpreter):
   flag = "--config.layout.conv1.batch=('data', 'column')"
-  runs = [local(interpreter, "finish", flag) for _ in range(2)]
+  running = [local(interpreter, "finish", flag) for _ in range(2)]
   ports = set()
-  for run in runs:
-    lines = sorted(run.communicate(timeout=20)[0].splitlines())
-    assert run.returncode == 0
-    for index, line in enumerate(lines):
+  for ended in processes.finish(running, timeout=20):
+    assert ended.code == 0
+    for index, line in enumerate(sorted(ended.out.splitlines())):
       assert line.startswith(f"process {index} of 3 at localhost:")
       assert line.endswith(f"--simulate_devices=2 {flag}")
-    ports |= set(re.findall(r"localhost:\d+", "".join(lines)))
+    ports |= set(re.findall(r"localhost:\d+", ended.out))
   assert len(ports) == 2  # two runs at once do not meet
 
 
 def test_local_waits_for_all_and_ends_with_the_lowest_code(interpreter):
-  lost = local(interpreter, "lost")
-  output = lost.communicate(timeout=20)[0]
-  assert lost.returncode == group.LOST
-  assert "0 ends" in output
-  assert "2 ends" in output
-  failed = local(interpreter, "error")
-  failed.communicate(timeout=20)
-  assert failed.returncode == 1
+  running = [local(interpreter, mode) for mode in ("lost", "error")]
+  lost, failed = processes.finish(running, timeout=20)
+  assert (lost.code, failed.code) == (group.LOST, 1)
+  assert "0 ends" in lost.out and "2 ends" in lost.out
 
 
 def test_local_lets_all_save_when_it_is_stopped(interpreter):
-  run = local(interpreter, "wait", processes=2)
+  run = local(interpreter, "wait", count=2)
   started = [run.stdout.readline() for _ in range(2)]
   assert all(line.startswith("process") for line in started)
   time.sleep(0.3)  # until they listen
   run.terminate()
-  output = run.communicate(timeout=20)[0]
-  assert sorted(output.splitlines()) == ["0 saves", "1 saves"]
-  assert run.returncode == group.STOPPED
+  (ended,) = processes.finish([run], timeout=20)
+  assert sorted(ended.out.splitlines()) == ["0 saves", "1 saves"]
+  assert ended.code == group.STOPPED
 
 
 PYTHON_WITH_GPUS = """\
@@ -181,17 +163,13 @@ def test_gpu_is_one_process_that_refuses_to_simulate(tmp_path):
   python = write_script(tmp_path / "python", PYTHON_WITH_GPUS)
 
   def start(gpus):
-    return subprocess.run(
-      [FOLDER / "gpu.sh", "--config=a b"],
-      env=environment(PYTHON=str(python), GPUS=gpus),
-      capture_output=True,
-      text=True,
-    )
+    variables = {"PYTHON": str(python), "GPUS": gpus}
+    command = [FOLDER / "gpu.sh", "--config=a b"]
+    return processes.run(command, tmp_path / "cache", variables=variables)
 
-  assert start("1").stdout == (
-    "-m alexnet_jax.main --distributed=off --config=a b\n"
-  )
-  assert (start("0").returncode, start("0").stdout) == (1, "")
+  said = "-m alexnet_jax.main --distributed=off --config=a b\n"
+  assert start("1").out == said
+  assert start("0")[:2] == (1, "")
 
 
 def test_batch_job_requeues_what_can_go_on():
@@ -209,9 +187,7 @@ def test_jobset_agrees_with_itself():
   hosts = job["template"]["spec"]
   pod = hosts["template"]["spec"]
   (container,) = pod["containers"]
-  variables = {
-    variable["name"]: variable.get("value") for variable in container["env"]
-  }
+  variables = {each["name"]: each.get("value") for each in container["env"]}
   assert hosts["parallelism"] == hosts["completions"]
   assert variables["JAX_NUM_PROCESSES"] == str(hosts["parallelism"])
   # As JobSet names its pods: set-job-number of the job-number of the pod.set
@@ -273,26 +249,23 @@ def test_tpu_slice_runs_on_every_worker_and_follows_the_first(tmp_path):
   write_script(programs / "python3", PYTHON_OF_A_WORKER)
   cloud.mkdir()
   flags = ["--config=configs/one_device.py", "--config.augment.mean=(1, '2')"]
-  run = subprocess.run(
+  ended = processes.run(
     [FOLDER / "tpu_slice.sh", "name", "zone", "v5litepod-16", "v2", *flags],
-    cwd=ROOT,
-    env=environment(
-      CLOUD=str(cloud),
-      MOUNT="touch mounted",
-      PATH=f"{programs}:{os.environ['PATH']}",
-    ),
-    capture_output=True,
-    text=True,
+    tmp_path / "cache",
     timeout=60,
+    variables={
+      "CLOUD": str(cloud),
+      "MOUNT": "touch mounted",
+      "PATH": f"{programs}:{os.environ['PATH']}",
+    },
   )
-  assert run.returncode == 40, run.stderr  # as worker 0
+  assert ended.code == 40, ended.errors  # as worker 0
   said = f"-m alexnet_jax.main --start_timeout_seconds=300 {' '.join(flags)}\n"
-  assert run.stdout == f"worker 0: {said}"
+  assert ended.out == f"worker 0: {said}"
   calls = (cloud / "calls").read_text().split()
   assert calls == ["describe", "create", "scp", "ssh", "ssh", "ssh"]
   for worker in "01":
-    there = cloud / worker
-    assert (there / "mounted").exists()
-    assert (there / "alexnet_jax" / "requirements-tpu.txt").exists()
-    log = (there / "alexnet_jax" / "run.log").read_text()
-    assert log == f"worker {worker}: {said}"
+    checkout = cloud / worker / "alexnet_jax"
+    assert (cloud / worker / "mounted").exists()
+    assert (checkout / "requirements-tpu.txt").exists()
+    assert (checkout / "run.log").read_text() == f"worker {worker}: {said}"

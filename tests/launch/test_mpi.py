@@ -1,10 +1,10 @@
 """launch/mpirun.sh under a real Open MPI."""
 
 import os
+import pathlib
 import re
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -23,32 +23,26 @@ pytestmark = [
 
 def start(tmp_path, fields=None):
   flags = processes.flags("two_device", tmp_path / "run", fields)
-  environment = processes.environment(
-    tmp_path / "cache",
-    PYTHON=sys.executable,
-    # Open MPI 4 starts nothing as root, nor more processes than cores, if not
-    # told so.
-    OMPI_ALLOW_RUN_AS_ROOT="1",
-    OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-    OMPI_MCA_rmaps_base_oversubscribe="1",
-    # It waits that long twice, whatever has ended by then.
-    OMPI_MCA_odls_base_sigkill_timeout="3",
-  )
-  return subprocess.Popen(
+  return processes.open_process(
     ["launch/mpirun.sh", "2", *flags],
-    cwd=processes.ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
+    tmp_path / "cache",
+    variables={
+      "PYTHON": sys.executable,
+      # Open MPI 4 starts nothing as root, nor more processes than cores, if not
+      # told so.
+      "OMPI_ALLOW_RUN_AS_ROOT": "1",
+      "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+      "OMPI_MCA_rmaps_base_oversubscribe": "1",
+      # It waits that long twice, whatever has ended by then.
+      "OMPI_MCA_odls_base_sigkill_timeout": "3",
+    },
   )
 
 
 def ranks(mpirun):
   """The processes that it has started here."""
-  listed = f"/proc/{mpirun.pid}/task/{mpirun.pid}/children"
-  with open(listed) as children:
-    return [int(child) for child in children.read().split()]
+  listed = pathlib.Path(f"/proc/{mpirun.pid}/task/{mpirun.pid}/children")
+  return [int(child) for child in listed.read_text().split()]
 
 
 def test_two_processes_train_to_the_end(tmp_path):

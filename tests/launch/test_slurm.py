@@ -1,6 +1,5 @@
 """launch/slurm.sbatch under a real Slurm: it ends, it fails, it goes on."""
 
-import pathlib
 import re
 import sys
 
@@ -9,7 +8,6 @@ import pytest
 from tests import processes
 from tests.launch import slurm
 
-ROOT = pathlib.Path(__file__).parents[2]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 EVERY = 10
 
@@ -37,24 +35,12 @@ class Job:
     self.cluster = cluster
     self.workdir = tmp_path / "workdir"
     self.log = tmp_path / "log"
-    small = {
-      "network.width": 0.125,
-      "batch_size": 16,
-      "data.train_split": "train[:48]",
-      "data.validation_split": "validation[:21]",
-      "log_every_steps": EVERY,
-      "eval_every_steps": 10**9,
-    }
+    fields = {"log_every_steps": EVERY, "eval_every_steps": 10**9} | fields
     self.number = cluster.call(
       *("sbatch", "--parsable", "--ntasks=2"),
-      *(f"--chdir={ROOT}", f"--output={self.log}"),
-      *options,
-      *(
-        str(ROOT / "launch" / "slurm.sbatch"),
-        "--config=configs/two_device.py",
-      ),
-      *(f"--workdir={self.workdir}", f"--data_dir={tmp_path}/data"),
-      *(f"--config.{name}={value}" for name, value in (small | fields).items()),
+      *(f"--chdir={processes.ROOT}", f"--output={self.log}", *options),
+      f"{processes.ROOT}/launch/slurm.sbatch",
+      *processes.flags("two_device", tmp_path, fields),
     )
 
   def shown(self):
@@ -107,7 +93,7 @@ def test_job_saves_before_its_time_is_over_and_goes_on_by_itself(
   step, num_steps = map(int, stopped.groups())
   assert step > EVERY
   job.wait_until(lambda: job.steps()[-1] > step + 2 * EVERY, 100)
-  assert f"goes on after step {step} of {num_steps}" in job.text()
+  assert f"resumes after step {step} of {num_steps}" in job.text()
   # Not a step is lost or done twice; there is a report where it was stopped.
   steps = job.steps()
   assert steps == sorted({step, *range(EVERY, steps[-1] + 1, EVERY)})

@@ -1,27 +1,17 @@
 """Local response normalization over the maps of all columns."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import exchange as exchange_lib
-from alexnet_jax.network import ops, wiring
-from alexnet_jax.partition import (
-  catalog,
-  check,
-  exchange,
-  plan,
-  resharding,
-  specs,
-)
-from tests import reference
+from alexnet_jax.network import model, wiring
+from alexnet_jax.partition import catalog, check, exchange, resharding, specs
+from tests import build, reference
 
-TENSOR_PARALLEL = dataclasses.replace(
-  catalog.TENSOR_PARALLEL, mesh={"data": 1, "model": 4}
-)
+TENSOR_PARALLEL = build.with_mesh(catalog.TENSOR_PARALLEL, data=1, model=4)
+ACROSS = wiring.make_network(wirings.ALEXNET_2012, normalization="across")
 
 
 @pytest.mark.parametrize(
@@ -31,24 +21,22 @@ TENSOR_PARALLEL = dataclasses.replace(
 def test_maps_at_the_boundary_of_the_columns_change_and_no_others(
   name, expected, key
 ):
-  across = wiring.make_network(wirings.ALEXNET_2012, normalization="across")
-  column = wiring.make_network(wirings.ALEXNET_2012)
-  maps = column.layer(name).features
+  maps = ACROSS.layer(name).features
   x = np.array(60 * jax.random.normal(key, (1, 2, 2, maps)))
   alone = exchange_lib.NoExchange()
 
   @jax.jit
   def normalize(x):
     return [
-      ops.by_neighbors(network, network.layer(name), x, alone)
-      for network in (across, column)
+      model.apply_local_response_norm(network, network.layer(name), x, alone)
+      for network in (ACROSS, build.FULL_NETWORK)
     ]
 
-  found, own = map(np.asarray, normalize(x))
+  found, in_columns = map(np.asarray, normalize(x))
   # float32 against float64.
   np.testing.assert_allclose(found, reference.local_response_norm(x), rtol=2e-6)
   # Reference, section 9.
-  changed = np.flatnonzero(np.any(found != own, axis=(0, 1, 2)))
+  changed = np.flatnonzero(np.any(found != in_columns, axis=(0, 1, 2)))
   assert changed.tolist() == expected
 
 
@@ -66,44 +54,40 @@ def test_device_gets_the_maps_on_both_sides_of_its_own(key):
   with jax.set_mesh(mesh):
     found = jax.jit(
       jax.shard_map(
-        lambda x: on_mesh.neighbors("conv1", x, 2),
+        lambda x: on_mesh.add_halo("conv1", x, 2),
         in_specs=split,
         out_specs=split,
       )
     )(jax.device_put(x, jax.NamedSharding(mesh, split)))
   padded = np.pad(x, ((0, 0),) * 3 + ((2, 2),))
-  expected = [padded[..., 3 * own : 3 * own + 7] for own in range(4)]
+  expected = [padded[..., 3 * device : 3 * device + 7] for device in range(4)]
   np.testing.assert_array_equal(found, np.concatenate(expected, axis=-1))
 
 
 def test_edges_are_planned_where_maps_are_split_and_nowhere_else():
-  network = wiring.make_network(wirings.ALEXNET_2012, normalization="across")
   edges = {
     layout.name: [
       (e.layer, e.direction, e.kind, e.elements_per_image)
-      for e in plan.make_plan(network, layout, batch_size=8, loss_values=4)
+      for e in build.make_plan(ACROSS, layout)
       if e.tensor == "edges"
     ]
     for layout in (catalog.TWO_COLUMN, catalog.DATA_PARALLEL)
   }
   # Of each of two devices the first and the last two maps.
-  assert edges["two_column"] == [
-    ("conv1", "forward", "all_gather", 55 * 55 * 8),
-    ("conv1", "backward", "reduce_scatter", 55 * 55 * 8),
-    ("conv2", "forward", "all_gather", 27 * 27 * 8),
-    ("conv2", "backward", "reduce_scatter", 27 * 27 * 8),
+  expected = [
+    (layer, *how, side * side * 8)
+    for layer, side in (("conv1", 55), ("conv2", 27))
+    for how in (("forward", "all_gather"), ("backward", "reduce_scatter"))
   ]
-  assert edges["data_parallel"] == []
+  assert edges == {"two_column": expected, "data_parallel": []}
 
 
 def test_device_with_fewer_maps_than_its_neighbors_need_is_refused():
-  network = wiring.make_network(
-    wirings.rewire(
-      wirings.ALEXNET_2012, "narrow", columns=1, conv1={"features": 4}
-    ),
-    normalization="across",
+  table = wirings.rewire(
+    wirings.ALEXNET_2012, "narrow", columns=1, conv1={"features": 4}
   )
+  network = wiring.make_network(table, normalization="across")
   with pytest.raises(
-    ValueError, match="conv1 normalizes with 2 maps .* have 1"
+    ValueError, match="conv1 normalizes with 2 maps .* have only 1"
   ):
     check.check(TENSOR_PARALLEL, network, batch_size=8)

@@ -1,4 +1,4 @@
-"""Faster forms of operations: the numbers and gradients of the plain ones."""
+"""Faster implementations: the numbers and gradients of the plain ones."""
 
 import dataclasses
 
@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from alexnet_jax.network import blocks, model, ops, pooling, winograd, wiring
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import implementations as implementations_lib
-from tests import reference
+from alexnet_jax.network import model, pooling, winograd, wiring
+from tests import build, reference
 
-# Each in the place of its plain form.
+PLAIN = implementations_lib.PLAIN
+# Each differs from the plain ones in one operation.
 OTHERS = [
-  (name, form)
-  for name, known in implementations_lib.CHOICES.items()
-  for form in known[1:]
+  dataclasses.replace(PLAIN, **{operation: name})
+  for operation, known in implementations_lib.CHOICES.items()
+  for name in known[1:]
 ]
 
 
@@ -31,9 +32,13 @@ def test_pooling_by_slices_is_that_by_windows(key, size, stride, side):
 
   @jax.jit
   def pool(x):
-    y, pull = jax.vjp(lambda x: ops.max_pool(x, size=size, stride=stride), x)
-    found, pull_found = jax.vjp(lambda x: pooling.max_pool(x, size, stride), x)
-    # Small whole numbers, whose sums are exact in any order.
+    y, pull = jax.vjp(
+      lambda x: pooling.max_pool(x, size=size, stride=stride), x
+    )
+    found, pull_found = jax.vjp(
+      lambda x: pooling.max_pool_by_slices(x, size, stride), x
+    )
+    # Small integers, whose sums are exact in any order.
     gradient = jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape) % 7
     return (y, pull(gradient)[0]), (found, pull_found(gradient)[0])
 
@@ -42,27 +47,6 @@ def test_pooling_by_slices_is_that_by_windows(key, size, stride, side):
   np.testing.assert_array_equal(
     found[0], reference.max_pool(np.asarray(x), size, stride)
   )
-
-
-@pytest.mark.parametrize(
-  "side, padding", [(224, (0, 3)), (67, (0, 3)), (31, (2, 2))]
-)
-def test_convolution_of_blocks_is_the_strided_one(key, side, padding):
-  layer = dataclasses.replace(
-    wirings.ALEXNET_2012.layers[0], features=8, padding=padding
-  )
-  x = 60 * jax.random.normal(key, (2, side, side, 3))
-  kernel = jax.random.normal(key, (11, 11, 3, 8))
-  expected = jax.lax.conv_general_dilated(
-    x,
-    kernel,
-    (4, 4),
-    (padding, padding),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
-  found = blocks.convolve(x, kernel, stride=layer.stride, padding=padding)
-  # Sums of 363 products in another order.
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -84,76 +68,34 @@ def test_fewer_multiplications_give_the_convolution(key, side, padding):
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
     return windows.astype(np.float64)  # [n, h, w, c, 3, 3]
 
-  sides = ((0, 0), padding, padding, (0, 0))
-  windows = to_windows(np.pad(x, sides))
+  windows = to_windows(np.pad(x, ((0, 0), padding, padding, (0, 0))))
   y = np.einsum("nhwcij,ijcm->nhwm", windows, kernel)
-  of_kernel = np.einsum("nhwcij,nhwm->ijcm", windows, y)
-  sides = (
-    (0, 0),
-    *((2 - before, 2 - after) for before, after in [padding] * 2),
-    (0, 0),
-  )
-  around = to_windows(np.pad(y, sides))[..., ::-1, ::-1]
-  of_x = np.einsum("nhwmij,ijcm->nhwc", around, kernel)
-  for found, expected in zip(run(x, kernel), (y, of_x, of_kernel), strict=True):
-    # Of float32, whose unit of rounding is 6e-8.
+  kernel_gradient = np.einsum("nhwcij,nhwm->ijcm", windows, y)
+  sides = (2 - padding[0], 2 - padding[1])
+  padded = np.pad(y, ((0, 0), sides, sides, (0, 0)))
+  neighbors = to_windows(padded)[..., ::-1, ::-1]
+  x_gradient = np.einsum("nhwmij,ijcm->nhwc", neighbors, kernel)
+  for found, expected in zip(
+    run(x, kernel), (y, x_gradient, kernel_gradient), strict=True
+  ):
+    # float32, whose unit of rounding is 6e-8.
     assert np.abs(found - expected).max() < 6e-7 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("form", implementations_lib.CHOICES["norm"])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_normalization_matches_loop_in_every_form(key, groups, form):
-  x = np.array(60 * jax.random.normal(key, (2, 3, 2, 16)))
-  found = ops.local_response_norm(x, groups=groups, form=form)
-  expected = np.concatenate(
-    [reference.local_response_norm(part) for part in np.split(x, groups, -1)],
-    -1,
-  )
-  # float32 against float64.
-  np.testing.assert_allclose(found, expected, rtol=2e-6)
-
-
-@pytest.mark.parametrize("form", implementations_lib.CHOICES["norm"])
-def test_gradient_of_normalization_is_that_of_its_formula(key, form):
-  x = np.array(60 * jax.random.normal(key, (2, 3, 2, 16)))
-  gradient = np.array(jax.random.normal(key, x.shape))
-  _, pull = jax.vjp(
-    lambda x: ops.local_response_norm(x, groups=2, form=form), x
-  )
-  # By difference, in float64, of the loops.
-  expected = np.zeros(x.shape)
-  for at in np.ndindex(*x.shape):
-    sides = []
-    for step in (1e-3, -1e-3):
-      moved = x.astype(np.float64)
-      moved[at] += step
-      halves = [
-        reference.local_response_norm(half) for half in np.split(moved, 2, -1)
-      ]
-      sides.append((np.concatenate(halves, -1) * gradient).sum())
-    expected[at] = (sides[0] - sides[1]) / 2e-3
-  np.testing.assert_allclose(pull(gradient)[0], expected, rtol=1e-4, atol=1e-6)
-
-
-def gradients(network, chosen, key, *, precision="float32"):
-  """Loss and gradients of a batch: what a step computes."""
+def gradients(network, chosen, key, *, dtype="float32"):
+  """Loss and gradients of a batch, as a step computes them."""
   parameters = model.init_parameters(network, key)
-  images = jax.random.normal(
-    key, (4, network.image_size, network.image_size, 3)
-  )
+  side, sizes = network.image_size, network.sizes()
+  images = jax.random.normal(key, (4, side, side, 3))
   masks = {
-    layer.name: jax.random.bernoulli(
-      key, 0.5, (4, *network.sizes()[layer.name].out_shape)
-    )
-    for layer in network.layers
-    if layer.dropout
+    name: jax.random.bernoulli(key, 0.5, (4, *sizes[name].out_shape))
+    for name in (layer.name for layer in network.layers if layer.dropout)
   }
   graphdef = model.make_graphdef(network, chosen)
 
   def loss(parameters):
     alexnet = nnx.merge(graphdef, parameters)
-    logits = alexnet(images.astype(precision), masks=masks)
-    logits = logits.astype(jnp.float32)
+    logits = alexnet(images.astype(dtype), masks=masks).astype(jnp.float32)
     return -jax.nn.log_softmax(logits)[:, 3].mean()
 
   return jax.jit(jax.value_and_grad(loss))(parameters)
@@ -161,25 +103,19 @@ def gradients(network, chosen, key, *, precision="float32"):
 
 @pytest.fixture(scope="module")
 def plain(tiny_network):
-  """Loss and gradients in the plain forms."""
-  return gradients(tiny_network, implementations_lib.PLAIN, jax.random.key(0))
+  """Loss and gradients of the plain implementations."""
+  return gradients(tiny_network, PLAIN, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
   "chosen",
   [
     implementations_lib.PLATFORMS["cpu"],
-    *(
-      pytest.param(
-        dataclasses.replace(implementations_lib.PLAIN, **{name: form}),
-        marks=pytest.mark.slow,
-      )
-      for name, form in OTHERS
-    ),
+    *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS),
   ],
   ids=str,
 )
-def test_every_form_gives_loss_and_gradients_of_the_plain_ones(
+def test_every_implementation_gives_loss_and_gradients_of_the_plain_one(
   tiny_network, key, plain, chosen
 ):
   loss, expected = plain
@@ -199,13 +135,10 @@ def test_every_form_gives_loss_and_gradients_of_the_plain_ones(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, form", OTHERS)
-def test_every_form_works_in_bfloat16(tiny_network, key, name, form):
-  chosen = dataclasses.replace(implementations_lib.PLAIN, **{name: form})
-  loss, expected = gradients(
-    tiny_network, implementations_lib.PLAIN, key, precision="bfloat16"
-  )
-  found_loss, found = gradients(tiny_network, chosen, key, precision="bfloat16")
+@pytest.mark.parametrize("chosen", OTHERS, ids=str)
+def test_every_implementation_works_in_bfloat16(tiny_network, key, chosen):
+  loss, expected = gradients(tiny_network, PLAIN, key, dtype="bfloat16")
+  found_loss, found = gradients(tiny_network, chosen, key, dtype="bfloat16")
   # Eight bits of mantissa.
   np.testing.assert_allclose(found_loss, loss, rtol=2**-8)
   for leaf, other in zip(
@@ -216,32 +149,25 @@ def test_every_form_works_in_bfloat16(tiny_network, key, name, form):
     assert distance < 2**-5
 
 
-def test_forms_are_chosen_by_platform_and_by_word():
-  network = wiring.make_network(wirings.ALEXNET_2012)
-  of_cpu = implementations_lib.choose("cpu", network)
-  assert (
-    of_cpu == implementations_lib.PLATFORMS["cpu"] != implementations_lib.PLAIN
-  )
-  assert (
-    implementations_lib.choose("cpu", network, "plain")
-    == implementations_lib.PLAIN
-  )
-  found = implementations_lib.choose(
-    "cpu", network, "pool=window, norm=product"
-  )
-  assert found == dataclasses.replace(of_cpu, pool="window", norm="product")
-  assert (
-    implementations_lib.choose("another", network) == implementations_lib.PLAIN
-  )
+def test_implementations_are_chosen_by_platform_and_by_word():
+  network = build.FULL_NETWORK
+  on_cpu = implementations_lib.choose("cpu", network)
+  assert on_cpu == implementations_lib.PLATFORMS["cpu"] != PLAIN
+  assert implementations_lib.choose("cpu", network, "plain") == PLAIN
+  found = implementations_lib.choose("cpu", network, "pool=window, bias=sum")
+  assert found == dataclasses.replace(on_cpu, pool="window", bias="sum")
+  assert implementations_lib.choose("another", network) == PLAIN
 
 
 def test_multiplications_are_saved_where_layers_are_wide(tiny_network):
-  chosen = implementations_lib.choose("cpu", tiny_network)
-  assert chosen.conv3x3 == "direct"
-  chosen = implementations_lib.choose("cpu", tiny_network, "conv3x3=winograd")
-  assert chosen.conv3x3 == "winograd"
-  wide = wiring.make_network(wirings.ALEXNET_2012)
-  chosen = implementations_lib.choose("cpu", wide, precision="bfloat16")
+  def choose(network, *wanted):
+    return implementations_lib.choose("cpu", network, *wanted).conv3x3
+
+  assert choose(tiny_network) == "direct"
+  assert choose(tiny_network, "conv3x3=winograd") == "winograd"
+  chosen = implementations_lib.choose(
+    "cpu", build.FULL_NETWORK, compute_dtype="bfloat16"
+  )
   assert chosen == dataclasses.replace(
     implementations_lib.PLATFORMS["cpu"], conv3x3="direct"
   )
@@ -251,34 +177,19 @@ def test_multiplications_are_saved_where_layers_are_wide(tiny_network):
     (wirings.FOUR_COLUMN, 1.0, "direct"),
     (wirings.MERGED_TOWER, 1.0, "winograd"),
   ):
-    network = wiring.make_network(table, width=width)
-    assert implementations_lib.choose("cpu", network).conv3x3 == expected
-  # Whose windows are of 5, and whose maps are too small for one of 11.
+    assert choose(wiring.make_network(table, width=width)) == expected
+  # A network without windows of 3.
   network = wiring.make_network(wirings.FOUR_LAYER, image_size=32)
-  assert implementations_lib.choose("cpu", network).conv3x3 == "direct"
+  assert choose(network) == "direct"
 
 
 @pytest.mark.parametrize(
   "wanted, message",
   [
-    ("fast", "'fast' is no operation"),
-    ("pool=fast", "the form of pool is 'fast', expected one of window, slices"),
+    ("fast", "'fast' is no operation; expected auto, plain, or OPERATION="),
+    ("pool=fast", "of pool is 'fast', expected one of window, slices"),
   ],
 )
-def test_unknown_forms_are_refused(tiny_network, wanted, message):
+def test_unknown_implementations_are_refused(tiny_network, wanted, message):
   with pytest.raises(ValueError, match=message):
     implementations_lib.choose("cpu", tiny_network, wanted)
-
-
-def test_grouped_columns_are_one_convolution(key):
-  network = wiring.make_network(
-    wirings.ALEXNET_2012, width=1 / 8, image_size=67, num_classes=10
-  )
-  grouped = dataclasses.replace(implementations_lib.PLAIN, columns="grouped")
-
-  def count(chosen):
-    alexnet = model.AlexNet(network, rngs=nnx.Rngs(0), implementations=chosen)
-    jaxpr = jax.make_jaxpr(alexnet)(jnp.ones((1, 67, 67, 3)))
-    return str(jaxpr).count("conv_general_dilated[")
-
-  assert (count(implementations_lib.PLAIN), count(grouped)) == (8, 5)

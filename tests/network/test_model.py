@@ -6,7 +6,7 @@ from flax import nnx
 
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import model, wiring
-from tests import reference
+from tests import build, reference
 
 
 def relative_difference(a, b):
@@ -17,18 +17,9 @@ def relative_difference(a, b):
 @pytest.mark.parametrize(
   "network",
   [
-    pytest.param(
-      wiring.make_network(wirings.ALEXNET_2012), marks=pytest.mark.slow
-    ),
-    wiring.make_network(
-      wirings.ALEXNET_2012,
-      width=1 / 8,
-      image_size=67,
-      num_classes=10,
-      init="he",
-    ),
+    pytest.param(build.FULL_NETWORK, marks=pytest.mark.slow, id="full_size"),
+    pytest.param(build.TINY_NETWORK, id="tiny"),
   ],
-  ids=["full_size", "tiny"],
 )
 def test_forward_and_gradients_match_two_explicit_halves(network, key):
   keys = jax.random.split(key, 5)
@@ -42,20 +33,22 @@ def test_forward_and_gradients_match_two_explicit_halves(network, key):
   }
   graphdef = model.make_graphdef(network)
 
-  def ours(parameters):
-    logits = nnx.merge(graphdef, parameters)(images, masks=masks)
-    return reference.mean_cross_entropy(logits, labels), logits
+  def differentiate(forward):
+    def loss(parameters):
+      logits = forward(parameters)
+      return reference.mean_cross_entropy(logits, labels), logits
 
-  def theirs(parameters):
-    logits = reference.forward(parameters, images, masks)
-    return reference.mean_cross_entropy(logits, labels), logits
+    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+      parameters
+    )
+    return logits, gradients
 
-  (_, logits), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True))(
-    parameters
+  logits, gradients = differentiate(
+    lambda parameters: nnx.merge(graphdef, parameters)(images, masks=masks)
   )
-  (_, expected), expected_gradients = jax.jit(
-    jax.value_and_grad(theirs, has_aux=True)
-  )(parameters)
+  expected, expected_gradients = differentiate(
+    lambda parameters: reference.forward(parameters, images, masks)
+  )
   # Sums of up to 9,216 float32 products in another order.
   assert relative_difference(logits, expected) <= 1e-5
   for layer, blocks in gradients.items():
@@ -72,21 +65,15 @@ def test_module_runs_on_one_device_without_a_mesh(tiny_network, key):
 
 
 def test_parameters_are_plain_global_arrays():
-  network = wiring.make_network(wirings.ALEXNET_2012)
   parameters = jax.eval_shape(
-    lambda: model.init_parameters(network, jax.random.key(0))
+    lambda: model.init_parameters(build.FULL_NETWORK, jax.random.key(0))
   )
   shapes = {name: layer["kernel"].shape for name, layer in parameters.items()}
-  assert shapes == {
-    "conv1": (11, 11, 3, 96),
-    "conv2": (5, 5, 48, 256),
-    "conv3": (3, 3, 256, 384),
-    "conv4": (3, 3, 192, 384),
-    "conv5": (3, 3, 192, 256),
-    "fc6": (36, 256, 4096),  # 6 x 6 positions
-    "fc7": (4096, 4096),
-    "fc8": (4096, 1000),
-  }
+  expected = {"conv1": (11, 11, 3, 96), "conv2": (5, 5, 48, 256)}
+  expected |= {"conv3": (3, 3, 256, 384), "conv4": (3, 3, 192, 384)}
+  expected |= {"conv5": (3, 3, 192, 256), "fc7": (4096, 4096)}
+  expected |= {"fc6": (36, 256, 4096), "fc8": (4096, 1000)}  # 6 x 6 positions
+  assert shapes == expected
   total = sum(leaf.size for leaf in jax.tree.leaves(parameters))
   assert total == 60_965_224
 
@@ -96,10 +83,9 @@ def test_source_init_has_the_published_spread(key):
   parameters = model.init_parameters(network, key)
   # Reference: std .01 but .03 in conv3-5; mean |w| = std * sqrt(2 / pi).
   for name, mean_abs in (("conv1", 0.0079), ("conv3", 0.0236)):
-    assert abs(parameters[name]["kernel"]).mean() == pytest.approx(
-      mean_abs,
-      rel=0.03,  # thousands of draws
-    )
+    # Thousands of samples.
+    expected = pytest.approx(mean_abs, rel=0.03)
+    assert abs(parameters[name]["kernel"]).mean() == expected
   biases = {name: layer["bias"][0] for name, layer in parameters.items()}
   ones = {name for name, bias in biases.items() if bias == 1}
   assert ones == {"conv2", "conv4", "conv5", "fc6", "fc7"}
@@ -114,24 +100,17 @@ def test_no_grouped_convolution_for_two_columns_on_one_device(tiny_network):
   jaxpr = jax.make_jaxpr(lambda p, x: nnx.merge(graphdef, p)(x))(
     parameters, images
   )
-  convolutions = [
-    equation
+  groups = [
+    equation.params["feature_group_count"]
     for equation in jaxpr.eqns
     if equation.primitive.name == "conv_general_dilated"
   ]
-  assert len(convolutions) == 8  # conv2, conv4 and conv5 twice
-  assert all(c.params["feature_group_count"] == 1 for c in convolutions)
+  assert groups == [1] * 8  # conv2, conv4 and conv5 twice
 
 
 @pytest.mark.slow
 def test_independent_columns_are_two_networks_up_to_the_logits(key):
-  network = wiring.make_network(
-    wirings.INDEPENDENT_COLUMNS,
-    width=1 / 8,
-    image_size=99,
-    num_classes=10,
-    init="he",
-  )
+  network = build.make_network(wirings.INDEPENDENT_COLUMNS, image_size=99)
   keys = jax.random.split(key, 2)
   parameters = model.init_parameters(network, keys[0])
   images = jax.random.normal(keys[1], (2, 99, 99, 3))

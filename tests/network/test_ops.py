@@ -3,18 +3,21 @@ import numpy as np
 import pytest
 
 from alexnet_jax.network import catalog as wirings
-from alexnet_jax.network import ops, wiring
+from alexnet_jax.network import ops, pooling, wiring
 from tests import reference
 
 
-def test_local_response_norm_matches_loop_in_each_column(key):
+@pytest.mark.parametrize("groups", [1, 2])
+def test_local_response_norm_matches_loop_in_each_column(key, groups):
   x = np.array(60 * jax.random.normal(key, (2, 4, 5, 16)))
-  y = ops.local_response_norm(x, groups=2)
-  expected = np.concatenate(
-    [reference.local_response_norm(half) for half in np.split(x, 2, -1)], -1
-  )
+  y = ops.local_response_norm(x, groups=groups)
   # float32 against float64.
-  np.testing.assert_allclose(y, expected, rtol=2e-6)
+  np.testing.assert_allclose(y, normalize_columns(x, groups), rtol=2e-6)
+
+
+def normalize_columns(x, groups):
+  columns = np.split(x, groups, -1)
+  return np.concatenate([*map(reference.local_response_norm, columns)], -1)
 
 
 def test_local_response_norm_takes_any_power(key):
@@ -24,12 +27,27 @@ def test_local_response_norm_takes_any_power(key):
   np.testing.assert_allclose(y, expected, rtol=2e-6)
 
 
+def test_gradient_of_local_response_norm_is_that_of_its_formula(key):
+  x = np.array(60 * jax.random.normal(key, (2, 3, 2, 16)))
+  gradient = np.array(jax.random.normal(key, x.shape))
+  _, pull = jax.vjp(lambda x: ops.local_response_norm(x, groups=2), x)
+  # Central differences of the loops, in float64.
+  expected = np.zeros(x.shape)
+  for at in np.ndindex(*x.shape):
+    sides = []
+    for step in (1e-3, -1e-3):
+      moved = x.astype(np.float64)
+      moved[at] += step
+      sides.append((normalize_columns(moved, 2) * gradient).sum())
+    expected[at] = (sides[0] - sides[1]) / 2e-3
+  np.testing.assert_allclose(pull(gradient)[0], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_neighbors_do_not_cross_a_column(key):
   x = np.array(60 * jax.random.normal(key, (1, 1, 1, 96)))
-  split = ops.local_response_norm(x, groups=2)
-  whole = ops.local_response_norm(x, groups=1)
+  together, split = (ops.local_response_norm(x, groups=n) for n in (1, 2))
   # Reference: only channels 46 to 49 of conv1 see across the boundary.
-  changed = np.flatnonzero(np.any(split != whole, axis=(0, 1, 2)))
+  changed = np.flatnonzero(np.any(split != together, axis=(0, 1, 2)))
   assert changed.tolist() == [46, 47, 48, 49]
 
 
@@ -43,12 +61,12 @@ def test_local_response_norm_refuses_bad_sizes():
 @pytest.mark.parametrize("side", [13, 15, 16])
 def test_max_pool_matches_loop(key, side):
   x = np.array(jax.random.normal(key, (2, side, side + 1, 3)))
-  np.testing.assert_array_equal(ops.max_pool(x), reference.max_pool(x))
+  np.testing.assert_array_equal(pooling.max_pool(x), reference.max_pool(x))
 
 
 def test_max_pool_gradient_goes_to_the_largest(key):
   x = np.array(jax.random.normal(key, (1, 7, 7, 2)))
-  gradient = jax.grad(lambda x: ops.max_pool(x).sum())(x)
+  gradient = jax.grad(lambda x: pooling.max_pool(x).sum())(x)
   expected = np.zeros_like(x)
   for i, j, c in np.ndindex(3, 3, 2):
     window = x[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c]
@@ -62,7 +80,7 @@ def test_both_scalings_of_dropout_keep_the_expectation(key):
   masks = np.random.default_rng(0).random((20_000, *x.shape)) < 0.8
   halved, inverted = (
     {
-      name: np.asarray(ops.drop(x, mask, keep=0.8, scaling=scaling))
+      name: np.asarray(ops.dropout(x, mask, keep=0.8, scaling=scaling))
       for name, mask in (("training", masks), ("evaluation", None))
     }
     for scaling in ("test", "train")
@@ -72,29 +90,29 @@ def test_both_scalings_of_dropout_keep_the_expectation(key):
   np.testing.assert_allclose(inverted["training"], x * masks / 0.8, rtol=1e-6)
   np.testing.assert_array_equal(inverted["evaluation"], x)
   for found in (halved, inverted):
-    # A share of 0.8 of 20,000 draws is met within five of its deviations.
+    # The mean of 20,000 masks, within five standard deviations.
     error = abs(found["training"].mean(axis=0) - found["evaluation"])
     assert (error <= 5 * abs(x) / 0.8 * (0.16 / 20_000) ** 0.5).all()
 
 
-def test_rate_of_a_layer_is_its_own_or_the_networks():
+def test_keep_rate_is_that_of_the_layer_or_the_network():
   network = wiring.make_network(wirings.DROPOUT_AFTER_CONV4)
   kept = [network.keep_rate(name) for name in ("conv4", "fc6", "fc7")]
   assert kept == [0.8, 0.5, 0.5]
 
 
-def test_stochastic_pooling_draws_in_proportion_and_averages_by_weight(key):
+def test_stochastic_pooling_samples_in_proportion_and_averages_by_weight(key):
   x = np.array(jax.nn.relu(jax.random.normal(key, (1, 5, 5, 2))))
-  x[0, :3, :3, 1] = 0.0  # a window of nothing
+  x[0, :3, :3, 1] = 0.0  # a window of zeros
   copies = np.broadcast_to(x, (4_000, *x.shape[1:]))
-  points = np.random.default_rng(0).random((4_000, 2, 2, 2), np.float32)
+  uniforms = np.random.default_rng(0).random((4_000, 2, 2, 2), np.float32)
 
   def pool(copies):
-    drawn = ops.stochastic_pool(copies, points, size=3, stride=2)
-    average = ops.stochastic_pool(copies[:1], None, size=3, stride=2)
-    return drawn.sum(), (drawn, average)
+    sampled = pooling.stochastic_pool(copies, uniforms, size=3, stride=2)
+    average = pooling.stochastic_pool(copies[:1], None, size=3, stride=2)
+    return sampled.sum(), (sampled, average)
 
-  (drawn, average), gradient = jax.tree.map(
+  (sampled, average), gradient = jax.tree.map(
     np.asarray, jax.jit(jax.grad(pool, has_aux=True))(copies)[::-1]
   )
   for i, j, c in np.ndindex(2, 2, 2):
@@ -102,10 +120,10 @@ def test_stochastic_pooling_draws_in_proportion_and_averages_by_weight(key):
     weights = window / max(window.sum(), 1e-30)
     expected = (weights * window).sum()
     assert average[0, i, j, c] == pytest.approx(expected, rel=1e-6)  # float32
-    assert set(drawn[:, i, j, c]) <= {*window, 0.0}
-    # The mean of 4,000 draws, within five of its deviations.
+    assert set(sampled[:, i, j, c]) <= {*window, 0.0}
+    # The mean of 4,000 samples, within five standard deviations.
     deviation = (weights * (window - expected) ** 2).sum() ** 0.5
-    error = abs(drawn[:, i, j, c].mean() - expected)
+    error = abs(sampled[:, i, j, c].mean() - expected)
     assert error <= 5 * deviation / 4_000**0.5 + 1e-6
-  # Each window has one value, that passes its gradient on.
+  # One value of each window receives its gradient.
   assert (gradient.sum(axis=(1, 2, 3)) == 8).all()

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,52 +40,43 @@ def take_steps(rule, steps, *, seed=0, **extra):
     parameters = jax.tree.map(np.asarray, after)
 
 
-def make_rule(**changes):
-  """A rule of constant rates, 0.1 and 0.2."""
+def make_rule(*, bias_rate=0.2, **changes):
+  """A rule of constant rates, of 0.1 for the kernels."""
   return optimizer.make_optimizer(
     optax.constant_schedule(0.1),
-    optax.constant_schedule(0.2),
+    optax.constant_schedule(bias_rate),
     **{"momentum": 0.9, "weight_decay": 0.05, **changes},
   )
 
 
+def assert_close(found, expected, **tolerance):
+  """Compares two trees of arrays."""
+  check = functools.partial(np.testing.assert_allclose, **tolerance)
+  jax.tree.map(check, found, expected)
+
+
 def test_update_matches_the_papers_rule_across_a_drop():
-  rng = np.random.default_rng(0)
-
-  def draw():  # exact in float32, so that both sides start from the same
-    return {
-      "kernel": rng.normal(size=(4, 3)).astype(np.float32).astype(np.float64),
-      "bias": rng.normal(size=3).astype(np.float32).astype(np.float64),
-    }
-
-  weights = draw()
-  parameters = jax.tree.map(
-    lambda w: jnp.asarray(w, jnp.float32), {"conv1": weights}
-  )
-  schedule = schedules.make_steps(0.1, drop_steps=[10], drop_factor=0.1)
-  bias_schedule = schedules.make_steps(0.2, drop_steps=[], drop_factor=0.1)
   rule = optimizer.make_optimizer(
-    schedule, bias_schedule, momentum=0.9, weight_decay=0.05
+    schedules.make_steps(0.1, drop_steps=[10], drop_factor=0.1),
+    schedules.make_steps(0.2, drop_steps=[], drop_factor=0.1),
+    momentum=0.9,
+    weight_decay=0.05,
   )
-  state = rule.init(parameters)
-  velocity = {"kernel": np.zeros((4, 3)), "bias": np.zeros(3)}
-  for step in range(20):
-    gradient = draw()
-    updates, state = rule.update(
-      jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), {"conv1": gradient}),
-      state,
-      parameters,
-    )
-    parameters = jax.tree.map(jnp.add, parameters, updates)
+  weights = velocity = None
+  for step, (before, gradient, after, _) in enumerate(take_steps(rule, 20)):
+    gradient = gradient["conv1"]
+    if weights is None:
+      weights = jax.tree.map(np.float64, before["conv1"])
+      velocity = jax.tree.map(np.zeros_like, weights)
     rate = 0.1 if step < 10 else 0.01
     velocity["kernel"] = 0.9 * velocity["kernel"] - rate * (
       0.05 * weights["kernel"] + gradient["kernel"]
     )
     velocity["bias"] = 0.9 * velocity["bias"] - 0.2 * gradient["bias"]
-    weights = {name: weights[name] + velocity[name] for name in weights}
+    weights = jax.tree.map(np.add, weights, velocity)
     for name, expected in weights.items():
       # float32 against float64 over 20 steps.
-      difference = np.linalg.norm(parameters["conv1"][name] - expected)
+      difference = np.linalg.norm(after["conv1"][name] - expected)
       assert difference <= 1e-6 * np.linalg.norm(expected), (step, name)
 
 
@@ -95,9 +88,9 @@ def test_scale_of_a_normalization_has_the_kernels_rate_and_no_decay():
   np.testing.assert_allclose(updates["conv1"]["scale"], -0.2, rtol=1e-6)
 
 
-def test_conv1_has_its_own_rates_and_is_left_out_at_a_rate_of_0():
+def test_conv1_has_its_own_rates_and_is_frozen_at_a_rate_of_0():
   kernel, bias = (
-    schedules.replace_rates(
+    schedules.with_constant_rates(
       optax.constant_schedule(rate), [(3, share * rate), (5, 0.0)]
     )
     for rate, share in ((0.1, 0.01), (0.2, 0.01))
@@ -128,13 +121,14 @@ def test_conv1_has_its_own_rates_and_is_left_out_at_a_rate_of_0():
         np.testing.assert_allclose(trace[layer][name], v, atol=1e-6)
 
 
-def test_trust_ratios_match_optax_on_one_device():
-  def squared_norms(*trees):
-    return [
-      {layer: jnp.sum(tree[layer]["kernel"] ** 2) for layer in tree}
-      for tree in trees
-    ]
+def squared_norms(*trees):
+  return [
+    {layer: jnp.sum(tree[layer]["kernel"] ** 2) for layer in tree}
+    for tree in trees
+  ]
 
+
+def test_trust_ratios_match_optax_on_one_device():
   def is_kernel(tree):
     return {layer: {"kernel": True, "bias": False} for layer in tree}
 
@@ -146,54 +140,36 @@ def test_trust_ratios_match_optax_on_one_device():
     trust_coefficient=0.01,
     momentum=0.9,
   )
-  found = optimizer.make_optimizer(
-    optax.constant_schedule(0.1),
-    optax.constant_schedule(0.1),
-    momentum=0.9,
-    weight_decay=0.05,
-    trust_coefficient=0.01,
-  )
+  found = make_rule(bias_rate=0.1, trust_coefficient=0.01)
   for (_, _, ours, _), (_, _, theirs, _) in zip(
     take_steps(found, 4, squared_norms=squared_norms),
     take_steps(expected, 4),
     strict=True,
   ):
     # The same rule, rounded in another order.
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7),
-      ours,
-      theirs,
-    )
+    assert_close(ours, theirs, rtol=2e-6, atol=1e-7)
 
 
 def test_trust_ratio_of_a_kernel_of_zeros_is_1():
   rule = make_rule(trust_coefficient=0.01, momentum=0.0)
-  parameters = {"fc6": {"kernel": jnp.zeros((2, 2))}}
-  gradient = {"fc6": {"kernel": jnp.ones((2, 2))}}
+  zeros = {"fc6": {"kernel": jnp.zeros((2, 2))}}
+  ones = {"fc6": {"kernel": jnp.ones((2, 2))}}
   updates, _ = rule.update(
-    gradient,
-    rule.init(parameters),
-    parameters,
-    squared_norms=lambda *trees: [
-      {"fc6": jnp.sum(tree["fc6"]["kernel"] ** 2)} for tree in trees
-    ],
+    ones, rule.init(zeros), zeros, squared_norms=squared_norms
   )
   np.testing.assert_allclose(updates["fc6"]["kernel"], -0.1, rtol=1e-6)
 
 
-def test_average_matches_numpy_and_is_what_validations_get():
+def test_ema_matches_numpy():
   expected = None
   for before, _, after, state in take_steps(make_rule(ema_decay=0.8), 6):
     expected = before if expected is None else expected
     expected = jax.tree.map(
       lambda old, new: 0.8 * old + 0.2 * np.asarray(new), expected, after
     )
-    found = ema.find_average(state).average
     # A few roundings in float32 of numbers of about 1.
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected
-    )
-  assert ema.find_average(make_rule().init(before)) is None
+    assert_close(ema.find_ema(state).average, expected, atol=1e-6)
+  assert ema.find_ema(make_rule().init(before)) is None
 
 
 def test_statistics_of_a_batch_normalization_are_averaged_with_its_weights():
@@ -208,10 +184,9 @@ def test_statistics_of_a_batch_normalization_are_averaged_with_its_weights():
     _, state = rule.update(gradient, state, parameters, statistics=statistics)
     mean = 0.8 * (mean or 0.0) + 0.2 * step
     variance = 0.8 * (1.0 if variance is None else variance) + 0.2 * 2 * step
-  found = ema.find_average(state).statistics["fc6"]
+  expected = {"fc6": {"mean": mean * ones, "variance": variance * ones}}
   # Roundings in float32 of numbers of about 1.
-  np.testing.assert_allclose(found["mean"], mean, rtol=1e-6)
-  np.testing.assert_allclose(found["variance"], variance, rtol=1e-6)
+  assert_close(ema.find_ema(state).statistics, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rest", [{}, {"ema_decay": 0.5}])
@@ -232,10 +207,5 @@ def test_accumulated_gradients_are_one_update_by_their_mean(rest):
     expected = optax.apply_updates(expected, updates)
     gradients = []
     # The mean of three in another order, in float32.
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after, expected
-    )
-  wanted = optax.tree.get(expected_state, "trace")
-  np.testing.assert_allclose(
-    trace["fc6"]["kernel"], wanted["fc6"]["kernel"], atol=1e-6
-  )
+    assert_close(after, expected, atol=1e-6)
+  assert_close(trace, optax.tree.get(expected_state, "trace"), atol=1e-6)

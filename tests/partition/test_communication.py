@@ -10,36 +10,61 @@ import numpy as np
 import pytest
 from jax import lax
 
-from alexnet_jax.data import augment, statistics
-from alexnet_jax.network import catalog as wirings
-from alexnet_jax.network import wiring
-from alexnet_jax.partition import audit, catalog, collectives, exchange, plan
+from alexnet_jax.partition import audit, catalog, exchange
 from alexnet_jax.partition import layout as layout_lib
 from tests import build
-from tests.partition.test_placement import OVERRIDDEN, OWN_FIRST, UNUSUAL
+from tests.partition.test_placement import OVERLAPPED, OVERRIDDEN, UNUSUAL
 
 
 def audited(program, *, planned=None):
   parts, traced, compiled = program
+  planned = parts.plan if planned is None else planned
+  return audit_step(planned, traced, compiled, parts.mesh)
+
+
+def audit_step(planned, traced, compiled, mesh):
   return audit.audit_step(
-    parts.plan if planned is None else planned,
+    planned,
     jaxpr=traced.jaxpr,
     hlo=compiled.as_text(),
-    mesh=dict(parts.mesh.shape),
+    mesh=dict(mesh.shape),
   )
 
 
 @pytest.mark.parametrize(
   "layout",
-  [*catalog.LAYOUTS, OVERRIDDEN, OWN_FIRST, *UNUSUAL],
+  [*catalog.LAYOUTS, OVERRIDDEN, OVERLAPPED, *UNUSUAL],
   ids=lambda layout: layout.name,
 )
 def test_step_communicates_as_planned(layout, program):
   found = audited(program(layout))
   assert found.unplanned == () and found.missing == ()
   assert sorted(found.traced) == sorted(found.plan)
-  # XLA's CPU compiler keeps every collective as it was asked for.
+  # XLA's CPU compiler keeps every collective.
   assert sorted(found.compiled) == sorted(found.plan)
+
+
+def find_grouped_convolutions(hlo):
+  return [
+    line
+    for line in hlo.splitlines()
+    if re.search(r"(feature|batch)_group_count=([2-9]|1\d)", line)
+  ]
+
+
+@pytest.mark.parametrize("groups", [2, 16])
+def test_grouped_convolution_is_found(groups):
+  def convolve(images, kernel):
+    return lax.conv_general_dilated(
+      *(images, kernel, (1, 1), "SAME"),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups,
+    )
+
+  lowered = jax.jit(convolve).lower(
+    *(jnp.ones((1, 8, 8, 32)), jnp.ones((3, 3, 32 // groups, 32)))
+  )
+  assert find_grouped_convolutions(lowered.as_text("hlo"))
 
 
 def test_no_convolution_is_grouped(layout, program):
@@ -47,8 +72,8 @@ def test_no_convolution_is_grouped(layout, program):
   hlo = compiled.as_text()
   # Forward, and backward for the kernel and all inputs but the image.
   assert len(re.findall(r"= .* convolution\(", hlo)) >= 14
-  assert collectives.grouped_convolutions(hlo) == []
-  assert collectives.grouped_convolutions(traced.lower().as_text("hlo")) == []
+  assert find_grouped_convolutions(hlo) == []
+  assert find_grouped_convolutions(traced.lower().as_text("hlo")) == []
 
 
 # Elements per image that cross, both directions of the link. Reference, section
@@ -79,14 +104,10 @@ def published(fc6):
   [("gather", AS_BUILT, 58_624 - 1_048), ("fewest", FEWEST, 52_456)],
 )
 def test_two_column_plan_has_the_published_numbers(arrive, fc6, total):
-  exchanges = plan.make_plan(
-    wiring.make_network(wirings.ALEXNET_2012),
-    layout_lib.override(
-      catalog.TWO_COLUMN, mesh={}, placements={"fc6": {"arrive": arrive}}
-    ),
-    batch_size=128,
-    loss_values=4,
+  layout = layout_lib.override(
+    catalog.TWO_COLUMN, mesh={}, placements={"fc6": {"arrive": arrive}}
   )
+  exchanges = build.make_plan(build.FULL_NETWORK, layout, batch_size=128)
   found = [
     (e.layer, e.direction, e.kind, e.elements_per_image) for e in exchanges
   ]
@@ -104,23 +125,17 @@ def test_two_column_plan_has_the_published_numbers(arrive, fc6, total):
   [catalog.TWO_COLUMN, catalog.TWO_COLUMN_DATA, catalog.ONE_WEIRD_TRICK],
   ids=lambda layout: layout.name,
 )
-@pytest.mark.parametrize("size", ["full", "tiny"])
-def test_no_other_way_to_arrive_sends_less(layout, size, tiny_network):
-  network = tiny_network
-  if size == "full":
-    network = wiring.make_network(wirings.ALEXNET_2012)
-
+@pytest.mark.parametrize(
+  "network", [build.FULL_NETWORK, build.TINY_NETWORK], ids=["full", "tiny"]
+)
+def test_no_other_way_to_arrive_sends_less(layout, network):
   def sent(*ways):
     placements = {
       layer: {"arrive": way}
       for layer, way in zip(("fc6", "fc7", "fc8"), ways, strict=True)
     }
-    exchanges = plan.make_plan(
-      network,
-      layout_lib.override(layout, mesh={}, placements=placements),
-      batch_size=128,
-      loss_values=4,
-    )
+    changed = layout_lib.override(layout, mesh={}, placements=placements)
+    exchanges = build.make_plan(network, changed, batch_size=128)
     return sum(exchange.sent_bytes for exchange in exchanges)
 
   ways = itertools.product(("gather", "sum"), repeat=3)
@@ -129,28 +144,20 @@ def test_no_other_way_to_arrive_sends_less(layout, size, tiny_network):
 
 
 def test_full_size_two_column_step_sends_what_was_published():
-  network = wiring.make_network(wirings.ALEXNET_2012)
-  augmentation = augment.Augment(
-    stored_size=256,
-    image_size=224,
-    flip=True,
-    color_noise=0.1,
-    statistics=statistics.PUBLISHED,
-  )
   parts = build.make_program(
-    network, catalog.TWO_COLUMN, augmentation, batch_size=4
+    *(catalog.TWO_COLUMN, build.FULL_NETWORK, build.FULL_AUGMENTATION),
+    batch_size=4,
   )
   traced = parts.trace()
   compiled = traced.lower().compile()
   found = audited((parts, traced, compiled))
   assert found.agrees
-  # Of the whole activation, in the batch of 4: both directions of the link.
+  # Of the complete activation, in the batch of 4: both directions of the link.
   elements = [(*what, 4 * number) for *what, number in published(FEWEST)]
   assert sorted(elements) == sorted(
     (e.layer, e.direction, e.kind, e.elements) for e in found.compiled
   )
-  hlo = compiled.as_text()
-  assert collectives.grouped_convolutions(hlo) == []
+  assert find_grouped_convolutions(compiled.as_text()) == []
 
 
 def test_no_collective_of_two_column_has_the_size_of_a_parameter(
@@ -164,9 +171,7 @@ def test_no_collective_of_two_column_has_the_size_of_a_parameter(
 
 
 def test_data_parallel_sums_every_gradient_once(tiny_network):
-  exchanges = plan.make_plan(
-    tiny_network, catalog.DATA_PARALLEL, batch_size=8, loss_values=4
-  )
+  exchanges = build.make_plan(tiny_network, catalog.DATA_PARALLEL)
   gradients = [e for e in exchanges if e.tensor != "activation"]
   total = sum(s.parameters for s in tiny_network.sizes().values())
   assert sum(e.elements for e in gradients) == total
@@ -176,8 +181,8 @@ def test_data_parallel_sums_every_gradient_once(tiny_network):
 class GathersTooMuch(exchange.MeshExchange):
   """Also gathers before conv4, which reads its own column only."""
 
-  def bring(self, layer, x):
-    x = super().bring(layer, x)
+  def reshard_input(self, layer, x):
+    x = super().reshard_input(layer, x)
     if layer == "conv4":
       both = lax.all_gather(x, "column", axis=-1 % x.ndim, tiled=True)
       start = lax.axis_index("column") * x.shape[-1]
@@ -185,22 +190,16 @@ class GathersTooMuch(exchange.MeshExchange):
     return x
 
 
-def test_unplanned_gather_is_found_by_name_of_layer(
-  tiny_network, tiny_augmentation
-):
-  parts = build.make_program(
-    tiny_network, catalog.TWO_COLUMN, tiny_augmentation, batch_size=8
-  )
-  routes = parts.exchange._routes
-  parts = dataclasses.replace(
-    parts, exchange=GathersTooMuch(routes, parts.specs)
-  )
+def test_unplanned_gather_is_found_by_name_of_layer():
+  parts = build.make_program(catalog.TWO_COLUMN)
+  exchanges_more = GathersTooMuch(parts.exchange._routes, parts.specs)
+  parts = dataclasses.replace(parts, exchange=exchanges_more)
   traced = parts.trace()
   found = audited((parts, traced, traced.lower().compile()))
   assert not found.agrees and found.missing == ()
-  lines = "\n".join(found.unplanned)
-  assert "traced: conv4 forward: all_gather of the activation" in lines
-  assert "compiled: conv4 forward: all_gather of the activation" in lines
+  for program in ("traced", "compiled"):
+    expected = f"{program}: conv4 forward: all_gather of the activation"
+    assert expected in "\n".join(found.unplanned)
   with pytest.raises(audit.PlanMismatch, match="not planned: .*conv4 forward"):
     audit.check(found)
 
@@ -212,7 +211,7 @@ def test_plan_with_one_too_many_is_found_by_name_of_layer(program):
   found = audited(two_column, planned=(*plan, extra))
   assert found.unplanned == ()
   assert len(found.missing) == 1 and "conv5 forward" in found.missing[0]
-  with pytest.raises(audit.PlanMismatch, match="but absent: .*conv5 forward"):
+  with pytest.raises(audit.PlanMismatch, match="but missing: .*conv5 forward"):
     audit.check(found)
 
 
@@ -226,12 +225,7 @@ def test_communication_outside_the_layers_is_found():
         out_specs=jax.P(None, "column"),
       )
     ).trace(jnp.ones((4, 6), out_sharding=jax.P("data", "column")))
-  found = audit.audit_step(
-    (),
-    jaxpr=traced.jaxpr,
-    hlo=traced.lower().compile().as_text(),
-    mesh=dict(parts_mesh.shape),
-  )
+  found = audit_step((), traced, traced.lower().compile(), parts_mesh)
   expected = (
     "outside every layer forward: sum of the activation over data, 6 elements"
   )

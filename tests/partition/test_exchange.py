@@ -1,42 +1,42 @@
-"""The product with the own share reads nothing that is sent."""
+"""The product with the local shard reads nothing that is sent."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from alexnet_jax.partition import exchange
-from tests.partition.test_placement import OWN_FIRST
+from tests.partition.test_placement import OVERLAPPED
 
 
 @pytest.mark.parametrize("devices", [2, 3, 4])
-def test_own_share_is_not_read_from_what_was_gathered(devices):
+def test_local_shard_is_not_read_from_what_was_gathered(devices):
   rng = np.random.default_rng(0)
   x = rng.integers(-4, 5, (5, 2, 3 * devices)).astype(np.float32)
   kernel = rng.integers(-4, 5, (2, 3 * devices, 7)).astype(np.float32)
   expected = np.einsum("npc,pcu->nu", x, kernel)  # whole numbers: exact
-  for place in range(devices):
-    own = slice(3 * place, 3 * place + 3)
-    arrived = x.copy()
-    arrived[..., own] = np.nan
-    found = exchange.multiply(
+  for index in range(devices):
+    local = slice(3 * index, 3 * index + 3)
+    gathered = x.copy()
+    gathered[..., local] = np.nan
+    found = exchange.multiply_overlapped(
       lambda x, kernel: jnp.tensordot(x, kernel, axes=2),
-      jnp.asarray(x[..., own]),
-      jnp.asarray(arrived),
+      jnp.asarray(x[..., local]),
+      jnp.asarray(gathered),
       jnp.asarray(kernel),
-      place=jnp.asarray(place),
+      index=jnp.asarray(index),
       devices=devices,
     )
     np.testing.assert_array_equal(found, expected)
 
 
-def test_layers_that_gather_all_columns_and_no_others_start_with_their_own(
-  program,
-):
-  parts, traced, _ = program(OWN_FIRST)
-  arrive = {name: share.arrive for name, share in parts.shares.items()}
-  # All that read all columns, but fc8, which arrives as a sum.
-  starts = {name for name, how in arrive.items() if how.endswith("own first")}
-  assert starts == {"conv3", "fc6", "fc7"}
+def test_layers_that_gather_all_columns_and_no_others_overlap(program):
+  parts, traced, _ = program(OVERLAPPED)
+  arrive = {name: load.arrive for name, load in parts.device_loads.items()}
+  # All that read all columns, except fc8, which arrives as a sum.
+  overlapped = {
+    name for name, how in arrive.items() if how.endswith("overlapped")
+  }
+  assert overlapped == {"conv3", "fc6", "fc7"}
   text = str(traced.jaxpr)
   # Of five convolutions, conv3 has two: each forward, by kernel, and by input
   # but for conv1, with its one column on a device.

@@ -2,115 +2,85 @@ import dataclasses
 
 import pytest
 
-from alexnet_jax.network import catalog as wirings
-from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, check, mesh, resharding
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.settings import settings
 from configs import default
+from tests import build
 
 Layout, Placement = layout_lib.Layout, layout_lib.Placement
 
 
 def test_every_named_layout_fits_the_full_size_network(layout):
-  check.check(layout, wiring.make_network(wirings.ALEXNET_2012), batch_size=128)
+  check.check(layout, build.FULL_NETWORK, batch_size=128)
 
 
 @pytest.mark.parametrize(
-  ("layout", "words"),
+  ("mesh", "part", "placement", "words"),
   [
     (
-      Layout(
-        name="x", mesh={"column": 4}, conv=Placement(features=("column",))
-      ),
+      *({"column": 4}, "conv", {"features": ("column",)}),
       ["conv1", "4 devices of axis 'column'", "2 columns", "config.layout"],
     ),
     (
-      Layout(name="x", mesh={"column": 2}, conv=Placement(features=("cols",))),
+      *({"column": 2}, "conv", {"features": ("cols",)}),
       ["conv1", "axis 'cols'", "column=2", "config.layout.conv1.features"],
     ),
     (
-      Layout(name="x", mesh={"data": 3}, conv=Placement(batch=("data",))),
+      *({"data": 3}, "conv", {"batch": ("data",)}),
       ["batch of 128", "3 devices", "conv1", "config.batch_size"],
     ),
     (
-      Layout(
-        name="x",
-        mesh={"data": 2},
-        conv=Placement(batch=("data",), features=("data",)),
-      ),
+      *({"data": 2}, "conv", {"batch": ("data",), "features": ("data",)}),
       ["conv1", "both its batch and its features", "'data'"],
     ),
     (
-      Layout(name="x", mesh={"model": 3}, fc=Placement(features=("model",))),
+      *({"model": 3}, "fc", {"features": ("model",)}),
       ["fc6", "4096 features", "3 devices", "config.layout.fc6.features"],
     ),
     (
-      Layout(
-        name="x",
-        mesh={"model": 3},
-        layers={"fc8": Placement(features=("model",), arrive="sum")},
-      ),
+      *({"model": 3}, "fc8", {"features": ("model",), "arrive": "sum"}),
       ["fc8", "3 devices", "4096 channels", "config.layout.fc8.features"],
     ),
     (
-      Layout(
-        name="x",
-        mesh={"model": 12},
-        layers={"fc6": Placement(features=("model",), arrive="sum")},
-      ),
+      *({"model": 12}, "fc6", {"features": ("model",), "arrive": "sum"}),
       ["fc6", "12 devices", "256 channels"],
     ),
     (
-      Layout(
-        name="x",
-        mesh={"column": 2},
-        conv=Placement(features=("column",), arrive="sum"),
-      ),
+      *({"column": 2}, "conv", {"features": ("column",), "arrive": "sum"}),
       ["conv1 reads the image", "config.layout.conv1.arrive"],
     ),
     (
-      Layout(name="x", mesh={"data": 1}, conv=Placement(arrive="scatter")),
-      [
-        "conv1",
-        "'scatter'",
-        "'gather' or 'sum' or 'fewest'",
-        "config.layout.conv1.arrive",
-      ],
+      *({"data": 1}, "conv", {"arrive": "scatter"}),
+      ["conv1", "'scatter'", "'gather' or 'sum' or 'fewest'"]
+      + ["config.layout.conv1.arrive"],
     ),
     (
-      Layout(name="x", mesh={"data": 2}, fc=Placement(fsdp=("data",))),
-      ["fc6 stores its weights", "'data'", "no axis", "config.layout.fc6.fsdp"],
+      *({"data": 2}, "fc", {"fsdp": ("data",)}),
+      ["fc6 shards its stored", "'data'", "no axis", "config.layout.fc6.fsdp"],
     ),
     (
-      Layout(
-        name="x",
-        mesh={"data": 64},
-        conv=Placement(batch=("data",), fsdp=("data",)),
-      ),
+      *({"data": 64}, "conv", {"batch": ("data",), "fsdp": ("data",)}),
       ["conv1 has 96 outputs", "64 devices", "config.layout.conv1.fsdp"],
     ),
     (
-      Layout(
-        name="x", mesh={"data": 2}, conv=Placement(batch=("data", "data"))
-      ),
+      *({"data": 2}, "conv", {"batch": ("data", "data")}),
       ["conv1", "twice in its batch axes", "config.layout.conv1.batch"],
     ),
+    ({}, "conv", {}, ["layout 'x' has no axis", "config.layout.mesh"]),
     (
-      Layout(name="x", mesh={}),
-      ["layout 'x' has no axis", "config.layout.mesh"],
-    ),
-    (
-      Layout(name="x", mesh={"data": 0}),
+      *({"data": 0}, "conv", {}),
       ["axis 'data' has 0 devices", "config.layout.mesh.data"],
     ),
   ],
 )
-def test_layout_that_does_not_fit_is_refused(layout, words):
+def test_layout_that_does_not_fit_is_refused(mesh, part, placement, words):
+  parts = {part: Placement(**placement)}
+  if part not in ("conv", "fc"):
+    parts = {"layers": parts}
+  layout = Layout(name="x", mesh=mesh, **parts)
   with pytest.raises(ValueError) as error:
-    check.check(
-      layout, wiring.make_network(wirings.ALEXNET_2012), batch_size=128
-    )
+    check.check(layout, build.FULL_NETWORK, batch_size=128)
   assert [word for word in words if word not in str(error.value)] == []
 
 
@@ -121,12 +91,20 @@ def test_axes_in_another_order_are_refused():
     conv=Placement(batch=("a", "b")),
     fc=Placement(batch=("b", "a")),
   )
-  network = wiring.make_network(wirings.ALEXNET_2012)
-  check.check(layout, network, batch_size=128)
+  check.check(layout, build.FULL_NETWORK, batch_size=128)
   with pytest.raises(
-    ValueError, match=r"fc6 wants its input split over \(b=2, a=2\)"
+    ValueError, match=r"fc6 needs its input split over \(b=2, a=2\)"
   ):
-    resharding.find_routes(network, layout, batch_size=128)
+    resharding.find_routes(build.FULL_NETWORK, layout, batch_size=128)
+
+
+def test_routes_are_found_once_for_equal_layouts(layout, tiny_network):
+  other = build.with_mesh(layout, **dict(reversed(layout.mesh.items())))
+  one, same = (
+    resharding.find_routes(tiny_network, each, batch_size=8)
+    for each in (layout, other)
+  )
+  assert one is same
 
 
 def test_unknown_name_lists_the_known_ones():
@@ -147,14 +125,14 @@ def test_override_changes_one_layer_and_one_axis():
 
 
 def test_order_of_axes_is_that_of_the_config_and_must_be_complete():
-  layout = layout_lib.override(
-    catalog.TWO_COLUMN_DATA, mesh={}, placements={}, axes=("column", "data")
-  )
-  assert list(layout.mesh) == ["column", "data"]
-  with pytest.raises(ValueError, match="'column',. is not one of the mesh"):
-    layout_lib.override(
-      catalog.TWO_COLUMN_DATA, mesh={}, placements={}, axes=("column",)
+  def order(*axes):
+    return layout_lib.override(
+      catalog.TWO_COLUMN_DATA, mesh={}, placements={}, axes=axes
     )
+
+  assert list(order("column", "data").mesh) == ["column", "data"]
+  with pytest.raises(ValueError, match="'column',. are not those of the mesh"):
+    order("column")
 
 
 def test_layout_survives_its_way_through_a_config(layout):
@@ -182,10 +160,9 @@ def test_two_axes_go_from_the_batch_to_the_features_in_either_order(order):
     fc=Placement(features=order),
     layers={"fc6": Placement(features=order, arrive="sum")},
   )
-  network = wiring.make_network(wirings.ALEXNET_2012)
-  check.check(layout, network, batch_size=128)
-  moves = resharding.find_routes(network, layout, batch_size=128)["fc6"].moves
-  kinds = [(move.kind, move.axes) for move in moves]
+  check.check(layout, build.FULL_NETWORK, batch_size=128)
+  routes = resharding.find_routes(build.FULL_NETWORK, layout, batch_size=128)
+  kinds = [(reshard.kind, reshard.axes) for reshard in routes["fc6"].reshards]
   together = [("all_to_all", ("a", "b"))]
   one_by_one = [("all_to_all", ("b",)), ("all_to_all", ("a",))]
   assert kinds == (together if order == ("a", "b") else one_by_one)

@@ -1,4 +1,4 @@
-"""Which device lies where on a mesh; expected numbers are written out."""
+"""Which device has which place on a mesh; expected numbers are written out."""
 
 import dataclasses
 
@@ -6,28 +6,27 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.network import catalog as wirings
-from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, mesh, plan
 from alexnet_jax.partition.layout import Layout, Placement
 from alexnet_jax.program import summary
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run
 from configs import default
-from tests import fake
+from tests import build, fake
 
 TWO_BY_TWO = Layout(name="x", mesh={"data": 2, "column": 2})
+
+
+COLUMN_INSIDE, DATA_INSIDE = [[0, 1], [2, 3]], [[0, 2], [1, 3]]
 
 
 @pytest.mark.parametrize(
   ("sent", "expected"),
   [
-    ({"data": 9, "column": 1}, [[0, 2], [1, 3]]),
-    ({"data": 9}, [[0, 2], [1, 3]]),
-    ({"data": 1, "column": 9}, [[0, 1], [2, 3]]),
-    ({"data": 5, "column": 5}, [[0, 1], [2, 3]]),
-    ({}, [[0, 1], [2, 3]]),
-    (None, [[0, 1], [2, 3]]),
+    *(({"data": 9, "column": 1}, DATA_INSIDE), ({"data": 9}, DATA_INSIDE)),
+    ({"data": 1, "column": 9}, COLUMN_INSIDE),
+    ({"data": 5, "column": 5}, COLUMN_INSIDE),
+    *(({}, COLUMN_INSIDE), (None, COLUMN_INSIDE)),
   ],
   ids=["data", "data_alone", "column", "tie", "nothing", "unknown"],
 )
@@ -40,10 +39,9 @@ def test_axis_along_which_most_is_sent_lies_inside_a_process(sent, expected):
 
 def test_three_axes_are_nested_by_what_is_sent():
   layout = Layout(name="x", mesh={"a": 2, "b": 2, "c": 2})
-  made = mesh.make_mesh(
-    layout, fake.make_devices(2, 4), sent={"a": 1, "b": 9, "c": 5}
-  )
-  assert mesh.nest_axes(layout, {"a": 1, "b": 9, "c": 5}) == ("a", "c", "b")
+  sent = {"a": 1, "b": 9, "c": 5}
+  made = mesh.make_mesh(layout, fake.make_devices(2, 4), sent=sent)
+  assert mesh.nest_axes(layout, sent) == ("a", "c", "b")
   assert fake.find_ids(made) == [[[0, 2], [1, 3]], [[4, 6], [5, 7]]]
 
 
@@ -73,11 +71,11 @@ def test_no_process_of_a_run_is_left_without_a_device(monkeypatch):
   ("sizes", "slices", "sent", "expected"),
   [
     (
-      *({"data": 4, "column": 2}, [0, 1, 0, 1, 0, 1, 0, 1]),
+      *({"data": 4, "column": 2}, [0, 1] * 4),
       *({"data": 9, "column": 1}, [[0, 1], [2, 3], [4, 5], [6, 7]]),
     ),
     (
-      *({"data": 4, "column": 2}, [0, 1, 0, 1, 0, 1, 0, 1]),
+      *({"data": 4, "column": 2}, [0, 1] * 4),
       *({"data": 1, "column": 9}, [[0, 2], [4, 6], [1, 3], [5, 7]]),
     ),
     (
@@ -90,54 +88,41 @@ def test_no_process_of_a_run_is_left_without_a_device(monkeypatch):
 def test_axis_along_which_least_is_sent_crosses_slices(
   sizes, slices, sent, expected
 ):
-  devices = [
-    fake.DeviceOfSlice(number, process_index=index, slice_index=index)
-    for number, index in enumerate(slices)
-  ]
-  made = mesh.make_mesh(Layout(name="x", mesh=sizes), devices, sent=sent)
+  made = mesh.make_mesh(
+    Layout(name="x", mesh=sizes), make_slices(slices), sent=sent
+  )
   assert fake.find_ids(made) == expected
 
 
-def make_uneven_slices(platform: str) -> list[fake.Device]:
+def make_slices(slices, platform="cpu") -> list[fake.Device]:
+  """Makes a device in each slice listed; a slice is a process."""
   return [
     fake.DeviceOfSlice(number, index, platform, slice_index=index)
-    for number, index in enumerate([0, 1, 0, 0])
+    for number, index in enumerate(slices)
   ]
 
 
 def test_hosts_of_unequal_size_are_used_one_after_the_other():
-  made = mesh.make_mesh(TWO_BY_TWO, make_uneven_slices("cpu"))
+  made = mesh.make_mesh(TWO_BY_TWO, make_slices([0, 1, 0, 0]))
   assert fake.find_ids(made) == [[0, 2], [3, 1]]
 
 
 def test_tpu_slices_that_do_not_share_the_devices_evenly_are_refused():
-  devices = make_uneven_slices("tpu")
   with pytest.raises(
     ValueError, match=r"data=2, column=2\) .* 2 slices of its 4 devices \(3, 1"
   ):
-    mesh.make_mesh(TWO_BY_TWO, devices)
+    mesh.make_mesh(TWO_BY_TWO, make_slices([0, 1, 0, 0], "tpu"))
 
 
 def test_exchange_over_two_axes_counts_along_both():
-  exchange = plan.Collective(
-    layer="conv1",
-    direction="backward",
-    tensor="kernel",
-    kind="sum",
-    axes=("a", "b"),
-    devices=4,
-    elements=100,
-  )
+  exchange = build.make_collective(100, axes=("a", "b"), devices=4)
   # A ring of four sends 2 x 100 x 3 / 4 elements of four bytes.
   assert plan.sent_along([exchange, exchange]) == {"a": 1_200, "b": 1_200}
 
 
 def test_bytes_along_axes_are_those_of_the_published_network():
-  exchanges = plan.make_plan(
-    wiring.make_network(wirings.ALEXNET_2012),
-    catalog.TWO_COLUMN_DATA,
-    batch_size=128,
-    loss_values=4,
+  exchanges = build.make_plan(
+    build.FULL_NETWORK, catalog.TWO_COLUMN_DATA, batch_size=128
   )
   assert plan.sent_along(exchanges) == {
     # Halves of what crosses at conv3, fc6 and fc7, there and back, and of
@@ -156,11 +141,10 @@ def find_program_ids(config) -> list:
 
 def test_gradients_lie_innermost_unless_the_config_orders_the_axes(tiny_config):
   tiny_config.layout.name = "two_column_data"
-  assert find_program_ids(tiny_config) == [[0, 2], [1, 3]]
-  tiny_config.layout.axes = ("data", "column")
-  assert find_program_ids(tiny_config) == [[0, 1], [2, 3]]
-  tiny_config.layout.axes = ("column", "data")
-  assert find_program_ids(tiny_config) == [[0, 1], [2, 3]]
+  assert find_program_ids(tiny_config) == DATA_INSIDE
+  for axes in (("data", "column"), ("column", "data")):
+    tiny_config.layout.axes = axes
+    assert find_program_ids(tiny_config) == COLUMN_INSIDE
 
 
 def test_layout_of_a_config_keeps_its_order_until_that_is_unset(tiny_config):
@@ -188,14 +172,10 @@ def make_mesh(devices, sizes):
   ids=["unknown", "neighbors", "alternating", "one_apart"],
 )
 def test_links_of_four_processes_are_the_slowest_of_an_axis(hosts, expected):
-  made = make_mesh(
-    fake.make_devices(4, 2), {"far": 2, "near": 2, "own": 2, "one": 1}
-  )
-  found = mesh.find_links(made, hosts)
-  assert [*found.items()] == [
-    *(("far", expected[0]), ("near", expected[1])),
-    *(("own", "inside a process"), ("one", "-")),
-  ]
+  sizes = {"far": 2, "near": 2, "own": 2, "one": 1}
+  found = mesh.find_links(make_mesh(fake.make_devices(4, 2), sizes), hosts)
+  links = (*expected, "inside a process", "-")
+  assert [*found.items()] == [*zip(sizes, links, strict=True)]
 
 
 def test_axis_that_crosses_processes_now_and_then_is_between_them():
@@ -221,10 +201,8 @@ def test_links_between_slices_are_slower(platform, hosts, expected):
   ]
   made = make_mesh(devices, {"slice": 2, "process": 2, "device": 2})
   hosts = hosts and dict(enumerate(hosts))
-  assert list(mesh.find_links(made, hosts).values()) == [
-    *expected,
-    "inside a process",
-  ]
+  found = list(mesh.find_links(made, hosts).values())
+  assert found == [*expected, "inside a process"]
 
 
 def make_program(config, **sizes):
@@ -234,35 +212,31 @@ def make_program(config, **sizes):
 
 
 def test_lines_say_the_nesting_and_who_ordered_it(tiny_config):
-  lines = summary.axes(make_program(tiny_config))
+  lines = summary.describe_axes(make_program(tiny_config))
   assert lines[0].startswith("axis data: 2 devices, ")
   assert lines[0].endswith(" bytes sent along it in a step, inside a process")
   assert lines[1].startswith("axis column: 2 devices, ")
   assert lines[2:] == ["nested by these bytes, slowest first: column, data"]
   tiny_config.layout.axes = ("data", "column")
-  assert summary.axes(make_program(tiny_config))[2:] == [
+  assert summary.describe_axes(make_program(tiny_config))[2:] == [
     "nested as config.layout.axes has it, slowest first: data, column; by "
     "these bytes: column, data"
   ]
 
 
 def test_axis_of_one_device_has_neither_bytes_nor_place(tiny_config):
-  lines = summary.axes(make_program(tiny_config, data=1))
+  lines = summary.describe_axes(make_program(tiny_config, data=1))
   assert lines[0] == "axis data: 1 device"
   assert len(lines) == 2 and lines[1].endswith("inside a process")
 
 
 def test_lines_name_the_links_between_hosts(tiny_config):
   program = make_program(tiny_config)
-  devices = [
-    fake.Device(0, 0, "tpu"),
-    *(fake.Device(1, 1, "tpu"), fake.Device(2, 0, "tpu")),
-    fake.Device(3, 1, "tpu"),
-  ]
+  devices = [fake.Device(number, number % 2, "tpu") for number in range(4)]
   program = dataclasses.replace(
     program, mesh=make_mesh(devices, {"data": 2, "column": 2})
   )
-  lines = summary.axes(program, {0: "a", 1: "b"})
+  lines = summary.describe_axes(program, {0: "a", 1: "b"})
   assert lines[0].endswith("inside a process")
   assert lines[1].endswith("between hosts")
   assert "a TPU's chips are joined directly" in lines[3]

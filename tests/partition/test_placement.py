@@ -8,17 +8,16 @@ import pytest
 
 from alexnet_jax.data import host_batches
 from alexnet_jax.network import catalog as wirings
-from alexnet_jax.network import wiring
-from alexnet_jax.partition import audit, catalog
+from alexnet_jax.partition import catalog
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.program import compiled_step, metrics
 from tests import build
 
 Layout, Placement = layout_lib.Layout, layout_lib.Placement
 
-# Layouts that are in no catalog: every kind of move between layers.
+# Layouts that are in no catalog: every kind of reshard between layers.
 MIXED = (
-  Layout(  # one exchange for two layers, and a sum that stays split
+  Layout(  # one exchange for two layers, and a sum that stays sharded
     name="gather_then_sum",
     mesh={"model": 2},
     conv=Placement(features=("model",)),
@@ -50,7 +49,7 @@ MIXED = (
       "fc8": Placement(features=("a", "b"), arrive="sum"),
     },
   ),
-  Layout(  # whole layers between split ones: copies, slices, repeated work
+  Layout(  # replicated layers between split ones: copies, slices, repetition
     name="here_and_there",
     mesh={"column": 2},
     layers={
@@ -63,8 +62,16 @@ MIXED = (
 )
 
 
+def compile_program(parts):
+  """Compiles a step and checks its plan; returns as the `program` fixture."""
+  compiled, found = compiled_step.compile_step(parts)
+  assert found.agrees and sorted(found.traced) == sorted(found.plan)
+  assert sorted(found.compiled) == sorted(found.plan)
+  return parts, None, compiled
+
+
 def run(program, batch, steps=5):
-  """Losses of some steps, the final parameters, and an evaluation.
+  """Returns the losses of some steps, the final state, and an evaluation.
 
   The evaluation is of a batch whose last three rows are no images.
   """
@@ -78,17 +85,40 @@ def run(program, batch, steps=5):
     losses.append(np.asarray(totals)[0])
   padded = np.where(np.arange(8) < 5, batch[1], host_batches.PADDING)
   images, labels = build.put(parts, (batch[0], padded))
-  evaluated = parts.evaluate(state.variables, images, labels)
-  parameters = jax.tree.map(np.asarray, state.parameters)
-  return np.array(losses), parameters, np.asarray(evaluated)
+  evaluated = np.asarray(parts.evaluate(state.variables, images, labels))
+  assert evaluated[metrics.NAMES.index("images")] == 5
+  return np.array(losses), state, evaluated
 
 
-def assert_same(parameters, expected):
-  """Up to sums in another order, in float32, carried through the steps."""
-  for layer, blocks in expected.items():
-    for name, block in blocks.items():
-      difference = np.linalg.norm(parameters[layer][name] - block)
-      assert difference <= 1e-5 * np.linalg.norm(block), (layer, name)
+def assert_same(found, expected, atol=0.0):
+  """Compares two results of `run`, up to sums in another order, in float32.
+
+  These are carried through the steps; `atol` is for norms of variables.
+  """
+  losses, state, evaluated = found
+  expected_losses, expected_state, expected_evaluated = expected
+  assert len(set(expected_losses)) == len(expected_losses)  # it does train
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+  np.testing.assert_allclose(evaluated, expected_evaluated, rtol=1e-5)
+  for layer, of_layer in expected_state.variables.items():
+    for name, variable in of_layer.items():
+      variable = np.asarray(variable)
+      difference = np.asarray(state.variables[layer][name]) - variable
+      limit = 1e-5 * np.linalg.norm(variable) + atol
+      assert np.linalg.norm(difference) <= limit, (layer, name)
+
+
+def check_layouts(layouts, batch, *program, atol=0.0):
+  """Compares three steps on layouts with those on one device.
+
+  Returns the program and the final state of the last layout.
+  """
+  results = []
+  for layout in (catalog.ONE_DEVICE, *layouts):
+    parts = build.make_program(layout, *program)
+    results.append(run(compile_program(parts), batch, steps=3))
+    assert_same(results[-1], results[0], atol)
+  return parts, results[-1][1]
 
 
 @pytest.fixture(scope="module")
@@ -107,19 +137,17 @@ OVERRIDDEN = dataclasses.replace(
 
 
 def overlap_gather(layout: layout_lib.Layout) -> layout_lib.Layout:
-  """The layout, where all that is gathered waits for nothing with its own."""
+  """Returns the layout with overlapped gathers in all layers."""
   placements = {name: {"overlap_gather": True} for name in layout_lib.LAYERS}
-  first = layout_lib.override(layout, mesh={}, placements=placements)
-  return dataclasses.replace(first, name=f"{layout.name}_own_first")
+  overlapped = layout_lib.override(layout, mesh={}, placements=placements)
+  return dataclasses.replace(overlapped, name=f"{layout.name}_overlapped")
 
 
-# Of four devices each has three others.
-FOUR = dataclasses.replace(
-  catalog.ONE_WEIRD_TRICK, mesh={"data": 1, "model": 4}
-)
-OWN_FIRST = overlap_gather(catalog.TWO_COLUMN)
+# Each of four devices gathers from three others.
+FOUR = build.with_mesh(catalog.ONE_WEIRD_TRICK, data=1, model=4)
+OVERLAPPED = overlap_gather(catalog.TWO_COLUMN)
 
-# For parameters of tests: half a minute more, and no preset among them.
+# Half a minute more, and no preset among them.
 UNUSUAL = [
   pytest.param(layout, marks=pytest.mark.slow)
   for layout in (*MIXED, *map(overlap_gather, (FOUR, *MIXED)))
@@ -128,116 +156,66 @@ UNUSUAL = [
 
 @pytest.mark.parametrize(
   "layout",
-  [*catalog.LAYOUTS[1:], OVERRIDDEN, OWN_FIRST, *UNUSUAL],
+  [*catalog.LAYOUTS[1:], OVERRIDDEN, OVERLAPPED, *UNUSUAL],
   ids=lambda layout: layout.name,
 )
 def test_layout_matches_one_device(layout, program, tiny_batch, one_device):
-  losses, parameters, evaluated = run(program(layout), tiny_batch)
-  expected_losses, expected, expected_evaluated = one_device
-  assert len(set(expected_losses)) == 5  # it does train
-  # Sums in another order, in float32, carried through five steps.
-  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-  np.testing.assert_allclose(evaluated, expected_evaluated, rtol=1e-5)
-  assert evaluated[metrics.NAMES.index("images")] == 5
-  assert_same(parameters, expected)
+  assert_same(run(program(layout), tiny_batch), one_device)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("table", "layout"),
-  [
-    (wirings.INDEPENDENT_COLUMNS, catalog.TWO_COLUMN),
-    (
-      wirings.FOUR_COLUMN,
-      dataclasses.replace(catalog.TWO_COLUMN, mesh={"column": 4}),
-    ),
-  ],
+  ("table", "columns"),
+  [(wirings.INDEPENDENT_COLUMNS, 2), (wirings.FOUR_COLUMN, 4)],
   ids=["independent_columns", "four_column"],
 )
-def test_other_wirings_match_one_device(
-  table, layout, tiny_augmentation, tiny_batch
-):
-  network = wiring.make_network(
-    table, width=1 / 8, image_size=67, num_classes=10, init="he"
-  )
-  results = []
-  for candidate in (catalog.ONE_DEVICE, layout):
-    parts = build.make_program(
-      network, candidate, tiny_augmentation, batch_size=8
-    )
-    compiled, found = compiled_step.compile_step(parts)
-    assert found.agrees and sorted(found.compiled) == sorted(found.plan)
-    results.append(run((parts, None, compiled), tiny_batch, steps=3))
-  (expected, parameters, _), (losses, split_parameters, _) = results
-  np.testing.assert_allclose(losses, expected, rtol=1e-5)
-  assert_same(split_parameters, parameters)
+def test_other_wirings_match_one_device(table, columns, tiny_batch):
+  layout = build.with_mesh(catalog.TWO_COLUMN, column=columns)
+  check_layouts([layout], tiny_batch, build.make_network(table))
 
 
-# What a CPU takes at full width, where compiling takes longer.
+# The implementation that a CPU uses at full width, where compiling is slower.
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "layout",
-  [catalog.TWO_COLUMN_DATA, catalog.FULLY_SHARDED, OWN_FIRST],
+  [catalog.TWO_COLUMN_DATA, catalog.FULLY_SHARDED, OVERLAPPED],
   ids=lambda layout: layout.name,
 )
 def test_layout_matches_one_device_with_fewer_multiplications(
-  layout, tiny_network, tiny_augmentation, tiny_batch, one_device
+  layout, tiny_batch, one_device
 ):
-  parts = build.make_program(
-    tiny_network,
-    layout,
-    tiny_augmentation,
-    batch_size=8,
-    implementations="conv3x3=winograd",
-  )
-  compiled, found = compiled_step.compile_step(parts)
-  assert found.agrees and sorted(found.compiled) == sorted(found.plan)
-  losses, parameters, _ = run((parts, None, compiled), tiny_batch)
-  expected, whole, _ = one_device
-  np.testing.assert_allclose(losses, expected, rtol=1e-5)
-  assert_same(parameters, whole)
+  parts = build.make_program(layout, implementations="conv3x3=winograd")
+  assert_same(run(compile_program(parts), tiny_batch), one_device)
 
 
 def test_exchange_in_half_precision_sends_half_and_changes_little(
-  program, tiny_network, tiny_augmentation, tiny_batch
+  program, tiny_batch
 ):
-  parts = build.make_program(
-    tiny_network,
-    catalog.TWO_COLUMN,
-    tiny_augmentation,
-    batch_size=8,
-    precision="bfloat16",
-  )
+  parts = build.make_program(catalog.TWO_COLUMN, exchange_dtype="bfloat16")
   compiled, found = compiled_step.compile_step(parts)
-  whole, _, _ = program(catalog.TWO_COLUMN)
+  float32, _, _ = program(catalog.TWO_COLUMN)
   assert found.agrees and sorted(found.traced) == sorted(found.plan)
   assert {e.bytes_per_element for e in found.traced} == {2}
   assert 2 * sum(e.sent_bytes for e in found.plan) == (
-    sum(e.sent_bytes for e in whole.plan)
+    sum(e.sent_bytes for e in float32.plan)
   )
-  halved, _, _ = run((parts, None, compiled), tiny_batch)
+  losses, _, _ = run((parts, None, compiled), tiny_batch)
   expected, _, _ = run(program(catalog.TWO_COLUMN), tiny_batch)
   # Eight bits of mantissa: a relative error of 2^-9 for each value sent.
-  assert not np.array_equal(halved, expected)
-  np.testing.assert_allclose(halved, expected, rtol=0.02)
+  assert not np.array_equal(losses, expected)
+  np.testing.assert_allclose(losses, expected, rtol=0.02)
 
 
 def test_each_device_holds_half_of_every_kernel_at_full_size():
-  network = wiring.make_network(wirings.ALEXNET_2012)
-  parts = build.make_program(network, catalog.TWO_COLUMN, None, batch_size=8)
-  state = parts.abstract_state
-  for name, layer in state.parameters.items():
+  parts = build.make_program(catalog.TWO_COLUMN, build.FULL_NETWORK, None)
+  for name, layer in parts.abstract_state.parameters.items():
     kernel = layer["kernel"]
     held = kernel.sharding.shard_shape(kernel.shape)
     assert 2 * np.prod(held) == kernel.size, name
 
 
-def test_draws_are_the_same_on_every_layout(
-  layout, tiny_network, tiny_augmentation, key
-):
-  parts = build.make_program(
-    tiny_network, layout, tiny_augmentation, batch_size=8
-  )
+def test_draws_are_the_same_on_every_layout(layout, tiny_augmentation, key):
+  parts = build.make_program(layout)
 
   def draws(spec, mask_spec):
     drawn = tiny_augmentation.draw(key, 8, spec=spec)
@@ -257,40 +235,14 @@ def test_draws_are_the_same_on_every_layout(
 
 
 @pytest.mark.slow
-def test_sum_over_the_channels_of_a_map_matches_one_device(
-  tiny_augmentation,
-):
+def test_sum_over_the_channels_of_a_map_matches_one_device(tiny_augmentation):
   # 99 pixels leave a map of 2 x 2 for fc6: its kernel splits at channels, as
   # conv5 leaves them, so nothing moves before the sums.
-  network = wiring.make_network(
-    wirings.ALEXNET_2012, width=1 / 8, image_size=99, num_classes=10, init="he"
-  )
+  network = build.make_network(image_size=99)
   augmentation = dataclasses.replace(
     tiny_augmentation, stored_size=104, image_size=99
   )
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (8, 104, 104, 3), dtype=np.uint8)
-  batch = images, rng.integers(0, 10, 8, dtype=np.int32)
-  results = []
-  for layout in (catalog.ONE_DEVICE, OVERRIDDEN):
-    parts = build.make_program(network, layout, augmentation, batch_size=8)
-    traced = parts.trace()
-    compiled = traced.lower().compile()
-    found = audit.audit_step(
-      parts.plan,
-      jaxpr=traced.jaxpr,
-      hlo=compiled.as_text(),
-      mesh=dict(parts.mesh.shape),
-    )
-    assert found.agrees and sorted(found.compiled) == sorted(found.plan)
-    results.append(run((parts, traced, compiled), batch, steps=3))
-  kinds = {(e.layer, e.direction, e.kind) for e in found.plan}
-  assert {kind for kind in kinds if kind[0] == "fc6"} == {
-    ("fc6", "forward", "reduce_scatter"),
-    ("fc6", "backward", "all_gather"),
-  }
-  (expected, parameters, _), (losses, split_parameters, _) = results
-  np.testing.assert_allclose(losses, expected, rtol=1e-5)
-  kernel = parameters["fc6"]["kernel"]
-  difference = np.linalg.norm(split_parameters["fc6"]["kernel"] - kernel)
-  assert difference <= 1e-5 * np.linalg.norm(kernel)
+  batch = build.make_batch(104)
+  parts, _ = check_layouts([OVERRIDDEN], batch, network, augmentation)
+  kinds = {(e.direction, e.kind) for e in parts.plan if e.layer == "fc6"}
+  assert kinds == {("forward", "reduce_scatter"), ("backward", "all_gather")}

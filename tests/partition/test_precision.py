@@ -1,4 +1,4 @@
-"""What is computed in bfloat16, and what crosses devices then."""
+"""What is computed and what is sent in bfloat16."""
 
 import itertools
 
@@ -54,26 +54,17 @@ def test_normalization_of_bfloat16_is_computed_in_float32(key):
   [catalog.TWO_COLUMN, catalog.DATA_PARALLEL],
   ids=lambda layout: layout.name,
 )
-def test_precision_of_the_exchange_is_its_own(
-  layout, tiny_network, tiny_augmentation
-):
+def test_precision_of_the_exchange_is_its_own(layout, tiny_network):
   sent = {}
   for computed, crossing in itertools.product(PRECISIONS, repeat=2):
     parts = build.make_program(
-      tiny_network,
-      layout,
-      tiny_augmentation,
-      batch_size=8,
-      precision=crossing,
-      compute_dtype=computed,
+      layout, exchange_dtype=crossing, compute_dtype=computed
     )
     found = collectives.find_traced(
       parts.trace().jaxpr, [*tiny_network.sizes(), "loss"], layout.mesh
     )
     assert sorted(found) == sorted(parts.plan)
-    sent[computed, crossing] = sum(
-      exchange.sent_bytes for exchange in parts.plan if exchange.images
-    )
+    sent[computed, crossing] = sum(e.sent_bytes for e in parts.plan if e.images)
   for computed in PRECISIONS:
     assert sent[computed, "float32"] == sent["float32", "float32"]
     assert 2 * sent[computed, "bfloat16"] == sent["float32", "float32"]
@@ -81,21 +72,16 @@ def test_precision_of_the_exchange_is_its_own(
 
 @pytest.mark.slow
 def test_step_in_bfloat16_communicates_as_planned_and_changes_little(
-  program, tiny_network, tiny_augmentation, tiny_batch
+  program, tiny_batch
 ):
   parts = build.make_program(
-    tiny_network,
-    catalog.TWO_COLUMN,
-    tiny_augmentation,
-    batch_size=8,
-    precision="bfloat16",
-    compute_dtype="bfloat16",
+    catalog.TWO_COLUMN, exchange_dtype="bfloat16", compute_dtype="bfloat16"
   )
   compiled, found = compiled_step.compile_step(parts)
   assert found.agrees and sorted(found.traced) == sorted(found.plan)
-  losses, parameters, _ = run((parts, None, compiled), tiny_batch, steps=2)
+  losses, state, _ = run((parts, None, compiled), tiny_batch, steps=2)
   expected, _, _ = run(program(catalog.TWO_COLUMN), tiny_batch, steps=2)
-  assert {leaf.dtype for leaf in jax.tree.leaves(parameters)} == {
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.parameters)} == {
     np.dtype("float32")
   }
   # Eight bits of mantissa: a relative error of 2^-9 for each value.

@@ -1,7 +1,7 @@
 """Steps compiled for TPU slices that are not there; needs libtpu."""
 
 import json
-import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -9,50 +9,42 @@ from jax.experimental import topologies
 
 from alexnet_jax.partition import layout, mesh
 from alexnet_jax.program import compiler_options
-from tests import fake, test_main
+from tests import fake, processes
+from tests.inspect.test_inspect import run, run_well
 
 pytestmark = pytest.mark.slices
 
 
 def inspect(topology, *flags):
-  process = test_main.start(
-    [
-      *(sys.executable, "-m", "alexnet_jax.inspect", "--format=json"),
-      *("--config=configs/one_device.py:imagenet", f"--topology={topology}"),
-      *(f"--config.{flag}" for flag in flags),
-    ]
+  out = run_well(
+    *("inspect", "--format=json", f"--topology={topology}"),
+    "--config=configs/one_device.py:imagenet",
+    *(f"--config.{flag}" for flag in flags),
   )
-  assert process.returncode == 0, process.stderr
-  return json.loads(process.stdout)
+  return json.loads(out)
 
 
 @pytest.mark.parametrize(
-  ("topology", "kind", "flags"),
+  ("topology", "flags"),
   [
+    ("v5e:2x4", ["layout.name=two_column_data", "layout.mesh.data=4"]),
     (
       "v5e:2x4",
-      "TPU v5 lite",
-      ["layout.name=two_column_data", "layout.mesh.data=4"],
-    ),
-    (
-      "v5e:2x4",
-      "TPU v5 lite",
       # All of its gradients are sums, of whatever size.
       ["layout.name=data_parallel", "layout.mesh.data=8"]
       + ["network.width=0.25", "network.image_size=67"],
     ),
     (
       "v5e:8x8",
-      "TPU v5 lite",
       ["layout.name=one_weird_trick", "batch_size=1024"]
       + ["layout.mesh.data=8", "layout.mesh.model=8"],
     ),
   ],
   ids=["eight_chips", "eight_chips_data_parallel", "sixty_four_chips"],
 )
-def test_step_communicates_as_planned(topology, kind, flags):
+def test_step_communicates_as_planned(topology, flags):
   found = inspect(topology, *flags)
-  assert found["device_kind"] == kind
+  assert found["device_kind"] == "TPU v5 lite"
   assert found["xla_options"] == compiler_options.PRESETS["tpu"]
   assert found["audit"]["agrees"]
   assert found["audit"]["unplanned"] == found["audit"]["missing"] == []
@@ -89,7 +81,7 @@ def test_axis_along_which_most_is_sent_lies_inside_a_host():
 def print_mesh(name, slices, sizes, sent):
   """Prints which device of which slice lies where, and the links between."""
   mesh.simulate_devices(1, only_cpu=True)
-  devices = mesh.find_devices(name)
+  devices = mesh.find_topology_devices(name)
   if slices > 1:
     devices = topologies.get_topology_desc(
       platform="tpu", topology_name=name, num_slices=slices
@@ -101,13 +93,12 @@ def print_mesh(name, slices, sizes, sent):
 
 def find_mesh(*arguments):
   """What `print_mesh` prints in a process of its own, which libtpu wants."""
-  code = "import json, sys; from tests import test_slices as here; "
+  code = "import json, sys; from tests.partition import test_slices as here; "
   code += "here.print_mesh(*map(json.loads, sys.argv[1:]))"
-  process = test_main.start(
-    [sys.executable, "-c", code, *map(json.dumps, arguments)]
-  )
-  assert process.returncode == 0, process.stderr
-  return json.loads(process.stdout)
+  command = ["python", "-c", code, *map(json.dumps, arguments)]
+  process = processes.run(command, tempfile.gettempdir())
+  assert process.code == 0, process.errors
+  return json.loads(process.out)
 
 
 @pytest.mark.parametrize(
@@ -151,13 +142,8 @@ def test_every_generation_compiles_a_small_step(topology):
 
 
 def test_slice_that_libtpu_does_not_know_is_refused():
-  process = test_main.start(
-    [
-      *(sys.executable, "-m", "alexnet_jax.inspect", "--topology=v5e:3x5"),
-      "--config=configs/one_device.py",
-    ]
-  )
-  assert process.returncode == 1
-  assert process.stderr.splitlines()[-1].startswith(
-    "error: libtpu knows no slice 'v5e:3x5'"
-  )
+  flags = ("--topology=v5e:3x5", "--config=configs/one_device.py")
+  process = run("inspect", *flags)
+  assert process.code == 1
+  error = processes.last_error(process.errors)
+  assert error.startswith("error: libtpu knows no slice 'v5e:3x5'")

@@ -1,11 +1,12 @@
-"""The speed of links: measured, and what a step takes on them."""
+"""The speed of links is measured, and predicts the time of a step."""
 
 import threading
 import time
 
 import pytest
 
-from alexnet_jax.partition import catalog, mesh, plan, timing
+from alexnet_jax.partition import catalog, mesh, timing
+from tests import build
 
 
 def test_speed_is_what_a_ring_sends_in_the_time_measured():
@@ -18,24 +19,17 @@ def test_speed_is_what_a_ring_sends_in_the_time_measured():
 
 
 def test_step_takes_a_latency_for_each_exchange_and_its_bytes_by_the_rate():
-  def exchange(kind, axes, devices, elements):
-    return plan.Collective(
-      layer="fc6",
-      direction="forward",
-      tensor="activation",
-      kind=kind,
-      axes=axes,
-      devices=devices,
-      elements=elements,
+  exchanges = [
+    build.make_collective(*arguments)
+    for arguments in (
+      (1_000, "sum", ("data",), 4),  # 1,500 elements, 6,000 bytes
+      (2_000, "all_gather", ("data",), 4),  # as many
+      (1_000, "all_gather", ("data", "column"), 8),  # 3,500 bytes
+      (500, "sum", ("column",), 2),  # 2,000 bytes
     )
-
-  exchanges = (
-    exchange("sum", ("data",), 4, 1_000),  # 1,500 elements, 6,000 bytes
-    exchange("all_gather", ("data",), 4, 2_000),  # as many
-    exchange("all_gather", ("data", "column"), 8, 1_000),  # 3,500 bytes
-    exchange("sum", ("column",), 2, 500),  # 2,000 bytes
-  )
-  speed = timing.Speed(latency_seconds=0.001, rates={2**20: 9.0, 2**23: 1e6})
+  ]
+  rates = {2**20: 9.0, 2**23: 1e6}
+  speed = timing.LinkSpeed(latency_seconds=0.001, rates=rates)
   data = timing.predict_seconds(exchanges, "data", speed)
   assert data == pytest.approx(3 * 0.001 + 15_500 / 1e6)
   column = timing.predict_seconds(exchanges, "column", speed)
@@ -44,10 +38,9 @@ def test_step_takes_a_latency_for_each_exchange_and_its_bytes_by_the_rate():
 
 
 def test_every_axis_of_a_mesh_is_measured():
-  layout = catalog.find("two_column_data")
-  made = mesh.make_mesh(layout)
+  made = mesh.make_mesh(catalog.TWO_COLUMN_DATA)
   for axis in made.axis_names:
-    seconds = timing.measure(made, axis, timeout_seconds=60)
+    seconds = timing.time_sums(made, axis, timeout_seconds=60)
     assert seconds.keys() == timing.REPEATS.keys()
     assert all(value > 0 for value in seconds.values())
 

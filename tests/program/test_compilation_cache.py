@@ -2,16 +2,12 @@
 
 import pathlib
 import re
-import subprocess
-import sys
 import warnings
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import (
-  compilation_cache as jax_cache,
-)
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from alexnet_jax.partition import catalog
 from alexnet_jax.program import compilation_cache, compiled_step
@@ -47,21 +43,12 @@ def compile_small(cache):
   return line
 
 
-def only_entry(folder):
-  (entry,) = folder.glob("*-cache")
-  return entry
-
-
 @pytest.mark.slow
-def test_step_from_the_cache_is_the_same_step(
-  folder, tiny_network, tiny_augmentation, tiny_batch, key
-):
+def test_step_from_the_cache_is_the_same_step(folder, tiny_batch, key):
   cache = compilation_cache.open_cache(str(folder))
   lines, states = [], []
   for _ in range(2):
-    program = build.make_program(
-      tiny_network, catalog.TWO_COLUMN, tiny_augmentation, batch_size=8
-    )
+    program = build.make_program(catalog.TWO_COLUMN)
     with cache.watch("the step") as found:
       compiled, audit = compiled_step.compile_step(program, options=QUICK)
     lines.extend(found.lines())
@@ -74,16 +61,15 @@ def test_step_from_the_cache_is_the_same_step(
     assert find_places(jax.tree.leaves(state.parameters)) == places
     assert all(leaf.is_deleted() for leaf in before)
     states.append(state)
-  assert re.fullmatch(
-    rf"the step compiled in \d+\.\d s; it is kept in {folder} for the next "
-    r"start",
-    lines[0],
-  )
-  assert re.fullmatch(
-    rf"the step came from {folder} in \d+\.\d s(, which saves \d+\.\d s or "
-    r"more)?",
-    lines[1],
-  )
+  for line, expected in zip(
+    lines,
+    (
+      rf"compiled in \d+\.\d s; it is kept in {folder} for the next start",
+      rf"came from {folder} in \d+\.\d s(, which saves \d+\.\d s or more)?",
+    ),
+    strict=True,
+  ):
+    assert re.fullmatch(f"the step {expected}", line)
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -99,12 +85,12 @@ def find_places(arrays):
 def test_entry_that_was_cut_off_is_removed_and_made_anew(folder, kept):
   cache = compilation_cache.open_cache(str(folder))
   assert "it is kept in" in compile_small(cache)
-  entry = only_entry(folder)
+  (entry,) = folder.glob("*-cache")
   data = entry.read_bytes()
   entry.write_bytes(data[: int(kept * len(data))])
   line = compile_small(cache)
   assert line.startswith("the program compiled in")
-  assert line.endswith("was damaged, the next start makes it anew")
+  assert line.endswith("was damaged, the next start makes a new one")
   assert "it is kept in" in compile_small(cache)
   assert "came from" in compile_small(cache)
 
@@ -112,15 +98,13 @@ def test_entry_that_was_cut_off_is_removed_and_made_anew(folder, kept):
 def test_entry_that_cannot_be_read_or_written_is_one_line(folder):
   cache = compilation_cache.open_cache(str(folder))
   compile_small(cache)
-  entry = only_entry(folder)
+  (entry,) = folder.glob("*-cache")
   entry.unlink()
   entry.mkdir()  # in its place
-  line = compile_small(cache)
-  assert "cannot be read: IsADirectoryError" in line
+  assert "cannot be read: IsADirectoryError" in compile_small(cache)
   entry.rmdir()
   folder.rmdir()
-  line = compile_small(cache)
-  assert "cannot be written: FileNotFoundError" in line
+  assert "cannot be written: FileNotFoundError" in compile_small(cache)
 
 
 def test_other_warnings_are_passed_on(folder):
@@ -149,15 +133,13 @@ def test_folder_that_the_user_names_and_cannot_be_written_is_refused(
 ):
   folder.touch()
   place = f"{folder}/below"
-  with pytest.raises(
-    OSError, match=f"{place} cannot be .* Not a directory. Set"
-  ):
-    compilation_cache.open_cache(place)
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", place)
-  with pytest.raises(
-    OSError, match="Set JAX_COMPILATION_CACHE_DIR to a folder"
+  for flag, message in (
+    (place, f"{place} cannot be .* Not a directory. Set"),
+    (None, "Set JAX_COMPILATION_CACHE_DIR to a folder"),
   ):
-    compilation_cache.open_cache(None)
+    with pytest.raises(OSError, match=message):
+      compilation_cache.open_cache(flag)
 
 
 def test_default_folder_that_cannot_be_written_is_done_without(
@@ -188,18 +170,14 @@ def test_nothing_is_kept_where_it_is_off_or_cannot_be_read_back(
 
 @pytest.mark.parametrize(
   ("backend", "choice", "kept"),
-  [
-    ("cpu", "{folder}", False),
-    ("gpu", None, False),
-    ("gpu", "{folder}", True),
-  ],
+  [("cpu", "folder", False), ("gpu", None, False), ("gpu", "folder", True)],
 )
 def test_several_processes_keep_programs_where_all_of_them_find_them(
   backend, choice, kept, folder, monkeypatch
 ):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
-  cache = compilation_cache.open_cache(choice and choice.format(folder=folder))
+  cache = compilation_cache.open_cache(choice and str(folder))
   assert (cache.path is not None) == kept
   assert ("nothing is kept" in compile_small(cache)) == (not kept)
 
@@ -208,20 +186,15 @@ def test_several_processes_keep_programs_where_all_of_them_find_them(
 def test_second_start_says_nothing_on_standard_error(tmp_path):
   said = []
   for _ in range(2):
-    process = subprocess.run(
+    done = processes.run(
       [
-        *(sys.executable, "-m", "alexnet_jax.inspect"),
+        *("python", "-m", "alexnet_jax.inspect"),
         *("--config=configs/two_device.py", "--config.network.width=0.125"),
         f"--compilation_cache={tmp_path}",
       ],
-      cwd=processes.ROOT,
-      env=processes.environment(tmp_path),
-      capture_output=True,
-      text=True,
-      timeout=200,
+      tmp_path,
     )
-    assert process.returncode == 0, process.stderr
-    assert process.stderr == ""
-    said.append(process.stdout)
+    assert (done.code, done.errors) == (0, ""), done.errors
+    said.append(done.out)
   assert f"it is kept in {tmp_path} for the next start" in said[0]
   assert f"the step came from {tmp_path} in" in said[1]

@@ -1,15 +1,14 @@
 """Options for XLA: what is known is used, what the user has set is left."""
 
-import types
-
 import jax
 import pytest
 
 from alexnet_jax.partition import catalog
 from alexnet_jax.program import compiled_step, compiler_options
-from tests import build
+from tests import build, fake
 
 GPU = compiler_options.PRESETS["gpu"]
+OFF = "XLA options for cpu: XLA's own (--xla_options=off)"
 SCHEDULER = "xla_gpu_enable_latency_hiding_scheduler"
 
 
@@ -29,12 +28,7 @@ def choose(mode="auto"):
   return compiler_options.choose(jax.devices(), mode=mode)
 
 
-def test_installed_jaxlib_knows_every_option_for_gpus():
-  # The compilers for CPUs and for GPUs share their DebugOptions.
-  assert compiler_options.find_unknown(jax.devices()[0], GPU) == ()
-
-
-def test_options_that_are_all_known_take_one_compilation(preset):
+def test_options_for_gpus_are_all_known_and_take_one_compilation(preset):
   preset(GPU)
   compiled = []
 
@@ -46,7 +40,8 @@ def test_options_that_are_all_known_take_one_compilation(preset):
     found = choose()
   finally:
     jax.monitoring.unregister_event_duration_listener(count)
-  assert found.used == GPU
+  # The compilers for CPUs and for GPUs share their DebugOptions.
+  assert found.used == GPU and found.unknown == ()
   assert len(compiled) == 1
   (line,) = found.lines()
   assert line.startswith(f"XLA options for cpu: {SCHEDULER}=True, ")
@@ -83,16 +78,14 @@ def test_option_that_the_user_has_set_stays(
   monkeypatch.setenv(variable, flags)
   found = choose()
   assert found.used.keys() == GPU.keys() - {SCHEDULER}
-  assert found.lines()[1] == (
-    f"XLA options left out: {SCHEDULER} (set in {variable})"
-  )
+  line = f"XLA options left out: {SCHEDULER} (set in {variable})"
+  assert found.lines()[1] == line
 
 
 def test_off_leaves_all_out_and_says_so(preset):
   preset(GPU)
   found = choose("off")
-  assert not found.used
-  assert found.lines() == ["XLA options for cpu: XLA's own (--xla_options=off)"]
+  assert not found.used and found.lines() == [OFF]
 
 
 @pytest.mark.parametrize("kind", ["TPU v4", "a kind of its own"])
@@ -102,9 +95,7 @@ def test_preset_of_a_device_kind_goes_before_that_of_its_platform(
   presets = compiler_options.PRESETS | {"a kind of its own": GPU}
   monkeypatch.setattr(compiler_options, "PRESETS", presets)
   monkeypatch.setattr(compiler_options, "find_unknown", lambda *_: ())
-  device = types.SimpleNamespace(
-    platform="tpu", device_kind=kind, process_index=0
-  )
+  device = fake.Device(0, platform="tpu", device_kind=kind)
   assert compiler_options.choose([device], mode="auto").used == presets[kind]
 
 
@@ -112,8 +103,7 @@ def test_preset_of_a_device_kind_goes_before_that_of_its_platform(
 def test_cpu_of_another_kind_has_no_options_and_no_line(mode, monkeypatch):
   monkeypatch.setattr("platform.machine", lambda: "arm64")
   found = choose(mode)
-  assert not found.used
-  assert found.lines() == []
+  assert not found.used and found.lines() == []
 
 
 def test_installed_jaxlib_knows_the_options_for_x86(monkeypatch):
@@ -121,18 +111,12 @@ def test_installed_jaxlib_knows_the_options_for_x86(monkeypatch):
   monkeypatch.setattr("platform.machine", lambda: "x86_64")
   found = choose()
   assert found.used == compiler_options.PRESETS["x86 cpu"]
-  assert found.unknown == ()
-  assert choose("off").lines() == [
-    "XLA options for cpu: XLA's own (--xla_options=off)"
-  ]
+  assert found.unknown == () and choose("off").lines() == [OFF]
 
 
-def test_step_is_compiled_with_the_options(tiny_network, tiny_augmentation):
-  program = build.make_program(
-    tiny_network, catalog.ONE_DEVICE, tiny_augmentation, batch_size=8
-  )
-  with pytest.raises(
-    jax.errors.JaxRuntimeError, match="xla_no_such_option"
-  ) as caught:
-    compiled_step.compile_step(program, options={"xla_no_such_option": True})
+def test_step_is_compiled_with_the_options():
+  program = build.make_program(catalog.ONE_DEVICE)
+  name = "xla_no_such_option"
+  with pytest.raises(jax.errors.JaxRuntimeError, match=name) as caught:
+    compiled_step.compile_step(program, options={name: True})
   assert "--xla_options=off" in caught.value.__notes__[0]

@@ -1,25 +1,32 @@
 import importlib
 import math
-import pathlib
 
 import pytest
 from flax import traverse_util
 
 from alexnet_jax.settings import fields, settings
 from configs import default
+from tests import processes
 
-ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = [
-  ".".join(path.relative_to(ROOT).with_suffix("").parts)
-  for path in sorted((ROOT / "configs").rglob("*.py"))
+  ".".join(path.relative_to(processes.ROOT).with_suffix("").parts)
+  for path in sorted((processes.ROOT / "configs").rglob("*.py"))
   if path.stem not in ("__init__", "ablations")
 ]
-WHOLE = fields.Whole(least=1, most=8)
-SHARE = fields.Number(most=1.0, below=True)
+INTEGER = fields.Number(integer=True, least=1, most=8)
+FRACTION = fields.Number(most=1, below=True)
 ABOVE_0 = fields.Number(above=True)
-PAIR = fields.Tuple((WHOLE, WHOLE), "two")
-DROPS = fields.Epochs(ABOVE_0, "rising")
-RATES = fields.Epochs(fields.Tuple((SHARE, SHARE), "two"), "pairs")
+AXES = fields.FIELDS["layout.axes"]
+PAIR = fields.Tuple(parts=(INTEGER, INTEGER), expected="two")
+EPOCHS = fields.Tuple(
+  parts=(ABOVE_0,), any_length=True, rising=True, expected="rising"
+)
+RATES = fields.Tuple(
+  parts=(fields.Tuple(parts=(FRACTION, FRACTION), expected="two"),),
+  any_length=True,
+  rising=True,
+  expected="pairs",
+)
 
 
 def flat(config):
@@ -28,65 +35,96 @@ def flat(config):
 
 @pytest.mark.parametrize("variant", default.VARIANTS)
 def test_table_has_every_field_of_the_default_and_no_other(variant):
-  names = {
-    name
-    for name in flat(default.get_config(variant))
-    if not name.startswith("layout.mesh.")
-  }
-  assert names == fields.FIELDS.keys()
+  names = flat(default.get_config(variant)).keys()
+  axes = {name for name in names if name.startswith("layout.mesh.")}
+  assert names - axes == fields.FIELDS.keys()
 
 
 @pytest.mark.parametrize("module", CONFIGS)
-def test_every_config_has_values_that_the_table_takes(module):
+def test_every_config_has_values_that_the_table_accepts(module):
   fields.check(flat(importlib.import_module(module).get_config()))
 
 
 @pytest.mark.parametrize(
   ("kind", "good", "bad"),
   [
-    (WHOLE, [1, 8], [0, 9, -(10**400), 10**400]),
-    (SHARE, [0, 0.0, 0.999], [1, -1e-9, math.nan, math.inf, 1e-320]),
+    (INTEGER, [1, 8], [0, 9, -(10**400), 10**400]),
+    (FRACTION, [0, 0.0, 0.999], [1, -1e-9, math.nan, math.inf, 1e-320]),
     # 1e39 is more than float32 holds, and 1e-39 less than 0 to many a device.
     (ABOVE_0, [1e-37, 1, 1e38], [0, -1.0, 1e39, 1e-39, math.nan, math.inf]),
-    (fields.Choice((1, 10)), [1, 10], [2]),
+    (fields.Choice(values=(1, 10)), [1, 10], [2]),
     (fields.Text(), ["train[:9]"], ["", "a\nb", "x" * 9999, "\udcff"]),
-    (fields.Axes(), [(), ("a", "b")], [(1,), ("",), (("a",),)]),
+    (AXES, [(), ("a", "b")], [(1,), ("",), (("a",),)]),
     (
       PAIR,
       [(3, 2), [1, 1]],
       [(), (1,), (1, 2, 3), (0, 1), (1.0, 1), (True, 1)],
     ),
-    (DROPS, [(), (1,), (1.5, 2)], [(2, 1), (1, 1), ("1",), (None,), ((1,),)]),
+    (EPOCHS, [(), (1,), (1.5, 2)], [(2, 1), (1, 1), ("1",), (None,), ((1,),)]),
     (RATES, [(), ((0, 0.1),)], [(0, 0.1), ((0.5, 0), (0.1, 0)), ((0,),)]),
   ],
 )
-def test_kind_takes_what_is_in_its_range(kind, good, bad):
+def test_kind_accepts_the_values_in_its_range(kind, good, bad):
   for value in good:
-    assert fields.is_kind(kind, value) and kind.accepts(value), value
+    assert kind.has_type(value) and kind.accepts(value), value
   for value in bad:
-    assert fields.is_kind(kind, value) and not kind.accepts(value), value
+    assert kind.has_type(value) and not kind.accepts(value), value
 
 
 @pytest.mark.parametrize(
   ("name", "value"),
   [
-    ("batch_size", True),
-    ("batch_size", 4.0),
-    ("batch_size", None),
-    ("num_epochs", "1"),
-    ("network.init", 1),
-    ("augment.flip", 1),
-    ("augment.mean", 77.0),
-    ("layout.mesh.data", 2.0),
+    *(("batch_size", value) for value in (True, 4.0, None)),
+    *(("num_epochs", "1"), ("network.init", 1), ("augment.flip", 1)),
+    *(("augment.mean", 77.0), ("layout.mesh.data", 2.0)),
   ],
 )
-def test_value_of_another_kind_is_a_type_error(name, value):
+def test_value_of_another_type_is_a_type_error(name, value):
   values = flat(default.get_config()) | {name: value}
-  with pytest.raises(
-    TypeError, match=f"{name} is .* Set config.{name}"
-  ) as said:
+  message = f"{name} is .* Set config.{name}"
+  with pytest.raises(TypeError, match=message) as error:
     fields.check(values)
-  assert "\n" not in str(said.value)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "expected"),
+  [
+    ("batch_size", 0, "an integer >= 1 and <= 1,048,576"),
+    ("augment.scale", 0.0, "a finite float32 > 0"),
+    ("augment.color_noise", math.nan, "a finite float32 >= 0"),
+    ("augment.mean", (1.0, 2.0, 256.0), "None or three numbers"),
+    ("augment.mean_from", "crop", "one of channel, image, image_center"),
+    ("layout.mesh.anything", 0, "None or an integer >= 1"),
+    ("network.columns", 0, "None or an integer >= 1"),
+    ("network.num_classes", 0, "an integer >= 1"),
+    ("network.dropout_rate", 1.0, "a number >= 0 and < 1"),
+    ("network.batch_norm_momentum", 1.0, "a number >= 0 and < 1"),
+    ("network.lrn_k", 0.0, "a finite float32 > 0"),
+    ("network.pooling", (3,), r"None or \(window, stride\)"),
+  ],
+)
+def test_value_out_of_range_is_a_value_error_in_words(name, value, expected):
+  values = flat(default.get_config()) | {name: value}
+  with pytest.raises(ValueError, match=f"{name} is .*, expected {expected}"):
+    fields.check(values)
+
+
+def test_only_fields_that_do_not_change_results_may_change():
+  always = fields.find_changeable()
+  assert {"layout.mesh", "layout.fc8.fsdp", "max_to_keep"} <= always
+  assert not always & {"batch_size", "seed", "network.width", "data.seed"}
+  # The rate falls until the run ends, or follows the validations.
+  assert always - fields.find_changeable("cosine") == {"num_epochs"}
+  validations = {"eval_every_steps", "validation_views"}
+  assert always - fields.find_changeable("plateau") == validations
+
+
+def test_processes_may_differ_in_their_threads_only():
+  config = default.get_config()
+  shared = settings.find_shared_fields(config)
+  absent = {f"config.{name}" for name in flat(config)} - shared.keys()
+  assert absent == {"config.data.threads"}
 
 
 def test_config_without_a_field_or_with_one_of_its_own_is_refused():
@@ -104,6 +142,6 @@ def test_config_without_a_field_or_with_one_of_its_own_is_refused():
 
 def test_long_value_is_shortened():
   values = flat(default.get_config()) | {"data.name": "x" * 5000}
-  with pytest.raises(ValueError, match="Set config.data.name") as said:
+  with pytest.raises(ValueError, match="Set config.data.name") as error:
     fields.check(values)
-  assert len(str(said.value)) < 300
+  assert len(str(error.value)) < 300

@@ -20,26 +20,26 @@ START_OF_2012 = (7.16, 7.06, 7.00)
     (DIGITS, 10, False),
     (START_OF_2012, 1000, True),  # so an answer this early would be wrong
     ((*START_OF_2012, 6.91, 6.90, 6.7), 1000, False),
-    # It has been better: another trouble.
+    # It has been better: another problem.
     ((2.2, 2.31, 2.303), 10, False),
-    # Ups and downs above it are guesses too; more is another trouble.
+    # Slightly above chance is guessing too; more is another problem.
     ((2.303, 2.385, 2.484, 2.43), 10, True),
     ((2.303, 2.4, 3.5), 10, False),
     ((math.log(2),) * 3, 2, True),
   ],
 )
-def test_loss_at_chance_is_one_that_never_was_better(losses, classes, stays):
+def test_loss_at_chance_has_never_been_better(losses, classes, stays):
   assert loss_monitor.is_at_chance(losses, classes) is stays
 
 
-def test_each_member_is_looked_at_once_and_not_before_its_time():
-  watch = loss_monitor.LossMonitor(num_classes=10, until_step=100)
-  said = [
-    watch.look(step, (CHANCE, loss))
+def test_each_loss_is_judged_once_and_not_too_early():
+  monitor = loss_monitor.LossMonitor(num_classes=10, until_step=100)
+  warnings = [
+    monitor.check(step, {"loss 0": CHANCE, "loss 1": loss})
     for step, loss in ((50, 2.2), (99, 2.0), (150, 1.8), (200, 1.7))
   ]
-  assert [len(lines) for lines in said] == [0, 0, 1, 0]
-  (line,) = said[2]
-  assert line.startswith("the loss of member 0 stays at ln(10) = 2.303")
+  assert [len(lines) for lines in warnings] == [0, 0, 1, 0]
+  (line,) = warnings[2]
+  assert line.startswith("loss 0 stays at ln(10) = 2.303")
   for cause in ("config.network.init", "biases of 1 in conv2", "learning_rate"):
     assert cause in line

@@ -1,5 +1,8 @@
 import struct
 
+import numpy as np
+import pytest
+import rich.console
 from tensorboardX.proto import event_pb2
 
 from alexnet_jax.training import report
@@ -23,3 +26,32 @@ def test_values_are_there_for_tensorboard(tmp_path):
     (1, "training_loss", 0.25),
     (2, "training_loss", 0.5),
   ]
+
+
+@pytest.mark.parametrize(
+  ("bad", "expected"),
+  [
+    ([np.nan, 8, 8, 8], "the loss of step 5 is nan"),
+    ([[1.0, 0, 0, 8], [np.inf, 0, 0, 8]], "the loss of run 1 of step 5 is inf"),
+  ],
+)
+def test_loss_that_is_not_finite_names_the_step(bad, expected, tmp_path):
+  console = rich.console.Console(quiet=True)
+  reporter = report.Reporter(str(tmp_path), console, first_step=0, num_steps=10)
+  fine = np.ones_like(bad)
+  assert reporter.read_totals(3, [fine, fine]).shape == (2, *fine.shape)
+  reporter.training(5, [fine, bad], learning_rate=0.1, replaced=lambda: 0)
+  # Before a save, and when the report is written.
+  for read in (reporter.check, reporter.flush):
+    with pytest.raises(report.LossNotFinite, match=expected):
+      read()
+  reporter.close()
+
+
+def test_partial_last_line_is_cut(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  assert report.cut_partial_line(str(path)) == 0
+  for text, left in (("", ""), ("a\n", "a\n"), ("a\nbc", "a\n"), ("b", "")):
+    path.write_text(text)
+    assert report.cut_partial_line(str(path)) == len(text) - len(left)
+    assert path.read_text() == left

@@ -7,81 +7,86 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import sets, statistics
-from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.distributed import machine
 from alexnet_jax.program import devices
 from alexnet_jax.settings import build, settings
 from alexnet_jax.training import run as run_lib
 from configs import default
+from tests import runs
 
 
 @pytest.fixture
-def prepare(tmp_path):
-  def prepare(config):
-    return run_lib.prepare(
-      config,
-      group=group_lib.alone(),
-      workdir=str(tmp_path / "workdir"),
-      data_dir=str(tmp_path / "data"),
-      simulate_devices=None,
-    )
+def prepare(tiny_config, tmp_path):
+  """Prepares a run of `tiny_config` with some fields changed."""
+
+  def prepare(fields=None):
+    tiny_config.update_from_flattened_dict(fields or {})
+    return runs.prepare(tiny_config, tmp_path / "workdir", tmp_path / "data")
 
   return prepare
 
 
-def with_mean_image(side):
-  return dataclasses.replace(
-    statistics.PUBLISHED,
-    mean=(1.0, 2.0, 3.0),
-    mean_image=np.ones((side, side, 3), np.float32),
-  )
+@pytest.fixture
+def set_statistics(monkeypatch):
+  """Gives the set of a run a mean image, and returns its statistics."""
+
+  def set_statistics(side, mean=(1.0, 2.0, 3.0)):
+    image = np.ones((side, side, 3), np.float32)
+    found = dataclasses.replace(
+      statistics.PUBLISHED, mean=mean, mean_image=image
+    )
+    monkeypatch.setattr(sets, "find_statistics", lambda _: found)
+    return found
+
+  return set_statistics
 
 
-def test_set_without_statistics_is_refused_before_anything_is_written(
-  tiny_config, tmp_path, prepare
+OF_DATASET = {"augment.statistics": "dataset", "augment.mean": None}
+
+
+@pytest.mark.parametrize(
+  ("fields", "side", "expected"),
+  [
+    (
+      {"augment.statistics": "dataset"},
+      None,
+      "^dataset 'digits' has no statistics of its pixels; set "
+      r"config\.augment\.statistics=published and config\.augment\.mean="
+      r"\(R, G, B\) to the mean of its training split\.$",
+    ),
+    (
+      OF_DATASET | {"augment.mean_from": "image"},
+      76,
+      "76 x 76 x 3, expected 77 x 77 x 3",
+    ),
+    ({"data.validation_split": "test"}, None, "no split 'test'"),
+    ({"data.stored_size": 60}, None, "67 pixels .* config.data.stored_size"),
+  ],
+  ids=["no statistics", "side of the mean image", "no split", "stored_size"],
+)
+def test_data_that_do_not_fit_are_refused_before_anything_is_written(
+  fields, side, expected, tmp_path, prepare, set_statistics
 ):
-  tiny_config.augment.statistics = "dataset"
-  with pytest.raises(ValueError) as caught:
-    prepare(tiny_config)
-  assert str(caught.value) == (
-    "dataset 'digits' keeps no statistics of its pixels; set "
-    "config.augment.statistics=published and config.augment.mean=(R, G, B) to "
-    "those of its training split."
-  )
+  if side:
+    set_statistics(side)
+  with pytest.raises(ValueError, match=expected):
+    prepare(fields)
   assert not (tmp_path / "workdir").exists()
 
 
-def test_mean_image_of_another_side_is_refused_before_anything_is_written(
-  tiny_config, tmp_path, prepare, monkeypatch
-):
-  monkeypatch.setattr(sets, "find_statistics", lambda _: with_mean_image(76))
-  tiny_config.augment.statistics = "dataset"
-  tiny_config.augment.mean = None
-  tiny_config.augment.mean_from = "image"
-  with pytest.raises(ValueError, match="76 x 76 x 3, expected 77 x 77 x 3"):
-    prepare(tiny_config)
-  assert not (tmp_path / "workdir").exists()
-
-
-def test_run_takes_the_statistics_of_its_set(tiny_config, prepare, monkeypatch):
-  found = with_mean_image(77)
-  monkeypatch.setattr(sets, "find_statistics", lambda _: found)
-  tiny_config.augment.statistics = "dataset"
-  tiny_config.augment.mean = None
-  tiny_config.augment.mean_from = "image_center"
-  tiny_config.augment.color_divisor = 1.1
-  tiny_config.validation_views = 10
-  program = prepare(tiny_config).program
+def test_run_takes_the_statistics_of_its_set(prepare, set_statistics):
+  found = set_statistics(77)
+  options = {"mean_from": "image_center", "color_divisor": 1.1}
+  fields = {f"augment.{name}": value for name, value in options.items()}
+  program = prepare(OF_DATASET | fields | {"validation_views": 10}).program
   assert program.augmentation.statistics is found
-  assert program.augmentation.mean_from == "image_center"
-  assert program.augmentation.color_divisor == 1.1
+  for name, value in options.items():
+    assert getattr(program.augmentation, name) == value
   assert program.views == 10
 
 
-def test_mean_of_a_config_takes_the_place_of_the_statistics(
-  tiny_config, prepare
-):
-  found = prepare(tiny_config).program.augmentation.statistics
+def test_mean_of_a_config_takes_the_place_of_the_statistics(prepare):
+  found = prepare().program.augmentation.statistics
   assert found.mean == (77.0, 77.0, 77.0)
   assert found.stds == statistics.PUBLISHED.stds
 
@@ -103,41 +108,29 @@ def test_mean_that_would_not_be_read_is_refused(tiny_config):
     settings.check(tiny_config)
 
 
-def test_split_that_is_none_does_not_claim_the_workdir(
-  tiny_config, tmp_path, prepare
-):
-  tiny_config.data.validation_split = "test"
-  with pytest.raises(ValueError, match="no split 'test'"):
-    prepare(tiny_config)
-  assert not (tmp_path / "workdir").exists()
-
-
-def test_run_does_not_go_on_with_other_data(tiny_config, prepare, monkeypatch):
-  tiny_config.augment.statistics = "dataset"
-  tiny_config.augment.mean = None
-  monkeypatch.setattr(sets, "find_statistics", lambda _: with_mean_image(77))
-  prepare(tiny_config)
-  prepare(tiny_config)
-  other = dataclasses.replace(with_mean_image(77), mean=(1.0, 2.0, 3.5))
-  monkeypatch.setattr(sets, "find_statistics", lambda _: other)
+def test_run_does_not_resume_with_other_data(prepare, set_statistics):
+  set_statistics(77)
+  prepare(OF_DATASET)
+  prepare()
+  set_statistics(77, mean=(1.0, 2.0, 3.5))
   with pytest.raises(ValueError, match="another config .found.statistics: "):
-    prepare(tiny_config)
+    prepare()
 
 
 def test_run_that_memory_does_not_hold_is_refused_and_claims_nothing(
-  tiny_config, tmp_path, prepare, monkeypatch
+  tmp_path, prepare, monkeypatch
 ):
-  program = prepare(tiny_config).program
-  held = devices.find_held(program, batches_ahead=2)
+  program = prepare().program
+  held = devices.count_held_bytes(program, batches_ahead=2)
   shutil.rmtree(tmp_path / "workdir")
   # 16 images of 77 x 77 x 3 bytes and their labels, four batches.
   assert held["batches"] == 4 * 16 * (77 * 77 * 3 + 4)
-  whole = sum(held.values())
-  monkeypatch.setattr(machine, "find_memory", lambda: (whole, whole))
+  total = sum(held.values())
+  monkeypatch.setattr(machine, "find_memory", lambda: (total, total))
   devices.check_memory(program, batches_ahead=2)
-  monkeypatch.setattr(machine, "find_memory", lambda: (whole, whole - 1))
+  monkeypatch.setattr(machine, "find_memory", lambda: (total, total - 1))
   with pytest.raises(ValueError, match=r"Set a lower config\.batch_size"):
-    prepare(tiny_config)
+    prepare()
   assert not (tmp_path / "workdir").exists()
 
 

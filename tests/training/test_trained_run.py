@@ -1,4 +1,4 @@
-"""Runs in their workdirs, found and read; the directories are made up."""
+"""Runs are read from their workdirs, which have no arrays here."""
 
 import json
 
@@ -19,7 +19,7 @@ def make_run(tmp_path, tiny_config):
   def make(name, *, steps=(3, 6), **fields):
     path = tmp_path / name
     tiny_config.update_from_flattened_dict(fields)
-    workdir.acquire(str(path), tiny_config.to_dict(), FOUND)
+    workdir.acquire({str(path): tiny_config.to_dict()}, FOUND, may_change=())
     for step in steps:
       (path / "checkpoints" / str(step)).mkdir(parents=True)
     return str(path)
@@ -35,28 +35,20 @@ def test_run_is_read_as_it_was_configured(make_run, tiny_config):
   tiny_config.layout.name = "two_column_data"
   run = read(make_run("a"))
   assert run.config.to_dict() == tiny_config.to_dict()
-  assert run.found == FOUND
-  assert run.step == 6
+  assert (run.found, run.step) == (FOUND, 6)
   assert dict(run.layout.mesh) == {"data": 2, "column": 2}
 
 
 def test_run_is_read_onto_another_layout(make_run, tiny_config):
   tiny_config.layout.name = "two_column"
   tiny_config.layout.fc6.arrive = "sum"
-  run = read(
-    make_run("a"),
-    layout="data_parallel",
-    mesh={"data": 4},
-    batch_size=8,
-    split="train",
-    step=3,
-  )
+  options = {"layout": "data_parallel", "mesh": {"data": 4}, "batch_size": 8}
+  run = read(make_run("a"), split="train", step=3, **options)
   assert run.layout.name == "data_parallel"
   assert dict(run.layout.mesh) == {"data": 4}
   assert run.layout.placement("fc6").arrive == "gather"
-  assert run.config.batch_size == 8
+  assert (run.config.batch_size, run.step) == (8, 3)
   assert run.config.data.validation_split == "train"
-  assert run.step == 3
 
 
 def test_layout_of_a_config_of_its_own_is_read(make_run, tiny_config):
@@ -72,10 +64,7 @@ def test_layout_of_a_config_of_its_own_is_read(make_run, tiny_config):
 @pytest.mark.parametrize(
   ("options", "expected"),
   [
-    (
-      {"step": 4},
-      "no checkpoint of step 4, but of 3, 6. Set --checkpoint_step",
-    ),
+    ({"step": 4}, "no checkpoint of step 4, but of 3, 6. Set --checkpoint_"),
     ({"layout": "one"}, "unknown layout 'one'.* Set --layout."),
     ({"mesh": {"row": 2}}, "no axis 'row', but device. Set --mesh."),
     (
@@ -101,48 +90,31 @@ def test_run_of_another_version_is_refused_by_its_fields(make_run, tmp_path):
   path = make_run("a")
   file = tmp_path / "a" / "config.json"
   kept = json.loads(file.read_text())
-  for changed, expected in (
-    ({**kept, "network.depth": 9}, "does not have: network.depth. Use the"),
+  absent = object()
+  for field, value, expected in (
+    ("network.depth", 9, "has no field network.depth. Set another"),
     (
-      {name: value for name, value in kept.items() if name != "augment.scale"},
+      *("augment.scale", absent),
       r"lacks augment.scale. Add .* defaults are \"augment.scale\": 90.0",
     ),
-    (
-      {k: v for k, v in kept.items() if k != "found.statistics"},
-      "config.json lacks found.statistics. Use the version",
-    ),
+    ("found.statistics", absent, "lacks found.statistics. Use the version"),
   ):
+    changed = kept | {field: value}
+    if value is absent:
+      del changed[field]
     file.write_text(json.dumps(changed))
     with pytest.raises(ValueError, match=expected):
       trained_run.read(path, fields=default.get_config("digits"))
 
 
-def test_directory_of_members_stands_for_all_of_them(make_run, tmp_path):
-  members = [make_run(f"w/member_{number}") for number in range(11)]
-  single = make_run("single")
-  (tmp_path / "w" / "member_x").mkdir()
-  found = trained_run.find_workdirs([single, str(tmp_path / "w")])
-  assert found == [single, *members]
-  assert trained_run.find_workdirs([str(tmp_path / "w/member_3")]) == [
-    members[3]
-  ]
-  with pytest.raises(ValueError, match="member_3' is there twice"):
-    trained_run.find_workdirs([str(tmp_path / "w"), members[3]])
-  (tmp_path / "w/member_3").rename(tmp_path / "w/gone")
-  with pytest.raises(ValueError, match="10 members .* not member_3"):
-    trained_run.find_workdirs([str(tmp_path / "w")])
-
-
-def test_members_that_answer_different_questions_are_refused(make_run):
+def test_runs_whose_predictions_cannot_be_averaged_are_refused(make_run):
   first = read(make_run("a"))
   other = read(make_run("b", **{"network.num_classes": 9}))
   with pytest.raises(ValueError, match="the classes of .* is 10, but 9 in"):
     trained_run.check_alike(first, other)
   fields = {"network.num_classes": 10, "data.validation_split": "train"}
   other = read(make_run("c", **fields))
-  with pytest.raises(
-    ValueError, match="the split .* to runs on one .* --split"
-  ):
+  with pytest.raises(ValueError, match="the split .* to runs on .* --split"):
     trained_run.check_alike(first, other)
   trained_run.check_alike(first, first)
 

@@ -1,8 +1,8 @@
-"""Workers that take turns, so that a machine that slows down slows them all.
+"""Worker processes that take turns, so that a slow machine slows all of them.
 
-The other end is `worker.py`. A worker starts alone, and between its turns waits
-in a read. Each round every worker has one turn, and every second round they
-come in the opposite order.
+`worker.py` is the other end. Workers start one after the other; between its
+turns a worker waits in a read. In each round every worker has one turn, and the
+order alternates.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LONGEST_OUTPUT = 300
 
 
 class WorkerError(RuntimeError):
-  """A worker has ended, hangs, or answers with something else."""
+  """A worker has ended, hangs, or gives an answer that is not expected."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,17 +43,16 @@ class Command:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Found:
-  """What is known of a variant in the end.
+class Measured:
+  """The measurements of a variant.
 
   Attributes:
-    facts: that its worker told of itself; {} where it never was ready.
+    facts: that its worker reported at its start; {} if it was never ready.
     seconds: of a step, by round.
-    ratios: its seconds by those of the reference in the same round: how many
-      times as fast the reference was.
-    idle_cpu_seconds: most that it computed while others had their turns.
+    ratios: its seconds divided by those of the reference in the same round.
+    idle_cpu_seconds: most CPU time that it used during the turns of others.
     missing: why it was not started; None: it was.
-    error: why there is no more; None: nothing went wrong.
+    error: why it failed; None: it did not.
   """
 
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -70,9 +69,9 @@ class Found:
     """The median of the ratios of the rounds."""
     return statistics.median(self.ratios)
 
-  def join(self, later: Found) -> Found:
-    """All rounds of a variant that was measured twice."""
-    return Found(
+  def join(self, later: Measured) -> Measured:
+    """Joins the rounds of a variant that was measured twice."""
+    return Measured(
       facts=self.facts or later.facts,
       seconds=self.seconds + later.seconds,
       ratios=self.ratios + later.ratios,
@@ -82,15 +81,15 @@ class Found:
 
 
 class Worker:
-  """A process that takes steps when it is told to.
+  """A process that runs steps on request.
 
   Args:
     name: of its variant.
     command: that starts it.
-    limit_seconds: without an answer, then it hangs.
+    limit_seconds: a worker hangs if it does not answer for so long.
 
   Attributes:
-    facts: that it told of itself.
+    facts: that it reported at its start.
 
   Raises:
     WorkerError: it does not get ready.
@@ -113,18 +112,18 @@ class Worker:
     try:
       self.facts = self._read()
       if not self.facts.pop("ready", False):
-        raise self._to_error(f"says {self.facts} in the place of its facts")
+        raise self._to_error(f"printed {self.facts}, expected its facts")
     except WorkerError:
       self.close()
       raise
 
-  def take(self, *, untimed: int, timed: int) -> dict[str, float]:
-    """Has it take its turn; its answer.
+  def take_turn(self, *, untimed: int, timed: int) -> dict[str, float]:
+    """Has it run steps; returns its answer.
 
     Raises:
       WorkerError: there is none, or its loss is not finite.
     """
-    with contextlib.suppress(BrokenPipeError):  # to read says why
+    with contextlib.suppress(BrokenPipeError):  # reading says why
       self._process.stdin.write(f"{untimed} {timed}\n".encode())
       self._process.stdin.flush()
     answer = self._read()
@@ -133,7 +132,7 @@ class Worker:
     return answer
 
   def close(self) -> None:
-    """Lets it end, or ends it."""
+    """Lets it end, or kills it."""
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.close()
     try:
@@ -160,7 +159,9 @@ class Worker:
     try:
       return json.loads(line)
     except ValueError:
-      raise self._to_error(f"says {line.decode()!r}, expected JSON") from None
+      raise self._to_error(
+        f"printed {line.decode()!r}, expected JSON"
+      ) from None
 
   def _to_error(self, what: str) -> WorkerError:
     self._output.seek(0)
@@ -178,11 +179,11 @@ def measure(
   untimed: int,
   timed: int,
   limit_seconds: float,
-  tell: Callable[[str], None],
-) -> dict[str, Found]:
+  log: Callable[[str], None],
+) -> dict[str, Measured]:
   """Starts the workers one by one, and has them take turns.
 
-  A worker that fails is left out from then on, and the others go on.
+  A worker that fails is left out from then on; the others continue.
 
   Args:
     commands: of the variants, by name.
@@ -190,46 +191,46 @@ def measure(
     rounds: turns of each.
     untimed: steps that begin a turn and are not timed.
     timed: steps of a turn that are timed together.
-    limit_seconds: without an answer, then a worker hangs.
-    tell: is told what goes on.
+    limit_seconds: a worker hangs if it does not answer for so long.
+    log: is called with each line of progress.
 
   Raises:
     WorkerError: the reference fails.
   """
-  found = collections.defaultdict(Found)
+  measured = collections.defaultdict(Measured)
   workers: dict[str, Worker] = {}
 
   def fail(name: str, error: WorkerError) -> None:
     if name == reference:
       raise error
-    tell(str(error))
-    found[name].error = str(error)
+    log(str(error))
+    measured[name].error = str(error)
     if name in workers:
       workers.pop(name).close()
 
   with contextlib.ExitStack() as stack:
     stack.callback(lambda: [worker.close() for worker in workers.values()])
     for name, command in commands.items():
-      tell(f"starts {name}")
+      log(f"starting {name}")
       try:
         workers[name] = Worker(name, command, limit_seconds=limit_seconds)
-        found[name].facts = workers[name].facts
+        measured[name].facts = workers[name].facts
       except WorkerError as error:
         fail(name, error)
     for number in range(rounds):
       seconds = {}
       for name in list(workers)[:: -1 if number % 2 else 1]:
         try:
-          answer = workers[name].take(untimed=untimed, timed=timed)
+          answer = workers[name].take_turn(untimed=untimed, timed=timed)
         except WorkerError as error:
           fail(name, error)
           continue
         seconds[name] = answer["seconds"]
-        found[name].idle_cpu_seconds = max(
-          found[name].idle_cpu_seconds, answer["idle_cpu_seconds"]
+        measured[name].idle_cpu_seconds = max(
+          measured[name].idle_cpu_seconds, answer["idle_cpu_seconds"]
         )
-      for name, of_step in seconds.items():
-        found[name].seconds.append(of_step)
-        found[name].ratios.append(of_step / seconds[reference])
-      tell(f"round {number + 1} of {rounds}")
-  return {name: found[name] for name in commands}
+      for name, step_seconds in seconds.items():
+        measured[name].seconds.append(step_seconds)
+        measured[name].ratios.append(step_seconds / seconds[reference])
+      log(f"round {number + 1} of {rounds}")
+  return {name: measured[name] for name in commands}

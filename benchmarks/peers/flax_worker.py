@@ -1,8 +1,8 @@
-"""The network and the step of 2012 in plain Flax, as a worker of `peers`.
+"""The network and step of 2012 in plain Flax: a worker of `benchmarks.peers`.
 
-As one writes it without a layout in mind: `nnx.Conv` with groups, `nnx.Linear`,
-one `jax.jit` as in Flax's own guide to performance, and XLA's defaults. Flax
-has no local response normalization, so that this one is by hand.
+The usual code without a layout: `nnx.Conv` with groups, `nnx.Linear`, one
+`jax.jit` as in Flax's guide to performance, and XLA's defaults. Flax has no
+local response normalization, so it is written here.
 """
 
 import jax
@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from benchmarks import worker
+from benchmarks.peers import worker
 
 CLASSES = 1000
 ONES = nnx.initializers.ones_init()
@@ -39,7 +39,7 @@ class AlexNet(nnx.Module):
     width: multiplies the features of all layers but the last.
     image_size: side of the images, in pixels.
     classes: of the last layer.
-    dropout: share of the units of fc6 and fc7 that is dropped.
+    dropout: rate for the units of fc6 and fc7.
   """
 
   def __init__(
@@ -89,7 +89,7 @@ class AlexNet(nnx.Module):
 
 
 def make_optimizer(model: nnx.Module) -> nnx.Optimizer:
-  """Momentum .9; kernels at .01 with decay, biases at twice the rate."""
+  """SGD, momentum .9; rate .01 and decay for kernels, .02 for biases."""
   kernels = optax.chain(
     optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9)
   )
@@ -119,8 +119,8 @@ def train_step(
 
 def make(
   *, batch_size: int, width: float, image_size: int
-) -> tuple[worker.TakeSteps, dict]:
-  """A step, and facts about it; the sizes are of the network and its input."""
+) -> tuple[worker.RunSteps, dict]:
+  """A step, and facts about it; sizes of the network and its input."""
   model = AlexNet(nnx.Rngs(0), width=width, image_size=image_size)
   graphdef, state = nnx.split((model, make_optimizer(model)))
   rng = np.random.default_rng(0)
@@ -130,14 +130,14 @@ def make(
   labels = jnp.asarray(rng.integers(0, CLASSES, batch_size, dtype=np.int32))
   step = jax.jit(train_step, static_argnums=0, donate_argnums=1)
 
-  def take_steps(count: int) -> float:
+  def run_steps(count: int) -> float:
     nonlocal state
     for _ in range(count):
       state, loss = step(graphdef, state, images, labels)
     jax.block_until_ready(state)
     return float(loss)
 
-  return take_steps, {
+  return run_steps, {
     "version": f"jax {jax.__version__}",
     "device": jax.devices()[0].device_kind,
     "matmul_precision": jax.config.jax_default_matmul_precision or "default",

@@ -1,11 +1,14 @@
-"""The variants of `peers`: which worker, how, and beside which of ours.
+"""The variants that `benchmarks.peers` compares, and which can run here.
 
-Those of GPUs come in three groups, by what products and convolutions are made
-of. `ours` is as `main` trains it: arrays of float32, and JAX's default
-precision, which on NVIDIA GPUs since Ampere is TF32, so that PyTorch's rows
-beside it have TF32 on. `ours_float32` has jax_default_matmul_precision=float32
-and stands beside PyTorch with TF32 off. `ours_bfloat16` has
-config.compute_dtype=bfloat16, beside autocast.
+Variants on GPUs come in three groups, by the precision of products and
+convolutions. `ours` is as `main` trains it: float32 arrays and JAX's default
+precision, which is TF32 on NVIDIA GPUs since Ampere; PyTorch's variants next to
+it have TF32 on. `ours_float32` has jax_default_matmul_precision=float32, next
+to PyTorch with TF32 off. `ours_bfloat16` has config.compute_dtype=bfloat16,
+next to autocast.
+
+Packages are looked up in processes of their own, since a process that has
+started JAX holds memory of the accelerator.
 """
 
 from __future__ import annotations
@@ -13,13 +16,18 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import itertools
+import platform as machine
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-OURS, FLAX, TORCH = "peer_ours", "peer_flax", "peer_torch"
+OURS, FLAX, TORCH = "our_worker", "flax_worker", "torch_worker"
+_FIND_JAX = "import jax; print(jax.default_backend())"
+_FIND_TORCH = "import torch; print(torch.cuda.is_available())"
 KEPT = "_kept_heap"
-# glibc: freed memory stays, in huge pages, in one arena. Without it a step maps
-# and clears most of its memory anew.
+# glibc then keeps freed memory, in huge pages and one arena. By default, a step
+# maps and clears most of its memory again.
 KEPT_HEAP = {
   "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
   "MALLOC_ARENA_MAX": "1",
@@ -34,10 +42,10 @@ class Variant:
   """One way to train the network.
 
   Attributes:
-    worker: module of `benchmarks`.
-    settings: what its `make` takes besides the sizes.
+    worker: module of `benchmarks.peers`.
+    settings: arguments of its `make` besides the sizes.
     beside: the variant of ours that it is compared with.
-    environment: what its process has besides.
+    environment: variables to add to that of its process.
   """
 
   worker: str
@@ -102,15 +110,15 @@ VARIANTS: Mapping[str, Mapping[str, Variant]] = {
 def choose(
   platform: str, patterns: Sequence[str], *, kept_heap: bool
 ) -> dict[str, Variant]:
-  """The variants that patterns name, and those of ours beside them.
+  """Returns the variants that match patterns, and ours beside them.
 
   Args:
     platform: of JAX.
     patterns: names, with * for any part; none: all.
-    kept_heap: whether peers come once more with `KEPT_HEAP`.
+    kept_heap: whether to add peers with `KEPT_HEAP`.
 
   Raises:
-    ValueError: a pattern matches nothing, or there is nothing to compare.
+    ValueError: a pattern matches nothing, or the platform has no variants.
   """
   if platform not in VARIANTS:
     raise ValueError(
@@ -145,11 +153,11 @@ def choose(
 def group(
   chosen: Mapping[str, Variant], at_once: int | None
 ) -> list[tuple[str, list[str]]]:
-  """What is measured together: a variant of ours, and those beside it.
+  """Returns what to measure together: a variant of ours, and those beside it.
 
   Args:
     chosen: from `choose`.
-    at_once: workers that there may be, 2 or more; None: any number.
+    at_once: most workers at a time, 2 or more; None: any number.
   """
   groups = []
   for reference in dict.fromkeys(variant.beside for variant in chosen.values()):
@@ -162,3 +170,66 @@ def group(
     for start in range(0, max(1, len(others)), size):
       groups.append((reference, others[start : start + size]))
   return groups
+
+
+def find_platform() -> str:
+  """Returns the platform of JAX: cpu, gpu or tpu.
+
+  Raises:
+    OSError: JAX does not start.
+  """
+  process = _run(sys.executable, _FIND_JAX)
+  if process.returncode:
+    last = process.stderr.strip().splitlines()[-1:]
+    raise OSError(f"JAX cannot start here: {' '.join(last)}.")
+  return process.stdout.split()[-1]
+
+
+def find_missing(
+  python: str, platform: str, chosen: Mapping[str, Variant]
+) -> str | None:
+  """Returns why PyTorch's variants cannot run, or None.
+
+  Raises:
+    ValueError: the Python cannot be started.
+  """
+  if not any(v.worker == TORCH for v in chosen.values()):
+    return None
+  try:
+    process = _run(python, _FIND_TORCH)
+  except OSError as error:
+    raise ValueError(
+      f"--torch_python is {python!r}, which cannot be started: {error}. Set it "
+      "to the Python of an environment with PyTorch."
+    ) from None
+  if process.returncode:
+    return (
+      f"not installed: pip install -r requirements-bench.txt for {python}, or "
+      "set --torch_python"
+    )
+  if platform == "gpu" and process.stdout.split()[-1] != "True":
+    return (
+      f"without CUDA: install PyTorch's build for it for {python}, or set "
+      "--torch_python"
+    )
+  return None
+
+
+def check_heap(kept: bool, platform: str) -> None:
+  """Checks that --kept_heap has an effect.
+
+  Raises:
+    ValueError: it is set, on a GPU or without glibc.
+  """
+  if kept and (platform != "cpu" or machine.libc_ver()[0] != "glibc"):
+    raise ValueError(
+      f"--kept_heap is set, and JAX computes on {platform} with the C library "
+      f"{machine.libc_ver()[0] or 'unknown'}, expected cpu and glibc. Leave it "
+      "out."
+    )
+
+
+def _run(python: str, code: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [python, "-c", code], capture_output=True, text=True, check=False
+  )

@@ -1,23 +1,23 @@
-"""The network and the step of 2012 in PyTorch, as a worker of `peers`.
+"""The network and step of 2012 in PyTorch, as a worker of `benchmarks.peers`.
 
-JAX is never imported here: this runs in the Python that --torch_python names.
-What a tutorial would do otherwise:
-- conv1 is padded on one side only, by `pad`;
+This runs in the Python of --torch_python and never imports JAX. It differs from
+the usual tutorial:
+- conv1 is padded on one side only, with `pad`;
 - normalization stays inside a column. `nn.LocalResponseNorm` on each column is
-  slower, with channels last several times: it pools over strided maps. This
-  one has PyTorch pool over the last axis;
-- kernels and biases are two groups of the optimizer, which is the fused one, a
-  quarter of the time of the default on CPU.
+  slower, with channels last several times, as it pools over strided maps. Here
+  PyTorch pools over the last axis;
+- kernels and biases are two groups of the optimizer. It is the fused one, which
+  takes a quarter of the time of the default on a CPU.
 
-PyTorch divides the units that dropout leaves by the share of them; ours
-multiplies in evaluation.
+PyTorch scales the kept units of dropout during training; ours multiplies in
+evaluation.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import worker
+from benchmarks.peers import worker
 
 CLASSES = 1000
 MEMORY_FORMATS = {
@@ -42,7 +42,7 @@ class AlexNet(nn.Module):
     width: multiplies the features of all layers but the last.
     image_size: side of the images, in pixels.
     classes: of the last layer.
-    dropout: share of the units of fc6 and fc7 that is dropped.
+    dropout: rate for the units of fc6 and fc7.
   """
 
   def __init__(
@@ -92,7 +92,7 @@ class AlexNet(nn.Module):
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-  """Momentum .9; kernels at .01 with decay, biases at twice the rate."""
+  """SGD, momentum .9; rate .01 and decay for kernels, .02 for biases."""
   kernels, biases = (
     [p for p in model.parameters() if (p.ndim > 1) is of_kernels]
     for of_kernels in (True, False)
@@ -116,7 +116,7 @@ def make(
   layout: str,
   compile_mode: str | None,
   precision: str,
-) -> tuple[worker.TakeSteps, dict]:
+) -> tuple[worker.RunSteps, dict]:
   """A step, and facts about it.
 
   Args:
@@ -127,7 +127,7 @@ def make(
     precision: `float32`; `tf32`: products of TF32; `bfloat16`: by autocast.
   """
   torch.manual_seed(0)
-  torch.set_num_threads(worker.find_cores())
+  torch.set_num_threads(worker.count_cores())
   torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
   torch.backends.cudnn.allow_tf32 = precision == "tf32"
   torch.backends.cudnn.benchmark = True
@@ -149,7 +149,7 @@ def make(
   if compile_mode:
     find_loss = torch.compile(find_loss, mode=compile_mode)
 
-  def take_steps(count: int) -> float:
+  def run_steps(count: int) -> float:
     for _ in range(count):
       optimizer.zero_grad()
       loss = find_loss()
@@ -168,7 +168,7 @@ def make(
     }
   else:
     facts |= {"device": device, "threads": torch.get_num_threads()}
-  return take_steps, facts
+  return run_steps, facts
 
 
 if __name__ == "__main__":

@@ -1,27 +1,27 @@
-"""Our own step, as `main` trains it, as a worker of `peers`.
+"""Our training step, as `main` runs it, as a worker of `benchmarks.peers`.
 
-Forms, XLA options and rates are those of a run of `configs/...:imagenet`. Its
-batch is bytes of 256 x 256 pixels, which the step crops, mirrors and colors:
-more than the others are asked for.
+Implementations, XLA options and learning rates are those of a run of
+`configs/...:imagenet`. The batch is bytes of 256 x 256 pixels, which the step
+crops, mirrors and colors. This is more work than the other workers have.
 """
 
 from alexnet_jax.distributed import malloc
 
-if __name__ == "__main__":  # as `main`: before there are threads
-  malloc.keep(["configs/one_device.py:imagenet"])
+if __name__ == "__main__":  # as in `main`: before threads start
+  malloc.keep_freed_memory(["configs/one_device.py:imagenet"])
 
 import jax
-import numpy as np
 
+from alexnet_jax.bench import turns
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.program import compiled_step, compiler_options
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
-from benchmarks import worker
+from benchmarks.peers import worker
 from configs import default
 
-# Of the training split of ILSVRC-2012: when the rate drops.
+# Size of the training split of ILSVRC-2012, for the learning rate schedule.
 IMAGES = 1_281_167
 
 
@@ -33,7 +33,7 @@ def make(
   layout: str,
   compute_dtype: str,
   matmul_precision: str | None,
-) -> tuple[worker.TakeSteps, dict]:
+) -> tuple[worker.RunSteps, dict]:
   """A step, and facts about it.
 
   Args:
@@ -56,32 +56,21 @@ def make(
   options = compiler_options.choose(jax.devices(), mode="auto")
   step, audit = compiled_step.compile_step(program, options=options.used)
   audit_lib.check(audit)
-  init_key, step_key = program.make_keys(config.seed)
-  state = program.init(init_key)
-  rng = np.random.default_rng(0)
-  side = config.data.stored_size
-  batch = jax.device_put(
-    (
-      rng.integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8),
-      rng.integers(0, config.network.num_classes, batch_size, dtype=np.int32),
-    ),
-    program.batch_shardings,
-  )
+  steps = turns.StepRunner(program, step)
 
-  def take_steps(count: int) -> float:
-    nonlocal state
+  def run_steps(count: int) -> float:
     for _ in range(count):
-      state, totals = step(state, step_key, *batch)
+      state, totals = steps.start()
     jax.block_until_ready(state)
     return float(totals[0]) / batch_size
 
-  return take_steps, {
+  return run_steps, {
     "version": f"jax {jax.__version__}",
     "device": jax.devices()[0].device_kind,
     "matmul_precision": matmul_precision or "default",
     "implementations": str(program.implementations),
     "xla_options": dict(options.used),
-    "kept_heap": malloc.is_kept(),
+    "kept_heap": malloc.keeps_freed_memory(),
   }
 
 
