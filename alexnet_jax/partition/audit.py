@@ -204,7 +204,7 @@ def _is_moved(
   """Whether the two may be the same collective in different scopes.
 
   A combined sum may have the scope of one of its pieces for all, or none. On
-  TPUs, gradients of a `fully_sharded` step have that of the loss, forward.
+  TPUs, gradients of a `fully_sharded` step have the scope of the loss, forward.
   """
   return (
     (planned.axes, planned.elements) == (compiled.axes, compiled.elements)

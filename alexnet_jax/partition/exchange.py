@@ -188,8 +188,9 @@ class MeshExchange:
   ) -> list[dict[str, jax.Array]]:
     """Sums the squares of every kernel, over all its shards.
 
-    Unlike the other methods called on global arrays, under the layout's mesh:
-    the update is computed there. One sum of a few numbers for all kernels.
+    Unlike the other methods, this one is called on global arrays, under the
+    layout's mesh, where the update is computed. All kernels need one sum of a
+    few numbers.
 
     Args:
       trees: {layer: {"kernel": f32[...], ...}}, all sharded as the parameters.

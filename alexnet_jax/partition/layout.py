@@ -94,9 +94,10 @@ class Layout:
 def fsdp_dimension(layer: str) -> int:
   """Returns the dimension of a kernel that `Placement.fsdp` splits.
 
-  Outputs, except for the last layer: classes come in any number. A TPU's
-  compiler keeps the reduce-scatter of these; of large kernels split at their
-  inputs it makes a padded sum, which sends twice as much (libtpu 0.0.42, v5e).
+  Outputs, except for the last layer: the number of classes is arbitrary. A
+  TPU's compiler keeps the reduce-scatter of these; of large kernels split at
+  their inputs it makes a padded sum, which sends twice as much (libtpu 0.0.42,
+  v5e).
   """
   return INPUTS if layer == LAYERS[-1] else OUTPUTS
 

@@ -148,7 +148,7 @@ def _place_devices(
 ) -> np.ndarray:
   """Puts devices on axes that are ordered by what is sent, least first.
 
-  Does as `jax.make_mesh`, which nests axes as they are named and refuses
+  Works like `jax.make_mesh`, which nests axes as they are named and refuses
   several slices: on CPUs and GPUs, several hosts. A dimension of a TPU's torus
   is split over two axes only if no axis fits it.
 

@@ -1,4 +1,4 @@
-"""Records what every layer is given, on its way through a mapped network."""
+"""Summarizes the input of every layer while a mapped network runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class RecordingExchange:
   """An exchange that summarizes all inputs of layers and of the loss.
 
   Attributes:
-    summaries: {what has computed it: f32[1, 2], see `summarize`}, of the values
-      on this device, in the order of the network; the images come first.
+    summaries: {the layer that computed it: f32[1, 2], see `summarize`}, of the
+      values on this device, in the order of the network, the images first.
   """
 
   def __init__(self, exchange: exchange_lib.MeshExchange):

@@ -64,7 +64,7 @@ class Specs:
 
   @property
   def variables(self) -> ParameterSpecs:
-    """Of parameters and statistics, as `model.join` joins them."""
+    """Of parameters and statistics, as `model.join_variables` joins them."""
     return {
       name: of_layer | self.statistics.get(name, {})
       for name, of_layer in self.parameters.items()
@@ -185,9 +185,9 @@ def draw_random_numbers(
     n: images in the batch, over all devices.
 
   Returns:
-    Those of the augmentation, and those of the layers: {"masks": {layer:
-    bool[N, ...]}, "uniforms": {layer: f32[N, ...]}}, which values dropout keeps
-    and which ones stochastic pooling picks; see `model.AlexNet`.
+    The random numbers of the augmentation, and those of the layers: {"masks":
+    {layer: bool[N, ...]}, "uniforms": {layer: f32[N, ...]}}, the values that
+    dropout keeps and the numbers that stochastic pooling picks with.
   """
   num_layers = len(specs.masks) + len(specs.uniforms)
   augment_key, *keys = jax.random.split(

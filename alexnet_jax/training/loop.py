@@ -72,7 +72,7 @@ class Loop:
     facts = self._checkpoints.facts(first_step) if first_step else {}
     if facts.get("owes_validation"):
       report.print_lines(
-        console, f"validates step {first_step} first, which was interrupted"
+        console, f"runs the interrupted validation of step {first_step} first"
       )
       self._validate(first_step)
       self._reporter.resume_clock()
@@ -170,7 +170,7 @@ class Loop:
       self._report(number)
     self._reporter.flush()
     during = "in the validation " if owes_validation else ""
-    saved = "which is saved" if number else "where nothing is lost"
+    saved = "which is saved" if number else "nothing is lost"
     raise Stopped(
       f"stopped by {self._run.group.signal_name} {during}after step {number} "
       f"of {self._run.num_steps}, {saved}; the same command resumes from there."

@@ -20,7 +20,7 @@ from alexnet_jax.training import report
 from alexnet_jax.training import run as run_lib
 
 # {name: f32[blocks, 2]}: number of non-finite values, and the largest finite
-# absolute value; see `recording.note`.
+# absolute value; see `recording.summarize`.
 Notes = Mapping[str, np.ndarray]
 
 
