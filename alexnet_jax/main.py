@@ -29,11 +29,11 @@ from alexnet_jax.training import loop, train
 from alexnet_jax.training import run as run_lib
 
 _CONFIG = command.define_config()
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = command.define_path(
   "workdir",
-  None,
   "The folder of metrics and checkpoints; a run in it is resumed. Default: "
   "runs/NAME or runs/NAME-VARIANT, after the config.",
+  remedy=command.RUN_HERE,
 )
 _DATA_DIR = command.define_data_dir()
 _SIMULATE_DEVICES = command.define_simulate_devices()

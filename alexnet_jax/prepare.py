@@ -23,11 +23,11 @@ from alexnet_jax.program import summary
 _DATASET = flags.DEFINE_string(
   "dataset", "imagenet256", "imagenet256, imagenet256/jpeg or imagenet256/raw."
 )
-_MANUAL_DIR = flags.DEFINE_string(
+_MANUAL_DIR = command.define_path(
   "manual_dir",
-  None,
   "Folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar. Default: "
   "downloads/manual in --data_dir.",
+  remedy=command.READ_HERE,
 )
 _DATA_DIR = command.define_data_dir()
 _JOBS = flags.DEFINE_integer(

@@ -21,7 +21,7 @@ import jax
 import ml_collections
 import numpy as np
 import optax
-from absl import app, flags
+from absl import app
 
 from alexnet_jax.cli import command
 from alexnet_jax.network import wiring
@@ -41,10 +41,10 @@ TRIALS = 20
 TOLERANCE = 1e-5
 
 _CONFIG = command.define_config("configs/one_device.py")
-_LAYOUTS = flags.DEFINE_list(
+_LAYOUTS = command.define_list(
   "layouts", [], "Names of layouts. Default: the catalog and the config's."
 )
-_DEVICES = flags.DEFINE_list(
+_DEVICES = command.define_list(
   "devices", ["1", "2", "4", "8"], "Numbers of devices to simulate."
 )
 

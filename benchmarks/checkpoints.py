@@ -44,9 +44,8 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     "repeats", 3, "How often everything is measured.", lower_bound=1
   )
-  flags.DEFINE_string(
+  command.define_path(
     "folder",
-    None,
     "A folder on the disk to measure. Default: the one of TMPDIR.",
   )
 

@@ -42,7 +42,7 @@ class Table:
 
 
 def define_markdown() -> None:
-  flags.DEFINE_string("markdown", None, "A file to write the page to as well.")
+  command.define_path("markdown", "A file to write the page to as well.")
 
 
 def check_markdown() -> None:

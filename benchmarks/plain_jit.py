@@ -314,7 +314,7 @@ def define_flags() -> None:
   """Not on import: other benchmarks have flags of the same names."""
   layouts = "two_column,data_parallel,two_column_data,one_weird_trick"
   flags.DEFINE_integer("batch_size", 128, "Images in a step.", lower_bound=1)
-  flags.DEFINE_list("layouts", layouts, "Named layouts to compare.")
+  command.define_list("layouts", layouts, "Named layouts to compare.")
   flags.DEFINE_string("detail", "two_column_data", "Layout to list by layer.")
   page.define_markdown()
 

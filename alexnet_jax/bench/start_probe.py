@@ -25,7 +25,7 @@ if __name__ == "__main__":  # as main does, before the imports that take seconds
 
 import jax
 import rich.console
-from absl import app, flags
+from absl import app
 
 from alexnet_jax.bench import startup
 from alexnet_jax.cli import command
@@ -37,8 +37,8 @@ from alexnet_jax.training import run as run_lib
 from alexnet_jax.training import train
 
 _CONFIG = command.define_config()
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Directory of the run.", required=True
+_WORKDIR = command.define_path(
+  "workdir", "Directory of the run.", required=True
 )
 _DATA_DIR = command.define_data_dir()
 _SIMULATE_DEVICES = command.define_simulate_devices()

@@ -32,6 +32,16 @@ PICTURES = (".svg", ".png")
 # Characters of a longer error that are shown: its start and its end.
 _ERROR_START, _ERROR_END = 1500, 500
 
+# What to do about an address such as gs://bucket in a flag.
+WRITE_HERE = "Write to a local or shared folder, and copy it there afterwards."
+RUN_HERE = (
+  "A run locks, renames and extends files, which object stores cannot do. Set "
+  "a local or shared folder, and copy it there meanwhile or afterwards."
+)
+READ_HERE = (
+  "Mount it (gcsfuse, mountpoint-s3) or copy it here, and set that folder."
+)
+
 # The flags below belong to the command that defines them, for its --help.
 flags.disclaim_key_flags()
 
@@ -59,12 +69,55 @@ def define_config(
   return holder
 
 
+def define_path(
+  name: str,
+  text: str,
+  *,
+  default: str | None = None,
+  remedy: str = WRITE_HERE,
+  accepted: Sequence[str] = (),
+  required: bool = False,
+  repeatable: bool = False,
+) -> flags.FlagHolder:
+  """Defines a flag whose value is a path; all flags of that kind come from it.
+
+  Args:
+    name: of the flag.
+    text: for --help.
+    remedy, accepted: see `flag_parsing.PathParser`.
+    required: whether it must be given.
+    repeatable: whether it may be given several times; the value is a list. A
+      comma is part of a path.
+  """
+  parser = flag_parsing.PathParser(remedy=remedy, accepted=accepted)
+  serializer = flags.ArgumentSerializer()
+  if repeatable:
+    return flags.DEFINE_multi(parser, serializer, name, [], text)
+  return flags.DEFINE(
+    parser, name, default, text, serializer=serializer, required=required
+  )
+
+
+def define_list(
+  name: str, default: Sequence[str], text: str
+) -> flags.FlagHolder:
+  """Defines a flag with a list of words: A,B, or given several times.
+
+  A word with a comma is quoted as in a CSV file: '"a,b",c'.
+  """
+  return flags.DEFINE_flag(
+    flag_parsing.ListFlag(
+      flags.ListParser(), flags.ListSerializer(","), name, default, text
+    )
+  )
+
+
 def define_data_dir() -> flags.FlagHolder:
-  return flags.DEFINE_string(
+  return define_path(
     "data_dir",
-    None,
     "The folder of the prepared datasets. Default: TFDS_DATA_DIR, else "
     "~/tensorflow_datasets.",
+    remedy=READ_HERE,
   )
 
 
@@ -140,13 +193,14 @@ def define_implementations() -> flags.FlagHolder:
 
 
 def define_compilation_cache() -> flags.FlagHolder:
-  return flags.DEFINE_string(
+  return define_path(
     "compilation_cache",
-    None,
     "The folder that keeps compiled programs for the next start, or off. "
     "Default: JAX_COMPILATION_CACHE_DIR, else, for a single process, "
     "alexnet_jax in XDG_CACHE_HOME or ~/.cache; several processes need a "
-    "folder that all of them see.",
+    "folder that all of them see, which may be a bucket (gs://, s3://).",
+    remedy="Set a folder, or an address that JAX reads: gs://, s3://, az://.",
+    accepted=("gs://", "s3://", "az://"),
   )
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import traceback
+import urllib.request
 from collections.abc import Iterator, Sequence
 
 from absl import flags, logging
@@ -52,6 +53,21 @@ _FIELD_NAME = re.compile(r"[a-zA-Z]\w*(\.[a-zA-Z]\w*)*")
 _LONGEST_VALUE = 1000
 # The group that lacks a field, in a message of ml_collections.
 _GROUP = re.compile(r"\(in: (.+)\)")
+# gs://bucket, also with one slash; host:/folder; of common ones also gs:bucket.
+_ADDRESS = re.compile(
+  r"\s*([a-z][a-z0-9+.-]+:/|(gcs|gs|s3[an]?|hdfs|https?|memory):)",
+  re.IGNORECASE,
+)
+_WINDOWS = re.compile(r"\s*[a-z]:[\\/]|\\\\", re.IGNORECASE)
+# file:///folder, file://localhost/folder and file:/folder.
+_FILE_ADDRESS = re.compile(
+  r"file:(//(localhost)?(?=/)|(?=/[^/]))", re.IGNORECASE
+)
+# Environment variable that stands for a flag that is not given.
+_VARIABLES = {
+  "data_dir": "TFDS_DATA_DIR",
+  "compilation_cache": "JAX_COMPILATION_CACHE_DIR",
+}
 _HELP_FLAGS = {"--help", "-help", "--helpshort", "-helpshort", "-?"}
 
 
@@ -89,7 +105,67 @@ def parse(argv: list[str]) -> list[str]:
     raise _name_field(error, argv) from error
   _check_not_empty()
   _check_renamed_fields()
+  _read_variables()
   return unused
+
+
+class ListFlag(flags.Flag):
+  """A list, to which a flag that is given again adds."""
+
+  def _parse(self, argument: str | list[str]) -> list[str]:
+    words = super()._parse(argument)
+    return [*self.value, *words] if self.present else words
+
+
+class PathParser(flags.ArgumentParser):
+  """Parses a path of this machine's file system; see `to_local_path`.
+
+  Args:
+    remedy: what to do about an address such as gs://bucket, in a sentence.
+    accepted: beginnings of addresses that are returned as they are.
+  """
+
+  def __init__(self, *, remedy: str, accepted: Sequence[str] = ()):
+    self._remedy, self._accepted = remedy, tuple(accepted)
+
+  def parse(self, argument: str) -> str:
+    if argument.startswith(self._accepted):
+      return argument
+    return to_local_path(argument, remedy=self._remedy)
+
+  def flag_type(self) -> str:
+    return "path"
+
+
+def to_local_path(path: str, *, remedy: str) -> str:
+  """Expands ~ and ~user, and makes a path of file:///folder.
+
+  Raises:
+    ValueError: it is an address of another machine or of an object store, a
+      path of Windows, or there is no such user.
+  """
+  if file := _FILE_ADDRESS.match(path):
+    return urllib.request.url2pathname(path[file.end() :])
+  if _WINDOWS.match(path):
+    raise ValueError(
+      f"{path!r} is a path of Windows, expected one of this system, such as "
+      f"/mnt/c/data. Write ./{path} for a name that begins like this."
+    )
+  if _ADDRESS.match(path):
+    as_name = f" Write ./{path} for a name that begins like this."
+    raise ValueError(
+      f"{path!r} is an address, expected a path of this machine's file system. "
+      f"{remedy}{'' if '://' in path else as_name}"
+    )
+  expanded = os.path.expanduser(path)
+  if path.startswith("~") and expanded == path:
+    user = path[1:].partition("/")[0]
+    problem = f"there is no user {user!r}" if user else "you have no home"
+    raise ValueError(
+      f"~ in {path!r} cannot be expanded: {problem}. Write ./{path} for a name "
+      "that begins with it."
+    )
+  return expanded
 
 
 def find_config(path: str) -> str:
@@ -97,7 +173,9 @@ def find_config(path: str) -> str:
 
   Raises:
     FileNotFoundError: it is in neither.
+    ValueError: see `to_local_path`.
   """
+  path = to_local_path(path, remedy="Copy the file here.")
   file, colon, variant = path.partition(":")
   if os.path.exists(file) and not os.path.isdir(file):
     return path
@@ -209,6 +287,17 @@ def _check_not_empty() -> None:
       raise ValueError(
         f"--{name} is empty, expected a value. Set --{name}, or leave it out."
       )
+
+
+def _read_variables() -> None:
+  """Sets flags that are not given from their environment variables."""
+  for name, variable in _VARIABLES.items():
+    value = os.environ.get(variable)
+    if value and name in flags.FLAGS and flags.FLAGS[name].value is None:
+      try:
+        flags.FLAGS[name].value = flags.FLAGS[name].parser.parse(value)
+      except ValueError as error:
+        raise ValueError(f"{variable}: {error}") from error
 
 
 def _find_place(error: Exception, argv: Sequence[str]) -> str | None:

@@ -22,7 +22,7 @@ _GROUPS = {
 _KINDS = {
   "config object": "FILE",
   "comma separated list of strings": "A,B,...",
-  "multi string": "STRING",
+  "multi path": "PATH",
 }
 _CONFIG_FIELD = """\
   --config.FIELD=VALUE

@@ -34,18 +34,18 @@ from alexnet_jax.training import run as run_lib
 _CONFIG = command.define_config()
 _SIMULATE_DEVICES = command.define_simulate_devices()
 _TOPOLOGY = command.define_topology()
-_LAYOUTS = flags.DEFINE_list(
+_LAYOUTS = command.define_list(
   "layouts", [], "Names of layouts. Default: the catalog and the config's."
 )
-_DEVICES = flags.DEFINE_list("devices", ["2", "4", "8"], "Device counts.")
-_BATCH_SIZES = flags.DEFINE_list(
+_DEVICES = command.define_list("devices", ["2", "4", "8"], "Device counts.")
+_BATCH_SIZES = command.define_list(
   "batch_sizes", [], "Images in a step. Default: the config's."
 )
 _COMPILE = flags.DEFINE_bool(
   "compile", True, "Compile every step, for its memory and its audit."
 )
-_CHART = flags.DEFINE_string(
-  "chart", None, "Draw what is sent over the batch to this file, .svg or .png."
+_CHART = command.define_path(
+  "chart", "Draw what is sent over the batch to this file, .svg or .png."
 )
 _FORMAT = command.define_format()
 

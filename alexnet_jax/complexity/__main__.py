@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sys
 
-from absl import app, flags
+from absl import app
 from flax import traverse_util
 
 from alexnet_jax.cli import command
@@ -25,14 +25,12 @@ from alexnet_jax.network import catalog, wiring
 from alexnet_jax.settings import fields, settings
 
 _CONFIG = command.define_config(required=False)
-_WIRINGS = flags.DEFINE_list(
+_WIRINGS = command.define_list(
   "wirings",
   [catalog.ALEXNET_2012.name, catalog.LENET5.name],
   "Names of wirings in network/catalog.py; the config's network comes first.",
 )
-_JSON = flags.DEFINE_string(
-  "json", None, "Also writes the counts to this file."
-)
+_JSON = command.define_path("json", "Also writes the counts to this file.")
 
 
 def main(argv: list[str]) -> None:

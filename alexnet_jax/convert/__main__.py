@@ -16,13 +16,16 @@ from alexnet_jax.convert import conversion
 from alexnet_jax.partition import mesh as mesh_lib
 
 _CONFIG = command.define_config()
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Workdir of the run to convert.", required=True
+_WORKDIR = command.define_path(
+  "workdir",
+  "Workdir of the run to convert.",
+  remedy=command.READ_HERE,
+  required=True,
 )
-_NEW_WORKDIR = flags.DEFINE_string(
+_NEW_WORKDIR = command.define_path(
   "new_workdir",
-  None,
   "Workdir of the new run; must not exist yet.",
+  remedy=command.RUN_HERE,
   required=True,
 )
 _STEP = flags.DEFINE_integer(

@@ -24,8 +24,10 @@ from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
 
 _CONFIG = command.define_config()
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where a run would write. Default: that of main."
+_WORKDIR = command.define_path(
+  "workdir",
+  "Where a run would write. Default: that of main.",
+  remedy=command.RUN_HERE,
 )
 _DATA_DIR = command.define_data_dir()
 _SIMULATE_DEVICES = command.define_simulate_devices()

@@ -11,6 +11,7 @@ but the files of --predictions and --json.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 
 import rich.console
@@ -30,14 +31,15 @@ from alexnet_jax.training import trained_run
 
 # Only for the fields that a run must have; their values are in its workdir.
 _FIELDS = command.define_config("configs/default.py", settable=False)
-_WORKDIR = flags.DEFINE_multi_string(
+_WORKDIR = command.define_path(
   "workdir",
-  [],
-  "Directory of a trained run. Several (A,B or --workdir=A --workdir=B) are "
-  "also evaluated as an ensemble. A directory with member_0, member_1 and so "
-  "on stands for all of these.",
+  "Directory of a trained run. Several (--workdir=A --workdir=B) are also "
+  "evaluated as an ensemble. A directory with member_0, member_1 and so on "
+  "stands for all of these.",
+  remedy=command.READ_HERE,
+  repeatable=True,
 )
-_VIEWS = flags.DEFINE_list(
+_VIEWS = command.define_list(
   "views",
   ["1", str(augment.VIEWS)],
   "Views of each image: 1, the center crop, or 10, whose softmax outputs are "
@@ -46,7 +48,7 @@ _VIEWS = flags.DEFINE_list(
 _LAYOUT = flags.DEFINE_string(
   "layout", None, "A layout of the catalog. Default: that of each run."
 )
-_MESH = flags.DEFINE_list(
+_MESH = command.define_list(
   "mesh", [], "Devices along axes of the layout, such as data=4,column=2."
 )
 _SPLIT = flags.DEFINE_string(
@@ -70,12 +72,11 @@ _CHECKPOINT_STEP = flags.DEFINE_integer(
 _PER_CLASS = flags.DEFINE_bool(
   "per_class", False, "Show all classes. Default: the ten worst."
 )
-_PREDICTIONS = flags.DEFINE_string(
+_PREDICTIONS = command.define_path(
   "predictions",
-  None,
   "Write the predictions for every image to this file, .csv or .npz.",
 )
-_JSON = flags.DEFINE_string("json", None, "Write the tables to this file.")
+_JSON = command.define_path("json", "Write the tables to this file.")
 _DATA_DIR = command.define_data_dir()
 _SIMULATE_DEVICES = command.define_simulate_devices()
 _DISTRIBUTED = command.define_distributed()
@@ -148,12 +149,19 @@ def _find_mesh() -> dict[str, int]:
 
 def _find_runs() -> list[trained_run.TrainedRun]:
   """Reads the runs of --workdir, with the layouts to evaluate them with."""
-  paths = [path for value in _WORKDIR.value for path in value.split(",")]
+  paths = _WORKDIR.value
   if not all(paths) or not paths:
     raise ValueError(
       "--workdir names no run, expected one or more. Set "
       "--workdir=runs/two_device."
     )
+  for path in paths:
+    if "," in path and not os.path.exists(path):
+      several = " ".join(f"--workdir={one}" for one in path.split(","))
+      raise ValueError(
+        f"there is no workdir {path!r}, in which a comma is part of the name. "
+        f"For several runs, repeat the flag: {several}."
+      )
   steps = {}
   if _CHECKPOINT_STEP.value is None:
     steps = members.find_common_steps(paths)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags
+from absl import app
 
 from alexnet_jax.cli import command
 from alexnet_jax.inspect import draw
@@ -36,8 +36,8 @@ from alexnet_jax.training import run as run_lib
 _CONFIG = command.define_config()
 _SIMULATE_DEVICES = command.define_simulate_devices()
 _FORMAT = command.define_format()
-_PICTURE = flags.DEFINE_string(
-  "picture", None, "Draw the layout to this file, .svg or .png."
+_PICTURE = command.define_path(
+  "picture", "Draw the layout to this file, .svg or .png."
 )
 _TOPOLOGY = command.define_topology()
 _XLA_OPTIONS = command.define_xla_options()

@@ -156,10 +156,10 @@ def measure(
 
 def define_flags() -> None:
   """Not on import: other benchmarks have flags of the same names."""
-  flags.DEFINE_list(
+  command.define_list(
     "batch_sizes", "32,128", "Images in a step; a table for each."
   )
-  flags.DEFINE_list("variants", [], "Names, * for any part. Default: all.")
+  command.define_list("variants", [], "Names, * for any part. Default: all.")
   flags.DEFINE_integer("rounds", 9, "Turns of each worker.", lower_bound=1)
   flags.DEFINE_integer(
     "steps",
@@ -185,8 +185,8 @@ def define_flags() -> None:
     False,
     "Run flax and PyTorch also with a C library that keeps freed memory.",
   )
-  flags.DEFINE_string(
-    "torch_python", sys.executable, "The Python that has PyTorch."
+  command.define_path(
+    "torch_python", "The Python that has PyTorch.", default=sys.executable
   )
   flags.DEFINE_float(
     "width", 1.0, "Width of the network; less to try this out."

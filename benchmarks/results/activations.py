@@ -40,10 +40,10 @@ BATCH, STEPS_PER_EPOCH = 107, 14
 
 def define_flags() -> None:
   command.define_data_dir()
-  flags.DEFINE_string(
+  command.define_path(
     "picture",
-    "docs/activations.svg",
     "Where the curves are drawn, .svg or .png.",
+    default="docs/activations.svg",
   )
   flags.DEFINE_enum("init", "he", list(RATES), "Initial weights.")
   flags.DEFINE_float("epochs", 5.0, "Length of each run.")

@@ -56,10 +56,10 @@ RUNS = {
 
 def define_flags() -> None:
   command.define_data_dir()
-  flags.DEFINE_string(
+  command.define_path(
     "picture",
-    "docs/large_batch.svg",
     "Where the curves are drawn, .svg or .png.",
+    default="docs/large_batch.svg",
   )
 
 

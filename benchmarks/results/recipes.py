@@ -36,7 +36,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("steps", STEPS, "For each run.")
   flags.DEFINE_integer("seed", 0, "For each run.")
   command.define_data_dir()
-  flags.DEFINE_list("only", [], "Names of configs. Default: all.")
+  command.define_list("only", [], "Names of configs. Default: all.")
 
 
 def main(argv: list[str]) -> None:

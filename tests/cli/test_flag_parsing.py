@@ -1,9 +1,13 @@
+import pathlib
+import re
+
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax.cli import flag_parsing
 from alexnet_jax.settings import fields
+from tests import processes
 
 # How ml_collections loads the file of a config.
 pytestmark = pytest.mark.filterwarnings(
@@ -26,6 +30,8 @@ def parse(monkeypatch):
     flags.DEFINE_string("what", "step", "text", flag_values=defined)
     for name in NEW_FLAGS:
       flags.DEFINE_string(name, None, "text", flag_values=defined)
+    paths = flag_parsing.PathParser(remedy="Copy it.", accepted=["gs://"])
+    flags.DEFINE(paths, "data_dir", None, "text", flag_values=defined)
     monkeypatch.setattr(flags, "FLAGS", defined)
     return flag_parsing.parse(argv), defined
 
@@ -117,3 +123,94 @@ def test_config_is_found_here_before_in_the_package(tmp_path, monkeypatch):
   (tmp_path / "configs").mkdir()
   (tmp_path / CONFIG).touch()
   assert flag_parsing.find_config(f"{CONFIG}:imagenet") == f"{CONFIG}:imagenet"
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    ("~", "{home}"),
+    ("~/a b", "{home}/a b"),
+    ("~root/a", "{root}/a"),
+    ("./~/a", "./~/a"),
+    ("a/~", "a/~"),
+    ("file:///a/b%20[c]", "/a/b [c]"),
+    ("file://localhost/a", "/a"),
+    ("file:/a", "/a"),
+    ("gs://bucket/a", "gs://bucket/a"),
+    ("./gs://bucket", "./gs://bucket"),
+    ("a:b", "a:b"),
+    ("runs/12:30", "runs/12:30"),
+    ("a,b", "a,b"),
+  ],
+)
+def test_path_is_expanded_in_flag_and_variable(
+  given, expected, parse, monkeypatch, tmp_path
+):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  root = pathlib.Path("~root").expanduser()
+  expected = expected.format(home=tmp_path, root=root)
+  _, found = parse(f"--config={CONFIG}", f"--data_dir={given}")
+  assert found.data_dir == expected
+  monkeypatch.setenv("TFDS_DATA_DIR", given)
+  _, found = parse(f"--config={CONFIG}")
+  assert found.data_dir == expected
+  _, found = parse(f"--config={CONFIG}", "--data_dir=other")
+  assert found.data_dir == "other"
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    *(
+      (address, "is an address, .* Copy")
+      for address in (
+        *("s3://b/a", "gs:/b/a", "GS://b", "gs:b", "hdfs://h:9/a", "memory://"),
+        *("file://host/a", "file://", "host:/a", " gs://b", "abfss://c@a/b"),
+      )
+    ),
+    ("C:/a", "is a path of Windows"),
+    (r"c:\a", "is a path of Windows"),
+    (r"\\host\a", "is a path of Windows"),
+    ("~no_such_user/a", "no user 'no_such_user'"),
+  ],
+)
+def test_path_that_is_not_of_this_file_system_is_refused(
+  given, expected, parse, monkeypatch
+):
+  with pytest.raises(flags.IllegalFlagValueError, match=expected) as raised:
+    parse(f"--config={CONFIG}", f"--data_dir={given}")
+  assert repr(given)[1:-1] in str(raised.value)
+  with pytest.raises(ValueError, match=expected):
+    parse(f"--config={given}")
+  monkeypatch.setenv("TFDS_DATA_DIR", given)
+  with pytest.raises(ValueError, match=f"^TFDS_DATA_DIR: .*{expected}"):
+    parse(f"--config={CONFIG}")
+
+
+def test_config_is_found_in_the_home_folder(parse, monkeypatch):
+  monkeypatch.setenv("HOME", str(processes.ROOT))
+  _, found = parse(f"--config=~/{CONFIG}")
+  assert found.config.batch_size > 0
+
+
+def test_every_flag_with_a_path_expands_it():
+  """Flags of plain text are few; a new one that is a path has to say so."""
+  sources = [
+    path.read_text()
+    for folder in ("alexnet_jax", "benchmarks")
+    for path in (processes.ROOT / folder).rglob("*.py")
+  ]
+  names = re.findall(
+    r"(?:DEFINE_(?:multi_)?string|define_list)\(\s*\"(\w+)\"", "".join(sources)
+  )
+  paths = re.findall(r"define_path\(\s*\"(\w+)\"", "".join(sources))
+  assert {*names} == {
+    *("dataset", "layout", "split", "topology", "implementations", "detail"),
+    *("views", "mesh", "layouts", "devices", "batch_sizes", "wirings"),
+    *("variants", "only"),
+  }
+  assert {*paths} == {
+    *("workdir", "new_workdir", "data_dir", "manual_dir", "compilation_cache"),
+    *("picture", "chart", "json", "predictions", "markdown", "folder"),
+    "torch_python",
+  }

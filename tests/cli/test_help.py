@@ -10,7 +10,7 @@ from tests import processes
 
 COMMANDS = [name for name, _ in listing.find_commands()]
 # Name of a flag in `flags.DEFINE_string("name", ...)` and the like.
-DEFINED = re.compile(r"DEFINE_\w+\(\s*\"(\w+)\"")
+DEFINED = re.compile(r"(?:DEFINE_\w+|define_path|define_list)\(\s*\"(\w+)\"")
 
 
 def find_flags(command):
@@ -21,7 +21,8 @@ def find_flags(command):
   source = file.read_text()
   shared = (package / "cli/command.py").read_text()
   names = set(DEFINED.findall(source))
-  for function in re.findall(r"command\.(define_\w+)\((?!.*settable)", source):
+  shared_flags = r"command\.(define_(?!path|list)\w+)\((?!.*settable)"
+  for function in re.findall(shared_flags, source):
     names.add(DEFINED.search(shared, shared.index(f"def {function}("))[1])
   return names
 

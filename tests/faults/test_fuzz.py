@@ -19,6 +19,31 @@ FLAGS = [
   ("main", [DEVICE, "--workdir={tmp}/file"], "Set --workdir"),
   ("main", [DEVICE, "--workdir={tmp}/cut"], "config.json' is no JSON"),
   ("main", [DEVICE, "--workdir={tmp}/list"], "has no fields"),
+  *(
+    (module, [DEVICE, f"--{flag}=hdfs://a/b"], f"--{flag}=hdfs://a/b")
+    for module, names in {
+      "main": ("workdir", "data_dir", "compilation_cache"),
+      "doctor": ("workdir", "data_dir"),
+      "inspect": ("picture", "compilation_cache"),
+      "compare": ("chart",),
+      "convert": ("workdir", "new_workdir"),
+      "complexity": ("json",),
+      "bench": ("data_dir", "compilation_cache"),
+    }.items()
+    for flag in names
+  ),
+  *(
+    (module, [f"--{flag}=gs://a/b"], f"--{flag}=gs://a/b")
+    for module, names in {
+      "evaluate": ("workdir", "data_dir", "predictions", "json"),
+      "prepare": ("data_dir", "manual_dir"),
+    }.items()
+    for flag in names
+  ),
+  ("main", [DEVICE, "--workdir=gs:/a"], "is an address"),
+  ("main", [DEVICE, "--data_dir=~nobody_here/a"], "no user 'nobody_here'"),
+  ("main", ["--config=gs://a/b.py"], "is an address"),
+  ("evaluate", ["--workdir=a,b"], "repeat the flag: --workdir=a --workdir=b"),
   ("main", [DEVICE, "--data_dir=/proc/none"], "--data_dir"),
   ("main", [DEVICE, "--compilation_cache=/proc/none"], "--compilation_cache"),
   ("main", [DEVICE, "--simulate_devices=0"], "--simulate_devices"),
