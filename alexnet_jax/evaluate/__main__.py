@@ -139,9 +139,15 @@ def _find_mesh() -> dict[str, int]:
   mesh = {}
   for item in _MESH.value:
     axis, _, size = item.partition("=")
-    if not size.isdecimal() or int(size) < 1:
+    # Python converts no string of more than about 4,000 digits.
+    if not size.isdecimal() or len(size) > 20 or int(size) < 1:
       raise ValueError(
         f"--mesh has {item!r}, expected AXIS=DEVICES, such as --mesh=data=4."
+      )
+    if axis in mesh:
+      raise ValueError(
+        f"--mesh names axis {axis!r} twice, expected each axis once. Set "
+        f"--mesh={axis}={mesh[axis]} or --mesh={item}."
       )
     mesh[axis] = int(size)
   return mesh

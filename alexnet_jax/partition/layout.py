@@ -82,6 +82,11 @@ class Layout:
     group = self.conv if layer.startswith("conv") else self.fc
     return self.layers.get(layer, group)
 
+  def uses(self, axis: str) -> bool:
+    """Whether a layer is split along an axis."""
+    placements = map(self.placement, LAYERS)
+    return any(axis in one.batch + one.features for one in placements)
+
   @property
   def devices(self) -> int:
     return math.prod(self.mesh.values())

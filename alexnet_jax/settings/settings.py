@@ -40,12 +40,19 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
       "is in the catalog. Set config.layout.name to another name, or start "
       "from a config that sets the name only."
     )
-  return layout_lib.override(
-    layout_lib.Layout(name=name, mesh={}) if is_own else catalog.find(name),
-    axes=values["axes"],
-    mesh=values["mesh"],
-    placements=placements,
+  base = layout_lib.Layout(name=name, mesh={}) if is_own else catalog.find(name)
+  layout = layout_lib.override(
+    base, axes=values["axes"], mesh=values["mesh"], placements=placements
   )
+  for axis in layout.mesh.keys() - base.mesh.keys():
+    if not is_own and not layout.uses(axis) and layout.mesh[axis] > 1:
+      raise ValueError(
+        f"layout.mesh.{axis} is {layout.mesh[axis]}, but no layer of layout "
+        f"{name!r} uses axis {axis!r}, so that its devices would all compute "
+        f"the same, expected one of {', '.join(base.mesh)}. Set config.layout."
+        f"mesh.{axis}=1, or the batch or features of a layer."
+      )
+  return layout
 
 
 def choose_layouts(

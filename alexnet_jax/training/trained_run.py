@@ -88,13 +88,17 @@ def read(
     config.layout = copy.deepcopy(fields.layout)
     config.layout.name = layout
   for axis, size in (mesh or {}).items():
-    axes = settings.make_layout(config).mesh
+    try:
+      axes = settings.make_layout(config).mesh
+    except (ValueError, TypeError):
+      break  # `settings.check` raises it again below
     if axis not in axes:
       raise ValueError(
         f"layout {config.layout.name!r} has no axis {axis!r}, but "
         f"{', '.join(axes)}. Set --mesh."
       )
-    config.layout.mesh[axis] = size
+    with config.layout.mesh.unlocked():  # configs/default.py lacks some axes
+      config.layout.mesh[axis] = size
   if batch_size is not None:
     config.batch_size = batch_size
   if split is not None:
@@ -102,9 +106,10 @@ def read(
   try:
     network, placed = settings.check(config)
   except (ValueError, TypeError) as error:
+    # Without its advice, which is for a config that can be changed.
+    reason = str(error).partition(" Set config.")[0]
     raise type(error)(
-      f"the run in {path!r}: {error} To evaluate it, set --layout, --mesh or "
-      "--batch_size."
+      f"the run in {path!r}: {reason} {_advise(config, fields)}"
     ) from error
   return TrainedRun(
     workdir=path,
@@ -114,6 +119,19 @@ def read(
     network=network,
     layout=placed,
   )
+
+
+def _advise(
+  config: ml_collections.ConfigDict, fields: ml_collections.ConfigDict
+) -> str:
+  """Says how a run whose config is refused can be evaluated."""
+  config = copy.deepcopy(config)
+  config.layout, config.batch_size = fields.layout, 1
+  try:
+    settings.check(config)
+  except (ValueError, TypeError):
+    return "Evaluate it with the version of alexnet_jax that trained it."
+  return "To evaluate it, set --layout, --mesh or --batch_size."
 
 
 def _read_config(

@@ -51,6 +51,36 @@ def test_run_is_read_onto_another_layout(make_run, tiny_config):
   assert run.config.data.validation_split == "train"
 
 
+def test_axis_that_no_config_has_is_set(make_run):
+  options = {"layout": "one_device", "mesh": {"device": 1}}
+  assert dict(read(make_run("a"), **options).layout.mesh) == {"device": 1}
+
+
+@pytest.mark.parametrize(
+  ("fields", "mesh", "expected"),
+  [
+    (
+      {"network.wiring": "mine"},
+      {},
+      "^the run in .*: unknown wiring 'mine', expected one of .*alexnet_d2l. "
+      "Evaluate it with the version of alexnet_jax that trained it.$",
+    ),
+    ({"network.init": "mine"}, {}, "paper, he. Evaluate it with the version"),
+    (
+      {"layout.name": "mine"},
+      {"data": 2},
+      "unknown layout 'mine', expected one of .*two_column_sharded. To "
+      "evaluate it, set --layout, --mesh or --batch_size.$",
+    ),
+  ],
+)
+def test_advice_on_a_run_that_is_refused_helps(
+  fields, mesh, expected, make_run
+):
+  with pytest.raises(ValueError, match=expected):
+    read(make_run("a", **fields), mesh=mesh)
+
+
 def test_layout_of_a_config_of_its_own_is_read(make_run, tiny_config):
   rows = layout_lib.Placement(batch=("row",))
   layout = layout_lib.Layout(name="mine", mesh={"row": 2}, conv=rows, fc=rows)
