@@ -41,7 +41,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alexnet_jax.cli import command
 from alexnet_jax.network import model, ops, pooling, wiring
-from alexnet_jax.partition import collectives, plan, resharding, specs
+from alexnet_jax.partition import collectives, plan, specs
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.program import compiled_step, metrics
 from alexnet_jax.program import program as program_lib
@@ -144,7 +144,7 @@ def make_step(
     devices=program.mesh.devices.flatten(),
   )
   graphdef = model.make_graphdef(network)
-  routes = resharding.find_routes(network, layout, batch_size=n)
+  routes = plan.choose_routes(network, layout, batch_size=n)
   outputs = {}
   for layer in network.layers if constrained else ():
     sharding = routes[layer.name].output_sharding

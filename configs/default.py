@@ -80,7 +80,8 @@ def imagenet() -> ml_collections.ConfigDict:
     placement.batch = config_dict.placeholder(tuple)
     # Mesh axes that split the features, such as ("column",).
     placement.features = config_dict.placeholder(tuple)
-    # How inputs arrive: gather, sum, or fewest, the one that sends fewer bytes.
+    # How inputs arrive: gather, sum, or fewest, the one of the two with which
+    # the whole step, all layers and both directions, sends fewer bytes.
     placement.arrive = config_dict.placeholder(str)
     # Axes of `batch` over which the kernel is sharded in memory (FSDP), such as
     # ("data",).

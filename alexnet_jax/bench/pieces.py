@@ -18,7 +18,8 @@ from alexnet_jax.bench import report
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.network import model, wiring
-from alexnet_jax.partition import resharding, timing
+from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.partition import timing
 from alexnet_jax.program import program as program_lib
 
 Block = jax.ShapeDtypeStruct
@@ -115,8 +116,11 @@ class _SliceOfSum(exchange_lib.NoExchange):
 def cut_layers(program: program_lib.Program) -> tuple[Piece, ...]:
   """Cuts the step of a program into its layers, first to last."""
   network = program.network
-  routes = resharding.find_routes(
-    network, program.layout, batch_size=program.batch_size
+  routes = plan_lib.choose_routes(
+    network,
+    program.layout,
+    batch_size=program.batch_size,
+    exchange_dtype=program.exchange_dtype,
   )
   state = program.abstract_state
   pieces = []

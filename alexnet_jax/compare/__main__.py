@@ -88,7 +88,9 @@ def main(argv: list[str]) -> None:
       for (_, size), fitting in cases.items()
     ]
     traffic = {
-      count: comparison.find_traffic(workload, cases[count, sizes[0]])
+      count: comparison.find_traffic(
+        workload, cases[count, sizes[0]], batch_size=sizes[0]
+      )
       for count in counts
     }
     if _CHART.value:

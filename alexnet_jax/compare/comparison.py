@@ -15,7 +15,6 @@ from alexnet_jax.network import wiring
 from alexnet_jax.partition import check, per_device
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
-from alexnet_jax.program import metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,15 +32,35 @@ class Workload:
       self.network,
       layout,
       batch_size=batch_size,
-      loss_values=len(metrics.NAMES),
       exchange_dtype=self.exchange_dtype,
       norms=self.norms,
     )
 
+  def choose_arrivals(
+    self, layout: layout_lib.Layout, batch_size: int
+  ) -> layout_lib.Layout:
+    """Replaces each `fewest` of a layout by what it comes to."""
+    routes = plan_lib.choose_routes(
+      self.network,
+      layout,
+      batch_size=batch_size,
+      exchange_dtype=self.exchange_dtype,
+    )
+    placements = {
+      layer.name: {"arrive": routes[layer.name].arrive}
+      for layer in self.network.layers
+    }
+    return layout_lib.override(layout, mesh={}, placements=placements)
+
   def find_loads(
     self, layout: layout_lib.Layout, batch_size: int
   ) -> dict[str, per_device.DeviceLoad]:
-    return per_device.find_loads(self.network, layout, batch_size=batch_size)
+    return per_device.find_loads(
+      self.network,
+      layout,
+      batch_size=batch_size,
+      exchange_dtype=self.exchange_dtype,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,14 +173,23 @@ def make_row(
 
 
 def find_traffic(
-  workload: Workload, layouts: Iterable[layout_lib.Layout]
+  workload: Workload,
+  layouts: Iterable[layout_lib.Layout],
+  *,
+  batch_size: int,
 ) -> list[Traffic]:
-  """Finds the line of each layout, through what it sends at two batches."""
+  """Finds the line of each layout, through what it sends at two batches.
+
+  Args:
+    batch_size: at which the layouts that say `fewest` choose how inputs arrive;
+      the same along the line, although another batch may choose otherwise.
+  """
   lines = {}
   for layout in layouts:
     one, two = layout.devices, 2 * layout.devices
+    chosen = workload.choose_arrivals(layout, batch_size)
     sent = [
-      make_row(workload, layout, batch_size=size).planned_bytes
+      make_row(workload, chosen, batch_size=size).planned_bytes
       for size in (one, two)
     ]
     per_image = (sent[1] - sent[0]) / (two - one)

@@ -7,10 +7,11 @@ from alexnet_jax.partition import layout
 Layout = layout.Layout
 Placement = layout.Placement
 
-# Fully connected layers that are split by features arrive as `fewest` elements
-# are sent: at full size fc6 as a sum, 4,096 for each image instead of 9,216;
-# fc7 gathered, which sends as few; fc8 as a sum, 1,000 instead of 4,096, so the
-# logits are replicated and any number of classes will do.
+# Inputs of fully connected layers that are split by features arrive so that a
+# step sends the `fewest` bytes. At full size fc6 sums, 4,096 values for each
+# image instead of 9,216; fc7 gathers, which sends as few; fc8 sums, 1,000
+# instead of 4,096, so the logits are replicated and any number of classes will
+# do.
 
 ONE_DEVICE = Layout(name="one_device", mesh={"device": 1})
 

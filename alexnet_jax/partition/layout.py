@@ -31,7 +31,8 @@ class Placement:
     arrive: `gather`: every device receives all that the layer reads and
       computes its shard of the outputs. `sum`: every device reads only its
       shard of the input, and the partial results are summed. `fewest`: the one
-      of the two that sends fewer elements, which depends on the network.
+      of the two with which the whole step sends fewer bytes, which depends on
+      the network, on the other layers' placements and on the batch.
     fsdp: axes of `batch` over which the kernel and its optimizer state are
       stored sharded; gathered at use, and the gradient reduce-scattered.
     overlap_gather: compute with the local shard while the all-gather of the

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
-from alexnet_jax.partition import resharding
 from alexnet_jax.partition import specs as specs_lib
 
 FLOAT32 = plan_lib.DTYPE_BYTES["float32"]
@@ -48,15 +47,18 @@ def find_loads(
   *,
   batch_size: int,
   compute_dtype: str = "float32",
+  exchange_dtype: str = "float32",
 ) -> dict[str, DeviceLoad]:
   """Finds one device's load of every layer, the same for all devices.
 
   Args:
     layout: a layout that `check.check` has accepted for it.
     batch_size: images in a step, over all devices.
-    compute_dtype: a key of `plan.DTYPE_BYTES`.
+    compute_dtype, exchange_dtype: keys of `plan.DTYPE_BYTES`.
   """
-  routes = resharding.find_routes(network, layout, batch_size=batch_size)
+  routes = plan_lib.choose_routes(
+    network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
+  )
   specs = specs_lib.make_specs(network, layout, routes)
   loads = {}
   for name, sizes in network.sizes().items():

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import itertools
 import math
+import types
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -29,6 +32,8 @@ UPDATE, NORM = "update", "norm"
 NAMED_SCOPES = (*PARAMETERS, EDGES, STATISTICS, NORM)
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+# Numbers that a step sums over the images: those of `program/metrics.py`.
+LOSS_VALUES = 4
 TRANSPOSES = {
   "all_gather": "reduce_scatter",
   "all_to_all": "all_to_all",
@@ -112,7 +117,6 @@ def make_plan(
   layout: layout_lib.Layout,
   *,
   batch_size: int,
-  loss_values: int,
   exchange_dtype: str = "float32",
   norms: bool = False,
 ) -> tuple[Collective, ...]:
@@ -120,13 +124,78 @@ def make_plan(
 
   Args:
     layout: a layout that `check.check` has accepted for it.
-    loss_values: numbers that are summed over the images: the loss, the errors.
     exchange_dtype: of activations and their gradients while they are sent, a
       key of `DTYPE_BYTES`. Weights, their gradients and the loss stay float32.
     norms: whether the optimizer reads the norms of the kernels and of their
       updates, see `MeshExchange.squared_norms`.
   """
-  routes = resharding.find_routes(network, layout, batch_size=batch_size)
+  routes = choose_routes(
+    network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
+  )
+  return _list_collectives(
+    network, layout, routes, exchange_dtype=exchange_dtype, norms=norms
+  )
+
+
+@functools.lru_cache(maxsize=1024)
+def choose_routes(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  *,
+  batch_size: int,
+  exchange_dtype: str = "float32",
+) -> Mapping[str, resharding.LayerRoute]:
+  """Finds the routes of a step; once for each input.
+
+  Where the layout says `fewest`, inputs arrive so that the plan of the whole
+  step has the fewest bytes. How one layer's input arrives changes what other
+  layers send, so all ways of all layers are compared. Among equal ones, the
+  first layer that can gathers.
+
+  Args: those of `make_plan`.
+
+  Returns:
+    {layer: route}, in order; the last is `loss`, which reads complete logits.
+
+  Raises:
+    ValueError: two layers name their axes in orders that do not fit together.
+  """
+  ways = resharding.find_arrivals(network, layout)
+  found, errors = [], []
+  for chosen in itertools.product(*ways.values()):
+    arrivals = dict(zip(ways, chosen, strict=True))
+    try:
+      routes = resharding.find_routes(
+        network, layout, arrivals=arrivals, batch_size=batch_size
+      )
+    except ValueError as error:
+      errors.append(error)
+    else:
+      found.append(types.MappingProxyType(routes))  # shared by all who ask
+  if not found:
+    raise errors[0]
+  if len(found) == 1:
+    return found[0]
+
+  def sent_bytes(routes: Mapping[str, resharding.LayerRoute]) -> int:
+    # The norms of the kernels are the same for all.
+    plan = _list_collectives(
+      network, layout, routes, exchange_dtype=exchange_dtype, norms=False
+    )
+    return sum(collective.sent_bytes for collective in plan)
+
+  return min(found, key=sent_bytes)
+
+
+def _list_collectives(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  routes: Mapping[str, resharding.LayerRoute],
+  *,
+  exchange_dtype: str,
+  norms: bool,
+) -> tuple[Collective, ...]:
+  """Lists the collectives of a step on given routes; see `make_plan`."""
   specs = specs_lib.make_specs(network, layout, routes)
   itemsize = DTYPE_BYTES[exchange_dtype]
   plan = []
@@ -166,7 +235,7 @@ def make_plan(
         sum_axes = specs.gradient_sums[name][BIAS]
         add(name, direction, STATISTICS, "sum", sum_axes, moments)
   loss_axes = routes[resharding.LOSS].output_sharding.varying
-  add(resharding.LOSS, FORWARD, ACTIVATION, "sum", loss_axes, loss_values)
+  add(resharding.LOSS, FORWARD, ACTIVATION, "sum", loss_axes, LOSS_VALUES)
   for name, size in sizes.items():
     for tensor, shape in size.shapes.items():
       spec = specs.parameters[name][tensor]

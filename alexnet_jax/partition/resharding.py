@@ -1,7 +1,8 @@
 """Finds how each activation is resharded on its way from layer to layer.
 
 This is the one place where a layout becomes communication: `exchange.py`
-performs the routes and `plan.py` counts them; neither decides anything.
+performs the routes. `plan.py` counts their bytes, and by these chooses how the
+input of a layer arrives where the layout leaves it open (`fewest`).
 
 The output of a layer is sharded over mesh axes, and the next layer may need it
 sharded over others. Each axis on which the two differ is one `Reshard`:
@@ -22,9 +23,7 @@ and every slice).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-import types
 from collections.abc import Mapping, Sequence
 
 from alexnet_jax.network import wiring
@@ -83,15 +82,6 @@ class Reshard:
     """Whether the forward pass sends anything."""
     return self.kind in ("all_gather", "all_to_all")
 
-  def sent_elements(self, devices: int) -> int:
-    """Counts what each of `devices` along the axes sends, both ways."""
-    others = self.elements * (devices - 1)
-    if self.kind == "all_gather":
-      return 2 * others
-    if self.kind == "all_to_all" or not self.copied:
-      return 2 * others // devices
-    return 0
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerRoute:
@@ -101,7 +91,7 @@ class LayerRoute:
     reshards: of the input, in order.
     input_sharding: of the input where the layer is computed.
     output_sharding: of the output.
-    arrive: `gather` or `sum`; the one chosen, if the layout says `fewest`.
+    arrive: `gather` or `sum`.
     overlap_gather: whether the layer computes with the local features while
       the last reshard gathers all of them.
     sum_axes: axes over which partial results are summed.
@@ -123,14 +113,18 @@ class LayerRoute:
   reads_images: bool = False
 
 
-@functools.lru_cache(maxsize=1024)
 def find_routes(
-  network: wiring.Network, layout: layout_lib.Layout, *, batch_size: int
-) -> Mapping[str, LayerRoute]:
-  """Finds the route into every layer, and into the loss; once for each input.
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  *,
+  arrivals: Mapping[str, str],
+  batch_size: int,
+) -> dict[str, LayerRoute]:
+  """Finds the route into every layer, and into the loss.
 
   Args:
     layout: a layout that `check.check` has accepted for it.
+    arrivals: layer -> `gather` or `sum`, one of `find_arrivals`.
     batch_size: images in a step, over all devices.
 
   Returns:
@@ -146,7 +140,13 @@ def find_routes(
   sizes = network.sizes()
   for layer, following in itertools.pairwise((*network.layers, None)):
     route = _find_route(
-      layer, following, sizes[layer.name], sharding, layout, batch_size
+      layer,
+      following,
+      sizes[layer.name],
+      sharding,
+      layout,
+      arrive=arrivals[layer.name],
+      batch_size=batch_size,
     )
     routes[layer.name] = route
     sharding = route.output_sharding
@@ -161,7 +161,7 @@ def find_routes(
   routes[LOSS] = LayerRoute(
     reshards=reshards, input_sharding=sharding, output_sharding=sharding
   )
-  return types.MappingProxyType(routes)  # shared by all who ask
+  return routes
 
 
 def _find_route(
@@ -170,42 +170,26 @@ def _find_route(
   size: wiring.Sizes,
   sharding: ActivationSharding,
   layout: layout_lib.Layout,
+  *,
+  arrive: str,
   batch_size: int,
 ) -> LayerRoute:
   """Finds the route into a layer whose input has the given sharding."""
   placement = layout.placement(layer.name)
   images = batch_size // layout.size(placement.batch)
-  candidates = {}
-  for arrive in _allowed_arrivals(layer, size, placement, layout):
-    reads_shard = layer.reads == "own" or arrive == "sum"
-    candidates[arrive] = _find_reshards(
-      layer.name,
-      sharding,
-      ActivationSharding(
-        batch=placement.batch,
-        features=placement.features if reads_shard else (),
-      ),
-      layout,
-      elements=batch_size * size.positions * size.channels,
-      images=batch_size,
-      pvary_axes=() if reads_shard else placement.features,
-    )
-
-  def sent_elements(arrive: str) -> int:
-    """Counts what each device sends, both ways."""
-    reshards, _ = candidates[arrive]
-    sent = sum(
-      reshard.sent_elements(layout.size(reshard.axes)) for reshard in reshards
-    )
-    # A sum, or its two halves; outputs of the last layer are gathered, and
-    # their gradient scattered. What follows other layers is the same for both.
-    if arrive == "sum" or not following:
-      devices = layout.size(placement.features)
-      sent += 2 * images * size.outputs * (devices - 1) // devices
-    return sent
-
-  arrive = min(candidates, key=sent_elements)  # of equals the first: `gather`
-  reshards, input_sharding = candidates[arrive]
+  reads_shard = layer.reads == "own" or arrive == "sum"
+  reshards, input_sharding = _find_reshards(
+    layer.name,
+    sharding,
+    ActivationSharding(
+      batch=placement.batch,
+      features=placement.features if reads_shard else (),
+    ),
+    layout,
+    elements=batch_size * size.positions * size.channels,
+    images=batch_size,
+    pvary_axes=() if reads_shard else placement.features,
+  )
   sum_axes = placement.features if arrive == "sum" else ()
   # A sum leaves each device its shard of the outputs if the next layer splits
   # its features over the same axes. If that layer reads only its shard, nothing
@@ -243,17 +227,28 @@ def _find_route(
   )
 
 
+def find_arrivals(
+  network: wiring.Network, layout: layout_lib.Layout
+) -> dict[str, tuple[str, ...]]:
+  """Finds which of `gather` and `sum` a layout allows, for every layer.
+
+  Both only where its placement says `fewest`.
+  """
+  sizes = network.sizes()
+  return {
+    layer.name: _allowed_arrivals(layer, sizes[layer.name], layout)
+    for layer in network.layers
+  }
+
+
 def _allowed_arrivals(
-  layer: wiring.Layer,
-  size: wiring.Sizes,
-  placement: layout_lib.Placement,
-  layout: layout_lib.Layout,
+  layer: wiring.Layer, size: wiring.Sizes, layout: layout_lib.Layout
 ) -> tuple[str, ...]:
-  """Returns which of `gather` and `sum` a placement allows."""
+  placement = layout.placement(layer.name)
   if placement.arrive != "fewest":
     return (placement.arrive,)
   devices = layout.size(placement.features)
-  if devices == 1 or layer.reads != "all" or size.channels % devices:
+  if not placement.features or layer.reads != "all" or size.channels % devices:
     return ("gather",)
   if layer.features % devices:
     return ("sum",)

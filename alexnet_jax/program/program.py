@@ -22,9 +22,9 @@ from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
-from alexnet_jax.partition import per_device, resharding, specs
+from alexnet_jax.partition import per_device, specs
 from alexnet_jax.partition import plan as plan_lib
-from alexnet_jax.program import eval_step, metrics, nonfinite_step
+from alexnet_jax.program import eval_step, nonfinite_step
 from alexnet_jax.program import step as step_lib
 
 
@@ -37,6 +37,7 @@ class Program:
       them, slowest first.
     views: views of each image in an evaluation, 1 or 10.
     label_smoothing: of the training loss; see `metrics.totals`.
+    exchange_dtype: type of activations while they cross devices.
     compute_dtype: see `step.ForwardPass`.
     ensemble: how many members are trained at once. All other attributes
       describe one member, except the mesh and its axes. With several members,
@@ -55,6 +56,7 @@ class Program:
   optimizer: optax.GradientTransformationExtraArgs
   views: int = 1
   label_smoothing: float = 0.0
+  exchange_dtype: str = "float32"
   compute_dtype: str = "float32"
   implementations: implementations_lib.Implementations = (
     implementations_lib.PLAIN
@@ -258,6 +260,7 @@ class Program:
       self.layout,
       batch_size=self.batch_size,
       compute_dtype=self.compute_dtype,
+      exchange_dtype=self.exchange_dtype,
     )
 
   @functools.cached_property
@@ -313,13 +316,14 @@ def make_program(
     ValueError: two layers list their axes in contradictory orders, or the
       layout does not fit the devices.
   """
-  routes = resharding.find_routes(network, layout, batch_size=batch_size)
+  routes = plan_lib.choose_routes(
+    network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
+  )
   array_specs = specs.make_specs(network, layout, routes)
   plan = plan_lib.make_plan(
     network,
     layout,
     batch_size=batch_size,
-    loss_values=len(metrics.NAMES),
     exchange_dtype=exchange_dtype,
     norms=norms,
   )
@@ -342,6 +346,7 @@ def make_program(
     optimizer=optimizer,
     views=views,
     label_smoothing=label_smoothing,
+    exchange_dtype=exchange_dtype,
     compute_dtype=compute_dtype,
     implementations=implementations_lib.choose(
       platform, network, implementations, compute_dtype=compute_dtype

@@ -9,10 +9,11 @@ from flax import traverse_util
 
 from alexnet_jax.network import catalog as network_catalog
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import catalog, resharding
+from alexnet_jax.partition import catalog
 from alexnet_jax.partition import check as check_lib
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.settings import build, fields
 
 
@@ -110,7 +111,12 @@ def check(
     )
   network = make_network(config)
   check_lib.check(layout, network, batch_size=config.batch_size)
-  resharding.find_routes(network, layout, batch_size=config.batch_size)
+  plan_lib.choose_routes(
+    network,
+    layout,
+    batch_size=config.batch_size,
+    exchange_dtype=config.exchange_dtype,
+  )
   build.make_augmentation(config, network, None, config.batch_size)
   return network, layout
 

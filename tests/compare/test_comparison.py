@@ -5,6 +5,7 @@ import pytest
 from alexnet_jax.cli import command
 from alexnet_jax.compare import chart, comparison
 from alexnet_jax.partition import catalog
+from alexnet_jax.partition import layout as layout_lib
 from tests import build
 
 WORKLOAD = comparison.Workload(network=build.FULL_NETWORK)
@@ -16,8 +17,8 @@ def row(layout, batch_size, **mesh):
   return comparison.make_row(WORKLOAD, layout, batch_size=batch_size)
 
 
-def find_traffic(*layouts):
-  return comparison.find_traffic(WORKLOAD, layouts)
+def find_traffic(*layouts, batch_size=128):
+  return comparison.find_traffic(WORKLOAD, layouts, batch_size=batch_size)
 
 
 def test_two_columns_send_an_eighth_of_data_parallelism_at_batch_128():
@@ -63,6 +64,27 @@ def test_layouts_that_send_the_same_share_a_line():
   (line,) = lines
   assert line.layouts == (catalog.DATA_PARALLEL, catalog.FULLY_SHARDED)
   assert comparison.find_overtakings(lines) == []
+
+
+def test_line_is_that_of_the_arrivals_at_its_batch():
+  # fc6 alone is split: sums of partial results at a small batch, at a large one
+  # pieces of the result, for which the gradients of fc7 have to be summed.
+  layout = layout_lib.Layout(
+    name="fc6_split",
+    mesh={"model": 2},
+    layers={
+      "fc6": layout_lib.Placement(features=("model",), arrive="fewest"),
+      "fc8": layout_lib.Placement(batch=("model",)),
+    },
+  )
+  lines = []
+  for batch_size in (128, 65_536):
+    (line,) = find_traffic(layout, batch_size=batch_size)
+    planned = row(layout, batch_size).planned_bytes
+    assert line.at(batch_size) == pytest.approx(planned, rel=1e-12)
+    lines.append(line)
+  assert lines[0].at(65_536) > lines[1].at(65_536)
+  assert lines[0].at(128) < lines[1].at(128)
 
 
 def test_meshes_that_come_to_the_same_are_listed_once_by_the_plainest_name():

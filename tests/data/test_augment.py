@@ -8,7 +8,7 @@ from flax import nnx
 
 from alexnet_jax.data import augment, host_batches, statistics
 from alexnet_jax.network import model
-from alexnet_jax.partition import catalog, mesh, resharding, specs
+from alexnet_jax.partition import catalog, mesh, plan, specs
 from alexnet_jax.program import compiled_step
 from tests import build
 
@@ -151,7 +151,7 @@ def test_colors_vary_as_the_statistics_say():
 
 @on_every_layout
 def test_every_layout_draws_the_same_bits(layout, tiny_network, key):
-  routes = resharding.find_routes(tiny_network, layout, batch_size=64)
+  routes = plan.choose_routes(tiny_network, layout, batch_size=64)
   spec = specs.make_specs(tiny_network, layout, routes).images
 
   def draw(layout, spec):

@@ -7,7 +7,7 @@ import pytest
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.network import model, wiring
-from alexnet_jax.partition import catalog, check, exchange, resharding, specs
+from alexnet_jax.partition import catalog, check, exchange, plan, specs
 from tests import build, reference
 
 TENSOR_PARALLEL = build.with_mesh(catalog.TENSOR_PARALLEL, data=1, model=4)
@@ -44,7 +44,7 @@ def test_device_gets_the_maps_on_both_sides_of_its_own(key):
   network = wiring.make_network(
     wirings.ALEXNET_2012, columns=1, width=1 / 8, normalization="across"
   )
-  routes = resharding.find_routes(network, TENSOR_PARALLEL, batch_size=4)
+  routes = plan.choose_routes(network, TENSOR_PARALLEL, batch_size=4)
   on_mesh = exchange.MeshExchange(
     routes, specs.make_specs(network, TENSOR_PARALLEL, routes)
   )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from alexnet_jax.partition import audit, catalog, exchange
+from alexnet_jax.network import catalog as wirings
+from alexnet_jax.partition import audit, catalog, check, exchange, plan
 from alexnet_jax.partition import layout as layout_lib
 from tests import build
 from tests.partition.test_placement import OVERLAPPED, OVERRIDDEN, UNUSUAL
@@ -141,6 +142,99 @@ def test_no_other_way_to_arrive_sends_less(layout, network):
   ways = itertools.product(("gather", "sum"), repeat=3)
   # The classes of the tiny network divide, so that each can be gathered.
   assert sent(*["fewest"] * 3) == min(sent(*three) for three in ways)
+
+
+def test_sum_that_spares_the_next_layer_its_gather_is_chosen():
+  """The sum of fc7 leaves complete units, which fc8 reads on every device."""
+  layout = layout_lib.override(
+    catalog.TENSOR_PARALLEL, mesh={}, placements={"fc7": {"arrive": "fewest"}}
+  )
+  found = build.make_plan(build.FULL_NETWORK, layout, batch_size=128)
+  # conv2, conv3, conv4 and conv5 gather the maps of the layer before, both
+  # ways; fc6 the maps of conv5. Of fc7 the partial sums alone are sent.
+  assert {e.kind for e in found if e.layer == "fc7"} == {"sum"}
+  assert not [e for e in found if e.layer == "fc8"]
+
+
+def make_random_layout(rng, number):
+  """Makes a layout of one to three axes that leaves most arrivals open."""
+  mesh = {
+    axis: int(rng.choice([1, 2, 2, 4])) for axis in "abc"[: rng.integers(1, 4)]
+  }
+
+  def make_placement():
+    split = {"batch": [], "features": [], "neither": []}
+    for axis in mesh:
+      split[rng.choice(list(split), p=[0.35, 0.45, 0.2])].append(axis)
+    return layout_lib.Placement(
+      batch=tuple(split["batch"]),
+      features=tuple(split["features"]),
+      arrive=rng.choice(layout_lib.ARRIVALS, p=[0.4, 0.1, 0.5]),
+      fsdp=tuple(split["batch"][-1:]) if rng.random() < 0.15 else (),
+    )
+
+  usual = make_placement()
+  return layout_lib.Layout(
+    name=f"random{number}",
+    mesh=mesh,
+    layers={
+      name: usual if rng.random() < 0.4 else make_placement()
+      for name in layout_lib.LAYERS
+    },
+  )
+
+
+def test_no_other_arrivals_of_a_random_layout_send_less():
+  rng = np.random.default_rng(0)
+  networks = [
+    build.make_network(table, num_classes=int(classes))
+    for table, classes in (
+      (wirings.ALEXNET_2012, 10),
+      (wirings.ALEXNET_2012, 16),
+      (wirings.MERGED_TOWER, 16),
+      (wirings.JOIN_AT_CONV4, 16),
+    )
+  ]
+
+  def sent(network, layout, **options):
+    if not check.fits(layout, network, batch_size=options["batch_size"]):
+      return None
+    try:
+      planned = plan.make_plan(network, layout, **options)
+    except ValueError:  # orders of axes that do not fit together
+      return None
+    return sum(collective.sent_bytes for collective in planned)
+
+  undecided = 0  # layouts whose choices differ in bytes
+  for number in itertools.count():
+    if undecided == 300:
+      break
+    network, layout = rng.choice(networks), make_random_layout(rng, number)
+    ways = {
+      layer.name: ("gather", "sum") if layer.reads == "all" else ("gather",)
+      for layer in network.layers
+      if layout.placement(layer.name).arrive == "fewest"
+    }
+    choices = list(itertools.product(*ways.values()))
+    if len(choices) > 8:  # to save time
+      continue
+    options = {
+      "batch_size": int(rng.choice([16, 128, 2048])),
+      "exchange_dtype": str(rng.choice(["float32", "bfloat16"])),
+    }
+    fewest = sent(network, layout, **options)
+    if fewest is None:
+      continue
+    explicit = []
+    for chosen in choices:
+      placements = {
+        name: {"arrive": way} for name, way in zip(ways, chosen, strict=True)
+      }
+      changed = layout_lib.override(layout, mesh={}, placements=placements)
+      explicit.append(sent(network, changed, **options))
+    explicit = [total for total in explicit if total is not None]
+    assert fewest == min(explicit), layout
+    undecided += len(set(explicit)) > 1
 
 
 def test_full_size_two_column_step_sends_what_was_published():

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from alexnet_jax.partition import catalog, check, mesh, resharding
+from alexnet_jax.partition import catalog, check, mesh, plan
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.settings import settings
 from configs import default
@@ -95,13 +95,13 @@ def test_axes_in_another_order_are_refused():
   with pytest.raises(
     ValueError, match=r"fc6 needs its input split over \(b=2, a=2\)"
   ):
-    resharding.find_routes(build.FULL_NETWORK, layout, batch_size=128)
+    plan.choose_routes(build.FULL_NETWORK, layout, batch_size=128)
 
 
 def test_routes_are_found_once_for_equal_layouts(layout, tiny_network):
   other = build.with_mesh(layout, **dict(reversed(layout.mesh.items())))
   one, same = (
-    resharding.find_routes(tiny_network, each, batch_size=8)
+    plan.choose_routes(tiny_network, each, batch_size=8)
     for each in (layout, other)
   )
   assert one is same
@@ -161,7 +161,7 @@ def test_two_axes_go_from_the_batch_to_the_features_in_either_order(order):
     layers={"fc6": Placement(features=order, arrive="sum")},
   )
   check.check(layout, build.FULL_NETWORK, batch_size=128)
-  routes = resharding.find_routes(build.FULL_NETWORK, layout, batch_size=128)
+  routes = plan.choose_routes(build.FULL_NETWORK, layout, batch_size=128)
   kinds = [(reshard.kind, reshard.axes) for reshard in routes["fc6"].reshards]
   together = [("all_to_all", ("a", "b"))]
   one_by_one = [("all_to_all", ("b",)), ("all_to_all", ("a",))]

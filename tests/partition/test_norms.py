@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.partition import catalog, exchange, mesh, resharding, specs
+from alexnet_jax.partition import catalog, exchange, mesh, plan, specs
 from alexnet_jax.program import compiled_step, eval_step
 from tests import build, runs
 
@@ -41,7 +41,7 @@ def test_plan_lists_one_sum_of_norms_where_kernels_are_split(
   ids=lambda layout: layout.name,
 )
 def test_norms_match_numpy(layout, tiny_network):
-  routes = resharding.find_routes(tiny_network, layout, batch_size=8)
+  routes = plan.choose_routes(tiny_network, layout, batch_size=8)
   splits = specs.make_specs(tiny_network, layout, routes)
   rng = np.random.default_rng(0)
   trees = [
