@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import re
+import reprlib
 import sys
 import traceback
 import urllib.request
@@ -17,6 +18,8 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags, logging
 from flax import traverse_util
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
 
 import alexnet_jax
 from alexnet_jax.cli import help_text
@@ -51,6 +54,17 @@ _RENAMED_VALUES = {
 _FIELD_FLAG = re.compile(r"--?(no)?config\.(?P<name>[^=]*)", re.DOTALL)
 _FIELD_NAME = re.compile(r"[a-zA-Z]\w*(\.[a-zA-Z]\w*)*")
 _LONGEST_VALUE = 1000
+# A value that is not of a flag's type, in messages of absl and ml_collections.
+_ILLEGAL_VALUE = re.compile(
+  r"flag --(?P<name>[^=]+)=(?P<value>.*): (invalid literal|could not convert|"
+  r"int too large|\('Non-boolean|Failed to parse)",
+  re.DOTALL,
+)
+_TYPE_NAMES = {
+  flags.IntegerParser: "an integer, such as 128",
+  flags.FloatParser: "a number",
+  flags.BooleanParser: "true or false",
+}
 # The group that lacks a field, in a message of ml_collections.
 _GROUP = re.compile(r"\(in: (.+)\)")
 # gs://bucket, also with one slash; host:/folder; of common ones also gs:bucket.
@@ -89,8 +103,11 @@ def parse(argv: list[str]) -> list[str]:
     argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     argv = _resolve_config(argv)
     _check_flags(argv)
+    others, unset = _take_unset_fields(argv)
     with _mute_absl():
-      unused = flags.FLAGS(argv)
+      unused = flags.FLAGS(others)
+    for field in unset:
+      _unset(field)
   except (flags.Error, ValueError, TypeError, OSError) as error:
     raise _simplify(error, argv) from error
   except ImportError as error:
@@ -204,6 +221,36 @@ def _resolve_config(argv: Sequence[str]) -> list[str]:
       argument = f"--config={find_config(value)}"
     resolved.append(argument)
   return resolved
+
+
+def _take_unset_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Takes out `--config.FIELD=None`, which ml_collections reads as text.
+
+  Returns:
+    The other arguments, and the fields whose last value is None.
+  """
+  others: list[str] = []
+  unset: dict[str, None] = {}
+  arguments = iter(argv)
+  for argument in arguments:
+    if argument == "--":
+      others += [argument, *arguments]
+    elif not (field := _FIELD_FLAG.match(argument)):
+      others.append(argument)
+    elif argument[field.end() :] == "=None":
+      unset[field["name"]] = None
+    else:
+      unset.pop(field["name"], None)
+      others.append(argument)
+  return others, list(unset)
+
+
+def _unset(field: str) -> None:
+  flag = flags.FLAGS["config"]
+  if isinstance(config_path.get_value(field, flag.value), ConfigDict):
+    raise _make_group_error(f"config.{field}", "None")
+  config_path.set_value(field, flag.value, None)
+  flag.override_values[field] = None
 
 
 @contextlib.contextmanager
@@ -342,10 +389,35 @@ def _simplify(error: Exception, argv: Sequence[str]) -> Exception:
       "--config is not given. Set --config=configs/NAME.py, e.g. "
       "--config=configs/two_device.py."
     )
+  if found := re.match(r"Found (\S+) in argv before", said):
+    return ValueError(f"{found[1]} stands before --config. Put it after.")
+  if isinstance(error, flags.IllegalFlagValueError):
+    return _name_value(error)
   if "Traceback (most recent call last)" not in said:
     return error
   # A config's own error is at the end of the traceback.
   return ValueError(said.strip().splitlines()[-1].split("Error: ", 1)[-1])
+
+
+def _name_value(error: flags.IllegalFlagValueError) -> Exception:
+  """Makes the error for text that is no value of a flag's type."""
+  said = _ILLEGAL_VALUE.match(str(error))
+  if said is None or said["name"] not in flags.FLAGS:
+    return error
+  name, value = said["name"], reprlib.repr(said["value"])
+  for kind, expected in _TYPE_NAMES.items():
+    if isinstance(flags.FLAGS[name].parser, kind):
+      return ValueError(
+        f"--{name} is {value}, expected {expected}. Set --{name}."
+      )
+  return _make_group_error(name, value)
+
+
+def _make_group_error(name: str, value: str) -> Exception:
+  return ValueError(
+    f"--{name} is {value}, but it is a group of fields. Set its fields one by "
+    f"one, as --{name}.FIELD=VALUE; configs/default.py lists all fields."
+  )
 
 
 def _name_field(error: Exception, argv: Sequence[str]) -> Exception:

@@ -4,6 +4,7 @@ import re
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_flags import config_path
 
 from alexnet_jax.cli import flag_parsing
 from alexnet_jax.settings import fields
@@ -28,6 +29,7 @@ def parse(monkeypatch):
     )
     flags.mark_flag_as_required("config", flag_values=defined)
     flags.DEFINE_string("what", "step", "text", flag_values=defined)
+    flags.DEFINE_integer("rounds", 1, "text", flag_values=defined)
     for name in NEW_FLAGS:
       flags.DEFINE_string(name, None, "text", flag_values=defined)
     paths = flag_parsing.PathParser(remedy="Copy it.", accepted=["gs://"])
@@ -114,6 +116,55 @@ def test_config_that_is_missing_is_named(arguments, expected, parse):
   with pytest.raises((ValueError, OSError), match=expected) as error:
     parse(*arguments)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "field", "expected"),
+  [
+    (("augment.mean=None",), "augment.mean", None),
+    (("network.activation=None",), "network.activation", None),
+    (("data.seed=3", "data.seed=None"), "data.seed", None),
+    (("data.seed=None", "data.seed=3"), "data.seed", 3),
+    (("layout.mesh.column=None",), "layout.mesh.column", None),
+    (("layout.fc6.batch=None",), "layout.fc6.batch", None),
+    (("optimizer.ema_decay=None",), "optimizer.ema_decay", None),
+    (("data.name=None",), "data.name", None),
+  ],
+)
+def test_none_unsets_a_field(arguments, field, expected, parse):
+  arguments = [f"--config.{argument}" for argument in arguments]
+  _, defined = parse(f"--config={CONFIG}", *arguments)
+  value = config_path.get_value(field, defined.config)
+  assert value == expected and type(value) is type(expected)
+  overrides = config_flags.get_override_values(defined["config"])
+  assert overrides == {field: expected}
+
+
+@pytest.mark.parametrize(
+  ("argument", "expected"),
+  [
+    ("--config.batch_size=128.0", "batch_size is '128.0', expected an integer"),
+    ("--config.batch_size=1e3", "batch_size is '1e3', expected an integer"),
+    ("--config.network.width=1/2", "width is '1/2', expected a number"),
+    ("--config.augment.flip=yes", "flip is 'yes', expected true or false"),
+    (
+      "--config.optimizer=adam",
+      "config.optimizer is 'adam', but it is a group",
+    ),
+    ("--config.optimizer=None", "config.optimizer is None, but it is a group"),
+    ("--config.netwrk.width=None", "the config has no field config.netwrk"),
+    ("--rounds=2.0", "--rounds is '2.0', expected an integer"),
+  ],
+)
+def test_text_of_another_type_is_refused_in_words(argument, expected, parse):
+  with pytest.raises(ValueError, match=re.escape(expected)) as error:
+    parse(f"--config={CONFIG}", argument)
+  assert "\n" not in str(error.value)
+
+
+def test_field_before_its_config_is_refused(parse):
+  with pytest.raises(ValueError, match="seed=1 stands before --config. Put"):
+    parse("--config.seed=1", f"--config={CONFIG}")
 
 
 def test_config_is_found_here_before_in_the_package(tmp_path, monkeypatch):
