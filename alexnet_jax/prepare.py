@@ -8,6 +8,7 @@ interruption, the same command resumes; a set under its final name is complete.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 
@@ -82,7 +83,7 @@ def _prepare(console: rich.console.Console) -> None:
     subset=_SUBSET.value,
     leave_out=_UNREADABLE.value == "leave_out",
     shard_images=_SHARD_IMAGES.value,
-    log=console.print,
+    log=functools.partial(command.print_line, console),
   )
   _print_plan(plan, jobs, console)
   if not _CHECK_ONLY.value:
@@ -110,6 +111,7 @@ def _print_plan(
     )
   console.print(table)
   images = sum(len(shard.members) for shard in plan.remaining)
+  jobs = max(1, min(jobs, len(plan.remaining)))
   seconds = images * plan.image_seconds / jobs
   for line in (
     f"into {plan.builder.data_dir}",

@@ -5,7 +5,8 @@
 
 Sources of numbers: [P] Krizhevsky et al. 2012; [S] its released code
 (cuda-convnet, layer-params-145.cfg), where the paper is silent or differs.
-alexnet_jax/settings/fields.py checks the values.
+alexnet_jax/settings/fields.py checks the values. On the command line,
+`--config.FIELD=None` unsets a field that may be None.
 """
 
 import ml_collections

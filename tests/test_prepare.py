@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -175,15 +176,14 @@ def test_sums_of_parts_are_those_of_the_whole():
 
 
 @pytest.mark.slow
-@in_both_encodings
 def test_full_size_network_trains_on_it_on_two_devices(
-  encoding, said, data_dir, tmp_path
+  said, data_dir, tmp_path
 ):
   command = [
     *("python", "-m", "alexnet_jax.main"),
     "--config=configs/two_device.py:imagenet",
     *(f"--data_dir={data_dir}", f"--workdir={tmp_path}"),
-    *(f"--config.data.name=imagenet256/{encoding}", "--config.batch_size=16"),
+    *("--config.data.name=imagenet256/jpeg", "--config.batch_size=16"),
     *("--config.num_epochs=0.15", "--config.log_every_steps=1"),
     "--config.augment.mean_from=image",
   ]
@@ -312,6 +312,94 @@ def test_wrong_tars_are_refused_before_a_write(kind, message, tars, tmp_path):
   with pytest.raises((ValueError, OSError), match=message):
     make_plan(copied, tmp_path / "data", subset=kind != "other size")
   assert not (tmp_path / "data").exists()
+
+
+def write_class_tar(folder, *entries):
+  """Writes a class's tar of (name, kind, target of a link); lists its files."""
+  path = folder / "n01440764.tar"
+  with tarfile.open(path, "w") as tar:
+    for name, kind, target in entries:
+      header = tarfile.TarInfo(name)
+      header.type, header.linkname = kind, target
+      content = name.encode() if kind == tarfile.REGTYPE else b""
+      header.size = len(content)
+      tar.addfile(header, io.BytesIO(content))
+  section = ilsvrc.TarSection(
+    "train", str(path), "n01440764", 0, path.stat().st_size
+  )
+  with open(path, "rb") as tar:
+    return {
+      member.name: ilsvrc.read_member(tar, member)
+      for member in ilsvrc.list_members(section)
+    }
+
+
+def test_links_in_a_tar_are_read(tmp_path):
+  one, two, three, four = (f"n01440764_{number}.JPEG" for number in range(4))
+  found = write_class_tar(
+    tmp_path,
+    ("pictures", tarfile.DIRTYPE, ""),
+    (f"pictures/{three}", tarfile.SYMTYPE, f"./{two}"),
+    (f"pictures/{one}", tarfile.REGTYPE, ""),
+    (f"pictures/{two}", tarfile.LNKTYPE, f"pictures/{one}"),
+    (four, tarfile.SYMTYPE, f"pictures/{three}"),
+  )
+  picture = f"pictures/{one}".encode()
+  assert found == dict.fromkeys((one, two, three, four), picture)
+
+
+@pytest.mark.parametrize(
+  ("kind", "target", "message"),
+  [
+    (tarfile.FIFOTYPE, "", "_1.JPEG', which is no ordinary file"),
+    (tarfile.CHRTYPE, "", "_1.JPEG', which is no ordinary file"),
+    (tarfile.SYMTYPE, "/tmp/x", "_1.JPEG', a link to '/tmp/x', which is no"),
+    (tarfile.LNKTYPE, "gone.JPEG", "_1.JPEG', a link to 'gone.JPEG', which"),
+    (tarfile.SYMTYPE, "n01440764_1.JPEG", "a link to 'n01440764_1.JPEG'"),
+  ],
+)
+def test_entry_without_a_picture_is_named(kind, target, message, tmp_path):
+  entries = (
+    ("n01440764_0.JPEG", tarfile.REGTYPE, ""),
+    (
+      "n01440764_1.JPEG",
+      kind,
+      target,
+    ),
+  )
+  with pytest.raises(ValueError, match=message):
+    write_class_tar(tmp_path, *entries)
+
+
+def test_tar_modified_between_two_starts_is_named(tars, tmp_path):
+  copied = shutil.copytree(tars, tmp_path / "tars")
+  plan = make_plan(copied, tmp_path / "data")
+  os.makedirs(plan.folder)
+  ilsvrc.save_listing(plan.folder, plan.made_from, plan.files)
+  lines = []
+  make_plan(copied, tmp_path / "data", log=lines.append)
+  assert lines == []
+  train = copied / ilsvrc.TARS["train"]
+  middle = plan.files["train"][0].offset
+  with open(train, "r+b") as file:
+    file.seek(middle)
+    file.write(b"altered")
+  make_plan(copied, tmp_path / "data", log=lines.append)
+  assert [line.partition(" after")[0] for line in lines] == [
+    f"{train} was modified"
+  ]
+
+
+def test_sums_take_one_thread():
+  sums = statistics.PixelSums.zeros(256)
+  image = np.full((256, 256, 3), 255, np.uint8)
+  all_threads, this_thread = time.process_time(), time.thread_time()
+  for _ in range(50):
+    sums.add(image)
+  all_threads = time.process_time() - all_threads
+  this_thread = time.thread_time() - this_thread
+  assert all_threads < 1.5 * this_thread
+  assert (sums.products == 50 * 256 * 256 * 255**2).all()
 
 
 def test_too_little_disk_is_refused_before_a_write(tars, tmp_path, monkeypatch):

@@ -188,6 +188,15 @@ def load_listing(
   }
 
 
+def find_modified(folder: str, tars: Mapping[str, str]) -> list[str]:
+  """Names the tars that were modified after their listing was saved."""
+  try:
+    saved = os.stat(os.path.join(folder, _LISTING)).st_mtime_ns
+  except FileNotFoundError:
+    return []
+  return [path for path in tars.values() if os.stat(path).st_mtime_ns > saved]
+
+
 def save_listing(
   folder: str, made_from: Mapping[str, object], listing: Listing
 ) -> None:
@@ -213,8 +222,10 @@ def find_sections(split: str, path: str) -> list[TarSection]:
     return [TarSection(split, path, "", 0, os.path.getsize(path))]
   sections = []
   for header in _read_headers(path, 0):
+    if header.isdir():
+      continue
     match = _CLASS.fullmatch(os.path.basename(header.name))
-    if not match or match[1] not in class_names():
+    if not match or match[1] not in class_names() or not _is_plain(header):
       raise ValueError(
         f"{path} holds {header.name!r}, expected one tar for each of the "
         f"1,000 classes, as {class_names()[0]}.tar: it is not the official "
@@ -230,19 +241,57 @@ def find_sections(split: str, path: str) -> list[TarSection]:
 def list_members(section: TarSection) -> list[Member]:
   """Lists the pictures of a section, from headers alone.
 
+  A link, hard or symbolic, is the picture that it leads to.
+
   Raises:
-    ValueError: as for `find_sections`.
+    ValueError: as for `find_sections`; or an entry is no file, or a link that
+      leads to no file of the section.
   """
-  return [
-    Member(
-      os.path.basename(header.name),
-      _find_label(section, header.name),
-      header.offset_data,
-      header.size,
-    )
-    for header in _read_headers(section.path, section.offset, section.end)
-    if header.isfile()
-  ]
+  members: list[Member] = []
+  # {path in the section: offset and size of the content}.
+  contents: dict[str, tuple[int, int]] = {}
+  links: list[tarfile.TarInfo] = []
+  for header in _read_headers(section.path, section.offset, section.end):
+    if header.isdir():
+      continue
+    label = _find_label(section, header.name)
+    if header.islnk() or header.issym():
+      links.append(header)
+      continue
+    if not _is_plain(header):
+      raise ValueError(
+        f"{section.path} holds {header.name!r}, which is no ordinary file, "
+        "expected pictures. Download it again, or leave that entry out."
+      )
+    content = header.offset_data, header.size
+    contents[os.path.normpath(header.name)] = content
+    members.append(Member(os.path.basename(header.name), label, *content))
+  while links:  # a link may lead to a link
+    unresolved = []
+    for header in links:
+      target = header.linkname
+      if header.issym():
+        target = os.path.join(os.path.dirname(header.name), target)
+      content = contents.get(os.path.normpath(target))
+      if content is None:
+        unresolved.append(header)
+        continue
+      label = _find_label(section, header.name)
+      contents[os.path.normpath(header.name)] = content
+      members.append(Member(os.path.basename(header.name), label, *content))
+    if len(unresolved) == len(links):
+      raise ValueError(
+        f"{section.path} holds {links[0].name!r}, a link to "
+        f"{links[0].linkname!r}, which is no picture of the same tar. Replace "
+        "the link by the picture, or leave it out."
+      )
+    links = unresolved
+  return members
+
+
+def _is_plain(header: tarfile.TarInfo) -> bool:
+  """Tests whether the content is in the tar, in one piece."""
+  return header.isreg() and not header.issparse()
 
 
 @functools.cache

@@ -108,6 +108,11 @@ def make_plan(
     for split, path in tars.items()
   } | {"shard_images": shard_images, "pillow": PIL.__version__}
   files = ilsvrc.load_listing(folder, made_from)
+  for path in ilsvrc.find_modified(folder, tars):
+    log(
+      f"{path} was modified after this preparation started; if its pictures "
+      f"changed, delete {folder}, since finished shards have the earlier ones"
+    )
   if files is None:
     log("reading the headers of the tars; official ones take a minute or more")
     files = ilsvrc.list_files(tars)
@@ -252,13 +257,15 @@ def _measure(
   builder: tfds.core.DatasetBuilder,
 ) -> tuple[float, float]:
   """Measures bytes per record, and seconds to make one, on some files."""
+  sums = statistics.PixelSums.zeros(shards.SIDE)
   sizes, since = [], time.perf_counter()
   with open(path, "rb") as tar:
     for member in members[:: max(1, len(members) // _SAMPLES)][:_SAMPLES]:
       with contextlib.suppress(ValueError):  # reported when written
         pixels, _ = shards.read_square(ilsvrc.read_member(tar, member))
         encoding = builder.builder_config.name
-        record, _ = shards.make_record(pixels, member, encoding)
+        record, decoded = shards.make_record(pixels, member, encoding)
+        sums.add(decoded)
         sizes.append(len(record))
   if not sizes:
     raise ValueError(
