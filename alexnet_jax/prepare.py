@@ -155,7 +155,7 @@ class _Progress:
       rich.progress.TextColumn("images"),
       rich.progress.MofNCompleteColumn(),
       rich.progress.BarColumn(),
-      rich.progress.TextColumn("{task.fields[text]}"),
+      rich.progress.TextColumn("{task.fields[text]}", markup=False),
       console=console,
       disable=not console.is_terminal,
       transient=True,

@@ -58,7 +58,10 @@ def tars(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-  return tmp_path_factory.mktemp("data")
+  # As markup of rich, and as a pattern of files.
+  folder = tmp_path_factory.mktemp("data") / "sätze [v1] :x: #2" / "a[" / "b]"
+  folder.mkdir(parents=True)
+  return folder
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,7 @@ def test_command_prepares_and_reports_odd_files(encoding, said, data_dir):
     f"1 file not a JPEG in spite of its name: {small_ilsvrc.PNG}",
     f"1 file gray, stored as RGB: {small_ilsvrc.GRAY}",
     f"1 file unreadable, left out: {small_ilsvrc.TRUNCATED}",
+    f"complete in {data_dir}/imagenet256/{encoding}/1.0.0: "
     f"{FILES - 1} in train, {small_ilsvrc.VALIDATION} in validation",
   ):
     assert line in out
@@ -499,7 +503,7 @@ def test_complete_set_is_not_touched(said, tars, data_dir):
   before = content(folder)
   ended = run(tars, data_dir, *SMALL)
   assert ended.code == 0
-  assert "imagenet256/jpeg/1.0.0 is complete already" in ended.out
+  assert f"1.0.0 is complete already, in {folder}; delete that" in ended.out
   assert content(folder) == before
   assert not left.exists()
 

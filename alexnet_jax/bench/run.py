@@ -25,6 +25,7 @@ import rich.table
 
 from alexnet_jax.bench import gaps as gaps_lib
 from alexnet_jax.bench import report
+from alexnet_jax.cli import command
 from alexnet_jax.data import pipeline
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.program import summary
@@ -144,7 +145,7 @@ def measure(
       train.train(
         # The schedule stays that of the complete run.
         dataclasses.replace(run, num_steps=steps),
-        rich.console.Console(file=nowhere, width=120),
+        command.make_console(file=nowhere),
         make_loop=functools.partial(RecordedLoop, recorder),
       )
   return RunTime(

@@ -24,7 +24,6 @@ if __name__ == "__main__":  # as main does, before the imports that take seconds
   malloc.keep_freed_memory(sys.argv)
 
 import jax
-import rich.console
 from absl import app
 
 from alexnet_jax.bench import startup
@@ -138,7 +137,7 @@ def main(argv: list[str]) -> None:
   with open(os.devnull, "w") as nowhere, contextlib.suppress(FirstStepDone):
     train.train(
       dataclasses.replace(run, cache=cache),
-      rich.console.Console(file=nowhere, width=command.PLAIN_WIDTH),
+      command.make_console(file=nowhere),
       make_loop=functools.partial(OneStepLoop, marks),
     )
   print(json.dumps({"marks": marks, "from_cache": all(cache.hits)}))

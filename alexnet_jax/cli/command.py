@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TextIO
 
 import jax
 import rich.console
 import rich.measure
 import rich.segment
 import rich.table
+import rich.text
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -31,6 +34,8 @@ MAX_SIMULATED_DEVICES = 512
 PICTURES = (".svg", ".png")
 # Characters of a longer error that are shown: its start and its end.
 _ERROR_START, _ERROR_END = 1500, 500
+# What a terminal obeys, except new lines; bytes of a name that are no text.
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 # What to do about an address such as gs://bucket in a flag.
 WRITE_HERE = "Write to a local or shared folder, and copy it there afterwards."
@@ -250,7 +255,7 @@ def exit_with_error(
   logging.debug("the error was raised here:", exc_info=error)
   several = group is not None and group.count > 1
   label = f"{group.label()}: " if several else ""
-  line = " ".join(str(error).split())
+  line = to_plain_text(re.sub(r"\s*\n\s*", " ", str(error).strip()))
   if len(line) > _ERROR_START + _ERROR_END:
     line = f"{line[:_ERROR_START]} ... {line[-_ERROR_END:]}"
   sys.exit(f"error: {label}{line}")
@@ -357,12 +362,37 @@ def choose_devices(
   return devices
 
 
+def to_plain_text(text: str) -> str:
+  """Escapes control characters, for names that users and files give."""
+  return _CONTROL.sub(
+    lambda found: found[0].encode("unicode_escape").decode(), text
+  )
+
+
+class PlainConsole(rich.console.Console):
+  """A console that prints text as it is: no [markup], no :emoji:.
+
+  Paths, and names in configs, data sets and variables, may look like these.
+  """
+
+  def __init__(self, **options):
+    super().__init__(markup=False, emoji=False, **options)
+
+  def render_str(self, text: str, **options) -> rich.text.Text:
+    return super().render_str(to_plain_text(text), **options)
+
+
 def make_console(
   group: group_lib.Group | None = None,
-  kind: type[rich.console.Console] = rich.console.Console,
-) -> rich.console.Console:
-  """Makes the console; of several processes, only the first one prints."""
-  console = kind(quiet=group is not None and not group.is_first)
+  kind: type[PlainConsole] = PlainConsole,
+  file: TextIO | None = None,
+) -> PlainConsole:
+  """Makes the console; of several processes, only the first one prints.
+
+  Args:
+    file: to print to; None: standard output.
+  """
+  console = kind(quiet=group is not None and not group.is_first, file=file)
   if not console.is_terminal:
     console.width = PLAIN_WIDTH
   return console
@@ -383,7 +413,7 @@ def print_table(console: rich.console.Console, table: rich.table.Table) -> None:
   console.print(rendered, crop=False)
 
 
-class PipeSafeConsole(rich.console.Console):
+class PipeSafeConsole(PlainConsole):
   """A console that survives the end of its reader, as `| tee` with Ctrl-C."""
 
   def on_broken_pipe(self) -> None:

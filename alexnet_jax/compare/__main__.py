@@ -196,7 +196,7 @@ def _print_tables(
         f"{comparison.describe(overtaking.above)}",
       )
   if _CHART.value:
-    console.print(f"\nthe chart is in {_CHART.value}", highlight=False)
+    command.print_line(console, f"\nthe chart is in {_CHART.value}")
 
 
 def _to_json(network: wiring.Network, groups: Groups, traffic: Traffic) -> dict:

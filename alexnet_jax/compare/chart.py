@@ -58,6 +58,12 @@ def draw(
     )
 
 
+def _to_label(text: str) -> str:
+  """Escapes what is special in a legend: a formula, and a hidden entry."""
+  escaped = text.replace("$", r"\$")
+  return f" {escaped}" if escaped.startswith("_") else escaped
+
+
 def _draw_panel(panel, lines, names, batch_sizes) -> None:
   colors = matplotlib.colormaps["tab10"].colors
   batch = np.geomspace(
@@ -71,7 +77,7 @@ def _draw_panel(panel, lines, names, batch_sizes) -> None:
       line.at(batch) / 1e6,
       _STYLES[drawn[name] % len(_STYLES)],
       color=colors[names.index(name) % len(colors)],
-      label=comparison.describe(line).replace(" = ", "\n= "),
+      label=_to_label(comparison.describe(line).replace(" = ", "\n= ")),
     )
     drawn[name] += 1
   for size in batch_sizes:

@@ -54,7 +54,7 @@ def show(
 
 def _print_lines(console: rich.console.Console, lines: Sequence[str]) -> None:
   for line in lines:
-    console.print(line, highlight=False, markup=False)
+    console.print(line, highlight=False)
 
 
 def by_table(name: str, count: counts.NetworkCount) -> rich.table.Table:

@@ -39,13 +39,14 @@ def main(argv: list[str]) -> None:
     ValueError, TypeError, OSError, FloatingPointError
   ):
     mesh_lib.simulate_devices(1, only_cpu=True)
+    console = command.make_console()
     for line in conversion.convert(
       _CONFIG.value,
       workdir=_WORKDIR.value,
       new_workdir=_NEW_WORKDIR.value,
       step=_STEP.value,
     ):
-      print(line)
+      command.print_line(console, line)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 import jax
 
@@ -84,7 +85,7 @@ def convert(
       if shape != new[name]
     ),
     f"to resume after step {run.step} with this config, set "
-    f"--workdir={new_workdir}",
+    + shlex.quote(f"--workdir={new_workdir}"),
   ]
 
 

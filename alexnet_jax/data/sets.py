@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import shlex
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def open_builder(
   if builder.name == "digits" or builder.info.splits:
     return builder
   folder, version = os.path.split(os.fspath(builder.data_dir))
-  place = f" --data_dir={data_dir}" if data_dir else ""
+  place = " " + shlex.quote(f"--data_dir={data_dir}") if data_dir else ""
   how = (
     f"Prepare it: `python -m alexnet_jax.prepare --dataset={name} "
     f"--manual_dir=FOLDER_OF_THE_TARS{place}`"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 
 import rich.console
@@ -163,7 +164,7 @@ def _find_runs() -> list[trained_run.TrainedRun]:
     )
   for path in paths:
     if "," in path and not os.path.exists(path):
-      several = " ".join(f"--workdir={one}" for one in path.split(","))
+      several = shlex.join(f"--workdir={one}" for one in path.split(","))
       raise ValueError(
         f"there is no workdir {path!r}, in which a comma is part of the name. "
         f"For several runs, repeat the flag: {several}."

@@ -48,6 +48,7 @@ HATCH = "/////"
 # Text as outlines in SVG, which looks the same whatever fonts a viewer has.
 STYLE = {
   "font.family": "DejaVu Sans",
+  "text.parse_math": False,  # a $ in a name is no formula
   "svg.fonttype": "path",
   "svg.hashsalt": "alexnet_jax",
   "hatch.linewidth": 0.6,

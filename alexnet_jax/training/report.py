@@ -94,7 +94,7 @@ class Reporter:
       rich.progress.MofNCompleteColumn(),
       rich.progress.BarColumn(),
       rich.progress.TimeRemainingColumn(),
-      rich.progress.TextColumn("left {task.fields[shown]}"),
+      rich.progress.TextColumn("left {task.fields[shown]}", markup=False),
       console=console,
       disable=not console.is_terminal or console.quiet,
       transient=True,

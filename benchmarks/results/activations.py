@@ -51,7 +51,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
-  console = rich.console.Console()
+  console = command.make_console()
   errors, rates = {}, RATES[flags.FLAGS.init]
   for activation in ACTIVATIONS:
     for rate in rates:

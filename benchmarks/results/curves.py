@@ -59,7 +59,7 @@ def train_to_end(
       simulate_devices=simulate_devices,
     )
     try:
-      state = train.train(run, rich.console.Console(quiet=True))
+      state = train.train(run, rich.console.Console(quiet=True, markup=False))
     except FloatingPointError as error:
       error.lines = _read(workdir)
       raise

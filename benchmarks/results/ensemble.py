@@ -20,7 +20,6 @@ import sys
 import jax
 import ml_collections
 import numpy as np
-import rich.console
 from absl import app, flags
 
 from alexnet_jax.cli import command
@@ -76,7 +75,7 @@ def main(argv: list[str]) -> None:
       f"{of_losses:.1e}",
       f"{of_parameters:.1e}",
     )
-  console = rich.console.Console()
+  console = command.make_console()
   console.print(table)
   console.print(f"largest relative difference: {worst:.1e}", highlight=False)
   sys.exit(0 if worst <= TOLERANCE else 1)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import statistics
 
 import ml_collections
-import rich.console
-import rich.table
 from absl import app, flags
 
 from alexnet_jax.cli import command
@@ -65,7 +63,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
-  console = rich.console.Console()
+  console = command.make_console()
   lines = {}
   for name, (batch, fields) in RUNS.items():
     lines[name] = [

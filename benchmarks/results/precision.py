@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-import rich.console
 from absl import app, flags
 from sklearn import datasets
 
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> None:
       f"{second[step]:.4f}",
       f"{differences[step]:.2%}",
     )
-  console = rich.console.Console()
+  console = command.make_console()
   console.print(table)
   console.print(
     f"largest relative difference of {len(first)} steps: "

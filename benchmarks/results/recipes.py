@@ -17,7 +17,6 @@ import sys
 
 import ml_collections
 import numpy as np
-import rich.console
 from absl import app, flags
 
 from alexnet_jax.cli import command
@@ -59,7 +58,7 @@ def main(argv: list[str]) -> None:
     worst = max(worst, difference)
     start, *_, end = losses[0]
     table.add_row(name, f"{start:.4f}", f"{end:.4f}", f"{difference:.1e}")
-  console = rich.console.Console()
+  console = command.make_console()
   console.print(table)
   console.print(f"largest relative difference: {worst:.1e}", highlight=False)
   sys.exit(0 if worst <= TOLERANCE else 1)

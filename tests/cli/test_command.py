@@ -6,6 +6,7 @@ import rich.table
 from absl import flags
 
 from alexnet_jax.cli import command
+from tests import processes
 
 
 def test_table_is_whole_on_a_narrow_terminal():
@@ -50,3 +51,33 @@ def test_repeated_list_adds_and_quotes_keep_a_comma(given, expected, give):
 def test_comma_is_part_of_a_path_that_may_be_repeated(give):
   holder = command.define_path("mine", "", repeatable=True)
   assert give(holder, "a,b", "c") == ["a,b", "c"]
+
+
+# Markup that rich would apply or fail on, an emoji, and a change of color.
+ODD_NAME = "sätze [v1] a[/b] :warning: \x1b[31m 東京　大"
+SHOWN = "sätze [v1] a[/b] :warning: \\x1b[31m 東京　大"
+
+
+def test_name_is_printed_as_it_is():
+  console = command.make_console(file=io.StringIO())
+  command.print_line(console, f"in {ODD_NAME}/x")
+  console.print(f"at {ODD_NAME}")
+  table = rich.table.Table(f"h {ODD_NAME}", title=f"t {ODD_NAME}")
+  table.add_row(f"c {ODD_NAME}")
+  command.print_table(console, table)
+  printed = console.file.getvalue()
+  for text in (f"in {SHOWN}/x", *(f"{what} {SHOWN}" for what in "htc")):
+    assert text in printed
+  assert f"at {SHOWN}" in printed
+
+
+def test_error_shows_a_name_as_it_is_in_one_line():
+  error = ValueError(f"a  b {ODD_NAME} \udcff\n  c")
+  with pytest.raises(SystemExit) as ended:
+    command.exit_with_error(error)
+  assert ended.value.code == f"error: a  b {SHOWN} \\udcff c"
+
+
+def test_every_console_prints_names_as_they_are():
+  files = (processes.ROOT / "alexnet_jax").rglob("*.py")
+  assert not [f for f in files if "rich.console.Console(" in f.read_text()]

@@ -1,4 +1,5 @@
 import dataclasses
+from xml.etree import ElementTree
 
 import pytest
 
@@ -108,10 +109,16 @@ def test_meshes_that_come_to_the_same_are_listed_once_by_the_plainest_name():
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 def test_chart_is_drawn(tmp_path, suffix):
   path = tmp_path / f"chart.{suffix}"
-  traffic = {2: find_traffic(catalog.TWO_COLUMN, catalog.DATA_PARALLEL)}
+  name = "_$\\none$ <b> -- [v1]"  # no formula, hidden label or tag
+  own = dataclasses.replace(catalog.DATA_PARALLEL, name=name)
+  traffic = {2: find_traffic(catalog.TWO_COLUMN, own)}
   options = {"batch_sizes": [128], "network": "x", "exchange_dtype": "float32"}
   chart.draw(traffic, **options, path=str(path))
   assert path.stat().st_size > 10_000
+  if suffix == "svg":  # each text is also a comment
+    assert ElementTree.parse(path)
+    shown = path.read_text()
+    assert "_$\\none$ &lt;b&gt; - - [v1] (data=2) -->" in shown
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def run(tmp, module, arguments):
 @pytest.mark.slow
 def test_command_evaluates_runs_and_their_ensemble_under_another_layout(folder):
   members = []
-  place = folder("ensemble")
+  place = folder("ensemble, of two :x:")
   for seed, config in enumerate(("two_device", "one_device")):
     run(place, "main", processes.flags(config, place, {"seed": seed}))
     members.append((place / "workdir").rename(place / f"member_{seed}"))
@@ -146,7 +146,9 @@ def test_command_evaluates_runs_and_their_ensemble_under_another_layout(folder):
     *(f"--data_dir={place.parent}/data", f"--json={place}/e.json"),
     f"--predictions={place}/p.npz",
   ]
-  heading = "step 9, layout data_parallel (data=4), 21 images of digits/"
+  heading = (
+    f"{members[0]}: step 9, layout data_parallel (data=4), 21 images of digits/"
+  )
   assert heading in run(place, "evaluate", arguments)
   lines = json.loads((place / "e.json").read_text())["lines"]
   assert [(line["name"], line["views"]) for line in lines] == [

@@ -1,6 +1,7 @@
 """A picture shows the plan completely, and its texts can be read."""
 
 import collections
+import dataclasses
 import itertools
 import re
 
@@ -260,6 +261,14 @@ def test_same_layout_gives_the_same_file(suffix, tmp_path):
   else:
     with PIL.Image.open(files[0]) as image:
       assert image.width > 1600 and len(image.getcolors(1 << 20)) > 100
+
+
+def test_name_is_drawn_as_text(tmp_path):
+  layout = dataclasses.replace(catalog.TWO_COLUMN, name=r"_$\none$ [v1]")
+  plan = make_plan(build.FULL_NETWORK, layout)
+  path = tmp_path / "a.svg"
+  draw.draw(build.FULL_NETWORK, layout, plan, batch_size=8, path=str(path))
+  assert r"_$\none$ [v1]" in path.read_text()
 
 
 def test_other_endings_are_refused():
