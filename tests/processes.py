@@ -74,7 +74,8 @@ def environment(cache: pathlib.Path, **variables) -> dict[str, str]:
   Keeps those that conftest.py sets, so that all processes compile alike.
   """
   foreign = re.compile(
-    r"(JAX_(?!DISABLE)|XLA_|OMPI_|PMIX_|SLURM|SBATCH|SRUN|SCANCEL)"
+    r"JAX_(?!DISABLE)|XLA_|OMPI_|PMIX?_|MPI_|SLURM|SBATCH|SRUN|SCANCEL"
+    r"|WORLD_SIZE|RANK|MASTER_|(?i:\w+_proxy)"
   )
   clean = {
     name: value for name, value in os.environ.items() if not foreign.match(name)

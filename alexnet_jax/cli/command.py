@@ -150,9 +150,9 @@ def define_distributed() -> flags.FlagHolder:
     "auto",
     cluster.MODES,
     "How a process finds the others of a run. env: JAX_COORDINATOR_ADDRESS, "
-    "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or Open MPI 5 and PMIx; auto: these "
-    "if they are set, else what JAX detects (Slurm, Open MPI 4, TPU slices, "
-    "Kubernetes); off: a single process.",
+    "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or those of a launcher (Open MPI 5, "
+    "torchrun, MPICH, ...); auto: these if they are set, else what JAX detects "
+    "(Slurm, Open MPI 4, TPU slices, Kubernetes); off: a single process.",
   )
 
 

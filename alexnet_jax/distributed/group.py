@@ -54,6 +54,7 @@ class Group:
     index: of this process.
     count: of all processes.
     hosts: as above.
+    source: what has numbered the processes.
   """
 
   def __init__(
@@ -65,6 +66,7 @@ class Group:
     self.index = process.index
     self.count = len(hosts)
     self.hosts = hosts
+    self.source = process.source
     self._client = distributed.global_state.client
     self._signals = signals
     self._watchdog: watchdog.Watchdog | None = None
@@ -370,6 +372,7 @@ def start(
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would handle SIGTERM in place of `preemption`.
     jax.config.update("jax_enable_preemption_service", False)
+    _exempt_from_proxy(process.address)
     jax.distributed.initialize(
       process.address,
       process.count,
@@ -391,6 +394,19 @@ def start(
       group._fail(error)  # does not return if there are others
     raise
   group._finish()
+
+
+def _exempt_from_proxy(address: str) -> None:
+  """Lets this process connect to an address without a proxy.
+
+  gRPC sends connections through `http_proxy` and the like; the rendezvous and
+  the collectives do not. Only gRPC reads `no_grpc_proxy`, in place of
+  `no_proxy`.
+  """
+  host = address.rpartition(":")[0].strip("[]")
+  exempt = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
+  os.environ["no_grpc_proxy"] = f"{exempt},{host}" if exempt else host
+  jax.config.update("jax_check_proxy_envs", False)  # it would warn
 
 
 def _name_hosts(facts: list[rendezvous.Facts]) -> tuple[str, ...]:

@@ -76,6 +76,7 @@ class Examination:
     both = [a | b for a, b in zip(versions, settings, strict=True)]
     self._console.print(tables.make_versions_table(group, both))
     command.print_table(self._console, tables.make_processes_table(processes))
+    self._print([f"processes: {group.count}, according to {group.source}"])
 
   def examine_program(
     self, network: wiring.Network, layout: layout_lib.Layout

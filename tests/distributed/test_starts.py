@@ -24,25 +24,82 @@ def open_mpi_5(count):
   }
 
 
-def pmix(count):
+def torchrun(count):
+  """As `torchrun`, which listens at its port itself."""
   port = processes.free_port()
   return lambda index: {
-    "PMIX_RANK": str(index),
-    "JAX_NUM_PROCESSES": str(count),
-    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+    "WORLD_SIZE": str(count),
+    "RANK": str(index),
+    "LOCAL_WORLD_SIZE": str(count),
+    "LOCAL_RANK": str(index),
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": str(port),
+    "TORCHELASTIC_RUN_ID": "none",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
   }
 
 
-@pytest.mark.parametrize("variables", [open_mpi_5, pmix])
-def test_variables_of_other_launchers_start_a_run(variables, folder):
+def mpich(count):
+  """As `mpiexec` of MPICH on a single host, whose process is this one."""
+  return lambda index: {
+    "PMI_SIZE": str(count),
+    "PMI_RANK": str(index),
+    "MPI_LOCALNRANKS": str(count),
+    "MPI_LOCALRANKID": str(index),
+  }
+
+
+# Where nothing answers, which a process that asked it would find out.
+PROXIES = {
+  change(name): "http://127.0.0.1:9"
+  for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
+  for change in (str.lower, str.upper)
+} | {"no_proxy": "example.org"}
+FOUR = {
+  "layout.name": "two_column_data",
+  "layout.mesh.data": 2,
+}
+
+
+@pytest.mark.parametrize(
+  ("variables", "count", "more"),
+  [
+    (open_mpi_5, 2, {}),
+    (mpich, 2, PROXIES),
+    (torchrun, 4, PROXIES),
+  ],
+)
+def test_variables_of_launchers_start_a_run(variables, count, more, folder):
   tmp = folder(variables.__name__)
-  arguments = processes.flags("two_device", tmp, {"num_epochs": 0.1})
+  fields = {"num_epochs": 0.1} | (FOUR if count == 4 else {})
+  arguments = processes.flags("two_device", tmp, fields)
+  of = variables(count)
   running = processes.start(
-    tmp, 2, [*arguments, "--distributed=env"], variables=variables(2)
+    tmp,
+    count,
+    [*arguments, "--distributed=env"],
+    variables=lambda index: of(index) | more,
   )
   for code, _, errors in processes.finish(running):
     assert (code, errors) == (0, "")
   assert processes.metrics(tmp)[-1]["validation_images"] == 21
+
+
+def test_doctor_finds_no_problem_behind_a_proxy_and_names_the_launcher(folder):
+  tmp = folder("doctor")
+  of, secret = mpich(2), {"http_proxy": "http://me:secret@127.0.0.1:9"}
+  running = processes.start(
+    tmp,
+    2,
+    processes.flags("two_device", tmp),
+    module="doctor",
+    variables=lambda index: of(index) | PROXIES | secret,
+  )
+  (code, out, errors), other = processes.finish(running)
+  assert (code, errors, *other) == (0, "", 0, "", "")
+  assert "processes: 2, according to PMI_SIZE, PMI_RANK (MPICH" in out
+  assert re.search(r"http_proxy +http://127\.0\.0\.1:9 ", out)
+  assert "secret" not in out
 
 
 NOWHERE = {

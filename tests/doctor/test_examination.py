@@ -22,6 +22,11 @@ def test_process_knows_its_machine_and_settings():
   assert machine.find_versions()["jax"] == jax.__version__
   settings = {"JAX_ENABLE_X64": "0", "XLA_FLAGS": "-a"}
   assert machine.find_settings({**settings, "HOME": "/"}) == settings
+  proxy = {"https_proxy": "http://me:secret@proxy:80", "NO_PROXY": "a.org"}
+  assert machine.find_settings(proxy) == {
+    "https_proxy": "http://proxy:80",
+    "NO_PROXY": "a.org",
+  }
 
 
 def test_run_in_the_workdir_is_described_and_held_against_the_config(
