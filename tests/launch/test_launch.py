@@ -79,7 +79,8 @@ def flags_of_main():
     name
     for source in ("main.py", "cli/command.py")
     for name in re.findall(
-      r'DEFINE_\w+\(\s*"(\w+)"', (ROOT / "alexnet_jax" / source).read_text()
+      r'(?:DEFINE|define)_\w+\(\s*"(\w+)"',
+      (ROOT / "alexnet_jax" / source).read_text(),
     )
   }
 
