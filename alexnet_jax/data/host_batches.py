@@ -62,10 +62,12 @@ def validation_batches(
   rows: Sequence[int],
   batch_size: int,
   threads: int | None,
+  on_error: Callable[[Exception], None] | None = None,
 ) -> Iterator[records_lib.HostBatch]:
   """Yields some rows of the batches of a split, unshuffled.
 
-  Rows past the end of the split are blank, with the label `PADDING`.
+  Rows past the end of the split are blank, with the label `PADDING`, and all
+  rows from the batch on that cannot be read, if `on_error` gets the error.
   """
 
   def find_records(step: int) -> np.ndarray:
@@ -73,7 +75,33 @@ def validation_batches(
     return indices[indices < len(records)]
 
   steps = range(-(-len(records) // batch_size))
-  return _read(records, find_records, steps, rows=len(rows), threads=threads)
+  batches = _read(records, find_records, steps, rows=len(rows), threads=threads)
+  if on_error is None:
+    return batches
+  side = records.stored_size
+  blank = records_lib.HostBatch(
+    np.zeros((len(rows), side, side, 3), np.uint8),
+    np.full(len(rows), PADDING, np.int32),
+    [],
+  )
+  return _blank_after_error(batches, len(steps), blank, on_error)
+
+
+def _blank_after_error(
+  batches: Iterator[records_lib.HostBatch],
+  count: int,
+  blank: records_lib.HostBatch,
+  on_error: Callable[[Exception], None],
+) -> Iterator[records_lib.HostBatch]:
+  """Yields `count` batches, `blank` ones from the first error on."""
+  with contextlib.closing(batches):
+    try:
+      for batch in batches:
+        count -= 1
+        yield batch
+    except records_lib.source_lib.RecordError as error:
+      on_error(error)
+      yield from [blank] * count
 
 
 def count_cores() -> int:

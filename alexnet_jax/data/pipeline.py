@@ -13,7 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -90,15 +90,24 @@ def validation_batches(
   shardings: Shardings,
   threads: int | None,
   batches_ahead: int,
+  on_error: Callable[[Exception], None] | None = None,
 ) -> Iterator[Batch]:
   """Yields every image of a split exactly once, in order.
 
   The last batch is filled up with rows whose label is `host_batches.PADDING`.
-  Arguments, arrays and errors are those of `train_batches`.
+  Other arguments, arrays and errors are those of `train_batches`.
+
+  Args:
+    on_error: gets a RecordError, which is then not raised: from there on the
+      rows of this process are all `PADDING`. None: it is raised.
   """
   rows = find_local_rows(shardings, batch_size)
   batches = host_batches.validation_batches(
-    records, rows=rows, batch_size=batch_size, threads=threads
+    records,
+    rows=rows,
+    batch_size=batch_size,
+    threads=threads,
+    on_error=on_error,
   )
   return to_devices(
     batches,

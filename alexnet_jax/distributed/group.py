@@ -242,6 +242,15 @@ class Group:
       return self._agreement.should_stop()
     return self._signals is not None and self._signals.received.is_set()
 
+  def request_stop(self, reason: str) -> None:
+    """Makes all processes stop at the next boundary, as a signal does.
+
+    Args:
+      reason: in place of the name of the signal.
+    """
+    if self._signals is not None:
+      self._signals.request(reason)
+
   def end_steps(self) -> None:
     """Stops the watchdog."""
     self._watchdog.stop()

@@ -65,7 +65,12 @@ class Signals:
     with self._lock:
       if not self._defers:
         self._exit_early(name)  # `start_deferring` waits for it
-      self.name = name
+    self.request(name)
+
+  def request(self, name: str) -> None:
+    """Asks the run to stop, also without a signal; the first name counts."""
+    with self._lock:
+      self.name = self.name or name
       self.received.set()
 
 

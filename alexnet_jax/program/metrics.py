@@ -48,6 +48,11 @@ def totals(
   return jnp.sum(jnp.where(is_image, per_image, 0.0), axis=1)
 
 
+def choose_top_k(num_classes: int) -> tuple[int, ...]:
+  """Returns the k of `TOP_K` to show: the top-5 error of five classes is 0."""
+  return tuple(k for k in TOP_K if k == 1 or k < num_classes)
+
+
 def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Ranks each label among the classes: i32[n], 0 is the most probable.
 
@@ -69,7 +74,7 @@ def to_means(sums: jax.Array) -> dict[str, float]:
     {"loss": nats, "top1_error": 0..1, "top5_error": 0..1, "images": count}.
   """
   means = {
-    name: float(value) / float(sums[-1])
+    name: float(value) / float(sums[-1]) + 0.0  # 0 in place of -0
     for name, value in zip(NAMES, sums, strict=True)
   }
   return means | {"images": int(sums[-1])}

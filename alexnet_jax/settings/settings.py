@@ -41,19 +41,12 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
       "is in the catalog. Set config.layout.name to another name, or start "
       "from a config that sets the name only."
     )
-  base = layout_lib.Layout(name=name, mesh={}) if is_own else catalog.find(name)
-  layout = layout_lib.override(
-    base, axes=values["axes"], mesh=values["mesh"], placements=placements
+  return layout_lib.override(
+    layout_lib.Layout(name=name, mesh={}) if is_own else catalog.find(name),
+    axes=values["axes"],
+    mesh=values["mesh"],
+    placements=placements,
   )
-  for axis in layout.mesh.keys() - base.mesh.keys():
-    if not is_own and not layout.uses(axis) and layout.mesh[axis] > 1:
-      raise ValueError(
-        f"layout.mesh.{axis} is {layout.mesh[axis]}, but no layer of layout "
-        f"{name!r} uses axis {axis!r}, so that its devices would all compute "
-        f"the same, expected one of {', '.join(base.mesh)}. Set config.layout."
-        f"mesh.{axis}=1, or the batch or features of a layer."
-      )
-  return layout
 
 
 def choose_layouts(
@@ -109,6 +102,7 @@ def check(
       "is reserved for the members of an ensemble, expected another name. Set "
       "config.layout.mesh, and config.ensemble for the members."
     )
+  _check_axes(layout)
   network = make_network(config)
   check_lib.check(layout, network, batch_size=config.batch_size)
   plan_lib.choose_routes(
@@ -142,6 +136,20 @@ def find_shared_fields(config: ml_collections.ConfigDict) -> dict[str, str]:
     for name, value in values.items()
     if not fields.find_field(name).per_process
   }
+
+
+def _check_axes(layout: layout_lib.Layout) -> None:
+  """Refuses axes that a layout of the catalog lacks and no layer uses."""
+  named = {named.name: named.mesh for named in catalog.LAYOUTS}
+  mesh = named.get(layout.name, layout.mesh)
+  for axis, size in layout.mesh.items():
+    if size > 1 and axis not in mesh and not layout.uses(axis):
+      raise ValueError(
+        f"layout.mesh.{axis} is {size}, but no layer of layout {layout.name!r} "
+        f"uses axis {axis!r}, so that its devices would all compute the same, "
+        f"expected one of {', '.join(mesh)}. Set config.layout.mesh.{axis}=1, "
+        "or the batch or features of a layer."
+      )
 
 
 def _check_relations(config: ml_collections.ConfigDict) -> None:

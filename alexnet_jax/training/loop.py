@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import rich.console
 
-from alexnet_jax.checkpoints import checkpoint
+from alexnet_jax.checkpoints import checkpoint, metadata
 from alexnet_jax.data import host_batches, pipeline
 from alexnet_jax.optim import schedules
 from alexnet_jax.program import eval_step, metrics
@@ -19,6 +19,8 @@ from alexnet_jax.settings import build
 from alexnet_jax.training import report
 from alexnet_jax.training import run as run_lib
 
+# For the others to come where this process has failed; they may hang instead.
+_AGREE_SECONDS = 30.0
 # Steps that the host runs ahead of the devices: enough that they never wait for
 # it, and few enough that reports and batches are on time.
 STEPS_AHEAD = 2
@@ -51,23 +53,74 @@ class Loop:
   ):
     self.state = state
     self._run, self._train_step, self._key = run, train_step, key
-    self._first_step = first_step
+    self._first_step = self._saved_step = self._step = first_step
     self._checkpoints, self._reporter = checkpoints, reporter
     self._totals: list[jax.Array] = []  # of each step since the last report
     self._replaced = 0  # since the last report
     self._rate_scale = schedules.find_plateau_scale(state.optimizer)
     self._has_validated = False
     self._facts: dict[str, Any] = {}  # on the state, for its checkpoint
+    # Whether all processes raise an error of one of them at the same place.
+    self._raises_together = run.group.count == 1
 
   def run_steps(self, console: rich.console.Console) -> None:
     """Runs all steps to the end of the run.
 
+    An error after a step, as in a validation or a report, ends the run with the
+    state saved, unless the state is not finite or the error is that of a save.
+    Of several processes, all take part in a save: they do so if all come to the
+    error, as in a validation, but not if one cannot read its training records.
+
     Raises:
       CheckpointError: a checkpoint cannot be written.
       FloatingPointError: a loss or the state is not finite.
+      OSError: the reports cannot be written.
       source.RecordError: a record cannot be read.
       Stopped: a signal has come, and a checkpoint is saved.
     """
+    try:
+      self._run_steps(console)
+    except (FloatingPointError, metadata.CheckpointError, Stopped):
+      raise
+    except Exception:
+      if self._raises_together:
+        self._rescue(console)
+      raise
+
+  def _rescue(self, console: rich.console.Console) -> None:
+    """Saves the newest state before an error ends the run.
+
+    Raises:
+      LossNotFinite: of a step before the error, which may be its cause.
+    """
+    number, checkpoints = self._step, self._checkpoints
+    if number == self._saved_step:
+      return
+    self._check_losses(number)
+    try:
+      if self._run.group.count == 1 and not self._reporter.is_in_place:
+        folder = self._reporter.find_workdir()
+        if folder is None:
+          return
+        with contextlib.suppress(metadata.CheckpointError):
+          checkpoints.wait()  # it may have been under way to the old place
+        checkpoints = self._run.open_checkpoints(folder)
+      checkpoints.save(number, self.state, self._facts)
+      checkpoints.wait()
+      line = "is saved; the same command resumes from there"
+    except Exception as error:  # the first error is the one to raise
+      line = f"cannot be saved: {' '.join(str(error).split())[:500]}"
+    report.print_lines(console, f"the state after step {number} {line}")
+    if checkpoints is not self._checkpoints:
+      checkpoints.close()
+    if self._totals:
+      self._report(number)
+    self._reporter.flush()
+    # The first process to end ends the others, which may still save.
+    self._run.group.gather("rescued", number)
+
+  def _run_steps(self, console: rich.console.Console) -> None:
+    """As `run_steps`; does not save after an error."""
     run, first_step = self._run, self._first_step
     facts = self._checkpoints.facts(first_step) if first_step else {}
     if facts.get("owes_validation"):
@@ -94,7 +147,7 @@ class Loop:
     self.state, total = self._train_step(
       self.state, self._key, batch.images, batch.labels
     )
-    self._facts = {}
+    self._step, self._facts = number, {}
     self._totals.append(total)
     self._replaced += batch.replaced
     _wait_for_old(self._totals)
@@ -109,14 +162,33 @@ class Loop:
     validates = self._is_due(number, config.eval_every_steps)
     saves = self._is_due(number, config.checkpoint_every_steps)
     if not validates and not saves:
+      self._check_reports()
       return
     self._check_losses(number)  # a state after a failed step is not saved
     self._reporter.flush()
     if validates:
       self._validate(number)
+    self._reporter.check_workdir()
+    self._check_reports()
     if saves:
-      self._checkpoints.save(number, self.state, self._facts)
+      self._save(number)
     self._reporter.resume_clock()
+
+  def _save(self, number: int) -> None:
+    self._checkpoints.save(number, self.state, self._facts)
+    self._saved_step = number
+
+  def _check_reports(self) -> None:
+    """Ends the run if a report could not be written.
+
+    Only process 0 of several knows: it asks all to stop and to save.
+    """
+    error = self._reporter.error
+    if error is None:
+      return
+    if self._raises_together or isinstance(error, report.WorkdirGone):
+      raise error
+    self._run.group.request_stop(f"an error of {self._run.group.label()}")
 
   def _check_losses(self, number: int) -> None:
     """Raises LossNotFinite for a step whose report is not written yet."""
@@ -139,18 +211,30 @@ class Loop:
 
   def _validate(self, number: int) -> None:
     run = self._run
+    self._facts = {"owes_validation": True}
+    errors: list[Exception] = []
     batches = pipeline.validation_batches(
-      run.validation_records, **self._batch_options()
+      run.validation_records,
+      **self._batch_options(),
+      # A process that came without its batches would leave the others waiting.
+      on_error=None if self._raises_together else errors.append,
     )
-    result = validate(
-      run, self.state, batches, compiles=not self._has_validated
-    )
-    if result is None:
-      self._stop(number, owes_validation=True)
+    try:
+      result = validate(
+        run, self.state, batches, compiles=not self._has_validated
+      )
+      if result is None:
+        self._stop(number)
+    except Stopped:
+      raise
+    except Exception as error:
+      errors.append(error)
+    self._raise_together(f"validation_error/{number}", errors)
     self._has_validated = True
     totals, replaced = result
     replaced = run.group.start_sum(f"validation_replaced/{number}", replaced)
     self._reporter.validation(number, totals, replaced)
+    self._check_reports()
     error = metrics.to_errors(totals)
     # Not after the validation at the end, which a longer run would not have.
     if run.plateau and number % run.config.eval_every_steps == 0:
@@ -159,17 +243,37 @@ class Loop:
       self._rate_scale = schedules.find_plateau_scale(self.state.optimizer)
     self._facts = {"validation_error": error}
 
-  def _stop(self, number: int, *, owes_validation: bool = False) -> NoReturn:
+  def _raise_together(self, name: str, errors: list[Exception]) -> None:
+    """Raises in all processes the error of one; each name only once in a run.
+
+    Args:
+      errors: of this process; the first counts.
+    """
+    own = errors[0] if errors else None
+    if self._run.group.count > 1:
+      options = {"timeout_seconds": _AGREE_SECONDS} if own else {}
+      found: list[str | None] = []
+      with contextlib.suppress(*((TimeoutError,) if own else ())):
+        found = self._run.group.gather(name, own and str(own), **options)
+      self._raises_together = any(found)
+      for index, text in enumerate(found):
+        if own is None and text is not None:
+          own = OSError(f"{self._run.group.label(index)}: {text}")
+    if own is not None:
+      raise own
+
+  def _stop(self, number: int) -> NoReturn:
     """Saves the state after a step, and raises Stopped."""
     self._check_losses(number)
     if number > self._first_step:
-      facts = {**self._facts, "owes_validation": owes_validation}
-      self._checkpoints.save(number, self.state, facts)
+      self._save(number)
     # Saved first: a report that cannot be written must not cost the state.
     if self._totals:
       self._report(number)
     self._reporter.flush()
-    during = "in the validation " if owes_validation else ""
+    if self._reporter.error is not None:
+      raise self._reporter.error
+    during = "in the validation " if "owes_validation" in self._facts else ""
     saved = "which is saved" if number else "nothing is lost"
     raise Stopped(
       f"stopped by {self._run.group.signal_name} {during}after step {number} "

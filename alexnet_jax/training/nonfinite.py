@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.data import pipeline
@@ -33,7 +34,8 @@ def explain(
 ) -> FloatingPointError:
   """Replays a step and makes the error to raise; alike in all processes.
 
-  If the replay fails, the error still has all that is known without it.
+  If the replay fails, the error still has all that is known without it. After
+  a validation, it says whether the state is finite.
 
   Args:
     state: as the step returned it.
@@ -41,7 +43,10 @@ def explain(
   """
   run.group.pause_watchdog()  # it compiles
   try:
-    cause = _replay(run, state, error)
+    if error.in_validation:
+      cause = find_cause_in_state(state)
+    else:
+      cause = _replay(run, state, error)
   except Exception as failure:
     summary = " ".join(str(failure).split())[:200]
     cause = f"the replay that would show where it began fails ({summary})"
@@ -52,10 +57,10 @@ def explain(
     "resumes from there"
   )
   return FloatingPointError(
-    f"{error.name} is {error.loss}: {cause}. {resumes}, to fail at step "
-    f"{error.step} again unless something is changed: lower "
-    "config.optimizer.learning_rate, or set config.optimizer.warmup_epochs, "
-    "with --allow_config_changes"
+    f"{error.name} is {error.loss}: {cause}. {resumes}, to fail "
+    f"{'after' if error.in_validation else 'at'} step {error.step} again "
+    "unless something is changed: lower config.optimizer.learning_rate, or set "
+    "config.optimizer.warmup_epochs, with --allow_config_changes"
   )
 
 
@@ -131,6 +136,27 @@ def find_cause(
   reached = f"; before it, values reach {_largest(before)}" if before else ""
   place = "the images" if bad == "images" else f"the output of {bad}"
   return f"the first non-finite values are in {place}{reached}; {parameters}"
+
+
+def find_cause_in_state(state: step_lib.TrainState) -> str:
+  """Says which arrays of a state have values that are not finite."""
+
+  @jax.jit
+  def is_finite(arrays):
+    return [jnp.all(jnp.isfinite(array)) for array in arrays]
+
+  named = [
+    (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+    for path, leaf in jax.tree.leaves_with_path(state)
+    if leaf.ndim  # the best error so far is infinite before there is any
+  ]
+  finite = jax.device_get(is_finite([leaf for _, leaf in named]))
+  bad = [
+    name for (name, _), is_so in zip(named, finite, strict=True) if not is_so
+  ]
+  if bad:
+    return f"the state has non-finite values in {_list(bad)}"
+  return "the state is finite, so an output of the network overflows"
 
 
 def _largest(notes: Notes) -> str:

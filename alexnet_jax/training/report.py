@@ -25,6 +25,7 @@ from alexnet_jax.checkpoints import writer
 from alexnet_jax.program import metrics
 from alexnet_jax.training import loss_monitor
 
+FILE = "metrics.jsonl"
 # Seconds between two times that TensorBoard events are synced to disk.
 _FLUSH_SECONDS = 10.0
 
@@ -36,19 +37,38 @@ def print_lines(console: rich.console.Console, *lines: str) -> None:
 
 
 class LossNotFinite(FloatingPointError):
-  """The loss of a step is not finite.
+  """The loss of a step, or of a validation, is not finite.
 
   Attributes:
-    step: the first such step, from 1.
+    step: the first such step, from 1, or the one before the validation.
     index: of the run whose loss it is, if there are several; else None.
     loss: the value, NaN or infinite.
     name: of the loss, for messages.
+    in_validation: whether it is that of a validation.
   """
 
-  def __init__(self, step: int, index: int | None, loss: float, run_name: str):
+  def __init__(
+    self,
+    step: int,
+    index: int | None,
+    loss: float,
+    run_name: str,
+    *,
+    in_validation: bool = False,
+  ):
     self.step, self.index, self.loss = step, index, loss
-    self.name = f"{_name_loss(run_name, index)} of step {step}"
+    self.in_validation = in_validation
+    name = _name_loss(run_name, index)
+    self.name = (
+      f"{name} of the validation after step {step}"
+      if in_validation
+      else f"{name} of step {step}"
+    )
     super().__init__(f"{self.name} is {loss}, expected a finite number.")
+
+
+class WorkdirGone(OSError):
+  """The workdir is no longer where it was."""
 
 
 class Reporter:
@@ -64,6 +84,11 @@ class Reporter:
     first_step: the step that this start resumes after.
     monitor: warns of a loss at chance level; None: no such warning.
     run_name: what one of several runs is called in reports.
+    top_k: the k of the top-k errors that lines show.
+
+  Attributes:
+    error: of the first report that could not be written; no other is written
+      after it. The caller has to raise it once the state is saved.
   """
 
   def __init__(
@@ -75,17 +100,21 @@ class Reporter:
     num_steps: int,
     monitor: loss_monitor.LossMonitor | None = None,
     run_name: str = "run",
+    top_k: Sequence[int] = metrics.TOP_K,
   ):
+    self.error: OSError | None = None
     self._console = console
+    self._top_k = top_k
     self._monitor = monitor
     self._num_steps = num_steps
     self._run_name = run_name
-    self._file = self._events = None
+    self._file = self._events = self._folder = None
     self._workdir = workdir
     if workdir is not None:
       with self._writing():
-        self._file = self._open(os.path.join(workdir, "metrics.jsonl"))
-        self._events = Events(workdir)
+        self._file = self._open()
+        self._events = Events(workdir, first_step=first_step)
+        self._folder = _Folder(workdir)
     self._due: tuple | None = None  # arguments of `training`, and seconds
     self._began = self._since = time.monotonic()
     self._saved: list[writer.Saved] = []
@@ -178,7 +207,20 @@ class Reporter:
   def validation(
     self, step: int, totals: np.ndarray, replaced: Callable[[], int]
   ) -> None:
-    """Reports on a validation; `replaced` is as for `training`."""
+    """Reports on a validation; `replaced` is as for `training`.
+
+    Raises:
+      LossNotFinite: the loss of the validation is not finite.
+    """
+    for index in np.ndindex(totals.shape[:-1]):
+      if not math.isfinite(totals[index][0]):
+        raise LossNotFinite(
+          step,
+          *(index or (None,)),
+          float(totals[index][0]),
+          self._run_name,
+          in_validation=True,
+        )
     if self._file is None:
       return
     replaced = replaced()
@@ -192,7 +234,7 @@ class Reporter:
       f"validation {self._describe(totals, means)}, {means['images']:,} images"
       f"{_describe_replaced(replaced)}",
     )
-    for k in metrics.TOP_K if of_runs else ():
+    for k in self._top_k if of_runs else ():
       errors = of_runs[f"validation_{self._run_name}_top{k}_error"]
       listed = ", ".join(f"{error:.2%}" for error in errors)
       self._print(
@@ -228,9 +270,12 @@ class Reporter:
         f"checkpoints: {len(self._saved)} saved, {taken:.1f} s of "
         f"{time.monotonic() - self._began:.0f} s taken from training",
       )
-    with self._writing(), contextlib.ExitStack() as closed:
-      for opened in filter(None, (self._events, self._file)):
-        closed.callback(opened.close)
+    # After an error, what is left in a buffer raises it once more.
+    known = () if self.error is None else (OSError,)
+    with contextlib.suppress(*known), self._writing():
+      with contextlib.ExitStack() as closed:
+        for opened in filter(None, (self._folder, self._events, self._file)):
+          closed.callback(opened.close)
 
   def read_totals(self, step: int, totals: Sequence[jax.Array]) -> np.ndarray:
     """Reads the totals of some steps, the last of which is `step`.
@@ -268,18 +313,65 @@ class Reporter:
   def _describe(self, totals: np.ndarray, means: Mapping[str, float]) -> str:
     mean = f"mean of {len(totals)} {self._run_name}s: "
     errors = (
-      f"top-{k} error {means[f'top{k}_error']:.2%}" for k in metrics.TOP_K
+      f"top-{k} error {means[f'top{k}_error']:.2%}" for k in self._top_k
     )
     text = f"loss {means['loss']:.4g}, {', '.join(errors)}"
     return mean + text if totals.ndim > 1 else text
 
-  def _open(self, path: str):
+  def _open(self):
+    path = os.path.join(self._workdir, FILE)
     if cut := cut_partial_line(path):
       print_lines(
         self._console,
         f"the last line of {path} was cut off; its {cut:,} bytes are removed",
       )
-    return open(path, "a")
+    return open(path, "a+")
+
+  def check_workdir(self) -> None:
+    """Notes in `error` if the workdir is no longer where it was."""
+    if self.is_in_place:
+      return
+    now = self.find_workdir()
+    place = "" if now is None else f" It is now {now!r}: rename it back."
+    self.error = WorkdirGone(
+      f"the workdir {self._workdir!r} is gone: it has been renamed or removed, "
+      f"or its volume is no longer mounted.{place} The same command resumes "
+      "from the last checkpoint in it."
+    )
+
+  @property
+  def is_in_place(self) -> bool:
+    """Whether the workdir, if this writes one, is where it was."""
+    return self._folder is None or self._folder.find() == self._workdir
+
+  def find_workdir(self) -> str | None:
+    """Returns where the workdir is now; None: it is gone."""
+    return self._folder.find()
+
+  def _keep_files(self, step: int) -> None:
+    """Writes the files again if another program has removed them."""
+    path = os.path.join(self._workdir, FILE)
+    if self._folder.is_reliable and not _is_at(path, self._file.fileno()):
+      old, self._file = self._file, self._open()
+      # Another name of the old one has its lines, or another file is here.
+      lost = not os.fstat(old.fileno()).st_nlink and not self._file.tell()
+      if lost:
+        old.seek(0)
+        self._file.write(old.read())
+      old.close()
+      print_lines(
+        self._console,
+        f"{path} has been removed or replaced; it is "
+        f"{'written again' if lost else 'continued'}",
+      )
+    if not os.path.exists(self._events.path):
+      self._events.close()
+      self._events = Events(self._workdir, first_step=step - 1)
+      print_lines(
+        self._console,
+        f"the TensorBoard events in {self._workdir} have been removed; those "
+        f"from step {step} on are in a new file",
+      )
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -296,15 +388,24 @@ class Reporter:
   def _write(
     self, step: int, values: Mapping[str, float | list[float]]
   ) -> None:
-    with self._writing():
-      self._file.write(json.dumps({"step": step, **values}) + "\n")
-      self._file.flush()
-      for name, value in values.items():
-        if isinstance(value, list):
-          for index, one in enumerate(value):
-            self._events.add(f"{name}/{index}", one, step)
-        else:
-          self._events.add(name, value, step)
+    if self.error is None:
+      self.check_workdir()
+    if self.error is not None:
+      return
+    try:
+      with self._writing():
+        self._keep_files(step)
+        line = json.dumps({"step": step, **values}, allow_nan=False)
+        self._file.write(f"{line}\n")
+        self._file.flush()
+        for name, value in values.items():
+          if isinstance(value, list):
+            for index, one in enumerate(value):
+              self._events.add(f"{name}/{index}", one, step)
+          else:
+            self._events.add(name, value, step)
+    except OSError as error:
+      self.error = error
 
   def _print(self, step: int, text: str) -> None:
     width = len(str(self._num_steps))
@@ -323,6 +424,37 @@ def _to_means(totals: np.ndarray) -> dict[str, float]:
 
 def _describe_replaced(images: int) -> str:
   return f", {images:,} replaced" if images else ""
+
+
+class _Folder:
+  """Finds a folder again that is renamed while the run writes to it."""
+
+  def __init__(self, path: str):
+    self._path = path
+    self._descriptor = os.open(path, os.O_RDONLY)
+    # Some network file systems give a file another number each time.
+    self.is_reliable = _is_at(path, self._descriptor)
+
+  def find(self) -> str | None:
+    """Returns the present path; None: there is none, or it is not known."""
+    if not self.is_reliable or _is_at(self._path, self._descriptor):
+      return self._path
+    try:  # of Linux
+      path = os.readlink(f"/proc/self/fd/{self._descriptor}")
+    except OSError:
+      return None
+    return path if _is_at(path, self._descriptor) else None
+
+  def close(self) -> None:
+    os.close(self._descriptor)
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+  """Whether an open file or folder is the one of this path."""
+  try:
+    return os.path.samestat(os.stat(path), os.fstat(descriptor))
+  except OSError:
+    return False
 
 
 def cut_partial_line(path: str) -> int:
@@ -346,14 +478,30 @@ class Events:
   tensorboardX's own writer has a thread for that. On a full disk that thread
   ends with a traceback, and the run then waits for it forever. Here every
   method raises OSError.
+
+  Args:
+    folder: for the file.
+    first_step: after which this start resumes. TensorBoard drops what earlier
+      files have of later steps, as after a kill.
+
+  Attributes:
+    path: of the file.
   """
 
-  def __init__(self, folder: str):
+  def __init__(self, folder: str, *, first_step: int = 0):
     # With the process id: two starts within a second would share a name.
     self._writer = event_file_writer.EventsWriter(
       os.path.join(folder, "events"), f".{os.getpid()}"
     )
+    self.path = self._writer._file_name  # it has no public name
     self._flushed = time.monotonic()
+    self._writer.write_event(
+      event_pb2.Event(
+        wall_time=time.time(),
+        step=first_step + 1,
+        session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START),
+      )
+    )
 
   def add(self, name: str, value: float, step: int) -> None:
     """Adds one value of a curve."""

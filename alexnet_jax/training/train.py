@@ -7,11 +7,10 @@ from collections.abc import Callable
 import jax
 import rich.console
 
-from alexnet_jax.data import source
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import mesh as mesh_lib
-from alexnet_jax.program import compiled_step, step, summary
+from alexnet_jax.program import compiled_step, metrics, step, summary
 from alexnet_jax.settings import build
 from alexnet_jax.training import loop as loop_lib
 from alexnet_jax.training import loss_monitor, nonfinite, report
@@ -37,19 +36,23 @@ def train(
     audit.PlanMismatch: the step does not communicate as planned.
     CheckpointError: no checkpoint is intact, or one cannot be written.
     FloatingPointError: a loss or the state is not finite.
+    OSError: the reports cannot be written.
     source.RecordError: a record cannot be read.
     loop.Stopped: a signal has come, and a checkpoint is saved.
   """
   group = run.group
   _introduce(run, console)
   init_key, step_key = run.program.make_keys(run.config.seed)
-  train_step = _compile(run, console)
+  checkpoints = run.open_checkpoints()
+  latest = checkpoints.latest_step() or 0
+  # A finished run has nothing to compile, unless that checkpoint is damaged.
+  is_finished = latest >= run.num_steps
+  train_step = None if is_finished else _compile(run, console)
   # Before the checkpoints: reading them may already hang.
   group.start_watchdog(
     hang_timeout_seconds=hang_timeout_seconds, folder=run.workdir
   )
-  checkpoints = run.open_checkpoints()
-  _check_first_step(group, checkpoints.latest_step() or 0)
+  _check_first_step(group, latest)
   resumed = checkpoints.resume(
     run.program.abstract_state,
     lambda line: report.print_lines(console, line),
@@ -63,6 +66,9 @@ def train(
       else f"finished already, at step {first_step}; set --workdir to start "
       "another run, or a higher config.num_epochs if the schedule allows it",
     )
+  if train_step is None and first_step < run.num_steps:
+    group.pause_watchdog()
+    train_step = _compile(run, console)
   if state is None:
     group.pause_watchdog()  # it compiles
     state = run.program.init(init_key)
@@ -73,6 +79,7 @@ def train(
     num_steps=run.num_steps,
     monitor=_make_loss_monitor(run, first_step),
     run_name=run.program.run_name,
+    top_k=metrics.choose_top_k(run.config.network.num_classes),
   )
 
   loop = make_loop(
@@ -91,9 +98,6 @@ def train(
     checkpoints.close()  # waits for the save that is under way
     saved = checkpoints.latest_step()
     raise nonfinite.explain(run, loop.state, error, saved=saved) from error
-  except source.RecordError:
-    reporter.flush()  # the steps taken so far are not lost
-    raise
   finally:
     try:
       reporter.saved(checkpoints.close())
@@ -102,6 +106,8 @@ def train(
       group.end_steps()
       for lock in run.locks:
         lock.release()
+  if reporter.error is not None:
+    raise reporter.error
   report.print_lines(console, f"the run is in {run.workdir}/metrics.jsonl")
   return loop.state
 

@@ -114,9 +114,10 @@ def test_axis_that_no_layer_uses_is_refused():
   config = default.get_config()
   config.layout.name, config.layout.mesh.model = "two_column", 2
   with pytest.raises(ValueError, match=r"model is 2, .* one of column\. Set"):
-    settings.make_layout(config)
+    settings.check(config)
   config.layout.fc6.features = ("column", "model")
-  assert dict(settings.make_layout(config).mesh) == {"column": 2, "model": 2}
+  _, layout = settings.check(config)
+  assert dict(layout.mesh) == {"column": 2, "model": 2}
 
 
 def test_only_fields_that_do_not_change_results_may_change():

@@ -9,7 +9,7 @@ from alexnet_jax.training import report
 
 
 def test_values_are_there_for_tensorboard(tmp_path):
-  writer = report.Events(str(tmp_path))
+  writer = report.Events(str(tmp_path), first_step=7)
   for step in (1, 2):
     writer.add("training_loss", step / 4, step)
   writer.close()
@@ -21,7 +21,10 @@ def test_values_are_there_for_tensorboard(tmp_path):
     found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
     data = data[16 + length :]
   assert found[0].file_version == "brain.Event:2"
-  values = [(event.step, *event.summary.value) for event in found[1:]]
+  # TensorBoard drops the steps from there on that earlier files have.
+  start = event_pb2.SessionLog.START
+  assert (found[1].step, found[1].session_log.status) == (8, start)
+  values = [(event.step, *event.summary.value) for event in found[2:]]
   assert [(step, one.tag, one.simple_value) for step, one in values] == [
     (1, "training_loss", 0.25),
     (2, "training_loss", 0.5),
