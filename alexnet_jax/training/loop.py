@@ -147,7 +147,9 @@ class Loop:
     self.state, total = self._train_step(
       self.state, self._key, batch.images, batch.labels
     )
-    self._step, self._facts = number, {}
+    self._step = number
+    validates = self._is_due(number, self._run.config.eval_every_steps)
+    self._facts = {"owes_validation": True} if validates else {}
     self._totals.append(total)
     self._replaced += batch.replaced
     _wait_for_old(self._totals)
@@ -166,11 +168,12 @@ class Loop:
       return
     self._check_losses(number)  # a state after a failed step is not saved
     self._reporter.flush()
+    self._check_reports()
     if validates:
       self._validate(number)
-    self._reporter.check_workdir()
-    self._check_reports()
     if saves:
+      self._reporter.check_workdir()  # a save would make it again
+      self._check_reports()
       self._save(number)
     self._reporter.resume_clock()
 
@@ -211,7 +214,6 @@ class Loop:
 
   def _validate(self, number: int) -> None:
     run = self._run
-    self._facts = {"owes_validation": True}
     errors: list[Exception] = []
     batches = pipeline.validation_batches(
       run.validation_records,

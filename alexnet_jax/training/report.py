@@ -390,11 +390,13 @@ class Reporter:
   ) -> None:
     if self.error is None:
       self.check_workdir()
-    if self.error is not None:
+    # A folder that was renamed still gets the reports up to the end.
+    if not isinstance(self.error, WorkdirGone | None):
       return
     try:
       with self._writing():
-        self._keep_files(step)
+        if self.error is None:
+          self._keep_files(step)
         line = json.dumps({"step": step, **values}, allow_nan=False)
         self._file.write(f"{line}\n")
         self._file.flush()
@@ -405,7 +407,7 @@ class Reporter:
           else:
             self._events.add(name, value, step)
     except OSError as error:
-      self.error = error
+      self.error = self.error or error
 
   def _print(self, step: int, text: str) -> None:
     width = len(str(self._num_steps))

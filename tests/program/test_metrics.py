@@ -1,3 +1,5 @@
+import math
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,3 +47,9 @@ def test_smoothed_loss_is_that_of_spread_labels_and_errors_stay():
     loss -= 0.9 * log_p[label] + 0.1 * np.mean(log_p)
   np.testing.assert_allclose(found[0], loss, rtol=1e-6)
   np.testing.assert_array_equal(found[1:], plain[1:])
+
+
+def test_no_loss_of_minus_zero_and_no_top_k_error_that_is_always_zero():
+  assert math.copysign(1, metrics.to_means([-0.0, 0, 0, 8])["loss"]) == 1
+  chosen = {count: metrics.choose_top_k(count) for count in (1, 5, 6)}
+  assert chosen == {1: (1,), 5: (1,), 6: (1, 5)}

@@ -1,3 +1,5 @@
+import io
+import json
 import struct
 
 import numpy as np
@@ -49,6 +51,51 @@ def test_loss_that_is_not_finite_names_the_step(bad, expected, tmp_path):
     with pytest.raises(report.LossNotFinite, match=expected):
       read()
   reporter.close()
+
+
+def test_reports_that_are_removed_are_written_again(tmp_path):
+  workdir = tmp_path / "a"
+  workdir.mkdir()
+  console = rich.console.Console(record=True, width=999, file=io.StringIO())
+  reporter = report.Reporter(
+    *(str(workdir), console), first_step=0, num_steps=9, top_k=(1,)
+  )
+  path = workdir / "metrics.jsonl"
+
+  def write(step):
+    reporter.validation(step, np.array([-0.0, 1, 0, 8]), lambda: 0)
+    lines = path.read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+  assert write(1) == [1]
+  path.unlink()
+  assert write(2) == [1, 2]
+  path.rename(workdir / "kept")
+  assert write(3) == [3]
+  path.unlink()
+  path.write_text('{"step": 7}\n{"ste')
+  assert write(4) == [7, 4]
+  for events in workdir.glob("events*"):
+    events.unlink()
+  assert write(5) == [7, 4, 5]
+  assert len([*workdir.glob("events*")]) == 1
+  printed = console.export_text()
+  assert printed.count("metrics.jsonl has been removed or replaced") == 3
+  assert printed.count("it is written again") == 1
+  assert printed.count("TensorBoard events in") == 1
+  # What is shown: no top-5 error where that is always 0, and no loss of -0.
+  assert "validation loss 0, top-1 error 12.50%, 8 images" in printed
+  # A workdir that is renamed or replaced is named; the lines are in it.
+  assert reporter.is_in_place
+  workdir.rename(tmp_path / "b")
+  reporter.validation(6, np.array([1, 1, 0, 8]), lambda: 0)
+  assert "It is now" in str(reporter.error)
+  assert reporter.find_workdir() == str(tmp_path / "b")
+  workdir.mkdir()
+  assert not reporter.is_in_place
+  reporter.close()
+  assert not [*workdir.iterdir()]
+  assert '"step": 6' in (tmp_path / "b" / "metrics.jsonl").read_text()
 
 
 def test_partial_last_line_is_cut(tmp_path):

@@ -1,12 +1,22 @@
+import errno
+import functools
+import itertools
+import json
 import math
+import os
 import re
 
 import numpy as np
 import pytest
 
-from alexnet_jax.checkpoints import checkpoint
+from alexnet_jax.checkpoints import checkpoint, reader
+from alexnet_jax.data import records, source
 from alexnet_jax.optim import schedules
+from alexnet_jax.program import program as program_lib
 from alexnet_jax.settings import settings
+from alexnet_jax.training import report
+from alexnet_jax.training import run as run_lib
+from alexnet_jax.training import train as train_lib
 from tests import runs
 
 TWO_COLUMN = {"layout.name": "two_column"}
@@ -63,15 +73,6 @@ def test_stopped_and_restarted_run_ends_as_an_uninterrupted_one(train):
 
 
 @pytest.mark.slow
-def test_finished_run_says_so_and_changes_nothing(train):
-  first, lines, *_ = train(ONE_EPOCH)
-  again, lines_again, said, _ = train()
-  assert runs.same_bits(first, again)
-  assert lines == lines_again
-  assert "finished already" in said
-
-
-@pytest.mark.slow
 def test_restarted_run_drops_where_an_uninterrupted_one_does(train):
   # Nothing is an improvement but the first: a drop with every third.
   plateau = of("optimizer.", plateau_min_change=0.9, plateau_patience=2)
@@ -89,6 +90,100 @@ def test_restarted_run_drops_where_an_uninterrupted_one_does(train):
   resumed, lines, *_ = train(TWO_EPOCHS, folder="halves")
   assert lines[-2]["learning_rate"] == 0.0001
   assert runs.same_bits(resumed, straight)
+
+
+def read_validation(self, index, *, original=records.Records.read_encoded):
+  if "validation" in self.source.name:
+    raise source.RecordError("record 3 has label -1")
+  return original(self, index)
+
+
+def fail(*_, error):
+  raise error
+
+
+def rename_workdir(self, step, *, original=report.Reporter.advance):
+  original(self, step)
+  if step == 2:
+    os.rename(self._workdir, f"{self._workdir}.renamed")
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+NAN = np.array([math.nan, 0, 0, 16], np.float32)
+# What fails at the next start: an attribute, what takes its place, the error,
+# and the step that is saved.
+FAILURES = [
+  (
+    *(program_lib.Program, "evaluate", lambda *_: NAN),
+    "loss of the validation after step 1 is nan: the state is finite, so an "
+    "output of the network overflows. There is no checkpoint yet",
+    None,
+  ),
+  (records.Records, "read_encoded", read_validation, "label -1", 1),
+  (
+    *(report.Events, "add", functools.partial(fail, error=FULL)),
+    *("reports in .* cannot be written: No space left", 1),
+  ),
+  (
+    *(report.Reporter, "advance", rename_workdir),
+    *(r"is gone: .* It is now '.*/a\.renamed': rename it back", 2),
+  ),
+]
+
+
+def call_once(function):
+  """The function, which returns its first result whatever its arguments."""
+  results = []
+
+  def call(*arguments, **options):
+    if not results:
+      results.append(function(*arguments, **options))
+    return results[0]
+
+  return call
+
+
+def test_error_after_a_step_ends_the_run_with_that_step_saved(
+  train, monkeypatch, tmp_path
+):
+  # One program serves all starts.
+  for module, name in ((run_lib, "make_program"), (train_lib, "_compile")):
+    monkeypatch.setattr(module, name, call_once(getattr(module, name)))
+  each_step = {"eval_every_steps": 1, "log_every_steps": 1}
+  straight, expected, *_ = train(ONE_EPOCH | each_step, folder="straight")
+  folder = str(tmp_path / "a")
+  for where, name, failing, message, step in FAILURES:
+    with monkeypatch.context() as broken:
+      broken.setattr(where, name, failing)
+      with pytest.raises(Exception, match=message):
+        train(folder="a")
+    if os.path.exists(f"{folder}.renamed"):
+      assert not os.path.exists(folder)
+      os.rename(f"{folder}.renamed", folder)
+    assert reader.find_latest_step(folder) == step, message
+    if step is not None:
+      assert reader.read_facts(folder, step)["owes_validation"]
+  resumed, *_ = train(folder="a")
+  assert runs.same_bits(resumed, straight)
+  text = (tmp_path / "a" / "metrics.jsonl").read_text()
+  # Strict JSON, also where a validation was not a number.
+  lines = [
+    json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()
+  ]
+  lines = [line for line in lines if "checkpoint_seconds" not in line]
+  for line in lines + expected:
+    line.pop("images_per_second", None)
+  # Step 1 was repeated after the first failure. A report that TensorBoard could
+  # not get is written once more.
+  assert [line for line, _ in itertools.groupby(lines[1:])] == expected
+  # A finished run says so, changes nothing, and compiles nothing.
+  monkeypatch.setattr(
+    train_lib, "_compile", functools.partial(fail, error=FULL)
+  )
+  again, _, said, _ = train(folder="a")
+  assert "finished already, at step 3" in said
+  assert runs.same_bits(again, straight)
+  assert (tmp_path / "a" / "metrics.jsonl").read_text() == text
 
 
 def test_checkpoint_of_one_layout_resumes_under_another(train):
