@@ -117,8 +117,12 @@ def _to_json(
         "reads": program.network.layer(name).reads,
         "batch_axes": layout.placement(name).batch,
         "features_axes": layout.placement(name).features,
-        "arrive": load.arrive,
+        "arrive": load.arrive or None,
         "fsdp_axes": layout.placement(name).fsdp,
+        "images": load.images,
+        "values_per_image": load.values,
+        "multiplications_per_image": load.multiplications,
+        "passes": load.passes,
         "parameter_bytes": load.parameter_bytes,
         "optimizer_bytes": program.optimizer_bytes[name],
         "activation_bytes": load.activation_bytes,
@@ -134,7 +138,11 @@ def _to_json(
         "tensor": line.planned.tensor,
         "kind": line.planned.kind,
         "axes": line.planned.axes,
+        "devices": line.planned.devices,
+        "elements": line.planned.elements,
+        "images": line.planned.images,
         "elements_per_image": line.planned.elements_per_image,
+        "bytes_per_element": line.planned.bytes_per_element,
         "planned_bytes": line.planned.sent_bytes,
         "traced_bytes": line.traced_bytes,
         "compiled_bytes": line.compiled_bytes,
@@ -156,20 +164,20 @@ def _print_tables(
   lines: Sequence[str],
 ) -> None:
   console = command.make_console()
-  command.print_table(console, summary.make_layout_table(program))
-  command.print_table(
-    console,
-    summary.make_plan_table(
-      program.plan, batch_size=program.batch_size, lines=audit.lines
-    ),
-  )
+  for tables in (
+    summary.make_layout_table(program),
+    summary.make_load_tables(program),
+    summary.make_plan_table(program, audit.lines),
+  ):
+    command.print_table(console, tables)
   console.print()
   for line in (
     *summary.describe_axes(program),
     *summary.describe_repeated(program.network, program.layout),
     *program.describe_runs(_CONFIG.value.seed),
     *lines,
-    *summary.describe_memory(compiled, program.implementations),
+    *summary.describe_memory(compiled),
+    *summary.describe_flops(program, compiled),
     *summary.describe_audit(audit),
     *([f"the picture is in {_PICTURE.value}"] if _PICTURE.value else []),
   ):

@@ -10,6 +10,7 @@ rule; docs/performance.md has the figures behind it, and `bench
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from alexnet_jax.network import winograd, wiring
@@ -47,6 +48,26 @@ class Implementations:
           f"the implementation of {name} is {getattr(self, name)!r}, expected "
           f"one of {', '.join(known)}. Set --implementations."
         )
+
+  def uses_winograd(self, layer: wiring.Layer) -> bool:
+    """Whether a layer is computed by Winograd's method, in float32."""
+    fits = layer.stride == 1 and layer.window == winograd.WINDOW
+    return fits and self.conv3x3 == "winograd"
+
+  def fewer_multiplications(
+    self, layer: wiring.Layer, sizes: wiring.Sizes, *, passes: int
+  ) -> float:
+    """Returns the part of a layer's multiplications that is computed, 0 to 1.
+
+    Args:
+      passes: 2: forward, and backward for the kernel; 3: for the input too.
+    """
+    if not self.uses_winograd(layer):
+      return 1.0
+    outputs = winograd.count_multiplications(sizes.map_side)
+    inputs = winograd.count_multiplications(math.isqrt(sizes.positions))
+    direct = passes * (sizes.map_side * winograd.WINDOW) ** 2
+    return (2 * outputs + (passes - 2) * inputs) / direct
 
   def __str__(self) -> str:
     return ",".join(f"{name}={getattr(self, name)}" for name in CHOICES)

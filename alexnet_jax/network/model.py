@@ -222,12 +222,7 @@ def _convolve(
   kernel: jax.Array,
   implementations: implementations_lib.Implementations,
 ) -> jax.Array:
-  if (
-    layer.stride == 1
-    and layer.window == winograd.WINDOW
-    and x.dtype == jnp.float32
-    and implementations.conv3x3 == "winograd"
-  ):
+  if implementations.uses_winograd(layer) and x.dtype == jnp.float32:
     return winograd.convolve(x, kernel, layer.padding)
   return lax.conv_general_dilated(
     x,

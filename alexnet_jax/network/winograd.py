@@ -65,6 +65,12 @@ def convolve(
   return y[:, : sides[0], : sides[1]]
 
 
+def count_multiplications(side: int) -> int:
+  """Counts those for a map of `side` x `side` outputs, per pair of channels."""
+  tiles = -(-side // _OUTPUTS)
+  return (tiles * (_OUTPUTS + WINDOW - 1)) ** 2
+
+
 def _forward(x, kernel, padding):
   return convolve(x, kernel, padding), (x, kernel)
 

@@ -19,26 +19,49 @@ class DeviceLoad:
   """What one device holds and computes of one layer in a training step.
 
   Attributes:
-    arrive: how the input arrives: `gather`, `gather, overlapped` or `sum`;
-      `gather` if one device has all features.
+    arrive: how the input arrives from other devices: `gather`, `gather,
+      overlapped` or `sum`; empty if nothing arrives.
+    inputs: channels or units of the input that are read here.
+    outputs: maps or units that are computed here.
+    is_partial: whether these are partial sums.
     kernel: shape of the stored shard of the kernel.
-    parameter_bytes: of the stored shards of all parameters, float32.
+    parameters: values in the stored shards of all parameters.
     images: whose outputs are computed here.
-    activation_bytes: of the outputs before pooling, in the type of the
-      computation; after the sum, if partial results are summed.
-    flops: of the convolutions or products: forward, and backward for the
-      kernel and for all inputs but the image. 2 for each multiplication.
+    values: outputs for each image that are kept here, before pooling; after the
+      sum, if partial results are summed.
+    activation_bytes: of these values of all images, in the type of the
+      computation.
+    multiplications: of the convolution or product, for each image, forward.
+    unpadded: the part of these whose factor is no zero of the padding, 0 to 1.
+    passes: forward, and backward for the kernel and for all inputs but the
+      image.
     times_computed: how often the mesh computes the layer; 1 if nothing is
       repeated.
   """
 
   arrive: str
+  inputs: int
+  outputs: int
+  is_partial: bool
   kernel: tuple[int, ...]
-  parameter_bytes: int
+  parameters: int
   images: int
+  values: int
   activation_bytes: int
-  flops: int
+  multiplications: int
+  unpadded: float
+  passes: int
   times_computed: int
+
+  @property
+  def parameter_bytes(self) -> int:
+    """Of the stored shards; parameters are float32 always."""
+    return FLOAT32 * self.parameters
+
+  @property
+  def flops(self) -> int:
+    """Of the convolution or product: 2 for each multiplication."""
+    return 2 * self.passes * self.images * self.multiplications
 
 
 def find_loads(
@@ -71,22 +94,44 @@ def find_loads(
     }
     images = batch_size // layout.size(placement.batch)
     parts = layout.size(placement.features)
-    passes = 2 if route.reads_images else 3
-    arrive = "gather"
-    if parts > 1:
-      arrive = route.arrive + ", overlapped" * route.overlap_gather
+    is_partial = layout.size(route.sum_axes) > 1
+    arrives = is_partial or any(
+      reshard.sends and layout.size(reshard.axes) > 1
+      for reshard in route.reshards
+    )
+    values = sizes.outputs // layout.size(route.output_sharding.features)
     loads[name] = DeviceLoad(
-      arrive=arrive,
+      arrive=(route.arrive + ", overlapped" * route.overlap_gather)
+      if arrives
+      else "",
+      inputs=sizes.channels // layout.size(route.input_sharding.features),
+      outputs=sizes.kernel[-1] // (1 if is_partial else parts),
+      is_partial=is_partial,
       kernel=shards[plan_lib.KERNEL],
-      parameter_bytes=FLOAT32 * sum(map(math.prod, shards.values())),
+      parameters=sum(map(math.prod, shards.values())),
       images=images,
-      activation_bytes=plan_lib.DTYPE_BYTES[compute_dtype]
-      * images
-      * (sizes.outputs // layout.size(route.output_sharding.features)),
-      flops=2 * passes * images * sizes.multiplications // parts,
+      values=values,
+      activation_bytes=plan_lib.DTYPE_BYTES[compute_dtype] * images * values,
+      multiplications=sizes.multiplications // parts,
+      unpadded=_unpadded_fraction(network.layer(name), sizes),
+      passes=2 if route.reads_images else 3,
       times_computed=layout.devices // (layout.size(placement.batch) * parts),
     )
   return loads
+
+
+def _unpadded_fraction(layer: wiring.Layer, sizes: wiring.Sizes) -> float:
+  """Returns the part of the multiplications that are not by padding, 0 to 1."""
+  if not layer.window:
+    return 1.0
+  side = math.isqrt(sizes.positions)
+  starts = [
+    layer.stride * index - layer.padding[0] for index in range(sizes.map_side)
+  ]
+  read = sum(
+    min(start + layer.window, side) - max(start, 0) for start in starts
+  )
+  return (read / (sizes.map_side * layer.window)) ** 2  # of two directions
 
 
 def repeated_fraction(loads: Mapping[str, DeviceLoad]) -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fractions
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+import rich.console
 import rich.table
+import rich.text
 
-from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import layout as layout_lib
@@ -41,92 +44,257 @@ def make_device_table(
   return table
 
 
-def make_layout_table(program: program_lib.Program) -> rich.table.Table:
-  """Makes a row per layer: its placement, and one device's part of it."""
+def make_layout_table(program: program_lib.Program) -> rich.console.Group:
+  """Makes a row per layer: which part of it one device computes."""
   network, layout = program.network, program.layout
-  mesh = layout_lib.format_mesh(program.mesh.shape)
-  fsdp = any(layout.placement(name).fsdp for name in program.device_loads)
+  loads, sizes = program.device_loads, network.sizes()
+  placements = {name: layout.placement(name) for name in loads}
+  splits_images = any(each.batch for each in placements.values())
+  splits_features = any(each.features for each in placements.values())
   table = make_table(
-    f"layout {layout.name}, mesh {mesh}, network {network.name}: one device's "
-    "part in bytes",
-    *("layer", "reads", "batch", "features", "arrive"),
-    *(["fsdp"] if fsdp else []),
-    *("kernel", "> parameters", "> optimizer", "> activations", "> MFLOP"),
+    None,
+    *("layer", "reads", "> images", *["over"] * splits_images),
+    *("> inputs", "> outputs", *["over"] * splits_features),
   )
-  sums = [0.0] * 4
-  for name, load in program.device_loads.items():
-    placement = layout.placement(name)
-    numbers = (
-      load.parameter_bytes,
-      program.optimizer_bytes[name],
-      load.activation_bytes,
-      load.flops / 1e6,
-    )
-    sums = [total + number for total, number in zip(sums, numbers, strict=True)]
+  for name, load in loads.items():
+    layer = network.layer(name)
+    outputs = _part(load.outputs, layer.features)
     table.add_row(
-      *(name, network.layer(name).reads),
-      *(_listed(placement.batch), _listed(placement.features)),
-      load.arrive if placement.features else "-",
-      *([_listed(placement.fsdp)] if fsdp else []),
-      "x".join(map(str, load.kernel)),
-      *(f"{number:,.0f}" for number in numbers),
+      *(name, "column" if layer.reads == "own" else layer.reads),
+      _part(load.images, program.batch_size),
+      *[_listed(placements[name].batch)] * splits_images,
+      _part(load.inputs, sizes[name].channels),
+      f"{outputs} partial" if load.is_partial else outputs,
+      *[_listed(placements[name].features)] * splits_features,
     )
-  table.add_section()
-  blanks = [""] * (len(table.columns) - 5)
-  table.add_row("sum", *blanks, *(f"{number:,.0f}" for number in sums))
-  parameters = sum(sizes.parameters for sizes in network.sizes().values())
-  table.caption = (
-    f"one device holds {sums[0]:,.0f} of "
-    f"{per_device.FLOAT32 * parameters:,} bytes of parameters"
+  notes = []
+  if any(load.is_partial for load in loads.values()):
+    notes.append(
+      "partial: from the inputs shown alone; the devices then sum the results"
+    )
+  if names := [name for name in loads if loads[name].arrive.endswith("ed")]:
+    notes.append(
+      f"{', '.join(names)}: computes with its own inputs while the others "
+      "arrive"
+    )
+  stored = {}
+  for name, placement in placements.items():
+    stored.setdefault(_listed(placement.fsdp), []).append(name)
+  for axes, names in stored.items():
+    if axes:
+      names = "every layer" if len(stored) == 1 else ", ".join(names)
+      notes.append(
+        f"{names}: the kernel is stored sharded over {axes}, and gathered for "
+        "use"
+      )
+  held = sum(load.parameters for load in loads.values())
+  parameters = sum(size.parameters for size in sizes.values())
+  notes.append(f"one device holds {_part(held, parameters)} weights and biases")
+  mesh = layout_lib.format_mesh(program.mesh.shape)
+  return _group(
+    f"\nlayout {layout.name}, mesh {mesh}, network {network.name}",
+    "which part of each layer one device computes",
+    *(table, *notes),
   )
-  table.caption_justify = "left"
-  return table
+
+
+def make_load_tables(program: program_lib.Program) -> rich.console.Group:
+  """Makes a row per layer: what one device holds of it, and computes."""
+  loads, optimizer = program.device_loads, program.optimizer_bytes
+  held = make_table(
+    None,
+    *("layer", "kernel", "> weights", "> MB", "> optimizer", "> optimizer MB"),
+  )
+  work = make_table(
+    None,
+    *("layer", "> images", "> values", "> MB", "> multiplications"),
+    *("> passes", "> GFLOP"),
+  )
+  for name, load in loads.items():
+    kernel = " x ".join(map(str, load.kernel))
+    held.add_row(
+      *(name, kernel, f"{load.parameters:,}", to_mb(load.parameter_bytes)),
+      f"{optimizer[name] // per_device.FLOAT32:,}",
+      to_mb(optimizer[name]),
+    )
+    work.add_row(
+      *(name, f"{load.images:,}", f"{load.values:,}"),
+      *(to_mb(load.activation_bytes), f"{load.multiplications:,}"),
+      *(str(load.passes), f"{load.flops / 1e9:,.3f}"),
+    )
+  total = {
+    field: sum(getattr(load, field) for load in loads.values())
+    for field in ("parameters", "parameter_bytes", "activation_bytes", "flops")
+  }
+  for table in (held, work):
+    table.add_section()
+  held.add_row(
+    *("sum", "", f"{total['parameters']:,}"),
+    to_mb(total["parameter_bytes"]),
+    f"{sum(optimizer.values()) // per_device.FLOAT32:,}",
+    to_mb(sum(optimizer.values())),
+  )
+  work.add_row(
+    *("sum", "", "", to_mb(total["activation_bytes"]), "", ""),
+    f"{total['flops'] / 1e9:,.3f}",
+  )
+  itemsize = plan_lib.DTYPE_BYTES[program.compute_dtype]
+  return _group(
+    "\nweights that one device holds",
+    held,
+    f"MB = weights x {per_device.FLOAT32} bytes, optimizer MB = optimizer x "
+    f"{per_device.FLOAT32} bytes",
+    "weights: the kernel and the biases; optimizer: the values that it keeps",
+    "\noutputs that one device computes in a step",
+    work,
+    f"MB = images x values x {itemsize} bytes; values: outputs of one image, "
+    "before pooling",
+    "GFLOP = 2 x images x multiplications x passes / 10^9; multiplications: of "
+    "one",
+    "  image, forward; passes: forward, gradient of the kernel, of the input",
+  )
+
+
+@dataclasses.dataclass(kw_only=True)
+class _PlanRow:
+  """Exchanges that are shown as one: of one layer, or of its parameters.
+
+  Attributes:
+    collective: the first of them.
+    what: is exchanged.
+    values: of the complete array that a group of devices exchanges; of one
+      image, if it belongs to images.
+    sent: bytes that one device sends: planned and, after an audit, traced and
+      compiled.
+  """
+
+  collective: plan_lib.Collective
+  what: str
+  values: int
+  sent: list[int]
 
 
 def make_plan_table(
-  exchanges: Sequence[plan_lib.Collective],
-  *,
-  batch_size: int,
+  program: program_lib.Program,
   lines: Sequence[audit_lib.Line] | None = None,
-) -> rich.table.Table:
+) -> rich.console.Group:
   """Makes a row per exchange; the parameters of a layer get one row.
 
   Args:
     lines: of the audit, with the traced and compiled bytes of each exchange;
       None: before the audit.
   """
-  headers = ["bytes"] if lines is None else ["planned", "traced", "compiled"]
-  table = make_table(
-    f"plan, a step of {batch_size} images: bytes that one device sends",
-    *("layer", "direction", "tensor", "kind", "axes", "> elements per image"),
-    *(f"> {header}" for header in headers),
+  rows = _find_plan_rows(program.plan, lines)
+  if not rows:
+    return _group("\none device sends nothing")
+  differs = any(len(set(row.sent)) > 1 for row in rows)
+  of_images = [row for row in rows if row.collective.images]
+  of_step = [row for row in rows if not row.collective.images]
+  parts = []
+  if of_images:
+    parts += [
+      f"\nwhat one device sends for {program.batch_size:,} images, a step",
+      *_make_plan_section(of_images, program.mesh.shape, differs=differs),
+      "values of one image, and images: what the group holds together",
+    ]
+  if of_step:
+    parts += [
+      "\nwhat one device sends once in a step, for any number of images",
+      *_make_plan_section(of_step, program.mesh.shape, differs=differs),
+      "values: of the array that the group sums, gathers or scatters",
+    ]
+  total = sum(row.sent[0] for row in rows)
+  return _group(
+    *parts,
+    "share that each of P devices sends: all-gather, reduce-scatter (P-1)/P,",
+    "  sum (an all-reduce) 2(P-1)/P, all-to-all (P-1)/P^2",
+    f"in all, one device sends {to_mb(total)} MB in a step",
   )
+
+
+def _find_plan_rows(
+  plan: Sequence[plan_lib.Collective], lines: Sequence[audit_lib.Line] | None
+) -> list[_PlanRow]:
   rows = {}
-  for index, exchange in enumerate(exchanges):
-    tensor = exchange.tensor
-    if tensor in plan_lib.PARAMETERS:
-      tensor = "weights" if exchange.direction == "forward" else "gradients"
-    per_image = f"{exchange.elements_per_image:,}" if exchange.images else "-"
-    axes = _listed(exchange.axes)
-    key = (exchange.layer, exchange.direction, tensor, axes, per_image)
-    sent = [exchange.sent_bytes]
+  for index, collective in enumerate(plan):
+    sent = [collective.sent_bytes]
     if lines is not None:
       sent += [lines[index].traced_bytes, lines[index].compiled_bytes]
-    kinds, sums = rows.get(key, ([], [0] * len(sent)))
-    if exchange.kind not in kinds:
-      kinds.append(exchange.kind)
-    rows[key] = kinds, [a + b for a, b in zip(sums, sent, strict=True)]
-  for (layer, direction, tensor, axes, per_image), found in rows.items():
-    kinds, sent = found
-    kind = ", ".join(kinds).replace("_", "-")
+    what = _describe_tensor(collective)
+    values = collective.elements_per_image or collective.elements
+    is_parameter = collective.tensor in plan_lib.PARAMETERS
+    key = (
+      *(collective.layer, collective.direction),
+      *(collective.kind, collective.axes),
+    )
+    if is_parameter and key in rows:  # a kernel's biases follow it
+      row = rows[key]
+      row.values += values
+      row.sent = [a + b for a, b in zip(row.sent, sent, strict=True)]
+    else:
+      rows[key if is_parameter else index] = _PlanRow(
+        collective=collective, what=what, values=values, sent=sent
+      )
+  return list(rows.values())
+
+
+def _describe_tensor(collective: plan_lib.Collective) -> str:
+  """Says what is exchanged: `input`, or `output grad`, the gradient of it."""
+  is_forward = collective.direction == plan_lib.FORWARD
+  what = collective.tensor
+  if what in plan_lib.PARAMETERS:
+    what = "weight" if what == plan_lib.KERNEL else "bias"
+    what += "s" * is_forward
+  elif what == plan_lib.ACTIVATION and not collective.images:
+    what = "loss, errors"
+  elif what == plan_lib.ACTIVATION:
+    # Partial sums are of the output; what follows them backward is a gather.
+    ends = ("sum", "reduce_scatter") if is_forward else ("all_gather",)
+    what = "output" if collective.kind in ends else "input"
+  return what if is_forward else f"{what} grad"
+
+
+def _make_plan_section(
+  rows: Sequence[_PlanRow], mesh: Mapping[str, int], *, differs: bool
+) -> list[rich.table.Table | str]:
+  """Makes a table of rows that all belong to images, or none; and its formula.
+
+  Args:
+    differs: whether to show traced and compiled bytes beside the planned ones.
+  """
+  of_images = bool(rows[0].collective.images)
+  itemsizes = {row.collective.bytes_per_element for row in rows}
+  mixed = len(itemsizes) > 1
+  table = make_table(
+    None,
+    *("layer", "what", "exchange", "group", "> values"),
+    *(["> images"] if of_images else []),
+    *(["> bytes"] if mixed else []),
+    "> share",
+    *(["> MB planned", "> traced", "> compiled"] if differs else ["> MB"]),
+  )
+  shown = len(rows[0].sent) if differs else 1
+  for row in rows:
+    collective = row.collective
+    kind, devices = collective.kind, collective.devices
+    share = fractions.Fraction(
+      plan_lib.ring_elements(kind, devices, devices**2), devices**2
+    )
     table.add_row(
-      *(layer, direction, tensor, kind, axes, per_image),
-      *(f"{number:,}" for number in sent),
+      *(collective.layer, row.what, kind.replace("_", "-")),
+      layout_lib.format_mesh({axis: mesh[axis] for axis in collective.axes}),
+      f"{row.values:,}",
+      *([f"{collective.images:,}"] if of_images else []),
+      *([str(collective.bytes_per_element)] if mixed else []),
+      *(str(share), *map(to_mb, row.sent[:shown])),
     )
   table.add_section()
-  totals = map(sum, zip(*(sent for _, sent in rows.values()), strict=True))
-  table.add_row("sum", *[""] * 5, *(f"{number:,}" for number in totals))
-  return table
+  totals = [sum(row.sent[index] for row in rows) for index in range(shown)]
+  blanks = [""] * (len(table.columns) - 1 - shown)
+  table.add_row("sum", *blanks, *map(to_mb, totals))
+  itemsize = "bytes" if mixed else f"{itemsizes.pop()} bytes"
+  images = " x images" * of_images
+  return [table, f"MB = values{images} x {itemsize} x share"]
 
 
 def describe_axes(
@@ -143,9 +311,11 @@ def describe_axes(
   for axis, size in program.mesh.shape.items():
     line = f"axis {axis}: {size} device{'s' if size > 1 else ''}"
     if size > 1:
-      line += f", {sent.get(axis, 0):,} bytes sent along it in a step"
+      line += f", {to_mb(sent.get(axis, 0))} MB sent along it in a step"
       line += f", {links[axis]}"
     lines.append(line)
+  if any(len(collective.axes) > 1 for collective in program.plan):
+    lines.append("an exchange over several axes counts for each of them")
   nested, by_bytes = (
     [axis for axis in order if program.mesh.shape[axis] > 1]
     for order in (program.nested_axes, program.axes_by_bytes)
@@ -186,23 +356,68 @@ def describe_repeated(
   return lines
 
 
-def describe_memory(
-  compiled: jax.stages.Compiled,
-  implementations: implementations_lib.Implementations,
-) -> list[str]:
-  """Gives the compiler's estimate of memory and operations of one device."""
+def describe_memory(compiled: jax.stages.Compiled) -> list[str]:
+  """Gives the compiler's estimate of the memory of one device."""
   sizes = compiled_step.find_memory(compiled)
   if not sizes:
     return ["the compiler reports no memory on this platform"]
-  flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
-  is_fewer = implementations.conv3x3 == "winograd"
-  fewer = ", about half as many in 3 x 3 convolutions" if is_fewer else ""
   return [
-    f"the compiler: {sizes['peak']:,} bytes of memory at the peak of a step, "
-    f"of which {sizes['arguments']:,} state and batch, "
-    f"{sizes['temporaries']:,} temporary; {flops / 1e6:,.0f} MFLOP, without "
-    f"multiplications by padding{fewer}"
+    f"memory at the peak of a step, by the compiler: {to_mb(sizes['peak'])} "
+    f"MB, of which {to_mb(sizes['arguments'])} state and batch, "
+    f"{to_mb(sizes['temporaries'])} temporary"
   ]
+
+
+def describe_flops(
+  program: program_lib.Program, compiled: jax.stages.Compiled
+) -> list[str]:
+  """Leads from the products of the table to the count of the compiler."""
+  network, implementations = program.network, program.implementations
+  sizes = network.sizes()
+  all_products, unpadded, computed, winograd = 0, 0.0, 0.0, []
+  for name, load in program.device_loads.items():
+    layer = network.layer(name)
+    all_products += load.flops
+    unpadded += load.flops * load.unpadded
+    if implementations.uses_winograd(layer):
+      winograd.append(name)
+      computed += load.flops * implementations.fewer_multiplications(
+        layer, sizes[name], passes=load.passes
+      )
+    else:
+      computed += load.flops * load.unpadded
+
+  def line(flops: float, text: str) -> str:
+    return f"  {flops / 1e9:12,.3f}  {text}"
+
+  lines = [
+    "GFLOP of one device in a step, 2 for each multiplication with its sum:",
+    line(all_products, "convolutions and products, as in the table"),
+  ]
+  if unpadded < all_products:
+    lines.append(
+      line(unpadded, "without multiplications by the zeros of padding")
+    )
+  if winograd:
+    lines.append(
+      line(
+        computed,
+        f"with {', '.join(winograd)} by Winograd's method: 16 multiplications "
+        "instead of 36",
+      )
+    )
+  counted = (compiled.cost_analysis() or {}).get("flops", 0.0)
+  if counted > 0:
+    lines.append(
+      line(
+        counted,
+        "counted by the compiler, with all other operations: activations, "
+        "pooling, optimizer",
+      )
+    )
+  else:
+    lines.append("  the compiler counts no operations on this platform")
+  return lines
 
 
 def describe_audit(audit: audit_lib.Audit) -> list[str]:
@@ -216,19 +431,43 @@ def describe_audit(audit: audit_lib.Audit) -> list[str]:
   sent = sum(exchange.sent_bytes for exchange in audit.compiled)
   return [
     f"audit: the traced step has the {len(audit.plan)} exchanges of the plan "
-    f"and no others; the compiled one sends {sent:,} bytes from each device",
+    f"and no others; the compiled one sends {to_mb(sent)} MB from each device",
     *(f"  {line}" for line in audit.notes),
   ]
 
 
-def make_table(title: str, *headers: str) -> rich.table.Table:
+def to_mb(number: int) -> str:
+  """Formats bytes as MB of 10^6, or as `2,560 B` where that says more."""
+  return f"{number:,} B" if 0 < number < 10_000 else f"{number / 1e6:,.3f}"
+
+
+def make_table(title: str | None, *headers: str) -> rich.table.Table:
   """Makes an empty table; headers that begin with > are right-aligned."""
-  table = rich.table.Table(title=f"\n{title}", title_justify="left", box=None)
+  table = rich.table.Table(
+    title=f"\n{title}" if title else None, title_justify="left", box=None
+  )
   for header in headers:
     justify = "right" if header.startswith("> ") else "left"
     table.add_column(header.removeprefix("> "), justify=justify)
   return table
 
 
+def _group(*parts: rich.table.Table | str) -> rich.console.Group:
+  """Puts tables and lines of text, which are not wrapped, below each other."""
+  return rich.console.Group(
+    *(
+      rich.text.Text(part, no_wrap=True, overflow="ignore")
+      if isinstance(part, str)
+      else part
+      for part in parts
+    )
+  )
+
+
+def _part(part: int, complete: int) -> str:
+  """Formats a part of something: `48 of 96`; `96` if it is complete."""
+  return f"{part:,}" + f" of {complete:,}" * (part != complete)
+
+
 def _listed(axes: tuple[str, ...]) -> str:
-  return " x ".join(axes) or "-"
+  return " x ".join(axes)

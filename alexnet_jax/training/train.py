@@ -141,9 +141,7 @@ def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:
     )
   console.print(summary.make_device_table(program.mesh))
   console.print(summary.make_layout_table(program))
-  console.print(
-    summary.make_plan_table(program.plan, batch_size=program.batch_size)
-  )
+  console.print(summary.make_plan_table(program))
   report.print_lines(
     console,
     *(summary.describe_axes(program, run.group.hosts) if several else []),

@@ -1,12 +1,23 @@
 """The commands that examine a layout before any run, as users run them."""
 
+import dataclasses
+import fractions
+import io
+import itertools
 import json
+import math
+import re
 import tempfile
 
 import pytest
+import rich.console
 
-from alexnet_jax.partition import mesh
-from tests import processes
+from alexnet_jax.cli import command as command_lib
+from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import audit, catalog, mesh
+from alexnet_jax.program import summary
+from tests import build, processes
 
 # A layout of a user: pairs of devices split the fully connected layers, each
 # convolution splits the batch, and conv5 is stored sharded.
@@ -73,12 +84,16 @@ def test_json_has_what_the_tables_show():
   assert found["layers"][0] == found["layers"][0] | {
     "batch_axes": [],
     "features_axes": ["column"],
-    "arrive": "gather",
+    "arrive": None,  # every device has the images
     # Half of 12 kernels of 11 x 11 x 3, and of 12 biases.
     "parameter_bytes": 4 * (11 * 11 * 3 * 6 + 6),
     "optimizer_bytes": 4 * (11 * 11 * 3 * 6 + 6),
     # 15 x 15 places from 67 pixels, half of 12 maps.
     "activation_bytes": 4 * 64 * 15 * 15 * 6,
+    "images": 64,
+    "values_per_image": 15 * 15 * 6,
+    "multiplications_per_image": 15 * 15 * 11 * 11 * 3 * 6,
+    "passes": 2,
     "flops": 2 * 2 * 64 * 15 * 15 * 11 * 11 * 3 * 6,
   }
   audited = ("planned", "traced", "compiled")
@@ -89,7 +104,11 @@ def test_json_has_what_the_tables_show():
     "tensor": "activation",
     "kind": "all_gather",
     "axes": ["column"],
+    "devices": 2,
+    "elements": 64 * 32 * 3 * 3,
+    "images": 64,
     "elements_per_image": 32 * 3 * 3,
+    "bytes_per_element": 4,
     **{f"{name}_bytes": 4 * 64 * 16 * 3 * 3 for name in audited},
   }
   sent = sum(line["planned_bytes"] for line in found["exchanges"])
@@ -99,6 +118,171 @@ def test_json_has_what_the_tables_show():
   empty = {"unplanned": [], "missing": [], "notes": []}
   assert found["audit"] == {"agrees": True, **empty}
   assert found["memory"]["peak"] > 0
+
+
+def print_tables(program, lines=None, *, width=120) -> str:
+  console = rich.console.Console(file=io.StringIO(), width=width)
+  for tables in (
+    summary.make_layout_table(program),
+    summary.make_load_tables(program),
+    summary.make_plan_table(program, lines),
+  ):
+    command_lib.print_table(console, tables)
+  return console.file.getvalue()
+
+
+def read_tables(text: str) -> list[tuple[list[dict[str, str]], list[str], str]]:
+  """Reads printed tables: for each its rows, its sums, and what follows."""
+  found = []
+  text = text.removesuffix("\n\none device sends nothing\n")
+  for block in text.split("\n\n"):
+    _, header, *lines = block.strip("\n").splitlines()
+    rows = list(itertools.takewhile(lambda line: line.startswith(" "), lines))
+    cells = [re.split(r"\s{2,}", row.strip()) for row in rows]
+    names = re.split(r"\s{2,}", header.strip())
+    notes = "\n".join(lines[len(rows) :])
+    sums = cells.pop()[1:] if cells and cells[-1][0] == "sum" else []
+    table = [dict(zip(names, row, strict=False)) for row in cells]
+    found.append((table, sums, notes))
+  return found
+
+
+def number(text: str) -> float:
+  return float(text.replace(",", ""))
+
+
+def to_bytes(text: str) -> float:
+  """Reads `1.049`, of MB, or `16 B`."""
+  return number(text[:-2]) if text.endswith(" B") else 1e6 * number(text)
+
+
+def check_sums(rows: list[dict[str, str]], sums: list[str], *names) -> None:
+  for name, found in zip(names, sums, strict=True):
+    total = sum(to_bytes(row[name]) for row in rows)
+    assert abs(total - to_bytes(found)) <= 501 * (1 + len(rows))
+
+
+def recompute_share(row: dict[str, str]) -> fractions.Fraction:
+  """Of the values in one row: what a ring of devices sends at the least."""
+  devices = math.prod(
+    int(size.partition("=")[2]) for size in row["group"].split(", ")
+  )
+  gathered = fractions.Fraction(devices - 1, devices)
+  return {
+    "all-gather": gathered,
+    "reduce-scatter": gathered,
+    "sum": 2 * gathered,
+    "all-to-all": gathered / devices,
+  }[row["exchange"]]
+
+
+BATCH_NORM = wiring.make_network(
+  wirings.MERGED_TOWER, normalization="batch", num_classes=16
+)
+
+
+@pytest.mark.parametrize(
+  ("layout", "network", "options"),
+  [
+    *((layout, build.FULL_NETWORK, {}) for layout in catalog.LAYOUTS),
+    (
+      build.with_mesh(catalog.ONE_WEIRD_TRICK, data=2, model=4),
+      build.FULL_NETWORK,
+      {"exchange_dtype": "bfloat16", "compute_dtype": "bfloat16"},
+    ),
+    (
+      build.with_mesh(catalog.TENSOR_PARALLEL, data=2, model=4),
+      BATCH_NORM,
+      {"exchange_dtype": "bfloat16", "ema_decay": 0.9},
+    ),
+  ],
+  ids=lambda part: getattr(part, "name", ""),
+)
+def test_every_figure_follows_from_the_columns_shown(layout, network, options):
+  program = build.make_program(
+    *(layout, network, build.FULL_AUGMENTATION), batch_size=64, **options
+  )
+  tables = read_tables(print_tables(program))
+  total = 0.0
+
+  rows, sums, notes = tables[1]
+  assert "MB = weights x 4 bytes" in notes
+  check_sums(rows, sums, "weights", "MB", "optimizer", "optimizer MB")
+  for row in rows:
+    weights = number(row["weights"])
+    # Some more than the kernel's: biases, and scales.
+    kernel = math.prod(map(int, row["kernel"].split(" x ")))
+    assert kernel < weights <= kernel + 2 * 4096
+    assert to_bytes(row["MB"]) == pytest.approx(4 * weights, abs=501)
+    optimizer = number(row["optimizer"])
+    assert to_bytes(row["optimizer MB"]) == pytest.approx(
+      4 * optimizer, abs=501
+    )
+    # The velocity; and the averages, also of the statistics.
+    assert optimizer == weights or (
+      "ema_decay" in options and 2 * weights <= optimizer <= 3 * weights
+    )
+
+  rows, sums, notes = tables[2]
+  itemsize = int(re.search(r"x (\d) bytes", notes)[1])
+  assert itemsize == (2 if "compute_dtype" in options else 4)
+  check_sums(rows, sums, "MB", "GFLOP")
+  for row in rows:
+    images = number(row["images"])
+    expected = images * number(row["values"]) * itemsize
+    assert to_bytes(row["MB"]) == pytest.approx(expected, abs=501)
+    flops = images * number(row["multiplications"]) * 2 * number(row["passes"])
+    assert 1e9 * number(row["GFLOP"]) == pytest.approx(flops, abs=501e3)
+
+  if layout is catalog.ONE_DEVICE:
+    assert print_tables(program).endswith("one device sends nothing\n")
+    return
+  for rows, sums, notes in tables[3:]:
+    itemsize = re.search(r"x (\d) bytes", notes)
+    check_sums(rows, sums, "MB")
+    total += to_bytes(sums[0])
+    for row in rows:
+      share = recompute_share(row)
+      assert fractions.Fraction(row["share"]) == share
+      each = int(itemsize[1] if itemsize else row["bytes"])
+      expected = number(row["values"]) * number(row.get("images", "1")) * each
+      # Rounded down, tensor by tensor.
+      found = to_bytes(row["MB"])
+      assert found == pytest.approx(float(expected * share), abs=501), row
+  in_all = re.search("in all, one device sends (.+) MB", tables[-1][2])[1]
+  planned = sum(collective.sent_bytes for collective in program.plan)
+  assert to_bytes(in_all) == pytest.approx(planned, abs=501)
+  assert total == pytest.approx(planned, abs=1_002)
+
+
+def test_tables_fit_into_80_columns_and_have_nothing_that_says_nothing():
+  for layout in (catalog.TWO_COLUMN, catalog.ONE_WEIRD_TRICK):
+    program = build.make_program(
+      *(layout, build.FULL_NETWORK, build.FULL_AUGMENTATION), batch_size=128
+    )
+    text = print_tables(program, width=80)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert " - " not in text and "gather" not in text.split("\n\n")[0]
+  # conv1 of one weird trick: a fourth of the images, all maps.
+  assert re.search(r"conv1 +image +32 of 128 +data x model +3 +96 *\n", text)
+
+
+def test_traced_and_compiled_bytes_are_shown_where_they_differ():
+  program = build.make_program(
+    *(catalog.TWO_COLUMN, build.FULL_NETWORK, build.FULL_AUGMENTATION)
+  )
+  lines = [
+    audit.Line(
+      planned=planned,
+      traced_bytes=planned.sent_bytes,
+      compiled_bytes=planned.sent_bytes,
+    )
+    for planned in program.plan
+  ]
+  assert "compiled" not in print_tables(program, lines)
+  lines[0] = dataclasses.replace(lines[0], compiled_bytes=1_000_000)
+  *_, ((conv3, *_), _, _) = read_tables(print_tables(program, lines))
+  assert (conv3["MB planned"], conv3["compiled"]) == ("0.692", "1.000")
 
 
 def test_layout_of_a_config_outside_the_package_is_inspected(own_config):

@@ -214,7 +214,7 @@ def make_program(config, **sizes):
 def test_lines_say_the_nesting_and_who_ordered_it(tiny_config):
   lines = summary.describe_axes(make_program(tiny_config))
   assert lines[0].startswith("axis data: 2 devices, ")
-  assert lines[0].endswith(" bytes sent along it in a step, inside a process")
+  assert lines[0].endswith(" MB sent along it in a step, inside a process")
   assert lines[1].startswith("axis column: 2 devices, ")
   assert lines[2:] == ["nested by these bytes, slowest first: column, data"]
   tiny_config.layout.axes = ("data", "column")
