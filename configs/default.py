@@ -243,7 +243,8 @@ def imagenet() -> ml_collections.ConfigDict:
   # Steps between two validations, >= 1; the last step always has one.
   config.eval_every_steps = 10_000
   # Views of an image in a validation: 1, the center crop, or 10, the ten views
-  # of [P], whose softmax outputs are averaged.
+  # of [P], whose softmax outputs are averaged; without `augment.flip` only the
+  # five that are not mirrored.
   config.validation_views = 1
   # Steps between two checkpoints, >= 1; the last step always has one.
   config.checkpoint_every_steps = 2_000

@@ -18,7 +18,7 @@ from alexnet_jax.data import statistics as statistics_lib
 
 # Values of `Augment.mean_from`.
 MEANS = ("channel", "image", "image_center")
-# Views of a test image; `_CENTER` is the center crop.
+# Views of a test image, the second half mirrored; `_CENTER` is the center crop.
 VIEWS = 10
 _CENTER = 2
 
@@ -66,6 +66,11 @@ class Augment:
       )
     if self.mean_from != "channel":
       self._check_mean_image()
+
+  @property
+  def num_views(self) -> int:
+    """All views that are like training images: not mirrored without flips."""
+    return VIEWS if self.flip else VIEWS // 2
 
   def _check_mean_image(self) -> None:
     image, side = self.statistics.mean_image, self.stored_size

@@ -44,7 +44,7 @@ _VIEWS = command.define_list(
   "views",
   ["1", str(augment.VIEWS)],
   "Views of each image: 1, the center crop, or 10, whose softmax outputs are "
-  "averaged.",
+  "averaged; 5 of these for a run that mirrored no images.",
 )
 _LAYOUT = flags.DEFINE_string(
   "layout", None, "A layout of the catalog. Default: that of each run."
@@ -215,6 +215,13 @@ def _evaluate(
       f"{len(one.validation_records):,} images of "
       f"{one.validation_records.source.name}",
     )
+    most = one.program.augmentation.num_views
+    if max(views) > most:
+      command.print_line(
+        console,
+        f"{run.workdir}: {most} of the {max(views)} views, since this run "
+        "mirrored no images (config.augment.flip)",
+      )
     with command.mute_gloo(group, one.program.mesh):
       data = run.config.data
       of_run, replaced_here = predict.predict_split(
@@ -222,7 +229,7 @@ def _evaluate(
         predict.load_variables(run, one.program),
         one.validation_records,
         name=run.workdir,
-        views=views,
+        views=[min(count, most) for count in views],
         threads=data.threads or host_batches.default_threads(group.num_on_host),
         batches_ahead=data.batches_ahead,
       )
@@ -240,14 +247,14 @@ def _print_results(
   class_names: Sequence[str],
 ) -> None:
   """Prints the tables, and writes the files."""
-  last = rows[-1].predictions
-  classes = predictions_lib.count_class_errors(last)
+  lead = tables.find_lead(rows)
+  classes = predictions_lib.count_class_errors(lead)
   shown = classes
   if not _PER_CLASS.value:
     shown = predictions_lib.find_worst(classes, _WORST)
-  command.print_table(console, tables.make_table(rows))
+  command.print_table(console, tables.make_table(rows, len(class_names)))
   command.print_table(
-    console, tables.make_class_table(last, shown, class_names)
+    console, tables.make_class_table(lead, shown, class_names)
   )
   console.print()
   if _PREDICTIONS.value is not None:
@@ -259,7 +266,8 @@ def _print_results(
     command.print_line(console, f"the predictions are in {_PREDICTIONS.value}")
   if _JSON.value is not None:
     with open(_JSON.value, "w") as file:
-      json.dump(tables.to_json(rows, classes, class_names), file, indent=2)
+      content = tables.to_json(rows, classes, class_names)
+      json.dump(content, file, indent=2, allow_nan=False)
     command.print_line(console, f"the tables are in {_JSON.value}")
 
 

@@ -31,7 +31,8 @@ class Predictions:
 
   Attributes:
     name: of the run, or of the average.
-    views: of each image, whose softmax outputs are averaged.
+    views: of each image, whose softmax outputs are averaged; of several runs,
+      the most of any.
     labels: i32[N].
     log_probabilities: f32[N, classes], finite.
   """
@@ -57,10 +58,10 @@ class Predictions:
 
   @property
   def loss(self) -> float:
-    """The mean cross-entropy, nats."""
+    """The mean cross-entropy, nats; never below 0, nor -0."""
     rows = np.arange(len(self.labels))
     label_log_probabilities = self.log_probabilities[rows, self.labels]
-    return -float(np.mean(label_log_probabilities, dtype=np.float64))
+    return max(0.0, -float(np.mean(label_log_probabilities, dtype=np.float64)))
 
   def count_errors(self, k: int) -> int:
     """Counts top-k errors: images whose label is not among k first classes."""
@@ -86,7 +87,7 @@ def average_runs(runs: Sequence[Predictions]) -> Predictions:
     total = np.logaddexp(total, run.log_probabilities)
   return Predictions(
     name=f"ensemble of {len(runs)}",
-    views=first.views,
+    views=max(run.views for run in runs),
     labels=first.labels,
     log_probabilities=(total - math.log(len(runs))).astype(np.float32),
   )

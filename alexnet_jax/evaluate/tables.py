@@ -18,7 +18,7 @@ class Row:
   """Loss and errors of a run, of averaged predictions, or their mean.
 
   Attributes:
-    views: of each image.
+    views: of each image; of several runs, the most of any.
     loss: mean cross-entropy, nats.
     errors: {k: top-k error, 0..1}, for k of `metrics.TOP_K`.
     predictions: from which these follow; None for a mean.
@@ -62,7 +62,7 @@ def make_rows(
       rows.append(
         Row(
           name=f"mean of {len(runs)}",
-          views=runs[0].views,
+          views=max(run.views for run in runs),
           images=len(runs[0].labels),
           loss=float(np.mean([row.loss for row in of_runs])),
           errors={
@@ -87,20 +87,32 @@ def _make_row(predictions: predictions_lib.Predictions) -> Row:
   )
 
 
-def make_table(rows: Sequence[Row]) -> rich.table.Table:
+def find_lead(rows: Sequence[Row]) -> predictions_lib.Predictions:
+  """Returns the predictions that tables of classes show.
+
+  These are the last ones, of the averaged runs if there are several, for the
+  fewest views: the center crop if it was evaluated.
+  """
+  fewest = min(row.views for row in rows)
+  of_fewest = [row.predictions for row in rows if row.views == fewest]
+  return [one for one in of_fewest if one is not None][-1]
+
+
+def make_table(rows: Sequence[Row], num_classes: int) -> rich.table.Table:
   """Makes the table of all rows; errors in %."""
   headers = ["network", "> views"]
-  for k in metrics.TOP_K:
+  top_k = metrics.choose_top_k(num_classes)
+  for k in top_k:
     headers += [f"> top-{k}", f"> {predictions_lib.CONFIDENCE:.0%} interval"]
   table = summary.make_table(
     "errors in %, loss in nats", *headers, "> loss", "> images"
   )
   for row in rows:
     cells = [row.name, str(row.views)]
-    for k, error in row.errors.items():
+    for k in top_k:
       interval = row.find_interval(k)
       cells += [
-        f"{100 * error:.2f}",
+        f"{100 * row.errors[k]:.2f}",
         " - ".join(f"{100 * end:.2f}" for end in interval) if interval else "-",
       ]
     table.add_row(*cells, f"{row.loss:.4g}", f"{row.images:,}")
@@ -113,7 +125,7 @@ def make_class_table(
   class_names: Sequence[str],
 ) -> rich.table.Table:
   """Makes the table of some classes; `class_names` are those of all."""
-  top1, *others = metrics.TOP_K
+  top1, *others = metrics.choose_top_k(len(class_names))
   table = summary.make_table(
     f"{predictions.name}, {predictions.views} "
     f"view{'s' if predictions.views > 1 else ''}: "
@@ -141,7 +153,8 @@ def to_json(
   classes: Sequence[predictions_lib.ClassErrors],
   class_names: Sequence[str],
 ) -> dict[str, Any]:
-  """Converts all rows, and all classes of the last row; errors are 0..1."""
+  """Converts all rows, and the classes of `find_lead`; errors are 0..1."""
+  lead = find_lead(rows)
   return {
     "confidence": predictions_lib.CONFIDENCE,
     "lines": [
@@ -155,7 +168,7 @@ def to_json(
       }
       for row in rows
     ],
-    "classes_of": {"name": rows[-1].name, "views": rows[-1].views},
+    "classes_of": {"name": lead.name, "views": lead.views},
     "classes": [
       {
         "class": class_names[one.label],

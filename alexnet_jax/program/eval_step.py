@@ -25,7 +25,7 @@ def make_eval_step(
   """Makes the evaluation of one batch.
 
   Args:
-    views: 1, the center crop, or as many as the augmentation has; loss and
+    views: 1, the center crop, or `num_views` of the augmentation; loss and
       errors are then those of the softmax outputs averaged over the views
       (Krizhevsky et al. 2012, section 4.1).
 

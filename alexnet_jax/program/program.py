@@ -35,7 +35,8 @@ class Program:
   Attributes:
     nested_axes: the axes of the mesh in the order in which devices are put on
       them, slowest first.
-    views: views of each image in an evaluation, 1 or 10.
+    views: of each image in an evaluation: 1, the center crop, or the first so
+      many of the augmentation.
     label_smoothing: of the training loss; see `metrics.totals`.
     exchange_dtype: type of activations while they cross devices.
     compute_dtype: see `step.ForwardPass`.

@@ -54,6 +54,9 @@ class Augmentation(Protocol):
 
   stored_size: int
 
+  @property
+  def num_views(self) -> int: ...
+
   def draw(
     self, key: jax.Array, n: int, *, spec, step: jax.Array
   ) -> dict[str, jax.Array]: ...

@@ -98,20 +98,21 @@ def make_program(
   Raises:
     ValueError: the layout does not fit the devices.
   """
+  augmentation = build.make_augmentation(
+    config, network, statistics, num_images or config.batch_size
+  )
   return program_lib.make_program(
     network,
     layout,
     batch_size=config.batch_size,
-    augmentation=build.make_augmentation(
-      config, network, statistics, num_images or config.batch_size
-    ),
+    augmentation=augmentation,
     optimizer=build.make_optimizer(config, num_images or config.batch_size),
     norms=config.optimizer.trust_coefficient is not None,
     label_smoothing=config.label_smoothing,
     exchange_dtype=config.exchange_dtype,
     compute_dtype=config.compute_dtype,
     implementations=implementations,
-    views=config.validation_views,
+    views=1 if config.validation_views == 1 else augmentation.num_views,
     devices=devices,
     members=config.ensemble,
     # The config orders the axes of its own layout, not of another one.

@@ -126,6 +126,34 @@ def test_lines_are_those_of_networks_then_means_and_ensembles():
   assert len(tables.make_rows(found[:1])) == 2
 
 
+def test_classes_are_those_of_the_center_and_no_empty_figure_is_shown():
+  found = [
+    [make(views, name=name, views=views, classes=5) for views in (1, other)]
+    for name, other in (("a", 5), ("b", 10))
+  ]
+  rows = tables.make_rows(found)
+  lead = tables.find_lead(rows)
+  assert (lead.name, lead.views) == ("ensemble of 2", 1)
+  assert tables.find_lead(rows[1:2]).views == 5
+  content = tables.to_json(rows, [], ["n"] * 5)
+  assert content["classes_of"] == {"name": "ensemble of 2", "views": 1}
+  assert [line["views"] for line in content["lines"]][-2:] == [10, 10]
+  for classes, top_k in ((5, ["top-1"]), (6, ["top-1", "top-5"])):
+    table = tables.make_table(rows[:1], classes)
+    headers = [str(column.header) for column in table.columns]
+    assert [name for name in headers if name.startswith("top-")] == top_k
+  certain = np.where(np.eye(5)[lead.labels] == 1, 0, -100).astype(np.float32)
+  row = tables.make_rows(
+    [[dataclasses.replace(lead, log_probabilities=certain)]]
+  )
+  (loss,) = (
+    list(column.cells)
+    for column in tables.make_table(row, 5).columns
+    if column.header == "loss"
+  )
+  assert loss == ["0"]  # not -0
+
+
 def test_files_hold_the_predictions(tmp_path):
   names = [f"n{label:08}" for label in range(8)]
   found = [make(1), make(2, name="b", views=10)]

@@ -82,7 +82,13 @@ def test_run_takes_the_statistics_of_its_set(prepare, set_statistics):
   assert program.augmentation.statistics is found
   for name, value in options.items():
     assert getattr(program.augmentation, name) == value
-  assert program.views == 10
+  # Without flips, no view is mirrored.
+  assert (program.views, program.augmentation.num_views) == (5, 5)
+
+
+def test_views_are_mirrored_where_training_images_are(prepare):
+  fields = {"augment.flip": True, "validation_views": 10}
+  assert prepare(fields).program.views == 10
 
 
 def test_mean_of_a_config_takes_the_place_of_the_statistics(prepare):
