@@ -301,7 +301,10 @@ def find_differences(
   *,
   may_change: Collection[str],
 ) -> list[str]:
-  """Returns a line for each field that gives other results."""
+  """Returns a line for each field that gives other results.
+
+  What was found by only one of the two starts is not compared.
+  """
   if earlier.get("data.seed") != now.get("data.seed"):
     # Unset, it is that of the run: the order may be the same one.
     earlier, now = map(_fill_data_seed, (earlier, now))
@@ -309,6 +312,9 @@ def find_differences(
     f"{name}: {earlier.get(name)} in the workdir, {now.get(name)} now"
     for name in sorted(earlier.keys() | now.keys())
     if earlier.get(name) != now.get(name)
+    and not (
+      name.startswith("found.") and None in (earlier.get(name), now.get(name))
+    )
     and not any(name == one or name.startswith(f"{one}.") for one in may_change)
   ]
 

@@ -20,7 +20,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from alexnet_jax.cli import flag_parsing
-from alexnet_jax.distributed import cluster, preemption
+from alexnet_jax.distributed import cluster, environment, preemption
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.partition import mesh
@@ -217,9 +217,13 @@ def check_finite(holder: flags.FlagHolder) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the flags, for `app.run`; prints the help or a one-line error."""
+  """Parses the flags, for `app.run`, and applies `environment`.
+
+  Prints the help or a one-line error.
+  """
   try:
     unused = flag_parsing.parse(argv)
+    environment.apply()
   except (flags.Error, ValueError, TypeError, OSError, ImportError) as error:
     exit_with_error(error)
   if flags.FLAGS["verbosity"].using_default_value:
@@ -345,14 +349,15 @@ def choose_devices(
     simulated, topology_name: the values of --simulate_devices and --topology.
 
   Raises:
-    ValueError, ImportError: too few devices, no such slice, or no libtpu.
+    ValueError, ImportError, OSError: too few devices, no such slice, no libtpu,
+      or JAX cannot start its devices.
   """
   if topology_name:
     mesh.simulate_devices(1, only_cpu=True)
     devices = mesh.find_topology_devices(topology_name)
   else:
     mesh.simulate_devices(simulated or count, only_cpu=simulated is not None)
-    devices = jax.devices()
+    devices = mesh.start_devices()
   if len(devices) < count:
     raise ValueError(
       f"{count} devices are needed, but there are {len(devices)} "

@@ -5,7 +5,9 @@ A record is a `tf.train.Example` as TFDS writes it; TensorFlow is not used.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +22,9 @@ from alexnet_jax.data import source as source_lib
 UNREADABLE = ("stop", "replace")
 # Records after an unreadable one that are tried in its place.
 _NEIGHBORS = 64
+# `Records.fingerprint` reads all records of a split of so many, and `_SAMPLED`,
+# evenly spaced, of a larger one, several at once.
+_SMALL, _SAMPLED, _READ_AT_ONCE = 4096, 256, 8
 
 
 class HostBatch(NamedTuple):
@@ -68,6 +73,32 @@ class Records:
     """Reads and decodes one record; errors are those of `fill`."""
     images, labels, _ = self.read([index])
     return images[0], int(labels[0])
+
+  def fingerprint(self) -> str | None:
+    """Returns a hash of images and labels; of a large split, of some of them.
+
+    Another order of the records gives another one. None if one is unreadable:
+    training decides what happens then.
+
+    Raises:
+      source.RecordError: see `fill`.
+    """
+    count = len(self) if len(self) <= _SMALL else _SAMPLED
+    indices = [number * len(self) // count for number in range(count)]
+
+    def read_some(first: int) -> bytes:
+      found = hashlib.blake2b()
+      for index in indices[first::_READ_AT_ONCE]:
+        image, label = self.read_encoded(index)
+        found.update(f"{label} {len(image)} ".encode() + image)
+      return found.digest()
+
+    with concurrent.futures.ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+      try:
+        parts = b"".join(pool.map(read_some, range(_READ_AT_ONCE)))
+      except source_lib.UnreadableError:
+        return None
+    return hashlib.blake2b(parts, digest_size=8).hexdigest()
 
   def read(self, indices: Sequence[int]) -> HostBatch:
     """Reads and decodes records; errors are those of `fill`."""

@@ -22,6 +22,7 @@ from jax._src import distributed  # its key-value store has no public name
 
 from alexnet_jax.distributed import (
   cluster,
+  environment,
   heartbeat,
   machine,
   preemption,
@@ -373,6 +374,7 @@ def start(
     "same": {
       "the version of jax": jax.__version__,
       "the version of jaxlib": jaxlib.__version__,
+      **environment.find_shared(),
       **(same or {}),
     },
   }

@@ -7,7 +7,6 @@ import pathlib
 import platform
 import re
 import socket
-from collections.abc import Mapping
 from importlib import metadata
 
 # The packages that compute a step, or read data and checkpoints.
@@ -19,10 +18,6 @@ PACKAGES = (
 _RUNTIME = re.compile(
   r"jax-.*(plugin|pjrt)|libtpu.*|nvidia-(nccl|cudnn|cuda-runtime)(-cu\d+)?"
 )
-_SETTINGS = re.compile(
-  r"XLA_.*|JAX_.*|LIBTPU_INIT_ARGS|TPU_.*|NCCL_.*|(?i:\w+_proxy)"
-)
-_PASSWORD = re.compile(r"(?<=://)[^/@]+@")
 _DRIVER = pathlib.Path("/proc/driver/nvidia/version")
 _MEMORY = pathlib.Path("/proc/meminfo")
 # The limits of a container, where it has them; bytes.
@@ -46,18 +41,6 @@ def find_versions() -> dict[str, str]:
   if driver is not None:
     found["nvidia driver"] = driver[1]
   return found
-
-
-def find_settings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-  """Returns the environment variables of JAX, XLA, their runtimes, and proxies.
-
-  Without the user names and passwords that the addresses of proxies may have.
-  """
-  return {
-    name: _PASSWORD.sub("", environ[name])
-    for name in sorted(environ)
-    if _SETTINGS.fullmatch(name)
-  }
 
 
 def describe() -> dict[str, str | int | None]:

@@ -87,11 +87,14 @@ def _serve(
       if message is None or not _KEYS <= message.keys():
         continue  # not a process of a run
       _drop_disconnected(present, connections)  # it may be its second try
-      problem = _compare(present, message)
+      problem = _find_conflict(present, message)
       present.setdefault(message["index"], message)
       connections.setdefault(message["index"], connection)
       if connections[message["index"]] is not connection:
         connections[-1] = connection  # of the same number: gets the answer too
+    # All that come get this answer, so it waits until all are there.
+    if difference := _find_difference(present):
+      problem, kind = difference, ValueError
     server.close()  # JAX takes the port over
     answer = {"hello": _HELLO, "problem": problem, "kind": kind.__name__}
     if problem is None:
@@ -173,8 +176,8 @@ def _describe_missing(
   )
 
 
-def _compare(present: Mapping[int, dict], message: dict) -> str | None:
-  """Returns why a process that has connected does not fit; None if it does."""
+def _find_conflict(present: Mapping[int, dict], message: dict) -> str | None:
+  """Returns why a process cannot be one of this run; None if it can."""
   first, index = present[0], message["index"]
   host = message["facts"]["host"]
   if message["count"] != first["count"]:
@@ -189,13 +192,24 @@ def _compare(present: Mapping[int, dict], message: dict) -> str | None:
       f"two processes are process {index} of {message['count']} (on {other} "
       f"and on {host}). Set JAX_PROCESS_ID to another number in each."
     )
-  expected, found = first["facts"]["same"], message["facts"]["same"]
-  for name in sorted(expected.keys() | found.keys()):
-    if expected.get(name) != found.get(name):
-      return (
-        f"{name} is {found.get(name)!r} in process {index} ({host}), and "
-        f"{expected.get(name)!r} in process 0. Start all processes alike."
+  return None
+
+
+def _find_difference(present: Mapping[int, dict]) -> str | None:
+  """Returns the first value in which a process differs from process 0."""
+  expected = present[0]["facts"]["same"]
+  for index in sorted(present):
+    facts = present[index]["facts"]
+    for name in sorted(expected.keys() | facts["same"].keys()):
+      own, first = (
+        repr(same[name]) if name in same else "not set"
+        for same in (facts["same"], expected)
       )
+      if own != first:
+        return (
+          f"{name} is {own} in process {index} ({facts['host']}), and {first} "
+          "in process 0. Start all processes alike."
+        )
   return None
 
 

@@ -17,7 +17,7 @@ import sys
 from absl import app, flags
 
 from alexnet_jax.cli import command
-from alexnet_jax.distributed import machine
+from alexnet_jax.distributed import environment
 from alexnet_jax.doctor import examination
 from alexnet_jax.program import devices
 from alexnet_jax.settings import settings
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     same = settings.find_shared_fields(config) | {
       "--workdir": os.path.abspath(workdir)
     }
-  variables = machine.find_settings()  # before this process adds its own
+  variables = environment.find_settings()  # before this process adds its own
   with (
     command.start_group(_DISTRIBUTED, _START_TIMEOUT, same=same) as group,
     command.exit_on_error(ValueError, OSError, group=group),

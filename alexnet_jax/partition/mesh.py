@@ -43,6 +43,9 @@ BETWEEN_SLICES = "between slices"
 PROCESS_LINKS = (IN_HOST, BETWEEN_PROCESSES, BETWEEN_HOSTS)
 LINKS = (NO_LINK, IN_PROCESS, *PROCESS_LINKS, BETWEEN_SLICES)
 
+# Variables by which a user chooses JAX's devices.
+_CHOICES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_NUM_CPU_DEVICES")
+
 TPU_GENERATIONS = ("v4", "v5e", "v5p", "v6e")
 # libtpu asks the machine which slice it belongs to; here it belongs to none.
 _NOT_ON_A_TPU = {
@@ -68,10 +71,7 @@ def simulate_devices(count: int, *, only_cpu: bool) -> None:
   if count > 1 and few_cores and _OWN_THREAD not in flags:
     # First, so that the user's flags win.
     os.environ["XLA_FLAGS"] = f"{_OWN_THREAD} {flags}"
-  set_by_user = "JAX_NUM_CPU_DEVICES" in os.environ or (
-    "xla_force_host_platform_device_count" in flags
-  )
-  if not only_cpu and (set_by_user or count > MAX_SIMULATED):
+  if not only_cpu and (_name_count_set_by_user() or count > MAX_SIMULATED):
     return
   try:
     jax.config.update("jax_num_cpu_devices", count)
@@ -79,6 +79,36 @@ def simulate_devices(count: int, *, only_cpu: bool) -> None:
     return
   if only_cpu:
     jax.config.update("jax_platforms", "cpu")
+
+
+def _name_count_set_by_user() -> str:
+  """Returns where the user has set a number of CPU devices, for an error."""
+  if "JAX_NUM_CPU_DEVICES" in os.environ:
+    return ", or unset JAX_NUM_CPU_DEVICES"
+  flag = "xla_force_host_platform_device_count"
+  if flag in os.environ.get("XLA_FLAGS", ""):
+    return f", or unset {flag} in XLA_FLAGS"
+  return ""
+
+
+def start_devices() -> list[jax.Device]:
+  """Returns the devices that JAX has, which it starts when first asked.
+
+  Raises:
+    OSError: JAX cannot use them.
+  """
+  try:
+    return jax.devices()
+  # An assertion fails where a plug-in is not installed.
+  except (RuntimeError, AssertionError) as error:
+    chosen = [
+      f"{name}={os.environ[name]}" for name in _CHOICES if os.environ.get(name)
+    ]
+    remedy = f" Correct or unset {', '.join(chosen)}." if chosen else ""
+    raise OSError(
+      "JAX cannot start its devices "
+      f"({str(error).rstrip('.') or 'their plug-in is not installed'}).{remedy}"
+    ) from error
 
 
 def make_mesh(
@@ -106,14 +136,15 @@ def make_mesh(
       numbers of them.
   """
   if devices is None:
-    devices = jax.devices()
+    devices = start_devices()
   if len(devices) < layout.devices:
     raise ValueError(
       f"layout '{layout.name}' needs {layout.devices} devices "
       f"({layout_lib.format_mesh(layout.mesh)}), but there are {len(devices)} "
       f"({devices[0].device_kind}). "
       f"Set {field}, or simulate them on the CPU with "
-      f"--simulate_devices={-(-layout.devices // jax.process_count())}."
+      f"--simulate_devices={-(-layout.devices // jax.process_count())}"
+      f"{_name_count_set_by_user()}."
     )
   processes = {device.process_index for device in devices}
   used = {device.process_index for device in devices[: layout.devices]}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import Iterator
 
 import jax
 
 from alexnet_jax.distributed import machine
+from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.program import program as program_lib
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
@@ -26,34 +26,17 @@ def check_start() -> None:
 
   Raises:
     OSError: JAX cannot use them.
-    ValueError: XLA would not read all of XLA_FLAGS.
   """
-  _check_xla_flags(os.environ.get("XLA_FLAGS", ""))
   try:
-    jax.devices()
-  except RuntimeError as error:
-    reason = ""
+    mesh_lib.start_devices()
+  except OSError as error:
     # Processes on CPUs connect to the addresses of their host names.
-    if not machine.find_address():
-      reason = (
-        f"; the host name {socket.gethostname()!r} has no address. Give it "
-        "that of its network interface in /etc/hosts of that host"
-      )
-    raise OSError(f"JAX cannot start its devices ({error}){reason}.") from error
-
-
-def _check_xla_flags(text: str) -> None:
-  """Refuses words that are no flags: XLA ignores everything after them.
-
-  XLA itself names a flag that it does not know, and ends the process.
-  """
-  words = [word for word in text.split() if not word.startswith("-")]
-  # XLA also accepts the name of a file, and flags in quotes.
-  if words and not os.path.exists(text) and not {*text} & {*"'\""}:
-    raise ValueError(
-      f"XLA_FLAGS has {words[0]!r}, expected flags as --xla_NAME=VALUE. Set "
-      "XLA_FLAGS."
-    )
+    if machine.find_address():
+      raise
+    raise OSError(
+      f"{error} The host name {socket.gethostname()!r} has no address. Give it "
+      "that of its network interface in /etc/hosts of that host."
+    ) from error
 
 
 def count_held_bytes(

@@ -18,8 +18,8 @@ from alexnet_jax.checkpoints import checkpoint, members
 from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.data import records, sets
 from alexnet_jax.data import statistics as statistics_lib
+from alexnet_jax.distributed import environment, shared_filesystem
 from alexnet_jax.distributed import group as group_lib
-from alexnet_jax.distributed import shared_filesystem
 from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.optim import schedules
@@ -42,7 +42,8 @@ class Run:
       plateau rule scales it.
     plateau: the rule that the validation errors drive; None: there is none.
     locks: of the workdirs, in the process that writes them.
-    changes: lines on fields that have changed since the last start.
+    changes: lines on variables without effect, and on fields that have changed
+      since the last start.
   """
 
   config: ml_collections.ConfigDict
@@ -204,7 +205,7 @@ def prepare(
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
     cache=cache,
     locks=acquired.locks if acquired else (),
-    changes=tuple(changes),
+    changes=(*environment.describe_unused(), *changes),
   )
 
 
@@ -273,13 +274,19 @@ def fingerprint_data(
   statistics: statistics_lib.Statistics,
   train_records: records.Records,
   validation_records: records.Records,
-) -> dict[str, str | int]:
-  """Returns facts that all processes must agree on; a workdir keeps them."""
+) -> dict[str, str | int | None]:
+  """Returns facts that all processes must agree on; a workdir keeps them.
+
+  None for what is not known.
+  """
   return {
     "dataset": builder.info.full_name,
     "training_images": len(train_records),
     "validation_images": len(validation_records),
     "statistics": statistics.fingerprint(),
+    "training_records": train_records.fingerprint(),
+    "validation_records": validation_records.fingerprint(),
+    "environment": environment.describe_recorded(),
   }
 
 
@@ -299,6 +306,7 @@ def compare_data(
     for index in known
     for what, value in found[index].items()
     if value != found[known[0]][what]
+    and None not in (value, found[known[0]][what])
   ]
 
 

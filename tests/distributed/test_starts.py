@@ -184,3 +184,36 @@ def test_processes_that_differ_are_refused(folder):
     (line,) = errors.strip().splitlines()
     assert "config.seed is '1' in process 1 (" in line
     assert "and '0' in process 0. Start all processes alike." in line
+
+
+@pytest.mark.parametrize(
+  ("count", "name", "value"),
+  [
+    (2, "XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
+    # Commands set the generator themselves; a shell that differs is a mistake.
+    (4, "JAX_DEFAULT_PRNG_IMPL", "rbg"),
+  ],
+)
+def test_processes_with_other_settings_of_jax_are_refused_by_all(
+  count, name, value, folder
+):
+  tmp = folder(f"other {name}")
+  address = f"localhost:{processes.free_port()}"
+  arguments = processes.flags("two_device", tmp)
+  running = processes.start(
+    tmp,
+    count,
+    arguments,
+    variables=lambda index: (
+      processes.cluster_variables(count, index, address)
+      | ({name: value} if index == count - 1 else {})
+    ),
+  )
+  host = socket.gethostname()
+  for code, out, errors in processes.finish(running):
+    assert (code, out) == (1, "")
+    assert errors == (
+      f"error: {name} is {value!r} in process {count - 1} ({host}), and not "
+      "set in process 0. Start all processes alike.\n"
+    )
+  assert not (tmp / "workdir").exists()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from alexnet_jax.checkpoints import checkpoint, reader
 from alexnet_jax.checkpoints import workdir as workdir_lib
-from alexnet_jax.distributed import machine
+from alexnet_jax.distributed import environment, machine
 from alexnet_jax.doctor import examination
 from alexnet_jax.program import step
 from alexnet_jax.training import run as run_lib
@@ -20,10 +20,15 @@ def test_process_knows_its_machine_and_settings():
   assert facts["host"] == socket.gethostname() and facts["pid"] == os.getpid()
   assert 0 < facts["memory_free"] <= facts["memory_total"]
   assert machine.find_versions()["jax"] == jax.__version__
-  settings = {"JAX_ENABLE_X64": "0", "XLA_FLAGS": "-a"}
-  assert machine.find_settings({**settings, "HOME": "/"}) == settings
-  proxy = {"https_proxy": "http://me:secret@proxy:80", "NO_PROXY": "a.org"}
-  assert machine.find_settings(proxy) == {
+  settings = {"JAX_LOG_COMPILES": "1", "XLA_FLAGS": "-a"}
+  inherited = {
+    "HOME": "/",
+    "JAX_ENABLE_X64": "1",
+    "https_proxy": "http://me:secret@proxy:80",
+    "NO_PROXY": "a.org",
+  }
+  assert environment.find_settings(settings | inherited) == settings | {
+    "JAX_ENABLE_X64": "1 (no effect: set to False)",
     "https_proxy": "http://proxy:80",
     "NO_PROXY": "a.org",
   }
