@@ -30,7 +30,7 @@ _MANUAL_DIR = command.define_path(
   "downloads/manual in --data_dir.",
   remedy=command.READ_HERE,
 )
-_DATA_DIR = command.define_data_dir()
+_DATA_DIR = command.define_data_dir(writes=True)
 _JOBS = flags.DEFINE_integer(
   "jobs", None, "Processes. Default: one per core.", lower_bound=1
 )

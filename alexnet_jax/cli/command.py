@@ -41,7 +41,7 @@ _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 WRITE_HERE = "Write to a local or shared folder, and copy it there afterwards."
 RUN_HERE = (
   "A run locks, renames and extends files, which object stores cannot do. Set "
-  "a local or shared folder, and copy it there meanwhile or afterwards."
+  "a local or shared folder, and copy it there afterwards."
 )
 READ_HERE = (
   "Mount it (gcsfuse, mountpoint-s3) or copy it here, and set that folder."
@@ -117,12 +117,19 @@ def define_list(
   )
 
 
-def define_data_dir() -> flags.FlagHolder:
+def define_data_dir(*, writes: bool = False) -> flags.FlagHolder:
+  """Defines --data_dir.
+
+  Args:
+    writes: whether the command writes there, which it cannot do in a bucket.
+  """
   return define_path(
     "data_dir",
     "The folder of the prepared datasets. Default: TFDS_DATA_DIR, else "
-    "~/tensorflow_datasets.",
-    remedy=READ_HERE,
+    "~/tensorflow_datasets."
+    + ("" if writes else " Prepared sets may be in a bucket, gs://."),
+    remedy=WRITE_HERE if writes else READ_HERE,
+    accepted=() if writes else ("gs://",),
   )
 
 

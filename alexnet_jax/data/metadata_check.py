@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from etils import epath
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.core.utils import file_utils
 
@@ -39,20 +40,62 @@ def check_name(name: str, *, data_dir: str | None, field: str) -> None:
       f"TFDS fetches code and runs it, expected a set of TFDS. Set {field}."
     )
   for root in file_utils.list_data_dirs(data_dir):
-    folder = glob.escape(os.path.join(os.fspath(root), parsed.name))
-    for path in glob.glob(f"{folder}/**/features.json", recursive=True):
+    folder = os.path.join(os.fspath(root), parsed.name)
+    find = _find_in_bucket if is_bucket(folder) else _find_in_folder
+    for path in find(folder, "features.json"):
       _check_features(path)
 
 
+def is_bucket(folder: str | os.PathLike) -> bool:
+  """Tests for an address such as gs://bucket/folder."""
+  return "://" in os.fspath(folder)
+
+
+def _find_in_folder(folder: str, name: str) -> list[str]:
+  """Finds all files of a name below a folder."""
+  return glob.glob(f"{glob.escape(folder)}/**/{name}", recursive=True)
+
+
+def _find_in_bucket(address: str, name: str) -> list[str]:
+  """As `_find_in_folder`; the first contact with the bucket.
+
+  Raises:
+    OSError: says why it cannot be read.
+  """
+  scheme = address.partition("://")[0]
+  try:
+    found = [
+      os.path.join(folder, name)
+      for folder, _, names in epath.Path(address).walk(on_error=_refuse)
+      if name in names
+    ]
+  except ImportError as error:
+    raise OSError(
+      f"{address} cannot be read: {error}. Install that package, or set "
+      "--data_dir to a folder."
+    ) from error
+  except Exception as error:  # of any package that reads buckets
+    raise OSError(
+      f"{address} cannot be read ({type(error).__name__}: {error}). Check its "
+      "name and your access to it, or set --data_dir."
+    ) from error
+  # gcsfs leaves the scheme out; TensorFlow, if epath finds it, does not.
+  return [path if "://" in path else f"{scheme}://{path}" for path in found]
+
+
+def _refuse(error: OSError) -> None:
+  """Raises an error of a listing; a folder may be missing."""
+  if not isinstance(error, FileNotFoundError):
+    raise error
+
+
 def _check_features(path: str) -> None:
-  with open(path, "rb") as file:
-    try:
-      features = json.load(file)
-    except ValueError as error:
-      raise ValueError(
-        f"{path} is not JSON ({error}). Prepare the set again, or set "
-        "--data_dir."
-      ) from error
+  try:
+    features = json.loads(epath.Path(path).read_bytes())
+  except ValueError as error:
+    raise ValueError(
+      f"{path} is not JSON ({error}). Prepare the set again, or set --data_dir."
+    ) from error
   for name in _find_classes(features):
     if not name.startswith(_TRUSTED):
       raise ValueError(

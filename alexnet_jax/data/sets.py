@@ -41,9 +41,15 @@ def open_builder(
     FileNotFoundError: the set is not prepared in `data_dir`.
   """
   builder = find_builder(name, data_dir=data_dir)
-  if builder.name == "digits" or builder.info.splits:
+  in_bucket = metadata_check.is_bucket(builder.data_dir)
+  if builder.info.splits or (builder.name == "digits" and not in_bucket):
     return builder
   folder, version = os.path.split(os.fspath(builder.data_dir))
+  if in_bucket:
+    raise FileNotFoundError(
+      f"dataset {name!r} is not in {folder} in version {version}. Prepare it "
+      "in a folder and copy that there, or set --data_dir."
+    )
   place = " " + shlex.quote(f"--data_dir={data_dir}") if data_dir else ""
   how = (
     f"Prepare it: `python -m alexnet_jax.prepare --dataset={name} "
@@ -153,7 +159,7 @@ def open_splits(
   Raises:
     ValueError, FileNotFoundError: see `source.open_source`.
   """
-  if builder.name == "digits":
+  if builder.name == "digits" and not builder.info.splits:
     _build(builder)
   image_key, label_key = builder.info.supervised_keys
   image = builder.info.features[image_key]

@@ -17,6 +17,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from etils import epath
 
 from alexnet_jax.data import metadata_check
 
@@ -155,7 +156,12 @@ def open_source(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     raise ValueError(f"{name} has no records, expected some. {set_split}")
   paths = [os.fspath(shard.filename) for shard in instructions]
   metadata_check.check_inside(paths, os.fspath(builder.data_dir), what=name)
-  missing = [path for path in paths if not os.path.exists(path)]
+  found = {
+    os.path.join(folder, name)
+    for folder in {*map(os.path.dirname, paths)}
+    for name in _list_names(folder)
+  }
+  missing = [path for path in paths if path not in found]
   if missing:
     raise FileNotFoundError(
       f"{name} lacks {len(missing)} of its {len(instructions)} files; the "
@@ -163,6 +169,12 @@ def open_source(builder: tfds.core.DatasetBuilder, split: str) -> Source:
     )
   _allow_open_files(name, len(instructions))
   return Source(name, instructions)
+
+
+def _list_names(folder: str) -> list[str]:
+  """Lists a folder, which may be in a bucket, with one request."""
+  place = epath.Path(folder)
+  return [path.name for path in place.iterdir()] if place.is_dir() else []
 
 
 def _allow_open_files(name: str, count: int) -> None:

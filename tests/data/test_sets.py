@@ -1,12 +1,16 @@
 import io
+import json
+import pathlib
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils.epath import backend
 from PIL import Image
 from sklearn import datasets
 
 from alexnet_jax.data import digits, sets
+from tests import bucket as bucket_lib
 from tests import small_sets
 
 
@@ -192,3 +196,63 @@ def test_set_of_another_version_is_reported(name, tmp_path):
     match=rf"'{name}' is in .* in version 0.9.0, expected \d.* --data_dir=/",
   ):
     sets.open_builder(name, data_dir=str(tmp_path))
+
+
+@pytest.fixture
+def bucket(data_dir, monkeypatch):
+  """The address of `data_dir` in a bucket."""
+  folder = pathlib.Path(data_dir)
+  with bucket_lib.serve(folder.parent, monkeypatch):
+    yield f"gs://{folder.name}"
+
+
+def test_prepared_set_is_read_from_a_bucket(splits, bucket):
+  builder = sets.open_builder("digits", data_dir=bucket)
+  sets.check_classes(builder, 10)
+  for here, there in zip(
+    splits,
+    sets.open_splits(builder, ("train", "validation"), stored_size=8),
+    strict=True,
+  ):
+    assert len(there) == len(here)
+    for index in range(0, len(here), 40):
+      assert there.source[index] == here.source[index]
+
+
+def test_set_that_is_not_in_a_bucket_is_not_made_there(bucket, data_dir):
+  with pytest.raises(FileNotFoundError, match="'digits' is not in gs://.*/no/"):
+    sets.open_builder("digits", data_dir=f"{bucket}/no")
+  assert not (pathlib.Path(data_dir) / "no").exists()
+
+
+def test_files_that_a_bucket_lacks_are_named(tmp_path, splits, monkeypatch):
+  source = pathlib.Path(splits[0].source._shards[0][0]).parent
+  folder = tmp_path / "bucket" / "digits" / source.name
+  folder.mkdir(parents=True)
+  for name in ("dataset_info.json", "features.json"):
+    (folder / name).write_bytes((source / name).read_bytes())
+  with bucket_lib.serve(tmp_path, monkeypatch):
+    builder = sets.open_builder("digits", data_dir="gs://bucket")
+    with pytest.raises(FileNotFoundError, match="lacks 1 of its 1 files"):
+      sets.open_splits(builder, ("train",), stored_size=8)
+    feature = {"pythonClassName": "mine.Feature"}
+    (folder / "features.json").write_text(json.dumps(feature))
+    with pytest.raises(ValueError, match="'mine.Feature' as the class of a"):
+      sets.open_builder("digits", data_dir="gs://bucket")
+
+
+@pytest.mark.parametrize(
+  ("error", "expected"),
+  [
+    (ImportError("Install gcsfs"), "Install gcsfs. Install that package"),
+    (PermissionError("no access"), r"\(PermissionError: no access\). Check"),
+    (RuntimeError("no token"), r"\(RuntimeError: no token\). Check its name"),
+  ],
+)
+def test_bucket_that_cannot_be_read_is_named(error, expected, monkeypatch):
+  def fail(path):
+    raise error
+
+  monkeypatch.setattr(backend.fsspec_backend, "fs", fail)
+  with pytest.raises(OSError, match=f"^gs://b/digits .*{expected}"):
+    sets.open_builder("digits", data_dir="gs://b")

@@ -33,7 +33,7 @@ FLAGS = [
     for flag in names
   ),
   *(
-    (module, [f"--{flag}=gs://a/b"], f"--{flag}=gs://a/b")
+    (module, [f"--{flag}=hdfs://a/b"], f"--{flag}=hdfs://a/b")
     for module, names in {
       "evaluate": ("workdir", "data_dir", "predictions", "json"),
       "prepare": ("data_dir", "manual_dir"),
@@ -41,6 +41,9 @@ FLAGS = [
     for flag in names
   ),
   ("main", [DEVICE, "--workdir=gs:/a"], "is an address"),
+  ("main", [DEVICE, "--workdir=gs://a/b"], "--workdir=gs://a/b"),
+  ("prepare", ["--data_dir=gs://a/b"], "--data_dir=gs://a/b"),
+  ("main", [DEVICE, "--data_dir=gs://-/-"], "gs://-/-/digits cannot be read"),
   ("main", [DEVICE, "--data_dir=~nobody_here/a"], "no user 'nobody_here'"),
   ("main", ["--config=gs://a/b.py"], "is an address"),
   ("evaluate", ["--workdir=a,b"], "repeat the flag: --workdir=a --workdir=b"),

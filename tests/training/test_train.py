@@ -4,8 +4,10 @@ import itertools
 import json
 import math
 import os
+import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ from alexnet_jax.settings import settings
 from alexnet_jax.training import report
 from alexnet_jax.training import run as run_lib
 from alexnet_jax.training import train as train_lib
-from tests import runs
+from tests import bucket, runs
 
 TWO_COLUMN = {"layout.name": "two_column"}
 ONE_EPOCH = {"num_epochs": 1.0}
@@ -257,3 +259,17 @@ def test_value_out_of_range_names_its_field(field, value, train, tmp_path):
   with pytest.raises(ValueError, match=rf"{field} is .* Set config\.{field}\."):
     train(fields, folder="workdir")
   assert not (tmp_path / "workdir").exists()
+
+
+@pytest.mark.slow
+def test_run_on_a_set_in_a_bucket_is_that_on_a_folder(
+  tiny_config, tmp_path, data_dir, monkeypatch
+):
+  expected = runs.train(tiny_config, tmp_path / "here", data_dir)
+  folder = pathlib.Path(data_dir)
+  with bucket.serve(folder.parent, monkeypatch):
+    found = runs.train(tiny_config, tmp_path / "there", f"gs://{folder.name}")
+  jax.tree.map(np.testing.assert_array_equal, found.state, expected.state)
+  for one, other in zip(found.lines, expected.lines, strict=True):
+    for name in ("step", "training_loss", "validation_loss"):
+      assert one.get(name) == other.get(name)
