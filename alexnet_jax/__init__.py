@@ -1,5 +1,6 @@
 """AlexNet (2012), split across devices as its authors did, in JAX."""
 
+import os
 import re
 import sys
 
@@ -17,6 +18,26 @@ def _report_import_error(kind, error, trace) -> None:
   else:
     sys.__excepthook__(kind, error, trace)
 
+
+def _open_standard_streams() -> None:
+  """Opens /dev/null as each standard stream that is closed, as after `2>&-`.
+
+  Otherwise a file that a library or a run opens gets its number, and what C++
+  prints to standard error is written into that file.
+  """
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
+  sys.stdin = sys.stdin or open(0, closefd=False)
+  sys.stdout = sys.stdout or open(1, "w", closefd=False)
+  sys.stderr = sys.stderr or open(2, "w", closefd=False)
+
+
+# At import, because some libraries cannot be imported without the streams. It
+# changes nothing where they are open.
+_open_standard_streams()
 
 if sys.argv[:1] == ["-m"]:  # a command, whose other modules come after this one
   sys.excepthook = _report_import_error

@@ -3,6 +3,8 @@
 import concurrent.futures
 import pathlib
 import re
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -96,6 +98,54 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(case, bad_runs):
   (line,) = errors.strip().splitlines()
   assert re.match(f"error: .*{BAD_INPUT[case][1]}", line), line
   assert [path.name for path in tmp.iterdir()] == ["file"]
+
+
+STREAMS = """
+import os, sys
+for number in CLOSED:
+  os.close(number)
+os.execv(sys.executable, [sys.executable, "-c", '''
+import alexnet_jax, os, sys
+with open(os.devnull) as file:
+  assert file.fileno() > 2, file.fileno()
+print(sys.stdin.read(), sys.stdout, sys.stderr, file=sys.stderr)
+print("said")
+'''])
+"""
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_no_file_takes_the_place_of_a_closed_stream(closed, tmp_path):
+  script = STREAMS.replace("CLOSED", str(closed))
+  ended = processes.run(
+    ["python", "-c", script], tmp_path, stdin=subprocess.DEVNULL
+  )
+  assert ended.code == 0, ended.errors
+  assert ended.out == ("" if 1 in closed else "said\n")
+  assert (ended.errors == "") == (2 in closed)
+
+
+def test_output_that_cannot_be_written_ends_a_command_in_one_line(tmp_path):
+  with open("/dev/full", "w") as full:
+    process = subprocess.Popen(
+      [
+        sys.executable,
+        "-m",
+        "alexnet_jax.complexity",
+        "--config=configs/one_device.py",
+      ],
+      cwd=processes.ROOT,
+      env=processes.environment(tmp_path),
+      stdout=full,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+  ((code, _, errors),) = processes.finish([process])
+  assert code == 1
+  assert re.fullmatch(
+    r"error: standard output .*cannot be written \(No space left on device\)\.",
+    errors.strip(),
+  )
 
 
 @pytest.mark.slow

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
+import io
 import math
 import os
 import re
@@ -34,6 +37,11 @@ MAX_SIMULATED_DEVICES = 512
 PICTURES = (".svg", ".png")
 # Characters of a longer error that are shown: its start and its end.
 _ERROR_START, _ERROR_END = 1500, 500
+# Of a write to what is full, gone, closed, or takes nothing now.
+_WRITE_ERRORS = (
+  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
+  *(errno.EAGAIN, errno.EBADF),
+)
 # What a terminal obeys, except new lines; bytes of a name that are no text.
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -226,8 +234,15 @@ def check_finite(holder: flags.FlagHolder) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags, for `app.run`, and applies `environment`.
 
-  Prints the help or a one-line error.
+  Prints the help or a one-line error. From here on, a standard output that
+  cannot be written ends in one line, too.
   """
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      # A path may have what the stream's encoding lacks.
+      stream.reconfigure(errors="backslashreplace")
+  sys.excepthook = _report_uncaught
+  atexit.register(_flush_output)
   try:
     unused = flag_parsing.parse(argv)
     environment.apply()
@@ -236,6 +251,47 @@ def parse_flags(argv: list[str]) -> list[str]:
   if flags.FLAGS["verbosity"].using_default_value:
     flags.FLAGS.verbosity = logging.WARNING  # INFO is full of libraries' lines
   return unused
+
+
+def _report_uncaught(kind, error, traceback) -> None:
+  """Prints one line if an output cannot be written, else as Python does."""
+  line = _describe_failed_output(error)
+  if line is None:
+    sys.__excepthook__(kind, error, traceback)
+  else:
+    preemption.write_stderr(f"error: {line}")
+
+
+def _flush_output() -> None:
+  """Ends the process with code 1 if the last of its output is lost."""
+  if line := _describe_failed_output(None):
+    preemption.write_stderr(f"error: {line}")
+    os._exit(1)
+
+
+def _describe_failed_output(error: BaseException | None) -> str | None:
+  """Returns a line if standard output cannot be written, and drops its rest.
+
+  Also if an error may come from that: those of a write do not name the file.
+  """
+  try:
+    sys.stdout.flush()
+  except OSError as failed:
+    _write_to_null(sys.stdout)
+    return f"standard output cannot be written ({failed.strerror})."
+  if (
+    isinstance(error, OSError)
+    and error.errno in _WRITE_ERRORS
+    and error.filename is None
+  ):
+    return f"standard output or a file cannot be written ({error.strerror})."
+  return None
+
+
+def _write_to_null(stream: TextIO) -> None:
+  devnull = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(devnull, stream.fileno())
+  os.close(devnull)
 
 
 def check_no_arguments(argv: Sequence[str]) -> None:
@@ -266,7 +322,8 @@ def exit_with_error(
   logging.debug("the error was raised here:", exc_info=error)
   several = group is not None and group.count > 1
   label = f"{group.label()}: " if several else ""
-  line = to_plain_text(re.sub(r"\s*\n\s*", " ", str(error).strip()))
+  text = _describe_failed_output(error) or str(error)
+  line = to_plain_text(re.sub(r"\s*\n\s*", " ", text.strip()))
   if len(line) > _ERROR_START + _ERROR_END:
     line = f"{line[:_ERROR_START]} ... {line[-_ERROR_END:]}"
   sys.exit(f"error: {label}{line}")
@@ -426,21 +483,33 @@ def print_table(console: rich.console.Console, table: rich.table.Table) -> None:
 
 
 class PipeSafeConsole(PlainConsole):
-  """A console that survives the end of its reader, as `| tee` with Ctrl-C."""
+  """A console that survives an output that can no longer be written.
+
+  As after Ctrl-C in `main | tee`, on a full disk, in a terminal that is gone.
+  """
+
+  def _check_buffer(self) -> None:
+    try:
+      super()._check_buffer()
+    except BlockingIOError:  # what shares the terminal has made it non-blocking
+      os.set_blocking(sys.stdout.fileno(), True)
+    except OSError as error:
+      self._continue_without_output(error.strerror)
 
   def on_broken_pipe(self) -> None:
     """Continues without output; rich's own method ends the process."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
+    self._continue_without_output(os.strerror(errno.EPIPE))
+
+  def _continue_without_output(self, reason: str) -> None:
+    _write_to_null(sys.stdout)
+    line = (
+      f"standard output cannot be written ({reason}): the run continues, and "
+      "its reports are in metrics.jsonl\n"
+    )
     try:
-      os.write(
-        sys.stderr.fileno(),
-        b"standard output is closed: the run continues, and its reports are in "
-        b"metrics.jsonl\n",
-      )
+      os.write(sys.stderr.fileno(), line.encode())
     except OSError:  # `2>&1 | tee`: the same pipe
-      os.dup2(devnull, sys.stderr.fileno())
-    os.close(devnull)
+      _write_to_null(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -450,7 +519,13 @@ def mute_libraries() -> Iterator[None]:
   python_stdout, saved = sys.stdout, os.dup(1)
   with (
     open(os.devnull, "w") as devnull,
-    os.fdopen(saved, "w", buffering=1) as shown,
+    os.fdopen(
+      saved,
+      "w",
+      buffering=1,
+      encoding=python_stdout.encoding,
+      errors=python_stdout.errors,
+    ) as shown,
   ):
     os.dup2(devnull.fileno(), 1)
     sys.stdout = shown

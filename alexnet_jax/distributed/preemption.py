@@ -1,7 +1,9 @@
-"""Stops a run on SIGTERM or SIGINT (Ctrl-C), in all processes at one step.
+"""Stops a run on SIGTERM, SIGINT or SIGHUP, in all processes at one step.
+
+SIGINT is Ctrl-C, SIGHUP the end of the terminal.
 
 Python runs signal handlers in its main thread, between two Python instructions:
-not while that thread compiles or waits for devices. So both signals are blocked
+not while that thread compiles or waits for devices. So the signals are blocked
 in every thread, and a thread that does nothing else waits for them.
 
 As long as nothing can be lost, the first signal ends the process at once; after
@@ -75,14 +77,15 @@ class Signals:
 
 
 def handle_signals() -> Signals:
-  """Handles both signals from now on, for all threads that start after this.
+  """Handles the signals from now on, for all threads that start after this.
 
   A signal that the parent process has set to be ignored stays ignored: shells
-  do that with SIGINT for what they start in the background.
+  do that with SIGINT for what they start in the background, `nohup` does it
+  with SIGHUP.
   """
   numbers = {
     number
-    for number in (signal.SIGTERM, signal.SIGINT)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     if signal.getsignal(number) != signal.SIG_IGN
   }
   signals = Signals()

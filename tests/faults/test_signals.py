@@ -1,8 +1,10 @@
-"""SIGTERM and SIGINT in every phase of a run; a run that hangs."""
+"""Signals in every phase of a run; a run that hangs; output that fails."""
 
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -73,7 +75,7 @@ def check_nothing_is_lost(tmp, out):
   return step
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_in_start_up_ends_at_once(sent, folder):
   tmp = folder(f"start {sent}")
   process = begin(tmp, FIELDS)
@@ -117,21 +119,61 @@ def test_signal_in_training_saves_the_step_and_a_pause_is_no_hang(folder):
     assert process.poll() is None
   process.stdout.close()
   process.stderr.close()
-  process.send_signal(signal.SIGINT)
+  process.send_signal(signal.SIGHUP)
   assert process.wait(OUT_SECONDS) == 75
   assert saved_step(tmp) == last_step(tmp) > step
   assert not any("tmp" in name for name in os.listdir(checkpoints))
 
 
+@pytest.mark.parametrize("gone", ["a full disk", "a terminal that is gone"])
+def test_output_that_cannot_be_written_does_not_end_a_run(gone, folder):
+  tmp = folder(gone)
+  fields = {"eval_every_steps": 100, "checkpoint_every_steps": 100_000}
+  command = [
+    *(sys.executable, "-m", "alexnet_jax.main"),
+    *processes.flags("one_device", tmp, fields),
+  ]
+  reader, terminal = os.openpty()
+  streams = {"stdout": terminal, "stderr": terminal}
+  if gone == "a full disk":
+    os.close(terminal)
+    terminal = os.open("/dev/full", os.O_WRONLY)
+    streams = {"stdout": terminal, "stderr": subprocess.PIPE}
+  process = subprocess.Popen(
+    command,
+    cwd=processes.ROOT,
+    env=processes.environment(tmp.parent / "cache"),
+    text=True,
+    **streams,
+  )
+  os.close(terminal)
+  if gone == "a terminal that is gone":
+    processes.wait_for_step(tmp, 1, [process])
+  os.close(reader)  # what is written into the terminal from now on is an EIO
+  ((code, _, errors),) = processes.finish([process], timeout=90)
+  assert code == 0
+  assert last_step(tmp) == saved_step(tmp) == 9
+  if gone == "a full disk":
+    assert errors == (
+      "standard output cannot be written (No space left on device): the run "
+      "continues, and its reports are in metrics.jsonl\n"
+    )
+
+
 def test_signal_in_a_validation_leaves_it_to_the_next_start(folder):
-  straight, stopped = folder("straight"), folder("stopped")
+  straight, stopped = folder("straight ü"), folder("stopped")
   process = begin(stopped, VALIDATES)
   processes.wait_for_step(stopped, 4, [process])  # then it validates
   _, out, _ = end(process, signal.SIGTERM)
   assert "stopped by SIGTERM in the validation after step 4 of 10" in out
   assert saved_step(stopped) == last_step(stopped) == 4
+  # The output cannot have all that a path has.
+  ascii_only = {"PYTHONIOENCODING": "ascii"}
   for tmp in (stopped, straight):
-    processes.train(tmp, VALIDATES, config="one_device")
+    ended = processes.train(
+      tmp, VALIDATES, config="one_device", variables=lambda _: ascii_only
+    )
+  assert r"straight_\xfc/workdir/metrics.jsonl" in ended.out
   found, expected = map(processes.metrics, (stopped, straight))
   for line in found + expected:
     line.pop("images_per_second", None)
