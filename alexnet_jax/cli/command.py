@@ -405,11 +405,16 @@ def start_group(
 
 
 def choose_devices(
-  count: int, *, simulated: int | None, topology_name: str | None
+  count: int,
+  *,
+  set_by: str,
+  simulated: int | None,
+  topology_name: str | None,
 ) -> Sequence[jax.Device]:
   """Returns `count` devices or more to compile for, before JAX is first used.
 
   Args:
+    set_by: the flag or field that `count` follows from, for an error.
     simulated, topology_name: the values of --simulate_devices and --topology.
 
   Raises:
@@ -423,10 +428,12 @@ def choose_devices(
     mesh.simulate_devices(simulated or count, only_cpu=simulated is not None)
     devices = mesh.start_devices()
   if len(devices) < count:
+    more = f"simulate them on the CPU with --simulate_devices={count}"
+    if topology_name:
+      more = "choose a larger slice with --topology"
     raise ValueError(
       f"{count} devices are needed, but there are {len(devices)} "
-      f"({devices[0].device_kind}). Set config.layout.mesh or --devices lower, "
-      f"or --simulate_devices or --topology higher."
+      f"({devices[0].device_kind}). Set {set_by} lower, or {more}."
     )
   return devices
 

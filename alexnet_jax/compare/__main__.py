@@ -80,6 +80,7 @@ def main(argv: list[str]) -> None:
     if _COMPILE.value:
       devices = command.choose_devices(
         max(counts),
+        set_by="--devices",
         simulated=_SIMULATE_DEVICES.value,
         topology_name=_TOPOLOGY.value,
       )

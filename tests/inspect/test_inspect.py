@@ -328,6 +328,11 @@ def test_own_layout_can_be_changed_and_not_renamed_to_a_preset(own_config):
     (["--topology=v5e:2"], "unknown topology 'v5e:2'"),
     (["--config.exchange_dtype=half"], "float32, bfloat16"),
     (["--format=yaml"], "format"),
+    (
+      ["--simulate_devices=1"],
+      "there are 1 (cpu). Set config.layout.mesh lower, or simulate them on the "
+      "CPU with --simulate_devices=2.",
+    ),
   ],
 )
 def test_bad_flag_ends_in_one_line(flags, message):

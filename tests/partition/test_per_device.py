@@ -1,5 +1,6 @@
 import pytest
 
+from alexnet_jax.network import implementations
 from alexnet_jax.partition import catalog, per_device
 from alexnet_jax.program import compiled_step
 from tests import build
@@ -48,6 +49,29 @@ def test_what_no_axis_splits_is_repeated():
   assert per_device.repeated_fraction(loads) == 0.75
 
 
+def test_padding_and_winograd_spare_multiplications():
+  layers = {layer.name: layer for layer in build.FULL_NETWORK.layers}
+  loads = find_loads(catalog.TWO_COLUMN)
+  # In one direction. conv1: 55 windows of 11 with 3 zeros after the last pixel.
+  # conv2: 27 of 5 with 1 + 2 zeros on either side; conv3: 13 of 3 with 1.
+  directions = {"conv1": (602, 605), "conv2": (129, 135), "conv3": (37, 39)}
+  for name, (read, taps) in directions.items():
+    assert loads[name].unpadded == pytest.approx((read / taps) ** 2)
+  assert loads["fc6"].unpadded == 1
+  # 7 x 7 tiles of 2 x 2 outputs, each with 4 x 4 multiplications.
+  sizes = build.FULL_NETWORK.sizes()
+  winograd = implementations.Implementations(conv3x3="winograd")
+  for name, passes, expected in (
+    ("conv2", 3, 1),
+    ("conv3", 2, 16 * 49 / (9 * 169)),
+    ("conv3", 3, 16 * 49 / (9 * 169)),
+  ):
+    found = winograd.fewer_multiplications(
+      layers[name], sizes[name], passes=passes
+    )
+    assert found == pytest.approx(expected)
+
+
 def test_compiler_counts_as_many_flops_but_for_padding():
   program = build.make_program(
     *(catalog.TWO_COLUMN, build.FULL_NETWORK, build.FULL_AUGMENTATION),
@@ -57,6 +81,11 @@ def test_compiler_counts_as_many_flops_but_for_padding():
   planned = sum(load.flops for load in program.device_loads.values())
   compiled, _ = compiled_step.compile_step(program)
   counted = compiled.cost_analysis()["flops"]
+  # What follows from the padding alone, and all that is no product.
+  unpadded = sum(
+    load.unpadded * load.flops for load in program.device_loads.values()
+  )
+  assert unpadded < counted < 1.06 * unpadded
   # It leaves out products with the zeros of padding, some 7 % in the layers of
   # 13 x 13 and 27 x 27, and adds the update and all that is no product; at this
   # small a batch that is some operations for each of 30 million parameters.
