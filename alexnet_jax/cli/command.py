@@ -407,7 +407,7 @@ def start_group(
 def choose_devices(
   count: int,
   *,
-  set_by: str,
+  set_by: str = "config.layout.mesh",
   simulated: int | None,
   topology_name: str | None,
 ) -> Sequence[jax.Device]:
@@ -479,12 +479,16 @@ def print_line(console: rich.console.Console, line: object) -> None:
   console.print(line, soft_wrap=True, highlight=False)
 
 
-def print_table(console: rich.console.Console, table: rich.table.Table) -> None:
-  """Prints a table at its full width, so that no number is cut."""
+def print_table(
+  console: rich.console.Console, table: rich.table.Table | rich.console.Group
+) -> None:
+  """Prints a table, or several, at full width, so that no number is cut."""
   unlimited = console.options.update_width(1000)
   needed = rich.measure.Measurement.get(console, unlimited, table).maximum
   # `Console.print(width=)` makes narrower than the terminal, never wider.
-  options = console.options.update_width(max(console.width, needed))
+  options = console.options.update(
+    width=max(console.width, needed), highlight=False
+  )
   rendered = rich.segment.Segments(console.render(table, options))
   console.print(rendered, crop=False)
 

@@ -188,8 +188,12 @@ def _print_tables(
     table.add_section()
   command.print_table(console, table)
   for count, lines in traffic.items():
-    console.print(f"\n{count} devices: batches at which two send the same")
-    for overtaking in comparison.find_overtakings(lines):
+    overtakings = comparison.find_overtakings(lines)
+    if overtakings:
+      console.print(f"\n{count} devices: batches at which two send the same")
+    else:
+      console.print(f"\n{count} devices: no two send the same at any batch")
+    for overtaking in overtakings:
       command.print_line(
         console,
         f"  {overtaking.batch_size:>9,.0f}: below it, "

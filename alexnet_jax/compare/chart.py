@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import collections
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -10,6 +12,9 @@ from matplotlib import figure, ticker
 
 from alexnet_jax.cli import command
 from alexnet_jax.compare import comparison
+from alexnet_jax.partition import catalog
+
+Color = tuple[float, float, float]
 
 _STYLES = ("-", "--", "-.", ":")
 _SETTINGS = {
@@ -38,24 +43,67 @@ def draw(
     ValueError: the file cannot be written.
   """
   command.check_path(path, flag="chart", endings=command.PICTURES)
-  names = sorted(
-    {line.layouts[0].name for lines in traffic.values() for line in lines}
-  )
   with matplotlib.rc_context(_SETTINGS):
-    drawn = figure.Figure(
-      figsize=(5.2 * len(traffic), 6.0), layout="constrained"
-    )
-    panels = drawn.subplots(1, len(traffic), sharey=True, squeeze=False)[0]
-    for panel, (devices, lines) in zip(panels, traffic.items(), strict=True):
-      _draw_panel(panel, lines, names, batch_sizes)
-      panel.set_title(f"{devices} devices", fontsize="medium")
-    panels[0].set_ylabel(
-      f"MB that one device sends in a step, {exchange_dtype}"
-    )
-    drawn.suptitle(f"What each layout sends: {network}", fontsize="large")
-    drawn.savefig(
+    to_figure(
+      traffic,
+      batch_sizes=batch_sizes,
+      network=network,
+      exchange_dtype=exchange_dtype,
+    ).savefig(
       path, dpi=200, metadata={"Date": None} if path.endswith("svg") else {}
     )
+
+
+def to_figure(
+  traffic: Mapping[int, Sequence[comparison.Traffic]],
+  *,
+  batch_sizes: Sequence[int],
+  network: str,
+  exchange_dtype: str,
+) -> figure.Figure:
+  """Makes the figure; arguments as for `draw`."""
+  colors = _choose_colors(
+    line.layouts[0].name for lines in traffic.values() for line in lines
+  )
+  drawn = figure.Figure(figsize=(5.2 * len(traffic), 6.0), layout="constrained")
+  panels = drawn.subplots(1, len(traffic), sharey=True, squeeze=False)[0]
+  for panel, (devices, lines) in zip(panels, traffic.items(), strict=True):
+    _draw_panel(panel, lines, colors, batch_sizes)
+    panel.set_title(f"{devices} devices", fontsize="medium")
+  low, high = panels[0].get_ylim()
+  # With few powers of ten in sight, ticks between them are labeled, too.
+  between = (2, 5) if high / low < 100 else ()
+  panels[0].yaxis.set_major_locator(ticker.LogLocator(subs=(1, *between)))
+  panels[0].set_ylabel(f"MB that one device sends in a step, {exchange_dtype}")
+  drawn.suptitle(f"What each layout sends: {network}", fontsize="large")
+  return drawn
+
+
+def _choose_colors(names: Iterable[str]) -> dict[str, Color]:
+  """Chooses a color for each name, the same in every chart.
+
+  A layout of the catalog has a color of its own. Any other has one by its name,
+  or the next one if another layout of this chart has it.
+  """
+  own = matplotlib.colormaps["tab10"].colors
+  known = [layout.name for layout in catalog.LAYOUTS]
+  others = matplotlib.colormaps["tab20b"].colors
+  colors = {}
+  for name in sorted(set(names)):
+    if name in known:
+      colors[name] = own[known.index(name) % len(own)]
+      continue
+    start = zlib.crc32(name.encode())
+    turned = [others[(start + k) % len(others)] for k in range(len(others))]
+    taken = set(colors.values())
+    free = [color for color in turned if color not in taken]
+    colors[name] = (free or turned)[0]
+  return colors
+
+
+def _format_tick(number: float, _: int) -> str:
+  """Formats without an exponent: `0.001`, `20`, `1,000`."""
+  return f"{number:,.9f}".rstrip("0").rstrip(".")
 
 
 def _to_label(text: str) -> str:
@@ -64,19 +112,18 @@ def _to_label(text: str) -> str:
   return f" {escaped}" if escaped.startswith("_") else escaped
 
 
-def _draw_panel(panel, lines, names, batch_sizes) -> None:
-  colors = matplotlib.colormaps["tab10"].colors
+def _draw_panel(panel, lines, colors, batch_sizes) -> None:
   batch = np.geomspace(
     max(1, min(batch_sizes) / 16), 16 * max(batch_sizes), 200
   )
-  drawn = dict.fromkeys(names, 0)
+  drawn = collections.Counter()
   for line in sorted(lines, key=lambda line: -line.at(batch[-1])):
     name = line.layouts[0].name
     panel.plot(
       batch,
       line.at(batch) / 1e6,
       _STYLES[drawn[name] % len(_STYLES)],
-      color=colors[names.index(name) % len(colors)],
+      color=colors[name],
       label=_to_label(comparison.describe(line).replace(" = ", "\n= ")),
     )
     drawn[name] += 1
@@ -90,7 +137,8 @@ def _draw_panel(panel, lines, names, batch_sizes) -> None:
   panel.xaxis.set_major_locator(ticker.LogLocator(base=4, numticks=12))
   panel.xaxis.set_minor_locator(ticker.NullLocator())
   for axis in (panel.xaxis, panel.yaxis):
-    axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:,.10g}"))
+    axis.set_major_formatter(ticker.FuncFormatter(_format_tick))
+    axis.set_minor_formatter(ticker.NullFormatter())
   panel.legend(
     fontsize="small",
     frameon=False,

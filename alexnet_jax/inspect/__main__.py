@@ -55,9 +55,6 @@ def main(argv: list[str]) -> None:
     network, layout = settings.check(config)
     devices = command.choose_devices(
       config.ensemble * layout.devices,
-      set_by="config.layout.mesh or config.ensemble"
-      if config.ensemble > 1
-      else "config.layout.mesh",
       simulated=_SIMULATE_DEVICES.value,
       topology_name=_TOPOLOGY.value,
     )

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import rich.console
 import rich.table
-import rich.text
 
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
@@ -91,7 +90,7 @@ def make_layout_table(program: program_lib.Program) -> rich.console.Group:
   parameters = sum(size.parameters for size in sizes.values())
   notes.append(f"one device holds {_part(held, parameters)} weights and biases")
   mesh = layout_lib.format_mesh(program.mesh.shape)
-  return _group(
+  return rich.console.Group(
     f"\nlayout {layout.name}, mesh {mesh}, network {network.name}",
     "which part of each layer one device computes",
     *(table, *notes),
@@ -139,7 +138,7 @@ def make_load_tables(program: program_lib.Program) -> rich.console.Group:
     f"{total['flops'] / 1e9:,.3f}",
   )
   itemsize = plan_lib.DTYPE_BYTES[program.compute_dtype]
-  return _group(
+  return rich.console.Group(
     "\nweights that one device holds",
     held,
     f"MB = weights x {per_device.FLOAT32} bytes, optimizer MB = optimizer x "
@@ -186,7 +185,7 @@ def make_plan_table(
   """
   rows = _find_plan_rows(program.plan, lines)
   if not rows:
-    return _group("\none device sends nothing")
+    return rich.console.Group("\none device sends nothing")
   differs = any(len(set(row.sent)) > 1 for row in rows)
   of_images = [row for row in rows if row.collective.images]
   of_step = [row for row in rows if not row.collective.images]
@@ -204,7 +203,7 @@ def make_plan_table(
       "values: of the array that the group sums, gathers or scatters",
     ]
   total = sum(row.sent[0] for row in rows)
-  return _group(
+  return rich.console.Group(
     *parts,
     "share that each of P devices sends: all-gather, reduce-scatter (P-1)/P,",
     "  sum (an all-reduce) 2(P-1)/P, all-to-all (P-1)/P^2",
@@ -450,18 +449,6 @@ def make_table(title: str | None, *headers: str) -> rich.table.Table:
     justify = "right" if header.startswith("> ") else "left"
     table.add_column(header.removeprefix("> "), justify=justify)
   return table
-
-
-def _group(*parts: rich.table.Table | str) -> rich.console.Group:
-  """Puts tables and lines of text, which are not wrapped, below each other."""
-  return rich.console.Group(
-    *(
-      rich.text.Text(part, no_wrap=True, overflow="ignore")
-      if isinstance(part, str)
-      else part
-      for part in parts
-    )
-  )
 
 
 def _part(part: int, complete: int) -> str:

@@ -140,8 +140,8 @@ def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:
       f"{simulated}",
     )
   console.print(summary.make_device_table(program.mesh))
-  console.print(summary.make_layout_table(program))
-  console.print(summary.make_plan_table(program))
+  console.print(summary.make_layout_table(program), highlight=False)
+  console.print(summary.make_plan_table(program), highlight=False)
   report.print_lines(
     console,
     *(summary.describe_axes(program, run.group.hosts) if several else []),

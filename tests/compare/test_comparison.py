@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -119,6 +120,62 @@ def test_chart_is_drawn(tmp_path, suffix):
     assert ElementTree.parse(path)
     shown = path.read_text()
     assert "_$\\none$ &lt;b&gt; - - [v1] (data=2) -->" in shown
+
+
+def make_figure(*layouts, batch_sizes=(128,)):
+  made = chart.to_figure(
+    {2: find_traffic(*layouts)},
+    batch_sizes=batch_sizes,
+    network="x",
+    exchange_dtype="float32",
+  )
+  made.draw_without_rendering()
+  return made.axes[0]
+
+
+def renamed(layout, name):
+  return dataclasses.replace(layout, name=name)
+
+
+def test_layout_has_its_color_in_every_chart():
+  own = renamed(catalog.TENSOR_PARALLEL, "mine")
+  colors = {}
+  for layouts in (
+    (catalog.TWO_COLUMN,),
+    (catalog.DATA_PARALLEL,),
+    (own,),
+    (own, catalog.ONE_WEIRD_TRICK, catalog.TWO_COLUMN, catalog.DATA_PARALLEL),
+  ):
+    for line in make_figure(*layouts).lines:
+      name = line.get_label().split(" (")[0]
+      if not name.startswith("_"):  # marks of the batches
+        assert colors.setdefault(name, line.get_color()) == line.get_color()
+  assert len(colors) == len(set(colors.values())) == 4
+
+
+@pytest.mark.parametrize(
+  ("layouts", "batch_sizes"),
+  [
+    ([catalog.DATA_PARALLEL], [128]),  # no power of ten in sight
+    ([catalog.TWO_COLUMN], [16, 4096]),
+    ([catalog.TWO_COLUMN, catalog.DATA_PARALLEL], [128]),
+  ],
+)
+def test_ticks_are_plain_numbers(layouts, batch_sizes):
+  panel = make_figure(*layouts, batch_sizes=batch_sizes)
+  for axis in (panel.xaxis, panel.yaxis):
+    low, high = axis.get_view_interval()
+    shown = [
+      label.get_text()
+      for label, place in (
+        *zip(axis.get_majorticklabels(), axis.get_majorticklocs(), strict=True),
+        *zip(axis.get_minorticklabels(), axis.get_minorticklocs(), strict=True),
+      )
+      if low <= place <= high and label.get_text()
+    ]
+    assert shown and len(shown) == len(set(shown))
+    for text in shown:
+      assert re.fullmatch(r"[\d,]+(\.\d+)?", text), shown
 
 
 @pytest.mark.parametrize(

@@ -330,8 +330,8 @@ def test_own_layout_can_be_changed_and_not_renamed_to_a_preset(own_config):
     (["--format=yaml"], "format"),
     (
       ["--simulate_devices=1"],
-      "there are 1 (cpu). Set config.layout.mesh lower, or simulate them on the "
-      "CPU with --simulate_devices=2.",
+      "are 1 (cpu). Set config.layout.mesh lower, or simulate them on the CPU "
+      "with --simulate_devices=2.",
     ),
   ],
 )
