@@ -219,8 +219,7 @@ def define_compilation_cache() -> flags.FlagHolder:
     "Default: JAX_COMPILATION_CACHE_DIR, else, for a single process, "
     "alexnet_jax in XDG_CACHE_HOME or ~/.cache; several processes need a "
     "folder that all of them see, which may be a bucket (gs://, s3://).",
-    remedy="Set a folder, or an address that JAX reads: gs://, s3://, az://.",
-    accepted=("gs://", "s3://", "az://"),
+    **flag_parsing.CACHE_PATHS,
   )
 
 

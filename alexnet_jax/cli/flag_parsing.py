@@ -16,6 +16,7 @@ import traceback
 import urllib.request
 from collections.abc import Iterator, Sequence
 
+import jax
 from absl import flags, logging
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -72,11 +73,16 @@ _ADDRESS = re.compile(
   r"\s*([a-z][a-z0-9+.-]+:/|(gcs|gs|s3[an]?|hdfs|https?|memory):)",
   re.IGNORECASE,
 )
-_WINDOWS = re.compile(r"\s*[a-z]:[\\/]|\\\\", re.IGNORECASE)
+_WINDOWS = re.compile(r"\s*[a-z]:([\\/]|$)|\\\\", re.IGNORECASE)
 # file:///folder, file://localhost/folder and file:/folder.
 _FILE_ADDRESS = re.compile(
   r"file:(//(localhost)?(?=/)|(?=/[^/]))", re.IGNORECASE
 )
+# What JAX accepts as a compilation cache, for `PathParser`.
+CACHE_PATHS = {
+  "remedy": "Set a folder, or an address that JAX reads: gs://, s3://, az://.",
+  "accepted": ("gs://", "s3://", "az://"),
+}
 # Environment variable that stands for a flag that is not given.
 _VARIABLES = {
   "data_dir": "TFDS_DATA_DIR",
@@ -340,11 +346,15 @@ def _read_variables() -> None:
   """Sets flags that are not given from their environment variables."""
   for name, variable in _VARIABLES.items():
     value = os.environ.get(variable)
-    if value and name in flags.FLAGS and flags.FLAGS[name].value is None:
-      try:
-        flags.FLAGS[name].value = flags.FLAGS[name].parser.parse(value)
-      except ValueError as error:
-        raise ValueError(f"{variable}: {error}") from error
+    try:
+      if value and name in flags.FLAGS:
+        if flags.FLAGS[name].value is None:
+          flags.FLAGS[name].value = flags.FLAGS[name].parser.parse(value)
+      elif value and name == "compilation_cache":  # JAX has read it already
+        path = PathParser(**CACHE_PATHS).parse(value)
+        jax.config.update("jax_compilation_cache_dir", path)
+    except ValueError as error:
+      raise ValueError(f"{variable}: {error}") from error
 
 
 def _find_place(error: Exception, argv: Sequence[str]) -> str | None:

@@ -1,6 +1,7 @@
 import pathlib
 import re
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -220,6 +221,7 @@ def test_path_is_expanded_in_flag_and_variable(
       )
     ),
     ("C:/a", "is a path of Windows"),
+    ("C:", "is a path of Windows"),
     (r"c:\a", "is a path of Windows"),
     (r"\\host\a", "is a path of Windows"),
     ("~no_such_user/a", "no user 'no_such_user'"),
@@ -236,6 +238,24 @@ def test_path_that_is_not_of_this_file_system_is_refused(
   monkeypatch.setenv("TFDS_DATA_DIR", given)
   with pytest.raises(ValueError, match=f"^TFDS_DATA_DIR: .*{expected}"):
     parse(f"--config={CONFIG}")
+
+
+def test_cache_of_jax_is_expanded_where_no_flag_sets_it(parse, monkeypatch):
+  kept = jax.config.jax_compilation_cache_dir
+  monkeypatch.setenv("HOME", "/home/me")
+  try:
+    for given, expected in (("~/a", "/home/me/a"), ("gs://b/a", "gs://b/a")):
+      monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", given)
+      parse(f"--config={CONFIG}")
+      assert jax.config.jax_compilation_cache_dir == expected
+    for given in ("gs:/a", "memory://a"):
+      monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", given)
+      with pytest.raises(
+        ValueError, match="^JAX_COMPILATION_CACHE_DIR: .*addr"
+      ):
+        parse(f"--config={CONFIG}")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", kept)
 
 
 def test_config_is_found_in_the_home_folder(parse, monkeypatch):
