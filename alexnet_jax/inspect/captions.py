@@ -18,6 +18,12 @@ NOTES = (
   "bytes that one device",
   "sends in a step",
 )
+NORMALIZATIONS = {
+  "none": (),
+  "column": ("local response", "normalization"),
+  "across": ("local response", "normalization"),
+  "batch": ("batch", "normalization"),
+}
 SIGNS = {
   "link": "read from the same device",
   "loop": "within a group of devices",
@@ -88,11 +94,12 @@ def layer(network: wiring.Network, name: str) -> list[str]:
   if name in ("image", "loss"):
     return ["logits" if name == "loss" else name]
   row = network.layer(name)
+  normalize = NORMALIZATIONS[row.normalize]
   if not row.window:
-    return [row.name, "dense"]
+    return [row.name, "dense", *normalize]
   stride = f", stride {row.stride}" if row.stride > 1 else ""
   pool = [f"{row.pool.kind} pooling"] if row.pool else []
-  return [row.name, f"{row.window} × {row.window}{stride}", *pool]
+  return [row.name, f"{row.window} × {row.window}{stride}", *normalize, *pool]
 
 
 def devices(
@@ -189,8 +196,11 @@ def total(plan: Sequence[plan_lib.Collective]) -> str:
   return f"One device sends {in_total} in a step: {', '.join(sent)}."
 
 
-def features(layer: str, side: int, number: int) -> str:
-  """Returns what is written below a box."""
-  if side == 1:
-    return str(number)
-  return f"{number} {'channels' if layer == 'image' else 'maps'}"
+def features(
+  layer: str, side: int, number: int, complete: int
+) -> tuple[str, ...]:
+  """Returns what is written below a box: lines, the second of a part only."""
+  text = f"{number:,}"
+  if side > 1:
+    text += " channels" if layer == "image" else " maps"
+  return (text,) if number == complete else (text, f"of {complete:,}")

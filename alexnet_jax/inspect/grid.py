@@ -55,6 +55,7 @@ class Box:
     layer: its name, `image`, or `loss` for the logits that the loss reads.
     side: of the map in pixels, drawn as a cuboid; 1 for units, drawn as a slab.
     features: maps or units on this device.
+    complete: maps or units on all devices.
     repeated: whether several devices compute the same.
     partial: whether the values are partial sums.
     x: left edge of the front; width and height are of the front, too.
@@ -66,6 +67,7 @@ class Box:
   layer: str
   side: int
   features: int
+  complete: int
   repeated: bool = False
   partial: bool = False
   x: float = 0.0
@@ -249,7 +251,8 @@ def find_columns(
     and exchange.kind in SUMS
   }
   sizes = network.sizes()
-  shards = {IMAGE: (network.image_size, network.image_channels)}
+  channels = network.image_channels
+  shards = {IMAGE: (network.image_size, channels, channels)}
   windows, repeated = {}, set()
   for name, size in sizes.items():
     placement, features = layout.placement(name), size.kernel[-1]
@@ -258,12 +261,12 @@ def find_columns(
       features //= parts
     if layout.size(placement.batch) * parts < layout.devices:
       repeated.add(name)
-    shards[name] = size.map_side, features
+    shards[name] = size.map_side, features, size.kernel[-1]
     windows[name] = network.layer(name).window / math.sqrt(size.positions)
   if crossings[LOSS]:
-    shards[LOSS] = 1, network.layers[-1].features
+    shards[LOSS] = 1, *[network.layers[-1].features] * 2
   columns, gap = [], x
-  for name, (side, features) in shards.items():
+  for name, (side, features, complete) in shards.items():
     most = max(
       size.kernel[-1]
       for size in sizes.values()
@@ -273,6 +276,7 @@ def find_columns(
       layer=name,
       side=side,
       features=features,
+      complete=complete,
       repeated=name in repeated,
       partial=name in sizes and name in partial,
       **_measure(side / network.image_size, features / most, side > 1, unit),

@@ -112,11 +112,12 @@ def make_scene(
 
   notes_end = 0.9 + max(map(_notes_height, columns))
   names_start = notes_end + 0.2
-  rows, table_start = grid.arrange_rows(rows, names_start + 0.55, unit)
+  headers = [captions.layer(network, column.box.layer) for column in columns]
+  names_end = names_start + LINE * max(map(len, headers))
+  rows, table_start = grid.arrange_rows(rows, names_end + 0.085, unit)
   cards_start = rows[0].y - rows[0].height / 2
-  for column in columns:
+  for column, texts in zip(columns, headers, strict=True):
     parts += _notes(column, notes_end, cards_start)
-    texts = captions.layer(network, column.box.layer)
     parts += _stack(column.middle, names_start, texts)
   if any(isinstance(part, Mark) for part in parts):
     y = notes_end - LINE * len(captions.NOTES)
@@ -245,12 +246,18 @@ def _gap_labels(rows: Sequence[grid.Row]) -> list[Label]:
 
 def _sizes(box: grid.Box, x: float) -> list[Label]:
   """Puts the side of a map above its box, the number of features below."""
-  texts = [(0.12, captions.features(box.layer, box.side, box.features))]
+  below = captions.features(box.layer, box.side, box.features, box.complete)
+  texts = [
+    (0.12 + LINE * index, text, "quiet" if index else "ink")
+    for index, text in enumerate(below)
+  ]
   if box.side > 1:
-    texts.append((-0.12, f"{box.side} × {box.side}"))
+    texts.append((-0.12, f"{box.side} × {box.side}", "ink"))
   return [
-    Label(x=x, y=box.y + math.copysign(box.reach, far) + far, text=text)
-    for far, text in texts
+    Label(
+      x=x, y=box.y + math.copysign(box.reach, far) + far, text=text, tone=tone
+    )
+    for far, text, tone in texts
   ]
 
 

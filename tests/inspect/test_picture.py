@@ -93,6 +93,27 @@ def test_boxes_have_the_published_sizes_of_one_gpu():
   assert texts.count("13 × 13") == 6 and texts.count("48 maps") == 2
 
 
+def test_part_and_normalization_of_a_layer_are_named():
+  layout = build.with_mesh(catalog.ONE_WEIRD_TRICK, data=1, model=4)
+  texts = [
+    label.text for label in make_scene(build.FULL_NETWORK, layout).labels
+  ]
+  below_fc7 = texts.index("1,024")
+  assert texts[below_fc7 : below_fc7 + 2] == ["1,024", "of 4,096"]
+  # fc7 alone: fc6 and fc8 have partial sums of all their outputs.
+  assert texts.count("of 4,096") == 4 and "of 96" not in texts
+  conv1 = texts.index("conv1")
+  assert texts[conv1 : conv1 + 5] == [
+    *("conv1", "11 × 11, stride 4", "local response", "normalization"),
+    "max pooling",
+  ]
+  assert texts.count("local response") == 2  # conv1 and conv2
+  network = build.make_network(normalization="batch")
+  texts = [label.text for label in make_scene(network, layout).labels]
+  fc6 = texts.index("fc6")
+  assert texts[fc6 : fc6 + 4] == ["fc6", "dense", "batch", "normalization"]
+
+
 def test_devices_of_two_columns_meet_where_the_paper_has_them_meet():
   drawn = make_scene(build.FULL_NETWORK, catalog.TWO_COLUMN)
   arrows = {(each.layer, each.source, each.target) for each in drawn.arrows}
