@@ -43,7 +43,7 @@ from alexnet_jax.cli import command
 from alexnet_jax.network import model, ops, pooling, wiring
 from alexnet_jax.partition import collectives, plan, specs
 from alexnet_jax.partition import mesh as mesh_lib
-from alexnet_jax.program import compiled_step, metrics
+from alexnet_jax.program import compiled_step, compiler_options, metrics
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
@@ -203,9 +203,10 @@ def find_sent(
 ) -> tuple[plan.Collective, ...]:
   """Returns what the step of a program sends under plain `jax.jit`."""
   step, arguments = make_step(program, **variant)
-  hlo = step.lower(*arguments).compile().as_text()
+  options = compiler_options.choose(program.mesh.devices.flat, mode="auto").used
+  hlo = step.lower(*arguments).compile(compiler_options=options).as_text()
   scopes = [*program.network.sizes(), "loss", "update"]
-  return tuple(collectives.find_compiled(hlo, scopes, program.layout.mesh))
+  return collectives.read_compiled(hlo, scopes, program.layout.mesh).collectives
 
 
 def compare(program: program_lib.Program) -> Sent:

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from alexnet_jax.data import augment
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, mesh
+from alexnet_jax.program import compiler_options
 from configs import default
 from tests import build
 
@@ -57,12 +58,14 @@ def tiny_batch() -> tuple[np.ndarray, np.ndarray]:
 def program():
   """layout -> its program, its traced and its compiled step, made once."""
   made = {}
+  options = compiler_options.choose(jax.devices(), mode="auto").used
 
   def make(layout):
     if layout.name not in made:
       parts = build.make_program(layout)
       traced = parts.trace()
-      made[layout.name] = parts, traced, traced.lower().compile()
+      compiled = traced.lower().compile(compiler_options=options)
+      made[layout.name] = parts, traced, compiled
     return made[layout.name]
 
   return make

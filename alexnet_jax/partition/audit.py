@@ -8,10 +8,10 @@ send what is not planned.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from jax.extend import core as jex_core
 
@@ -81,31 +81,35 @@ def audit_step(
   layers = sorted(
     {planned.layer for planned in plan} | collectives.find_layers(jaxpr)
   )
-  traced = tuple(collectives.find_traced(jaxpr, layers, mesh))
-  compiled = tuple(collectives.find_compiled(hlo, layers, mesh))
-  planned_counts = collections.Counter(plan)
-  traced_counts = collections.Counter(traced)
-  unplanned = sorted((traced_counts - planned_counts).elements())
-  missing = sorted((planned_counts - traced_counts).elements())
-  compiled_bytes, compiler_unplanned, notes = _match_compiled(plan, compiled)
+  traced = collectives.read_traced(jaxpr, layers, mesh)
+  compiled = collectives.read_compiled(hlo, layers, mesh)
+  planned_counts = Counter(plan)
+  traced_counts = Counter(traced.collectives)
+  missing = planned_counts - traced_counts
+  matched = _match_compiled(plan, compiled.collectives)
   return Audit(
     plan=tuple(plan),
-    traced=traced,
-    compiled=compiled,
+    traced=traced.collectives,
+    compiled=compiled.collectives,
     lines=tuple(
       Line(
         planned=planned,
         traced_bytes=0 if planned in missing else planned.sent_bytes,
         compiled_bytes=sent,
       )
-      for planned, sent in zip(plan, compiled_bytes, strict=True)
+      for planned, sent in zip(plan, matched.sent, strict=True)
     ),
     unplanned=(
-      *(f"traced: {describe(collective)}" for collective in unplanned),
-      *(f"compiled: {line}" for line in compiler_unplanned),
+      *_describe("traced", traced_counts - planned_counts),
+      *(f"traced: {line}" for line in traced.refused),
+      *_describe("compiled", Counter(matched.unplanned)),
+      *(f"compiled: {line}" for line in compiled.refused),
     ),
-    missing=tuple(f"traced: {describe(collective)}" for collective in missing),
-    notes=tuple(notes),
+    missing=(
+      *_describe("traced", missing),
+      *(f"compiled: {line}" for line in matched.unread),
+    ),
+    notes=(*matched.notes, *traced.notes, *compiled.notes),
   )
 
 
@@ -125,25 +129,36 @@ def check(audit: Audit) -> None:
     )
 
 
-def describe(collective: plan_lib.Collective) -> str:
-  """Describes a collective in one line, its layer first."""
-  return (
-    f"{collective.layer or 'outside every layer'} {collective.direction}: "
-    f"{collective.kind} of the {collective.tensor} over "
-    f"{' x '.join(collective.axes)}, {collective.elements:,} elements"
-  )
+def _describe(
+  program: str, counts: Counter[plan_lib.Collective]
+) -> Iterator[str]:
+  """Yields a line for each collective, with how often it is there."""
+  for collective, times in sorted(counts.items()):
+    line = f"{program}: {collectives.describe(collective)}"
+    yield line if times == 1 else f"{line}, {times} times"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Match:
+  """The plan and the collectives of a compiled step, side by side.
+
+  Attributes:
+    sent: the bytes that one device sends for each collective of the plan.
+    unplanned: what matches no planned collective.
+    unread: a line for each kind of the plan of which nothing was read.
+    notes: a line for each change that the compiler made.
+  """
+
+  sent: list[int]
+  unplanned: list[plan_lib.Collective]
+  unread: list[str]
+  notes: list[str]
 
 
 def _match_compiled(
   plan: Sequence[plan_lib.Collective], compiled: Sequence[plan_lib.Collective]
-) -> tuple[list[int], list[str], list[str]]:
-  """Matches the collectives of a compiled step with those of its plan.
-
-  Returns:
-    The bytes that one device sends for each collective of the plan; a line for
-    each collective that matches no planned one; a line for each change that
-    the compiler made.
-  """
+) -> _Match:
+  """Matches the collectives of a compiled step with those of its plan."""
   sent = [0] * len(plan)
   unplanned, notes = [], []
   unmatched = list(range(len(plan)))  # indices into the plan
@@ -159,33 +174,44 @@ def _match_compiled(
       sent[same[0]] = collective.sent_bytes
       if matches is not operator.eq:
         notes.append(_describe_change(plan[same[0]], collective))
-  # Combined collectives do not always tell which piece belongs to which layer.
-  for kind, axes in sorted({(each.kind, each.axes) for each in changed}):
-    combined = [e for e in changed if (e.kind, e.axes) == (kind, axes)]
-    planned = [
-      index
-      for index in unmatched
-      if (plan[index].kind, plan[index].axes) == (kind, axes)
-    ]
-    total = sum(collective.elements for collective in combined)
-    if total != sum(plan[index].elements for index in planned):
-      unplanned.extend(map(describe, combined))
+  # A collective in several parts, or several in one, is of one layer.
+  for key in sorted({_key(each) for each in changed}):
+    parts = [each for each in changed if _key(each) == key]
+    planned = [index for index in unmatched if _key(plan[index]) == key]
+    total = sum(collective.elements for collective in parts)
+    if total != sum(plan[index].elements for index in planned) or not all(
+      planned and _is_as_narrow(plan[planned[0]], each) for each in parts
+    ):
+      unplanned.extend(parts)
       continue
     unmatched = [index for index in unmatched if index not in planned]
-    total_bytes = sum(collective.sent_bytes for collective in combined)
+    total_bytes = sum(collective.sent_bytes for collective in parts)
     for index in planned:
       sent[index] = total_bytes * plan[index].elements // total
+    first = plan[planned[0]]
     notes.append(
-      f"{', '.join(plan[index].layer for index in planned)}: the compiler "
-      f"combined {len(planned)} of kind {kind} over {' x '.join(axes)} into "
-      f"{len(combined)}, {total:,} elements as planned"
+      f"{first.layer} {first.direction}: the compiler combined {len(planned)} "
+      f"of kind {first.kind} over {' x '.join(first.axes)} into {len(parts)}, "
+      f"{total:,} elements as planned"
     )
   notes.extend(
-    f"{describe(plan[index])}: the compiler removed it, or merged it with "
-    "another"
+    f"{collectives.describe(plan[index])}: the compiler removed it, or merged "
+    "it with another"
     for index in unmatched
   )
-  return sent, unplanned, notes
+  kinds = Counter(plan[index].kind for index in unmatched)
+  unread = [
+    f"nothing of kind {kind} was read, expected {times} more"
+    for kind, times in sorted(kinds.items())
+    if kind not in {collective.kind for collective in compiled}
+  ]
+  return _Match(sent, unplanned, unread, notes)
+
+
+def _key(collective: plan_lib.Collective) -> tuple:
+  """Returns what parts of one collective have in common."""
+  fields = ("layer", "direction", "kind", "axes")
+  return operator.attrgetter(*fields)(collective)
 
 
 def _is_replaced(
@@ -194,27 +220,48 @@ def _is_replaced(
   """Whether the two are of one tensor, and no more is sent than planned."""
   scope = operator.attrgetter("layer", "direction", "tensor", "axes")
   return scope(planned) == scope(compiled) and (
-    planned.elements >= compiled.elements
+    _is_scattered_sum(planned, compiled)
+    or (
+      _is_as_narrow(planned, compiled)
+      and planned.elements >= compiled.elements
+      and planned.sent_elements >= compiled.sent_elements
+    )
   )
 
 
 def _is_moved(
   planned: plan_lib.Collective, compiled: plan_lib.Collective
 ) -> bool:
-  """Whether the two may be the same collective in different scopes.
+  """Whether the two may be the same collective, one without a scope.
 
-  A combined sum may have the scope of one of its pieces for all, or none. On
-  TPUs, gradients of a `fully_sharded` step have the scope of the loss, forward.
+  A combined sum has the scope of one of its pieces for all, or none. The layer
+  and the direction of each piece are then those of what it sums, and its tensor
+  is not known.
   """
+  scope = operator.attrgetter("layer", "direction", "axes", "elements")
   return (
-    (planned.axes, planned.elements) == (compiled.axes, compiled.elements)
-    and compiled.kind in (planned.kind, "sum")
-    and planned.kind in (compiled.kind, "reduce_scatter")
-    and (
-      not compiled.layer
-      or compiled.kind == "sum"
-      or planned.direction == compiled.direction
-    )
+    scope(planned) == scope(compiled)
+    and compiled.layer != ""
+    and _is_as_narrow(planned, compiled)
+    and (planned.kind == compiled.kind or _is_scattered_sum(planned, compiled))
+  )
+
+
+def _is_as_narrow(
+  planned: plan_lib.Collective, compiled: plan_lib.Collective
+) -> bool:
+  """Whether elements are as planned; compilers may sum bfloat16 as float32."""
+  return compiled.bytes_per_element <= max(4, planned.bytes_per_element)
+
+
+def _is_scattered_sum(
+  planned: plan_lib.Collective, compiled: plan_lib.Collective
+) -> bool:
+  """Whether a sum takes the place of a reduce-scatter, and sends twice."""
+  return (
+    (planned.kind, compiled.kind) == ("reduce_scatter", "sum")
+    and planned.elements == compiled.elements
+    and _is_as_narrow(planned, compiled)
   )
 
 
@@ -230,10 +277,8 @@ def _describe_change(
       f"{planned.bytes_per_element}"
     )
   else:
-    change += "moved it"
-  if (compiled.layer, compiled.tensor) != (planned.layer, planned.tensor):
-    change += f", as part of one in {compiled.layer or 'no layer'}"
+    change += "combined it with others"
   return (
-    f"{describe(planned)}: {change} ({planned.sent_bytes:,} bytes planned, "
-    f"{compiled.sent_bytes:,} sent)"
+    f"{collectives.describe(planned)}: {change} ({planned.sent_bytes:,} bytes "
+    f"planned, {compiled.sent_bytes:,} sent)"
   )

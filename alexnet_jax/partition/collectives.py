@@ -1,23 +1,34 @@
 """Reads the collectives of a program, as JAX traced it and as XLA compiled it.
 
-Both readings give `plan.Collective`s, so that they can be compared with a plan
-and with each other. The `jax.named_scope` of a collective names its layer.
+Both readings give `plan.Collective`s, each as often as it runs in a step, so
+that they can be compared with a plan and with each other. The
+`jax.named_scope` of a collective names its layer. What leaves a device in
+another way, and what cannot be counted, is refused in words.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import functools
 import itertools
 import math
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jax.extend import core as jex_core
 
+from alexnet_jax.partition import hlo as hlo_lib
 from alexnet_jax.partition import plan as plan_lib
 
 # Operations that name mesh axes and send nothing.
 _LOCAL_PRIMITIVES = frozenset({"axis_index", "pvary", "pcast", "shard_map"})
+# Operations that hand arrays to the host, or to code that is not JAX's.
+_HOST_PRIMITIVE = re.compile(
+  r"callback|debug_print|outside_call|infeed|outfeed|ffi_call|^p?(send|recv)"
+)
 # Kinds of `plan.Collective`, by JAX's and by XLA's names where they differ.
 _KINDS = {
   "psum": "sum",
@@ -28,164 +39,387 @@ _KINDS = {
   "all-to-all": "all_to_all",
 }
 _HLO_COLLECTIVE = re.compile(
-  r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>.*?) "
   r"(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|"
   r"ragged-all-to-all|collective-permute|collective-broadcast)"
-  r"(?P<start>-start)?\((?P<rest>.*)$"
+  r"(?P<start>-start)?"
 )
-_HLO_PIECE = re.compile(
-  r"= .*? get-tuple-element\(%?(?P<name>[\w.\-]+)\), index=(?P<index>\d+)"
-  r".*op_name=\"(?P<scope>[^\"]*)\""
+# A collective of a name that is not known here has one of these.
+_HLO_UNREAD_OPCODE = re.compile(r"collective|all-")
+_HLO_UNREAD_ATTRIBUTE = re.compile(
+  r"\b(channel_id|replica_groups|source_target_pairs)="
 )
-_HLO_DONE = re.compile(
-  r"%?(?P<name>[\w.\-]+) = .*? [a-z\-]+-done\(%?(?P<start>[\w.\-]+)\)"
+_HLO_HOST = ("infeed", "outfeed", "send", "recv")
+_HLO_HOST_TARGET = re.compile(
+  r"callback|host|infeed|outfeed|send|recv", re.IGNORECASE
 )
-_HLO_ARRAY = re.compile(
-  r"(?P<type>[a-z]+)(?P<bits>\d*)\w*\[(?P<shape>[\d,]*)\]"
+# The compiler's own custom calls, for libraries and for annotations.
+_HLO_KNOWN_TARGET = re.compile(
+  r"__|Sharding$|SPMD|TopK$|AsyncCollective|AllocateBuffer$|ConcatBitcast$"
+  r"|GatherScatter|AssumeGather|Resize|Slice|X64|Pad|lapack_|cu\w+_|annotate_"
 )
+# The memory space of the host, in the layout of an array.
+_HLO_HOST_MEMORY = "S(5)"
+# No plan has one collective as often; the list of them has to end.
+_MOST_TIMES = 100_000
+
+_Counts = collections.Counter[plan_lib.Collective]
 
 
-def find_traced(
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """What a program sends in a step.
+
+  Attributes:
+    collectives: over more than one device, each as often as it runs.
+    refused: a line for each operation that sends in another way, or an unknown
+      number of times.
+    notes: a line for each other operation that is worth knowing.
+  """
+
+  collectives: tuple[plan_lib.Collective, ...]
+  refused: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
+
+
+def read_traced(
   jaxpr: jex_core.ClosedJaxpr,
   layers: Sequence[str],
   mesh: Mapping[str, int],
-) -> Iterator[plan_lib.Collective]:
-  """Yields the collectives of a traced step over more than one device."""
-  for primitive, axes, (elements, size), scope in _walk(jaxpr.jaxpr, ""):
-    devices = math.prod(mesh.get(axis, 1) for axis in axes)
-    kind = _KINDS.get(primitive, primitive)
-    if devices == 1:
-      continue
-    if kind in ("all_gather", "all_to_all"):  # of the array, not the shard
-      elements *= devices
-    axes = plan_lib.crossed_axes(axes, mesh)
-    yield _to_collective(kind, axes, devices, (elements, size), scope, layers)
+) -> Reading:
+  """Reads a traced step."""
+  return _TracedReader(layers, mesh).read(jaxpr)
 
 
-def find_compiled(
+def read_compiled(
   hlo: str, layers: Sequence[str], mesh: Mapping[str, int]
-) -> Iterator[plan_lib.Collective]:
-  """Yields the collectives of a compiled step, each piece of combined ones.
+) -> Reading:
+  """Reads a compiled step, each piece of combined collectives.
 
   `hlo` is the text of the optimized module; `mesh` has the slowest axis first.
   """
-  lines = hlo.splitlines()
-  started = {
-    match["name"]: match["start"]
-    for match in filter(None, map(_HLO_DONE.search, lines))
-  }
-  scopes = {}
-  for match in filter(None, map(_HLO_PIECE.search, lines)):
-    name = started.get(match["name"], match["name"])
-    scopes[name, int(match["index"])] = match["scope"]
-  axes_by_groups = _find_axes_by_groups(
-    {axis: size for axis, size in mesh.items() if size > 1}
+  return _CompiledReader(hlo_lib.parse(hlo), layers, mesh).read()
+
+
+def describe(collective: plan_lib.Collective) -> str:
+  """Describes a collective in one line, its layer first."""
+  size = collective.bytes_per_element
+  return (
+    f"{_describe_place(collective)}: "
+    f"{collective.kind} of the {collective.tensor} over "
+    f"{' x '.join(collective.axes)}, {collective.elements:,} elements"
+    + (f" of {size} bytes" if size != 4 else "")
   )
-  seen_in_chains = set()
-  for line in lines:
-    match = _HLO_COLLECTIVE.match(line)
+
+
+def find_layers(jaxpr: jex_core.ClosedJaxpr) -> set[str]:
+  """Returns the layers that the scopes of the traced step name."""
+  return {
+    name
+    for _, scope in _walk(jaxpr.jaxpr, "")
+    for name in re.findall(r"\b(?:conv|fc)\d+\b", scope)
+  }
+
+
+class _Reader:
+  """Counts the collectives of a program; both readings share this."""
+
+  def __init__(self, layers: Sequence[str], mesh: Mapping[str, int]):
+    self.layers, self.mesh = layers, mesh
+    self.refused: list[str] = []
+    self.notes: list[str] = []
+
+  def to_reading(self, counts: _Counts) -> Reading:
+    for collective, times in counts.items():
+      if times > _MOST_TIMES:
+        self.refused.append(f"{describe(collective)}, {times:,} times a step")
+        counts[collective] = 1
+    return Reading(
+      tuple(counts.elements()), _unique(self.refused), _unique(self.notes)
+    )
+
+  def repeat(self, counts: _Counts, times: int | None) -> _Counts:
+    """Counts the body of a loop that runs `times`; None if that is unknown."""
+    if times is not None:
+      return _Counts({each: times * count for each, count in counts.items()})
+    self.refused.extend(
+      f"{describe(each)}, in a loop that runs an unknown number of times"
+      for each in counts
+    )
+    return _Counts()
+
+  def choose(self, branches: Iterable[_Counts]) -> _Counts:
+    """Counts the branch that sends most, which has to send all of any other."""
+    branches = list(branches)
+    most = max(branches, key=_Counts.total, default=_Counts())
+    least = functools.reduce(operator.and_, branches, most)
+    every = functools.reduce(operator.or_, branches, most)
+    self.refused.extend(
+      f"{describe(each)}, in one branch of a cond while another sends more"
+      for each in every - most
+    )
+    self.notes.extend(
+      f"{describe(each)}: in a branch of a cond, so not in every step"
+      for each in most - least
+    )
+    return _Counts(most)
+
+  def to_collective(
+    self, kind, axes, devices, elements, size, scope
+  ) -> plan_lib.Collective:
+    names = "|".join(map(re.escape, self.layers))
+    tensors = "|".join(plan_lib.NAMED_SCOPES)
+    match = re.search(rf"\b({names})\b(?:\)*/({tensors})\b)?", scope)
+    layer, tensor = match.groups() if match else ("", None)
+    is_backward = "transpose(" in scope
+    return plan_lib.Collective(
+      layer=layer,
+      direction=plan_lib.BACKWARD if is_backward else plan_lib.FORWARD,
+      tensor=(layer and tensor) or plan_lib.ACTIVATION,
+      kind=kind,
+      axes=axes,
+      devices=devices,
+      elements=elements,
+      bytes_per_element=size,
+    )
+
+  def describe_place(self, scope: str) -> str:
+    return _describe_place(self.to_collective("", (), 1, 0, 1, scope))
+
+
+class _TracedReader(_Reader):
+  """Reads a jaxpr."""
+
+  def read(self, jaxpr: jex_core.ClosedJaxpr) -> Reading:
+    return self.to_reading(self._count(jaxpr.jaxpr, ""))
+
+  def _count(self, jaxpr: jex_core.Jaxpr, outer: str) -> _Counts:
+    counts = _Counts()
+    for equation in jaxpr.eqns:
+      scope = _find_scope(equation, outer)
+      name, parameters = equation.primitive.name, equation.params
+      counts.update(self._find_collectives(equation, scope))
+      self._check_host(equation, scope)
+      inner = {
+        key: [self._count(each, scope) for each in _find_jaxprs(value)]
+        for key, value in parameters.items()
+      }
+      if name == "cond":
+        counts += self.choose(inner.pop("branches", ()))
+      times = {"scan": parameters.get("length"), "while": None}.get(name, 1)
+      for each in itertools.chain(*inner.values()):
+        counts += self.repeat(each, times)
+    return counts
+
+  def _find_collectives(
+    self, equation: jex_core.JaxprEqn, scope: str
+  ) -> Iterator[plan_lib.Collective]:
+    """Yields a collective for each operand that an equation sends."""
+    parameters = equation.params
+    axes = parameters.get("axis_name", parameters.get("axes", ()))
+    axes = axes if isinstance(axes, tuple) else (axes,)
+    axes = tuple(axis for axis in axes if isinstance(axis, str))
+    devices = math.prod(self.mesh.get(axis, 1) for axis in axes)
+    primitive = equation.primitive.name
+    if devices == 1 or primitive in _LOCAL_PRIMITIVES:
+      return
+    kind = _KINDS.get(primitive, primitive)
+    axes = plan_lib.crossed_axes(axes, self.mesh)
+    for variable in equation.invars:
+      elements = math.prod(variable.aval.shape)
+      if kind in ("all_gather", "all_to_all"):  # of the array, not the shard
+        elements *= devices
+      size = variable.aval.dtype.itemsize
+      yield self.to_collective(kind, axes, devices, elements, size, scope)
+
+  def _check_host(self, equation: jex_core.JaxprEqn, scope: str) -> None:
+    """Refuses an operation that hands arrays to the host."""
+    to_host = any(
+      "Host" in str(getattr(variable.aval, "memory_space", ""))
+      for variable in (*equation.invars, *equation.outvars)
+    )
+    if to_host or _HOST_PRIMITIVE.search(equation.primitive.name):
+      elements = sum(
+        math.prod(getattr(variable.aval, "shape", ()))
+        for variable in equation.invars
+      )
+      self.refused.append(
+        f"{self.describe_place(scope)}: {equation.primitive.name} hands "
+        f"{elements:,} elements to the host"
+      )
+
+
+class _CompiledReader(_Reader):
+  """Reads the text of a compiled program."""
+
+  def __init__(
+    self,
+    module: hlo_lib.Module,
+    layers: Sequence[str],
+    mesh: Mapping[str, int],
+  ):
+    super().__init__(layers, mesh)
+    self._module = module
+    self._axes_by_groups = _find_axes_by_groups(
+      {axis: size for axis, size in mesh.items() if size > 1}
+    )
+    self._counted: dict[str, _Counts] = {}
+    self._seen_in_chains = set()
+
+  def read(self) -> Reading:
+    entries = dict.fromkeys(("", self._module.entry))
+    counts = sum(map(self._count, entries), _Counts())
+    if not self._module.entry:
+      self.refused.append("its text has no entry, so it cannot be read")
+    for name in self._module.computations:
+      if name not in self._counted:  # nothing that this can read calls it
+        self.repeat(self._count(name), None)
+    return self.to_reading(counts)
+
+  def _count(self, name: str) -> _Counts:
+    """Counts what one run of a computation sends."""
+    if name not in self._counted:
+      counts = self._counted[name] = _Counts()
+      for instruction in self._module.computations[name].values():
+        counts.update(self._find_collectives(name, instruction))
+        called = self._module.find_called(instruction)
+        if instruction.opcode == "conditional":
+          counts += self.choose(map(self._count, called))
+          continue
+        is_loop = instruction.opcode == "while"
+        times = instruction.trip_count if is_loop else 1
+        for each in called:
+          counts += self.repeat(self._count(each), times)
+      self._counted[name] = counts
+    return self._counted[name]
+
+  def _find_collectives(
+    self, computation: str, instruction: hlo_lib.Instruction
+  ) -> Iterator[plan_lib.Collective]:
+    """Yields each piece that an instruction sends; refuses what it cannot."""
+    match = _HLO_COLLECTIVE.fullmatch(instruction.opcode)
     if not match:
-      continue
-    pieces = _find_results(match)
-    own_scope = re.search(r"op_name=\"([^\"]*)\"", match["rest"])
-    own_scope = own_scope[1] if own_scope else ""
+      self._check_other(instruction)
+      return
+    is_pair = match["start"] and match["kind"] != "all-reduce"
+    pieces = hlo_lib.read_results(instruction, is_pair=bool(is_pair))
     # TPU's compiler runs a collective piece by piece beside the computations
     # of one chain, and writes the complete one in each.
-    if chain := re.search(r"chain_id=\"(\d+)\"", line):
-      key = (chain[1], match["kind"], *pieces, own_scope)
-      if key in seen_in_chains:
-        continue
-      seen_in_chains.add(key)
+    if chain := re.search(r"chain_id=\"(\d+)\"", instruction.rest):
+      key = (chain[1], match["kind"], *pieces, instruction.scope)
+      if key in self._seen_in_chains:
+        return
+      self._seen_in_chains.add(key)
     kind = _KINDS.get(match["kind"], match["kind"])
-    axes, devices = _find_axes(match["rest"], axes_by_groups)
+    axes, devices = _find_axes(instruction.rest, self._axes_by_groups)
     if devices == 1:
-      continue
+      return
     if kind == "all_to_all":  # a result per device, or one for all
       pieces = [(sum(count for count, _ in pieces), pieces[0][1])]
     for index, (elements, size) in enumerate(pieces):
       if kind in ("reduce_scatter", "all_to_all"):
         elements *= devices
-      scope = scopes.get((match["name"], index))
-      if scope is None or len(pieces) == 1:
-        scope = own_scope
-      yield _to_collective(kind, axes, devices, (elements, size), scope, layers)
+      scope = self._find_scope(computation, instruction, index, len(pieces))
+      yield self.to_collective(kind, axes, devices, elements, size, scope)
+
+  def _find_scope(
+    self,
+    computation: str,
+    instruction: hlo_lib.Instruction,
+    index: int,
+    pieces: int,
+  ) -> str:
+    """Returns the scope of a piece: its own, or that of what it is made from.
+
+    The scope of a combined collective is that of one of its pieces, or none.
+    """
+    scope = instruction.scope
+    if pieces > 1:
+      scope = self._piece_scopes.get((computation, instruction.name, index), "")
+    if scope or not instruction.operands:
+      return scope
+    operand = instruction.operands[min(index, len(instruction.operands) - 1)]
+    scopes = list(self._module.find_scopes(computation, operand))
+    if len({self.describe_place(scope) for scope in scopes}) > 1:
+      return ""
+    # What made the operand is not what is sent, so its tensor is not known.
+    return scopes[0] if scopes else ""
+
+  @functools.cached_property
+  def _piece_scopes(self) -> dict[tuple[str, str, int], str]:
+    """Returns {(computation, collective, piece): scope of its result}."""
+    scopes = {}
+    for name, instructions in self._module.computations.items():
+      for instruction in instructions.values():
+        index = re.search(r"\bindex=(\d+)", instruction.attributes)
+        if instruction.opcode == "get-tuple-element" and index:
+          (source,) = instruction.operands
+          found = instructions.get(source)
+          if found and found.opcode.endswith("-done"):
+            (source,) = found.operands
+          scopes[name, source, int(index[1])] = instruction.scope
+    return scopes
+
+  def _check_other(self, instruction: hlo_lib.Instruction) -> None:
+    """Refuses what sends and is no collective, or one of an unknown name."""
+    opcode, rest = instruction.opcode, instruction.rest
+    if opcode.endswith(("-done", "-update")):
+      return  # of what has been read at its start
+    place = self.describe_place(instruction.scope)
+    target = re.search(r'custom_call_target="([^"]*)"', rest)
+    if opcode in _HLO_HOST or _HLO_HOST_MEMORY in instruction.type:
+      self.refused.append(f"{place}: {opcode} moves data to or from the host")
+    elif target and _HLO_HOST_TARGET.search(target[1]):
+      self.refused.append(f"{place}: custom call {target[1]} calls the host")
+    elif _HLO_UNREAD_OPCODE.search(opcode) or _HLO_UNREAD_ATTRIBUTE.search(
+      instruction.attributes
+    ):
+      self.refused.append(
+        f"{place}: {target[1] if target else opcode} sends, and this audit "
+        "cannot read it"
+      )
+    elif target and not _HLO_KNOWN_TARGET.match(target[1]):
+      self.notes.append(
+        f"{place}: the audit does not know what custom call {target[1]} does"
+      )
 
 
-def find_layers(jaxpr: jex_core.ClosedJaxpr) -> set[str]:
-  """Returns the layers with collectives in the traced step, planned or not."""
-  return {
-    name
-    for _, _, _, scope in _walk(jaxpr.jaxpr, "")
-    for name in re.findall(r"\b(?:conv|fc)\d+\b", scope)
-  }
+def _describe_place(collective: plan_lib.Collective) -> str:
+  layer = collective.layer or "outside every layer"
+  return f"{layer} {collective.direction}"
+
+
+def _unique(lines: Iterable[str]) -> tuple[str, ...]:
+  """Returns the lines in order, with how often each is there."""
+  return tuple(
+    line if times == 1 else f"{line} ({times} times)"
+    for line, times in collections.Counter(lines).items()
+  )
 
 
 def _walk(
   jaxpr: jex_core.Jaxpr, outer: str
-) -> Iterator[tuple[str, tuple[str, ...], tuple[int, int], str]]:
-  """Yields (primitive, axes, (elements, bytes of each), scope) recursively."""
+) -> Iterator[tuple[jex_core.JaxprEqn, str]]:
+  """Yields all equations of a program, each with its scope."""
   for equation in jaxpr.eqns:
-    scope = f"{outer}/{equation.source_info.name_stack}"
-    parameters = equation.params
-    axes = parameters.get("axis_name", parameters.get("axes", ()))
-    axes = axes if isinstance(axes, tuple) else (axes,)
-    names = tuple(axis for axis in axes if isinstance(axis, str))
-    if names and equation.primitive.name not in _LOCAL_PRIMITIVES:
-      elements = sum(math.prod(var.aval.shape) for var in equation.invars)
-      size = equation.invars[0].aval.dtype.itemsize
-      yield equation.primitive.name, names, (elements, size), scope
-    for inner in jex_core.jaxprs_in_params(parameters):
+    scope = _find_scope(equation, outer)
+    yield equation, scope
+    for inner in _find_jaxprs(equation.params):
       yield from _walk(inner, scope)
 
 
-def _to_collective(
-  kind: str,
-  axes: tuple[str, ...],
-  devices: int,
-  size: tuple[int, int],
-  scope: str,
-  layers: Iterable[str],
-) -> plan_lib.Collective:
-  names = "|".join(map(re.escape, layers))
-  tensors = "|".join(plan_lib.NAMED_SCOPES)
-  match = re.search(rf"\b({names})\b(?:\)*/({tensors})\b)?", scope)
-  layer, tensor = match.groups() if match else ("", None)
-  is_backward = "transpose(" in scope
-  return plan_lib.Collective(
-    layer=layer,
-    direction=plan_lib.BACKWARD if is_backward else plan_lib.FORWARD,
-    tensor=(layer and tensor) or plan_lib.ACTIVATION,
-    kind=kind,
-    axes=axes,
-    devices=devices,
-    elements=size[0],
-    bytes_per_element=size[1],
-  )
+def _find_scope(equation: jex_core.JaxprEqn, outer: str) -> str:
+  return f"{outer}/{equation.source_info.name_stack}"
 
 
-def _find_results(match: re.Match[str]) -> list[tuple[int, int]]:
-  """Returns (elements, bytes of each) of each result of a collective.
-
-  An asynchronous one, except a sum, has a tuple: operands, results and, for
-  some, numbers of its own.
-  """
-  text = match["type"]
-  if match["start"] and match["kind"] != "all-reduce":
-    depth, parts = 0, [""]
-    for character in text[1:-1]:
-      depth += (character in "([{") - (character in ")]}")
-      if character == "," and depth == 0:
-        parts.append("")
-      else:
-        parts[-1] += character
-    text = parts[1]
-  return [
-    (
-      math.prod(int(n) for n in array["shape"].split(",") if n),
-      max(1, int(array["bits"] or 8) // 8),  # pred has no bits, and 1 byte
-    )
-    for array in _HLO_ARRAY.finditer(text)
-  ]
+def _find_jaxprs(value: object) -> Iterator[jex_core.Jaxpr]:
+  """Yields the programs in a parameter of an operation, however nested."""
+  if isinstance(value, jex_core.ClosedJaxpr):
+    yield value.jaxpr
+  elif isinstance(value, jex_core.Jaxpr):
+    yield value
+  elif isinstance(value, (tuple, list, Mapping)):
+    for each in value.values() if isinstance(value, Mapping) else value:
+      yield from _find_jaxprs(each)
 
 
 def _find_axes_by_groups(
@@ -197,15 +431,11 @@ def _find_axes_by_groups(
   axes_by_groups = {}
   for count in range(len(names) + 1):
     for axes in itertools.combinations(names, count):
-      groups = _find_groups(numbers, [names.index(axis) for axis in axes])
+      groups = hlo_lib.find_groups(
+        numbers, [names.index(axis) for axis in axes]
+      )
       axes_by_groups.setdefault(frozenset(map(frozenset, groups)), axes)
   return axes_by_groups
-
-
-def _find_groups(numbers: np.ndarray, axes: Sequence[int]) -> list[list[int]]:
-  """Returns the groups of numbers along some axes of their array."""
-  moved = np.moveaxis(numbers, axes, range(-len(axes), 0))
-  return moved.reshape(-1, math.prod(numbers.shape[i] for i in axes)).tolist()
 
 
 def _find_axes(
@@ -213,68 +443,7 @@ def _find_axes(
 ) -> tuple[tuple[str, ...], int]:
   """Returns the axes of a compiled collective, and the devices in a group."""
   all_devices = max(axes_by_groups, key=lambda key: max(map(len, key)))
-  groups = _read_replica_groups(attributes) or [list(*all_devices)]
+  groups = hlo_lib.read_replica_groups(attributes) or [list(*all_devices)]
   key = frozenset(map(frozenset, groups))
   axes = axes_by_groups.get(key, (f"device groups {groups}",))
   return axes, max(map(len, groups))
-
-
-def _read_replica_groups(attributes: str) -> list[list[int]]:
-  """Reads the groups of devices, in any of the notations of HLO.
-
-  {{0,1},{2,3}}; [2,2]<=[4] and [2,2]<=[2,2]T(1,0), an iota; since jax 0.12
-  mesh['data'=2,'column'=2] {'column'}; for a permutation the pairs. An empty
-  list means all devices.
-  """
-  if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
-    return _read_rows(listed[1])
-  if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
-    return _join_pairs(_read_rows(pairs[1]))
-  if named := re.search(
-    r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}",
-    attributes,
-  ):
-    mesh = dict(re.findall(r"'([^']*)'=(\d+)", named[1]))
-    sizes = [int(size) for size in mesh.values()]
-    ids = named[2] or f"[{math.prod(sizes)}]<=[{math.prod(sizes)}]"
-    axes = [list(mesh).index(axis) for axis in re.findall(r"\w+", named[3])]
-    return _find_groups(_read_iota(ids).reshape(sizes), axes)
-  if iota := re.search(r"replica_groups=(\[\S+)", attributes):
-    return _read_iota(iota[1]).tolist()
-  return []
-
-
-def _read_iota(text: str) -> np.ndarray:
-  """Reads [2,2]<=[2,2]T(1,0): shape, then the sizes and order of the count.
-
-  [2,2]T(1,0) is short for the same. A plain list of numbers is read as one.
-  """
-  text = re.sub(r"^(\[[\d,]+\])T", r"\1<=\1T", text)
-  if "<=" not in text:
-    return np.array(_read_numbers(text))
-  shape, sizes, order = re.match(
-    r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
-  ).groups()
-  sizes = _read_numbers(sizes)
-  counted = np.arange(math.prod(sizes)).reshape(sizes)
-  if order:
-    counted = counted.transpose(_read_numbers(order))
-  return counted.reshape(_read_numbers(shape))
-
-
-def _join_pairs(pairs: Iterable[list[int]]) -> list[list[int]]:
-  """Returns the groups of devices that pairs connect."""
-  groups: list[set[int]] = []
-  for pair in pairs:
-    touched = [group for group in groups if group & {*pair}]
-    groups = [group for group in groups if group not in touched]
-    groups.append(set(pair).union(*touched))
-  return [sorted(group) for group in groups]
-
-
-def _read_rows(text: str) -> list[list[int]]:
-  return [_read_numbers(row) for row in re.findall(r"\{([\d,]+)\}", text)]
-
-
-def _read_numbers(text: str) -> list[int]:
-  return [int(number) for number in text.split(",")]

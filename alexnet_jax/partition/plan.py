@@ -79,10 +79,14 @@ class Collective:
     return self.elements // self.images if self.images else 0
 
   @property
+  def sent_elements(self) -> int:
+    """Elements that one device sends in a step; see `ring_elements`."""
+    return ring_elements(self.kind, self.devices, self.elements)
+
+  @property
   def sent_bytes(self) -> int:
-    """Bytes that one device sends in a step; see `ring_elements`."""
-    elements = ring_elements(self.kind, self.devices, self.elements)
-    return elements * self.bytes_per_element
+    """Bytes that one device sends in a step."""
+    return self.sent_elements * self.bytes_per_element
 
 
 def ring_elements(kind: str, devices: int, elements: int) -> int:

@@ -17,18 +17,24 @@ def compile_step(
   *,
   options: Mapping[str, compiler_options.Value] | None = None,
 ) -> tuple[jax.stages.Compiled, audit_lib.Audit]:
-  """Compiles and audits the training step.
+  """Compiles and audits the training step, alike for every command.
 
   The heap of this process then keeps the memory that a step needs for its
   temporaries, see `distributed/malloc.py`.
+
+  Args:
+    options: from `compiler_options.choose`; None: those of --xla_options=auto.
 
   Raises:
     jax.errors.JaxRuntimeError: the step cannot be compiled, for example
       because memory is short.
   """
+  if options is None:
+    devices = program.mesh.devices.flat
+    options = compiler_options.choose(devices, mode="auto").used
   traced = program.trace()
   try:
-    compiled = traced.lower().compile(compiler_options=dict(options or {}))
+    compiled = traced.lower().compile(compiler_options=dict(options))
   except jax.errors.JaxRuntimeError as error:
     if options:
       error.add_note("With --xla_options=off, XLA may compile it.")

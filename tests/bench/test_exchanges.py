@@ -15,7 +15,7 @@ from tests import build
 def find_exchanges(program, traced):
   names = [*program.network.sizes(), "loss", "update"]
   sizes = dict(program.mesh.shape)
-  return list(collectives.find_traced(traced.jaxpr, names, sizes))
+  return list(collectives.read_traced(traced.jaxpr, names, sizes).collectives)
 
 
 def test_silent_step_sends_nothing_and_computes_the_same_shapes(layout):
@@ -54,7 +54,7 @@ def test_compiled_silent_step_takes_steps_and_has_no_collective():
   program = exchanges.make_silent(build.make_short_program("two_column_data"))
   compiled = program.trace().lower().compile()
   text, sizes = compiled.as_text(), dict(program.mesh.shape)
-  assert not list(collectives.find_compiled(text, ["conv1"], sizes))
+  assert not collectives.read_compiled(text, ["conv1"], sizes).collectives
   state, totals = turns.StepRunner(program, compiled).start()
   assert isinstance(state, step_lib.TrainState) and int(state.step) == 1
   # Each device counts its own half of the images.

@@ -15,18 +15,16 @@ def sums(*layers_and_elements):
   ]
 
 
-def test_combined_sums_are_explained_by_their_total_and_no_more():
-  planned = sums(("fc6", 60), ("fc7", 40))
-  _, unplanned, notes = audit._match_compiled(planned, sums(("fc6", 100)))
-  assert unplanned == []
-  assert notes == [
-    "fc6, fc7: the compiler combined 2 of kind sum over data into 1, "
+def test_parts_of_a_sum_are_explained_by_their_total_and_no_more():
+  planned = sums(("fc6", 60), ("fc6", 40))
+  found = audit._match_compiled(planned, sums(("fc6", 100)))
+  assert found.unplanned == [] and found.sent == [60 * 4, 40 * 4]
+  assert found.notes == [
+    "fc6 backward: the compiler combined 2 of kind sum over data into 1, "
     "100 elements as planned"
   ]
-  _, unplanned, _ = audit._match_compiled(planned, sums(("fc6", 101)))
-  assert unplanned == [
-    "fc6 backward: sum of the kernel over data, 101 elements"
-  ]
+  for other in (sums(("fc6", 101)), sums(("fc7", 100))):
+    assert audit._match_compiled(planned, other).unplanned == other
 
 
 def change(collectives, **changes):
@@ -42,6 +40,12 @@ def change(collectives, **changes):
       {"kind": "collective-permute", "elements": 32},
       "made it a collective-permute (128 bytes planned, 128",
     ),
+    # A piece of a combined sum, whose tensor is not known.
+    (
+      "sum",
+      {"tensor": "activation"},
+      "combined it with others (256 bytes planned, 256 sent)",
+    ),
     (
       "sum",
       {"bytes_per_element": 2},
@@ -52,26 +56,32 @@ def change(collectives, **changes):
 def test_changed_collective_is_explained_in_bytes(planned_kind, changes, note):
   planned = change(sums(("conv3", 64)), kind=planned_kind)
   compiled = change(sums(("conv3", 64)), **changes)
-  sent, unplanned, notes = audit._match_compiled(planned, compiled)
-  assert unplanned == [] and sent == [compiled[0].sent_bytes]
-  assert note in notes[0]
+  found = audit._match_compiled(planned, compiled)
+  assert found.unplanned == [] and found.sent == [compiled[0].sent_bytes]
+  assert note in found.notes[0]
 
 
-def test_piece_of_a_combined_sum_is_found_by_its_size():
-  planned = change(sums(("conv1", 64), ("conv2", 96)), kind="reduce_scatter")
-  combined = sums(("conv1", 96), ("conv1", 64))
-  sent, unplanned, notes = audit._match_compiled(planned, combined)
-  assert unplanned == [] and len(notes) == 2
-  assert "made it a sum, as part of one in conv1 (" in notes[-1]
-  assert sent == [2 * 64 // 2 * 4, 2 * 96 // 2 * 4]
-  sent, unplanned, _ = audit._match_compiled(planned, sums(("conv1", 97)))
-  assert len(unplanned) == 1 and sent == [0, 0]
-
-
-def test_gather_elsewhere_does_not_answer_for_a_sum_of_its_size():
+@pytest.mark.parametrize(
+  "changes",
+  [
+    # A gather elsewhere, and sums that have other operands.
+    {
+      **{"layer": "conv4", "direction": "forward", "tensor": "activation"},
+      "kind": "all_gather",
+    },
+    {"layer": "conv4"},
+    {"layer": ""},
+    {"direction": "forward", "tensor": "activation"},
+    {"axes": ("column",)},
+    # What takes its place sends more.
+    {"elements": 65},
+    {"bytes_per_element": 8},
+    {"kind": "all_to_all", "elements": 64 * 16, "devices": 16},
+  ],
+)
+def test_dead_sum_is_not_answered_by_another_of_its_size(changes):
   planned = sums(("fc7", 64))
-  gather = change(planned, layer="conv4", direction="forward")
-  gather = change(gather, tensor="activation", kind="all_gather")
-  _, unplanned, notes = audit._match_compiled(planned, gather)
-  assert len(unplanned) == 1 and "conv4 forward: all_gather" in unplanned[0]
-  assert "removed it" in notes[0]
+  other = change(planned, **changes)
+  found = audit._match_compiled(planned, other)
+  assert found.unplanned == other and found.sent == [0]
+  assert "removed it" in found.notes[0]

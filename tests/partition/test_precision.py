@@ -60,10 +60,10 @@ def test_precision_of_the_exchange_is_its_own(layout, tiny_network):
     parts = build.make_program(
       layout, exchange_dtype=crossing, compute_dtype=computed
     )
-    found = collectives.find_traced(
+    found = collectives.read_traced(
       parts.trace().jaxpr, [*tiny_network.sizes(), "loss"], layout.mesh
     )
-    assert sorted(found) == sorted(parts.plan)
+    assert sorted(found.collectives) == sorted(parts.plan)
     sent[computed, crossing] = sum(e.sent_bytes for e in parts.plan if e.images)
   for computed in PRECISIONS:
     assert sent[computed, "float32"] == sent["float32", "float32"]

@@ -120,3 +120,13 @@ def test_step_is_compiled_with_the_options():
   with pytest.raises(jax.errors.JaxRuntimeError, match=name) as caught:
     compiled_step.compile_step(program, options={name: True})
   assert "--xla_options=off" in caught.value.__notes__[0]
+
+
+def test_step_is_compiled_with_the_options_of_a_run_by_every_command(
+  monkeypatch,
+):
+  name = "xla_no_such_option"
+  chosen = compiler_options.Options(platform="cpu", used={name: True})
+  monkeypatch.setattr(compiler_options, "choose", lambda *_, **__: chosen)
+  with pytest.raises(jax.errors.JaxRuntimeError, match=name):
+    compiled_step.compile_step(build.make_program(catalog.ONE_DEVICE))
