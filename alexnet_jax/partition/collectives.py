@@ -25,9 +25,9 @@ from alexnet_jax.partition import plan as plan_lib
 
 # Operations that name mesh axes and send nothing.
 _LOCAL_PRIMITIVES = frozenset({"axis_index", "pvary", "pcast", "shard_map"})
-# Operations that hand arrays to the host, or to code that is not JAX's.
+# Operations that hand arrays to the host, or to a library that is not JAX's.
 _HOST_PRIMITIVE = re.compile(
-  r"callback|debug_print|outside_call|infeed|outfeed|ffi_call|^p?(send|recv)"
+  r"callback|debug_print|outside_call|infeed|outfeed|ffi_call|^(send|recv)"
 )
 # Kinds of `plan.Collective`, by JAX's and by XLA's names where they differ.
 _KINDS = {
@@ -124,7 +124,10 @@ class _Reader:
   """Counts the collectives of a program; both readings share this."""
 
   def __init__(self, layers: Sequence[str], mesh: Mapping[str, int]):
-    self.layers, self.mesh = layers, mesh
+    self.mesh = mesh
+    names = "|".join(map(re.escape, layers))
+    tensors = "|".join(plan_lib.NAMED_SCOPES)
+    self._scope = re.compile(rf"\b({names})\b(?:\)*/({tensors})\b)?")
     self.refused: list[str] = []
     self.notes: list[str] = []
 
@@ -166,9 +169,7 @@ class _Reader:
   def to_collective(
     self, kind, axes, devices, elements, size, scope
   ) -> plan_lib.Collective:
-    names = "|".join(map(re.escape, self.layers))
-    tensors = "|".join(plan_lib.NAMED_SCOPES)
-    match = re.search(rf"\b({names})\b(?:\)*/({tensors})\b)?", scope)
+    match = self._scope.search(scope)
     layer, tensor = match.groups() if match else ("", None)
     is_backward = "transpose(" in scope
     return plan_lib.Collective(
@@ -223,6 +224,8 @@ class _TracedReader(_Reader):
     if devices == 1 or primitive in _LOCAL_PRIMITIVES:
       return
     kind = _KINDS.get(primitive, primitive)
+    if parameters.get("axis_index_groups") is not None:
+      kind += " in groups"  # as no plan has it
     axes = plan_lib.crossed_axes(axes, self.mesh)
     for variable in equation.invars:
       elements = math.prod(variable.aval.shape)
@@ -242,9 +245,10 @@ class _TracedReader(_Reader):
         math.prod(getattr(variable.aval, "shape", ()))
         for variable in equation.invars
       )
+      name = equation.primitive.name
       self.refused.append(
-        f"{self.describe_place(scope)}: {equation.primitive.name} hands "
-        f"{elements:,} elements to the host"
+        f"{self.describe_place(scope)}: {name} hands {elements:,} elements to "
+        f"{'a library' if name == 'ffi_call' else 'the host'}"
       )
 
 
@@ -361,26 +365,26 @@ class _CompiledReader(_Reader):
 
   def _check_other(self, instruction: hlo_lib.Instruction) -> None:
     """Refuses what sends and is no collective, or one of an unknown name."""
-    opcode, rest = instruction.opcode, instruction.rest
+    opcode = instruction.opcode
     if opcode.endswith(("-done", "-update")):
       return  # of what has been read at its start
-    place = self.describe_place(instruction.scope)
-    target = re.search(r'custom_call_target="([^"]*)"', rest)
+    target = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
     if opcode in _HLO_HOST or _HLO_HOST_MEMORY in instruction.type:
-      self.refused.append(f"{place}: {opcode} moves data to or from the host")
+      lines, line = self.refused, f"{opcode} moves data to or from the host"
     elif target and _HLO_HOST_TARGET.search(target[1]):
-      self.refused.append(f"{place}: custom call {target[1]} calls the host")
+      lines, line = self.refused, f"custom call {target[1]} calls the host"
     elif _HLO_UNREAD_OPCODE.search(opcode) or _HLO_UNREAD_ATTRIBUTE.search(
       instruction.attributes
     ):
-      self.refused.append(
-        f"{place}: {target[1] if target else opcode} sends, and this audit "
-        "cannot read it"
-      )
+      lines = self.refused
+      name = target[1] if target else opcode
+      line = f"{name} sends, and this audit cannot read it"
     elif target and not _HLO_KNOWN_TARGET.match(target[1]):
-      self.notes.append(
-        f"{place}: the audit does not know what custom call {target[1]} does"
-      )
+      lines = self.notes
+      line = f"the audit does not know what custom call {target[1]} does"
+    else:
+      return
+    lines.append(f"{self.describe_place(instruction.scope)}: {line}")
 
 
 def _describe_place(collective: plan_lib.Collective) -> str:

@@ -56,7 +56,8 @@ class Instruction:
   @property
   def trip_count(self) -> int | None:
     """How often a `while` runs its body; None if that is not known."""
-    match = _TRIP_COUNT.search(self.rest)
+    # Older versions of XLA put this text into a string.
+    match = _TRIP_COUNT.search(self.rest.replace("\\", ""))
     return int(match[1]) if match else None
 
 

@@ -316,6 +316,14 @@ ATTACKS = [
     *((24, 24), f"{FORWARD_IN}io_callback {HOST}", f"{FORWARD_IN}{CALL}"),
   ),
   attack(
+    *("memory of the host", fc6(add), (24, 24)),
+    "outside every layer forward: device_put hands 24 elements to the host",
+    "",  # a CPU has one memory
+    outer=lambda mapped: (
+      lambda x: jax.device_put(mapped(x), jax.memory.Space.Host)
+    ),
+  ),
+  attack(
     *("permutation", fc6(permute), (24, 24)),
     f"{FORWARD_IN}ppermute of the activation over data, 6 elements",
     "",  # as far as it knows, the compiler may have chosen this

@@ -1,5 +1,6 @@
 """The plan is the whole truth about communication."""
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -11,7 +12,14 @@ import pytest
 from jax import lax
 
 from alexnet_jax.network import catalog as wirings
-from alexnet_jax.partition import audit, catalog, check, exchange, plan
+from alexnet_jax.partition import (
+  audit,
+  catalog,
+  check,
+  collectives,
+  exchange,
+  plan,
+)
 from alexnet_jax.partition import layout as layout_lib
 from tests import build
 from tests.partition.test_placement import OVERLAPPED, OVERRIDDEN, UNUSUAL
@@ -324,3 +332,69 @@ def test_communication_outside_the_layers_is_found():
     "outside every layer forward: sum of the activation over data, 6 elements"
   )
   assert found.unplanned == (f"traced: {expected}", f"compiled: {expected}")
+
+
+# Five layers, of both kinds and of every way to read the columns.
+MIDDLE = dataclasses.replace(
+  wirings.ALEXNET_2012,
+  name="middle",
+  layers=tuple(
+    layer
+    for layer in wirings.ALEXNET_2012.layers
+    if layer.name in ("conv1", "conv2", "conv3", "fc6", "fc8")
+  ),
+)
+
+
+def draw_layout(rng, network):
+  """Draws a layout of up to eight devices that the network fits."""
+  while True:
+    sizes = rng.choice((1, 2, 4), size=rng.integers(1, 4))
+    mesh = {f"axis{i}": int(size) for i, size in enumerate(sizes)}
+    layers = {}
+    for layer in network.layers:
+      use = rng.integers(0, 3, len(mesh))  # none, the batch, or the features
+      batch, features = (
+        tuple(axis for axis, kind in zip(mesh, use, strict=True) if kind == it)
+        for it in (1, 2)
+      )
+      layers[layer.name] = layout_lib.Placement(
+        batch=batch,
+        features=features,
+        fsdp=tuple(axis for axis in batch if rng.random() < 0.3),
+        arrive=str(rng.choice(layout_lib.ARRIVALS)),
+        overlap_gather=bool(rng.random() < 0.2),
+      )
+    layout = layout_lib.Layout(name="drawn", mesh=mesh, layers=layers)
+    if 1 < layout.devices <= 8 and check.fits(layout, network, batch_size=8):
+      # Nor may two layers split the same images in another order.
+      with contextlib.suppress(ValueError):
+        build.make_plan(network, layout)
+        return layout
+
+
+# 200 are traced, and one of ten is compiled.
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_random_layouts_communicate_as_planned(seed):
+  rng = np.random.default_rng(seed)
+  for number in range(10):
+    normalization = str(rng.choice(["column", "across", "batch"]))
+    network = build.make_network(
+      MIDDLE, image_size=35, width=1 / 16, normalization=normalization
+    )
+    parts = build.make_program(
+      draw_layout(rng, network),
+      *(network, build.SHORT_AUGMENTATION),
+      trust_coefficient=rng.choice([None, 0.001]),
+      accumulate=int(rng.choice([1, 2])),
+      exchange_dtype=str(rng.choice(["float32", "bfloat16"])),
+    )
+    traced = parts.trace()
+    layers = [*network.sizes(), "loss", "update"]
+    found = collectives.read_traced(traced.jaxpr, layers, parts.mesh.shape)
+    assert found.refused == (), parts.layout
+    assert sorted(found.collectives) == sorted(parts.plan), parts.layout
+    if number == 0:
+      step = audited((parts, traced, traced.lower().compile()))
+      assert step.agrees, (parts.layout, step)
