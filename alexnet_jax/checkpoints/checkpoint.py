@@ -9,17 +9,41 @@ and the one before it is used.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax.checkpoints import checksum, metadata, reader, writer
 from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.program import step as step_lib
+
+
+class _AsyncOptions(ocp.options.AsyncOptions):
+  """Options with which the error of a failed save is known at once.
+
+  By default, a process whose save has failed first waits for the others, which
+  wait for it.
+  """
+
+  def v0(self):
+    return dataclasses.replace(super().v0(), barrier_sync_fn=_wait_at_barrier)
+
+
+def _wait_at_barrier(*, key: str, timeout_ms: int) -> None:
+  error = sys.exception()
+  if error is not None and threading.current_thread() != (
+    threading.main_thread()  # which may save on its way out after an error
+  ):
+    raise error
+  multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 class Checkpoints:
@@ -68,8 +92,12 @@ class Checkpoints:
       with contextlib.suppress(metadata.DamagedError):
         self._note_error(step, self.facts(step))
     reader.mute_orbax()
+    # A folder that could not be made in the background would leave threads that
+    # wait for it for 5 minutes, and the process waits for them.
+    context = ocp.Context(
+      async_options=_AsyncOptions(create_directories_asynchronously=False)
+    )
     # Compression saves a tenth of float32, and takes most of a save's time.
-    context = ocp.Context()
     context.array.saving.use_compression = False
     return training.Checkpointer(
       reader.find_folder(self._workdir),
@@ -129,7 +157,7 @@ class Checkpoints:
         step,
         state._asdict(),
         custom_metadata=metadata.make(
-          self._fields, facts, arrays, code=self._code
+          step, self._fields, facts, arrays, code=self._code
         ),
       )
     if response is None:
@@ -138,8 +166,10 @@ class Checkpoints:
         f"{self.latest_step()} in {self._workdir!r}, expected a later step. "
         "Set --workdir."
       )
+    # The other processes may see the files later.
+    check = reader.check_complete if self._group.is_first else None
     self._pending = writer.PendingSave(
-      self._folder(step), step, began, response
+      self._folder(step), step, began, response, check
     )
 
   def _note_error(self, step: int, facts: Mapping[str, Any]) -> None:
@@ -179,9 +209,27 @@ class Checkpoints:
       yield
     except Exception as error:
       self._pending, self._failed = None, True
+      lost = group_lib.find_lost_connection(error)
+      if lost is not None and self._group.count > 1:
+        raise lost from None  # it says nothing about the place of checkpoints
+      if isinstance(error, metadata.CheckpointError):  # of reading it back
+        raise metadata.CheckpointError(
+          f"the checkpoint of step {step} is not stored as it was written: "
+          f"{error} Set --workdir to a folder of another file system; the same "
+          "command resumes from the last intact checkpoint."
+        ) from error
+      if (old := self._find_undeleted(step)) is not None:
+        raise writer.make_deletion_error(error, old, step) from error
       raise writer.make_save_error(
         error, self._folder(step), step, self.latest_step()
       ) from error
+
+  def _find_undeleted(self, step: int) -> str | None:
+    """Returns the folder that a save could not delete at its end, if any."""
+    steps = self.steps()
+    kept = self._policy.find_steps_to_keep(steps)
+    old = [one for one in steps if one not in kept]
+    return self._folder(old[0]) if step in steps and old else None
 
   def restore(
     self, like: step_lib.TrainState, *, step: int | None = None
@@ -231,7 +279,15 @@ class Checkpoints:
     )
     for step, problem in problems:
       log(f"{problem} It is now {self.move_aside(step)!r}.")
-    _ = self._checkpointer
+    try:
+      _ = self._checkpointer
+    except OSError as error:
+      if isinstance(error, metadata.CheckpointError):
+        raise
+      raise metadata.CheckpointError(
+        f"the folder {self._folder()!r} cannot be opened for checkpoints: "
+        f"{error.strerror or error}. Set --workdir."
+      ) from error
 
   def _restore_together(self, like, step: int) -> step_lib.TrainState:
     """As `restore`; either all processes raise DamagedError or none does."""
@@ -266,7 +322,7 @@ class Checkpoints:
       lambda: reader.move_aside(self._folder(step), why=why),
     )
 
-  def _folder(self, step: int) -> str:
+  def _folder(self, step: int | None = None) -> str:
     return reader.find_folder(self._workdir, step)
 
   def close(self) -> list[writer.Saved]:

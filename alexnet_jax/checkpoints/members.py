@@ -191,9 +191,10 @@ def find_common_steps(paths: Sequence[str]) -> dict[str, int]:
 
 
 def _find_members(path: str) -> list[str]:
-  names = os.listdir(path) if os.path.isdir(path) else []
   numbers = sorted(
-    int(match[1]) for name in names if (match := _FOLDER.fullmatch(name))
+    int(match[1])
+    for name in reader.list_names(path)
+    if (match := _FOLDER.fullmatch(name))
   )
   if numbers != list(range(len(numbers))):
     missing = min({*range(len(numbers))} - {*numbers})

@@ -51,6 +51,7 @@ class DamagedError(CheckpointError):
 
 
 def make(
+  step: int,
   fields: Mapping[str, Any],
   facts: Mapping[str, Any],
   arrays: Mapping[str, checksum.Checksum],
@@ -60,12 +61,14 @@ def make(
   """Returns the record of a checkpoint, as JSON has it.
 
   Args:
+    step: of the state.
     fields: the content of `config.json`.
     facts: other values to record with this state.
     arrays: the checksums of the state.
     code: from `find_code_versions`.
   """
   record = {
+    "step": step,
     "fields": dict(fields),
     "facts": dict(facts),
     "code": dict(code),
@@ -82,8 +85,8 @@ def read(folder: str) -> dict[str, Any]:
 
   Raises:
     DamagedError: it is not what was written.
-    CheckpointError: it cannot be read now, or an earlier version wrote the
-      checkpoint without a record.
+    CheckpointError: it cannot be read now, its folder has the name of another
+      step, or an earlier version wrote the checkpoint without a record.
   """
   file = os.path.join(folder, _FILE)
   try:
@@ -111,7 +114,26 @@ def read(folder: str) -> dict[str, Any]:
   rest = {name: value for name, value in record.items() if name != "sum"}
   if "arrays" not in rest or record.get("sum") != _sum(rest):
     raise make_damaged_error(folder, f"{_FILE} is not as it was written")
+  check_step(folder, record.get("step"))
   return record
+
+
+def check_step(folder: str, step: int | None) -> None:
+  """Refuses a checkpoint whose folder has the name of another step.
+
+  Args:
+    folder: of the checkpoint.
+    step: of the state; None: not known, as in records of earlier versions.
+
+  Raises:
+    CheckpointError: names both.
+  """
+  place, name = os.path.split(folder)
+  if step is not None and name != str(step):
+    raise CheckpointError(
+      f"the checkpoint {folder!r} is that of step {step}, not of step {name}. "
+      f"Rename it to {os.path.join(place, str(step))!r}, or move it away."
+    )
 
 
 def check_shapes(folder: str, record: Mapping[str, Any], like: Any) -> None:

@@ -6,6 +6,8 @@ Works on any run, also on one that is training meanwhile; writes nothing.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import logging
 import os
 import sys
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import tensorstore
 from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
@@ -33,9 +36,28 @@ def find_folder(workdir: str, step: int | None = None) -> str:
 def find_steps(workdir: str) -> list[int]:
   """Returns the steps of the complete checkpoints of a run, rising."""
   mute_orbax()  # a read of a damaged checkpoint reports it
+  folder = find_folder(workdir)
+  if not list_names(folder):
+    return []
   names = ocp.path.step.standard_name_format()
-  found = names.find_all(find_folder(workdir))
-  return sorted(checkpoint.step for checkpoint in found)
+  return sorted(checkpoint.step for checkpoint in names.find_all(folder))
+
+
+def list_names(folder: str) -> list[str]:
+  """Returns the names in a folder; none where there is no folder.
+
+  Raises:
+    CheckpointError: it cannot be read now.
+  """
+  try:
+    return os.listdir(folder)
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+  except OSError as error:
+    raise metadata.CheckpointError(
+      f"the folder {folder!r} cannot be read now: {error.strerror}. Start "
+      "again once that is repaired, or set --workdir."
+    ) from error
 
 
 def find_latest_step(workdir: str) -> int | None:
@@ -59,6 +81,11 @@ def load(
     CheckpointError: it is of another state, or cannot be read now.
   """
   folder = find_folder(workdir, step)
+  if "\\" in folder:  # TensorStore takes it for a slash
+    raise metadata.CheckpointError(
+      f"the checkpoint {folder!r} cannot be read, because its path has a "
+      "backslash. Rename that folder."
+    )
   record = metadata.read(folder)
   metadata.check_shapes(folder, record, like)
   mute_orbax()
@@ -72,6 +99,8 @@ def load(
       folder, error, f"it cannot be read: {reason}"
     ) from error
   metadata.check_checksums(folder, record, state)
+  if "step" not in record:  # of an earlier version
+    metadata.check_step(folder, int(np.asarray(state.step)))
   return state
 
 
@@ -140,6 +169,46 @@ def find_intact_before(
   return None
 
 
+def check_complete(folder: str) -> None:
+  """Refuses a checkpoint that lacks a part of an array of its record.
+
+  Reads what is stored, not the arrays themselves: it takes milliseconds.
+
+  Raises:
+    DamagedError: names the array.
+    CheckpointError: it cannot be read now.
+  """
+  record = metadata.read(folder)
+  try:
+    store = tensorstore.KvStore.open(
+      {
+        "driver": "ocdbt",
+        "base": {"driver": "file", "path": f"{folder}/state/"},
+      }
+    ).result()
+    names = {name.decode() for name in store.list().result()}
+    for array, (_, shape, _) in record["arrays"].items():
+      found = store.read(f"{array}/zarr.json").result()
+      if found.state != "value":
+        raise metadata.make_damaged_error(folder, f"it lacks {array}")
+      grid = json.loads(found.value)["chunk_grid"]["configuration"]
+      ranges = [
+        range(-(-size // chunk))
+        for size, chunk in zip(shape, grid["chunk_shape"], strict=True)
+      ]
+      for place in itertools.product(*ranges):
+        if "/".join((array, "c", *map(str, place))) not in names:
+          what = f"it lacks a part of {array}"
+          raise metadata.make_damaged_error(folder, what)
+  except (OSError, ValueError, LookupError) as error:
+    if isinstance(error, metadata.CheckpointError):
+      raise
+    reason = metadata.summarize_error(error)
+    raise metadata.make_read_error(
+      folder, error, f"it cannot be read: {reason}"
+    ) from error
+
+
 def read_newest_intact(
   folder: str,
   steps: Sequence[int],
@@ -195,15 +264,21 @@ def move_aside(folder: str, *, why: str = "broken") -> str:
     suffix = "" if number == 1 else f"-{number}"
     path = os.path.join(parent, f"{why}-{name}{suffix}")
     if not os.path.lexists(path):
-      os.rename(folder, path)
-      return path
+      break
     number += 1
+  try:
+    os.rename(folder, path)
+  except OSError as error:
+    raise metadata.CheckpointError(
+      f"the checkpoint {folder!r} is {why}, and cannot be moved to {path!r}: "
+      f"{error.strerror}. Move it away, or set --workdir."
+    ) from error
+  return path
 
 
 def has_moved_damaged(folder: str) -> bool:
   """Whether a folder has a checkpoint that was moved aside as damaged."""
-  names = os.listdir(folder) if os.path.isdir(folder) else []
-  return any(name.startswith("broken-") for name in names)
+  return any(name.startswith("broken-") for name in list_names(folder))
 
 
 def mute_orbax() -> None:

@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import socket
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -58,6 +59,13 @@ def check_writable(path: str) -> None:
     pass  # the checks of the parent below have the better message
   except OSError as error:
     raise _cannot_write(path, error.strerror) from error
+  # Orbax finds the files of a save by a pattern that begins with the path.
+  if found := re.search(r"[][*?\\]", os.path.abspath(path)):
+    raise _cannot_write(
+      path,
+      f"its path {os.path.abspath(path)} has {found[0]!r}, and a checkpoint in "
+      "it could not be found again; expected a path without [ ] * ? \\",
+    )
   parent = find_existing_parent(path)
   if not os.path.isdir(parent):
     raise _cannot_write(path, f"{parent} is no directory")
@@ -95,11 +103,16 @@ def read_config(path: str) -> dict[str, Any] | None:
   file = os.path.join(path, CONFIG_FILE)
   if not os.path.exists(file):
     return None
-  with open(file, "rb") as opened:
-    try:
+  try:
+    with open(file, "rb") as opened:
       fields = json.load(opened)
-    except ValueError as error:  # also for bytes that are no text
-      raise ValueError(f"{file!r} is no JSON: {error}. {_RESTORE}") from error
+  except ValueError as error:  # also for bytes that are no text
+    raise ValueError(f"{file!r} is no JSON: {error}. {_RESTORE}") from error
+  except OSError as error:
+    raise OSError(
+      f"{file!r} cannot be read: {error.strerror}. Make it readable, or set "
+      "--workdir."
+    ) from error
   if not isinstance(fields, dict):
     raise ValueError(
       f"{file!r} has no fields, expected those of a run by name. Restore it, "
@@ -152,6 +165,8 @@ def acquire(
   first = next(iter(folders))
   # Existing folders are locked before they are read, new ones made after that.
   existing = [path for path in folders if path == first or os.path.isdir(path)]
+  for path in folders:
+    check_writable(reader.find_folder(path))
   with contextlib.ExitStack() as stack:
     locks = [_make_and_lock(path, stack) for path in existing]
     accepts = accept_for is not None
@@ -162,10 +177,17 @@ def acquire(
       fields = flatten_config(fields, found)
       saved = step if path == first else reader.find_latest_step(path)
       lines = _find_changes(path, fields, saved, may_change, accepts=accepts)
+      foreign = _find_foreign(path, fields, may_change)
+      if foreign and not accepts:
+        raise ValueError(
+          f"{next(iter(foreign))}. Move it away or set --workdir, or pass "
+          "--allow_config_changes to resume the run that this workdir then is."
+        )
+      lines += foreign
       if lines and saved is not None and path in accept_for:
         _check_fits(path, accept_for[path].abstract_state, changes=lines)
       backup = f"config.step_{step or 0}.json" if lines else None
-      writes.append((path, fields, backup))
+      writes.append((path, fields, backup, foreign.values()))
       changes |= dict.fromkeys(
         f"changed after step {step or 0}, as --allow_config_changes says: "
         f"{line}"
@@ -174,8 +196,10 @@ def acquire(
     locks += [
       _make_and_lock(path, stack) for path in folders if path not in existing
     ]
-    for path, fields, backup in writes:
+    for path, fields, backup, foreign_steps in writes:
       write_config(path, fields, backup=backup)
+      for one in foreign_steps:
+        _accept_foreign(path, one)
     stack.pop_all()
   return Acquired(locks=tuple(locks), changes=tuple(changes))
 
@@ -225,6 +249,56 @@ def _find_changes(
   if problem is not None and not accepts:
     raise ValueError(problem)
   return [] if problem is None else [problem]
+
+
+def _find_foreign(
+  path: str, fields: Mapping[str, Any], may_change: Collection[str]
+) -> dict[str, int]:
+  """Returns {sentence: step} for checkpoints that are not of this run.
+
+  The config that a checkpoint was saved with is the present one, or one that
+  --allow_config_changes has replaced and kept.
+
+  Raises:
+    CheckpointError: a checkpoint cannot be read now, or is of another step.
+  """
+  configs = [fields]
+  for file in pathlib.Path(path).glob("config*.json"):
+    with contextlib.suppress(ValueError):
+      configs.append(json.loads(file.read_bytes()))
+  found = {}
+  for step in reader.find_steps(path):
+    folder = reader.find_folder(path, step)
+    try:
+      saved = metadata.read(folder)["fields"]
+    except metadata.DamagedError:
+      continue  # moved aside at the resume
+    differences = [
+      find_differences(
+        # A version that has more fields records more of them.
+        {name: saved[name] for name in saved.keys() & config.keys()},
+        {name: config[name] for name in saved.keys() & config.keys()},
+        may_change=may_change,
+        place="the checkpoint",
+      )
+      for config in configs
+    ]
+    if all(differences):
+      found[
+        f"the checkpoint {folder!r} is of another run "
+        f"({'; '.join(differences[0])})"
+      ] = step
+  return found
+
+
+def _accept_foreign(path: str, step: int) -> None:
+  """Keeps the config of a checkpoint of another run as one of this run."""
+  saved = metadata.read(reader.find_folder(path, step))["fields"]
+  file = os.path.join(path, f"config.checkpoint_{step}.json")
+  try:
+    _write_atomically(file, json.dumps(saved, indent=2).encode())
+  except OSError as error:
+    raise _cannot_write(path, error.strerror) from error
 
 
 def _check_fits(
@@ -300,6 +374,7 @@ def find_differences(
   now: Mapping[str, Any],
   *,
   may_change: Collection[str],
+  place: str = "the workdir",
 ) -> list[str]:
   """Returns a line for each field that gives other results.
 
@@ -309,7 +384,7 @@ def find_differences(
     # Unset, it is that of the run: the order may be the same one.
     earlier, now = map(_fill_data_seed, (earlier, now))
   return [
-    f"{name}: {earlier.get(name)} in the workdir, {now.get(name)} now"
+    f"{name}: {earlier.get(name)} in {place}, {now.get(name)} now"
     for name in sorted(earlier.keys() | now.keys())
     if earlier.get(name) != now.get(name)
     and not (

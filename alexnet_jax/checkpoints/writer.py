@@ -6,7 +6,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from alexnet_jax.checkpoints import metadata
@@ -53,11 +53,20 @@ class PendingSave:
     step: of the checkpoint.
     began: when the training stopped for it, by `time.monotonic`.
     response: from Orbax.
+    check: raises if the complete folder is not as it was written.
   """
 
-  def __init__(self, folder: str, step: int, began: float, response: Response):
+  def __init__(
+    self,
+    folder: str,
+    step: int,
+    began: float,
+    response: Response,
+    check: Callable[[str], None] | None = None,
+  ):
     self.step = step
     self._folder, self._began, self._response = folder, began, response
+    self._check = check
     self._finished, self._num_bytes = began, 0
     self._error: BaseException | None = None
     # A thread of its own waits: `result` with a time limit raises the same
@@ -70,6 +79,8 @@ class PendingSave:
     """Waits until the folder has its final name, or the save has failed."""
     try:
       self._response.result()
+      if self._check is not None:
+        self._check(self._folder)
       self._finished = time.monotonic()
       self._num_bytes = _find_size(self._folder)
     except BaseException as error:
@@ -131,6 +142,24 @@ def make_save_error(
   )
 
 
+def make_deletion_error(
+  error: Exception, folder: str, saved: int
+) -> metadata.CheckpointError:
+  """Returns the error for an old checkpoint that stays, in one line.
+
+  Args:
+    error: from Orbax.
+    folder: of the old checkpoint.
+    saved: the step of the new one, which exists.
+  """
+  reason = metadata.find_system_error(error) or metadata.summarize_error(error)
+  return metadata.CheckpointError(
+    f"the checkpoint of step {saved} is saved, but the old one {folder!r} "
+    f"cannot be deleted: {reason}. Delete it, or set --workdir; the same "
+    f"command resumes after step {saved}."
+  )
+
+
 def find_steps_to_keep(
   steps: Sequence[int],
   errors: Mapping[int, float],
@@ -176,5 +205,9 @@ class PreservationPolicy:
     """Whether each of the checkpoints is kept."""
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = find_steps_to_keep(steps, self.errors, **self._options)
+    kept = self.find_steps_to_keep(steps)
     return [step in kept for step in steps]
+
+  def find_steps_to_keep(self, steps: Sequence[int]) -> set[int]:
+    """Returns those of the steps whose checkpoints are kept."""
+    return find_steps_to_keep(steps, self.errors, **self._options)

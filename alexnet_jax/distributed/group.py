@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -41,6 +43,16 @@ _JAX_START_SECONDS, _JAX_HEARTBEAT_SECONDS, _JAX_END_SECONDS = 60, 100, 20
 # Processes that hang together do not all notice it at once; process 0, which
 # runs the service of all, exits last.
 _HUNG_LINGER_SECONDS = 3.0
+# A process that is lost is known within three beats after that time.
+_VERDICT_SECONDS = heartbeat.LOST_SECONDS + 5 * heartbeat.BEAT_SECONDS
+# Longer than process 0 waits for the others; its service may be gone for them.
+_ANNOUNCE_SECONDS, _ANNOUNCE_FIRST_SECONDS = 4.0, 12.0
+# What gloo, NCCL and JAX's service say where a process no longer answers.
+_CONNECTION = re.compile(
+  r"gloo|nccl|connection|barrier|heartbeat|coordination|socket"
+  r"|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED",
+  re.IGNORECASE,
+)
 
 
 class Group:
@@ -305,11 +317,16 @@ class Group:
       self._watchdog.stop()
     if self._heartbeat is None:
       return
-    if isinstance(error, jax.errors.JaxRuntimeError | ValueError):
-      # If another process is lost, the heartbeat ends this one meanwhile.
-      summary = " ".join(str(error).split())[:200]
+    lost = find_lost_connection(error)
+    if lost or isinstance(error, jax.errors.JaxRuntimeError | ValueError):
+      # Another process may be lost: the heartbeat then ends this one meanwhile.
+      summary = " ".join(str(lost or error).split())[:200]
       preemption.write_stderr(f"{self.label()}: {summary}")
-      time.sleep(heartbeat.LOST_SECONDS + 3 * heartbeat.BEAT_SECONDS)
+      time.sleep(_VERDICT_SECONDS)
+      if lost:
+        reason = f"lost the connection to another one: {summary}"
+        self._announce(reason, lost=True)
+        self._end_with_other(f"it {reason}", lost=True)
     if isinstance(error, SystemExit):
       text = str(error.code)
       preemption.write_stderr(text)
@@ -319,8 +336,21 @@ class Group:
         "".join(traceback.format_exception(error)).rstrip()
       )
       reason = " ".join(f"{type(error).__name__} {error}".split())
-    self._heartbeat.announce_end(reason)
+    self._announce(reason)
     self._exit(1)
+
+  def _announce(self, reason: str, *, lost: bool = False) -> None:
+    """Tells the others of an end; not for long if their service is gone."""
+    announcing = threading.Thread(
+      target=self._heartbeat.announce_end,
+      args=(reason,),
+      kwargs={"lost": lost},
+      daemon=True,
+    )
+    announcing.start()
+    announcing.join(
+      _ANNOUNCE_FIRST_SECONDS if self.is_first else _ANNOUNCE_SECONDS
+    )
 
   def _end_with_other(self, sentence: str, lost: bool) -> None:
     """Ends this process because of another one."""
@@ -336,6 +366,24 @@ class Group:
       sys.stdout.flush()
     finally:  # also where the reader of standard output is gone
       os._exit(code)
+
+
+def find_lost_connection(
+  error: BaseException | None,
+) -> jax.errors.JaxRuntimeError | None:
+  """Returns the error of JAX, among the causes, of a failed collective.
+
+  Another process is lost then, until shown otherwise. None: there is none.
+  """
+  seen: list[BaseException] = []
+  while error is not None and error not in seen:
+    if isinstance(error, jax.errors.JaxRuntimeError) and _CONNECTION.search(
+      str(error)
+    ):
+      return error
+    seen.append(error)
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def _key(name: str) -> str:

@@ -36,6 +36,21 @@ def print_lines(console: rich.console.Console, *lines: str) -> None:
     console.print(line, soft_wrap=True, highlight=False)
 
 
+def find_saved_step(workdir: str) -> int | None:
+  """Returns the newest step whose checkpoint the reports know of, if any."""
+  newest = None
+  # A file that cannot be read is refused where it is opened for writing.
+  with (
+    contextlib.suppress(OSError),
+    open(os.path.join(workdir, "metrics.jsonl"), "rb") as opened,
+  ):
+    for line in opened:
+      with contextlib.suppress(ValueError):  # a line that a kill has cut off
+        if "checkpoint_seconds" in (found := json.loads(line)):
+          newest = max(newest or 0, found["step"])
+  return newest
+
+
 class LossNotFinite(FloatingPointError):
   """The loss of a step, or of a validation, is not finite.
 

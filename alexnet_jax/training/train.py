@@ -41,6 +41,7 @@ def train(
     loop.Stopped: a signal has come, and a checkpoint is saved.
   """
   group = run.group
+  _check_not_emptied(run)
   _introduce(run, console)
   init_key, step_key = run.program.make_keys(run.config.seed)
   checkpoints = run.open_checkpoints()
@@ -110,6 +111,24 @@ def train(
     raise reporter.error
   report.print_lines(console, f"the run is in {run.workdir}/metrics.jsonl")
   return loop.state
+
+
+def _check_not_emptied(run: run_lib.Run) -> None:
+  """Refuses to start a run over whose checkpoints are gone.
+
+  Raises:
+    OSError: the reports know of a checkpoint, and there is none.
+  """
+  if not run.group.is_first or run.open_checkpoints().latest_step() is not None:
+    return
+  saved = report.find_saved_step(run.workdir)
+  if saved is not None:
+    raise OSError(
+      f"there is no checkpoint in the workdir {run.workdir!r}, but its "
+      f"metrics.jsonl says that step {saved} was saved. Restore the folder "
+      "checkpoints to resume; set --workdir, or remove metrics.jsonl, to start "
+      "over."
+    )
 
 
 def _check_first_step(group: group_lib.Group, first_step: int) -> None:

@@ -13,6 +13,7 @@ import threading
 import types
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax.checkpoints import checkpoint, metadata, reader, writer
 from alexnet_jax.program import step as step_lib
+from tests import fake_group
 
 EARLIER = "was written by an earlier version of alexnet_jax: it has "
 
@@ -179,6 +181,102 @@ def test_checkpoint_that_cannot_be_read_now_stays_where_it_is(
   (tmp_path / "checkpoints/6/_CHECKPOINT_METADATA").unlink()
   assert resume()[0] == 4
   assert reader.find_steps(str(tmp_path)) == [4]
+
+
+def test_checkpoint_is_held_against_the_name_of_its_folder(tmp_path):
+  save(tmp_path, [4, 6], keep=2)
+  place = tmp_path / "checkpoints"
+  for name in ("80", "9" * 20):
+    (place / "6").rename(place / name)
+    again = checkpoint.Checkpoints(str(tmp_path), keep=2)
+    said = f"checkpoints/{name}' is that of step 6, not of step {name}. Rename"
+    with raises(metadata.CheckpointError, said):
+      again.resume(make_state(), print)
+    with raises(metadata.CheckpointError, said):
+      reader.load(str(tmp_path), int(name), make_state())
+    (place / name).rename(place / "6")
+  assert again.resume(make_state(), print)[0] == 6
+  # Records of earlier versions have no step; the state has.
+  file = place / "6" / "_CHECKPOINT_METADATA"
+  content = json.loads(file.read_text())
+  record = content["custom_metadata"]
+  del record["step"], record["sum"]
+  record["sum"] = metadata._sum(record)
+  file.write_text(json.dumps(content))
+  assert int(reader.load(str(tmp_path), 6, make_state()).step) == 6
+  (place / "6").rename(place / "80")
+  with raises(metadata.CheckpointError, "is that of step 6, not of step 80"):
+    checkpoint.Checkpoints(str(tmp_path), keep=2).resume(make_state(), print)
+
+
+def test_save_is_read_back_before_it_counts(tmp_path, monkeypatch):
+  said = "of step 6 is not stored as it was written: .* damaged: it lacks "
+  # Orbax takes the brackets for a pattern, and finds nothing of what it wrote.
+  with raises(metadata.CheckpointError, f"{said}step"):
+    save(tmp_path / "a[v1]b", [6], keep=2)
+  check = reader.check_complete
+
+  def check_after_loss(folder):
+    base = {"driver": "file", "path": f"{folder}/state/"}
+    store = reader.tensorstore.KvStore.open({"driver": "ocdbt", "base": base})
+    store.result().write("parameters.conv1.kernel/c/0/0", None).result()
+    check(folder)
+
+  save(tmp_path, [4], keep=2)
+  monkeypatch.setattr(reader, "check_complete", check_after_loss)
+  with raises(metadata.CheckpointError, f"{said}a part of .*conv1.kernel"):
+    save(tmp_path, [6], keep=2)
+
+
+def refuse(number, message):
+  return fail_with(OSError(number, os.strerror(number), message))
+
+
+def test_checkpoint_that_cannot_be_deleted_or_moved_says_so(
+  tmp_path, monkeypatch
+):
+  save(tmp_path, [2, 4], keep=2)
+  denied = refuse(errno.EACCES, "a file")
+  with monkeypatch.context() as patched:
+    patched.setattr(shutil, "rmtree", denied)
+    said = (
+      "step 6 is saved, but the old one '.*checkpoints/2' cannot be deleted: "
+      "Permission denied. Delete it, or set --workdir; .* after step 6"
+    )
+    with raises(metadata.CheckpointError, said):
+      save(tmp_path, [6], keep=2)
+  assert reader.find_steps(str(tmp_path)) == [2, 4, 6]
+  (tmp_path / "checkpoints/6/_CHECKPOINT_METADATA").unlink()
+  again = checkpoint.Checkpoints(str(tmp_path), keep=2)
+  with monkeypatch.context() as patched:
+    patched.setattr(os, "rename", denied)
+    said = "6' is broken, and cannot be moved to '.*broken-6': Permission den"
+    with raises(metadata.CheckpointError, said):
+      again.resume(make_state(), print)
+  with monkeypatch.context() as patched:
+    patched.setattr(os, "listdir", denied)
+    said = "checkpoints' cannot be read now: Permission denied. Start again"
+    with raises(metadata.CheckpointError, said):
+      again.steps()
+
+
+def test_failed_collective_of_a_save_is_a_lost_process(tmp_path, monkeypatch):
+  group, _ = fake_group.make_groups("one", "two")
+  gloo = jax.errors.JaxRuntimeError("INTERNAL: Gloo AllGather failed: reset")
+  late = TimeoutError("Timed out while waiting for async_write_complete.")
+  late.__cause__ = gloo
+  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  for error, kind in (
+    (gloo, jax.errors.JaxRuntimeError),
+    (late, jax.errors.JaxRuntimeError),
+    (full, metadata.CheckpointError),
+  ):
+    checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=2, group=group)
+    checkpoints._checkpointer = mock.Mock(
+      checkpoints=[], save_async=fail_with(error)
+    )
+    with raises(kind, "Gloo AllGather" if error != full else "No space left"):
+      checkpoints.save(3, make_state(3, 3))
 
 
 def test_state_that_is_not_finite_is_not_saved(tmp_path):

@@ -177,6 +177,58 @@ def test_changed_ensemble_keeps_the_earlier_configs_by_its_step(
     assert not [*folder.glob("*.partial")]
 
 
+def test_checkpoint_of_another_run_is_refused_until_it_is_accepted(
+  tiny_config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(workdir, "_check_fits", lambda *_, **__: None)
+  acquire(tmp_path, tiny_config)
+  make_checkpoint(tmp_path, 6)
+  records = {6: workdir.flatten_config(tiny_config.to_dict(), {})}
+  # An earlier version had fewer fields, and layouts may differ.
+  del records[6]["label_smoothing"]
+  records[6]["layout.name"] = "two_column"
+  monkeypatch.setattr(
+    workdir.metadata,
+    "read",
+    lambda folder: {"fields": records[int(os.path.basename(folder))]},
+  )
+  acquire(tmp_path, tiny_config)
+  # A change that is accepted, also when the start after it is killed.
+  tiny_config.optimizer.learning_rate = 0.5
+  acquire(tmp_path, tiny_config, accept_for=PROGRAM)
+  acquire(tmp_path, tiny_config)
+  make_checkpoint(tmp_path, 9)
+  records[9] = records[6] | {"seed": 7}
+  before = contents(tmp_path)
+  said = (
+    r"checkpoints/9' is of another run \(.*seed: 7 in the checkpoint, 0 now"
+  )
+  with pytest.raises(ValueError, match=said):
+    acquire(tmp_path, tiny_config)
+  assert contents(tmp_path) == before
+  acquire(tmp_path, tiny_config, accept_for=PROGRAM)
+  acquire(tmp_path, tiny_config)
+
+
+@pytest.mark.parametrize("name", ["a[v1]", "a]", "a*", "a?", "a\\b"])
+def test_path_that_loses_checkpoints_is_refused(name, tmp_path, monkeypatch):
+  (tmp_path / name).mkdir()
+  said = "cannot be written: its path .* has .*, and a checkpoint in it could"
+  for path in (tmp_path / name, tmp_path / name / "runs" / "x"):
+    with pytest.raises(OSError, match=said):
+      workdir.check_writable(str(path))
+  monkeypatch.chdir(tmp_path / name)
+  with pytest.raises(OSError, match=said):
+    workdir.check_writable("runs/x")
+
+
+def test_folder_of_checkpoints_that_is_none_is_refused(tiny_config, tmp_path):
+  (tmp_path / "checkpoints").write_text("")
+  with pytest.raises(OSError, match="checkpoints is no directory"):
+    acquire(tmp_path, tiny_config)
+  assert [*tmp_path.iterdir()] == [tmp_path / "checkpoints"]
+
+
 def test_second_writer_is_refused_until_the_first_has_released(tmp_path):
   first = workdir.Lock(str(tmp_path))
   with pytest.raises(OSError) as refused:

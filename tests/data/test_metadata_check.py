@@ -159,7 +159,7 @@ def test_names_in_a_checkpoint_are_no_paths(tmp_path):
     statistics={},
   )
   arrays = {"step": like.step, "is_finite": like.is_finite}
-  record = metadata.make({}, {}, checksum.compute(like), code={})
+  record = metadata.make(3, {}, {}, checksum.compute(like), code={})
   arrays["../../../evil"] = np.ones(2)
   reader.ocp.save(folder, arrays, custom_metadata=record)
   before = set(tmp_path.rglob("*"))

@@ -18,7 +18,7 @@ os.close(reader)
 print("not flushed yet")
 for output in (1, 2):
   os.dup2(writer, output)
-first._heartbeat.announce_end = lambda reason: None
+first._heartbeat.announce_end = lambda reason, lost: None
 if sys.argv[1] == "end":
   first._end_with_other("another is lost", True)
 line = SystemExit("error: a reason")
