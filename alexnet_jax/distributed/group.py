@@ -47,10 +47,11 @@ _HUNG_LINGER_SECONDS = 3.0
 _VERDICT_SECONDS = heartbeat.LOST_SECONDS + 5 * heartbeat.BEAT_SECONDS
 # Longer than process 0 waits for the others; its service may be gone for them.
 _ANNOUNCE_SECONDS, _ANNOUNCE_FIRST_SECONDS = 4.0, 12.0
-# What gloo, NCCL and JAX's service say where a process no longer answers.
-_CONNECTION = re.compile(
-  r"gloo|nccl|connection|barrier|heartbeat|coordination|socket"
-  r"|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED",
+# What gloo and NCCL say where a process no longer answers, and JAX's service.
+_COLLECTIVE = re.compile("gloo|nccl", re.IGNORECASE)
+_SERVICE = re.compile(
+  "connection|barrier|heartbeat|coordination|socket|UNAVAILABLE"
+  "|DEADLINE_EXCEEDED|ABORTED",
   re.IGNORECASE,
 )
 
@@ -368,17 +369,22 @@ class Group:
       os._exit(code)
 
 
-def find_lost_connection(
-  error: BaseException | None,
-) -> jax.errors.JaxRuntimeError | None:
-  """Returns the error of JAX, among the causes, of a failed collective.
+def find_lost_connection(error: BaseException | None) -> Exception | None:
+  """Returns the error, among the causes of one, of a failed collective.
 
   Another process is lost then, until shown otherwise. None: there is none.
   """
   seen: list[BaseException] = []
   while error is not None and error not in seen:
-    if isinstance(error, jax.errors.JaxRuntimeError) and _CONNECTION.search(
-      str(error)
+    text = str(error)
+    of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    # jaxlib raises a ValueError where a value of a collective is read.
+    if (
+      of_jax
+      and _SERVICE.search(text)
+      or (
+        (of_jax or isinstance(error, ValueError)) and _COLLECTIVE.search(text)
+      )
     ):
       return error
     seen.append(error)

@@ -269,6 +269,7 @@ def test_failed_collective_of_a_save_is_a_lost_process(tmp_path, monkeypatch):
   for error, kind in (
     (gloo, jax.errors.JaxRuntimeError),
     (late, jax.errors.JaxRuntimeError),
+    (ValueError("UNKNOWN: Gloo AllGather failed: reset"), ValueError),
     (full, metadata.CheckpointError),
   ):
     checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=2, group=group)

@@ -1,15 +1,18 @@
 """Checkpoints that are cut, altered or gone, full disks, kills while saving."""
 
+import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
 import shutil
 import subprocess
+import time
 
 import pytest
 
-from alexnet_jax.checkpoints import metadata
-from tests import processes
+from alexnet_jax.checkpoints import metadata, reader
+from tests import processes, saves
 
 pytestmark = pytest.mark.faults
 
@@ -219,6 +222,103 @@ def test_full_disk_stops_the_run_and_keeps_the_checkpoints(full, made):
   assert "resumes after step 6 of 9" in out
   assert names(full) == {"6", "9"}
   assert arrays(full, 9) == arrays(made, 9)
+
+
+def run_as_root(*command) -> bool:
+  return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def make_immutable(place):
+  return run_as_root("chattr", "+i", str(place))
+
+
+def make_read_only(place):
+  return run_as_root("mount", "-o", "remount,ro", str(place))
+
+
+def give_away(place):
+  os.chown(place, 65534, 65534)
+  return True
+
+
+def use_up_inodes(place):
+  found = os.statvfs(place)
+  options = f"remount,nr_inodes={found.f_files - found.f_ffree}"
+  return run_as_root("mount", "-o", options, str(place))
+
+
+def fill(place):
+  with contextlib.suppress(OSError), (place / "other").open("wb") as file:
+    while True:
+      file.write(bytes(10_000))
+      file.flush()
+  return True
+
+
+# What happens to the folder of checkpoints, how many processes train, and the
+# reason that the line then gives.
+UNWRITABLE = {
+  "immutable": (make_immutable, 1, "Operation not permitted"),
+  "read-only": (make_read_only, 1, "Read-only file system"),
+  "of another user": (give_away, 1, "Permission denied"),
+  "no inodes": (use_up_inodes, 1, "No space left on device"),
+  "full": (fill, 1, "No space left on device"),
+  "full for two": (fill, 2, "No space left on device"),
+}
+
+
+@pytest.fixture
+def mounted(folder):
+  """name -> a folder for a run whose checkpoints have a disk of their own."""
+  if os.geteuid() != 0 or not shutil.which("setpriv"):
+    pytest.skip("needs root, which mounts file systems, and setpriv")
+  places = []
+
+  def make(name):
+    tmp = folder(name)
+    places.append(tmp / "workdir" / "checkpoints")
+    places[-1].mkdir(parents=True)
+    options = ("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(places[-1]))
+    if not run_as_root("mount", *options):
+      pytest.skip("needs the right to mount file systems")
+    return tmp
+
+  yield make
+  for place in places:
+    run_as_root("chattr", "-i", str(place))
+    run_as_root("umount", str(place))
+
+
+def end_in(tmp, spoil, count):
+  """Spoils the folder of a run: (seconds until its end, its processes)."""
+  place = tmp / "workdir" / "checkpoints"
+  # Without the right of root to write to all files.
+  prefix = ("setpriv", "--bounding-set", "-dac_override")
+  running = saves.start(tmp / "workdir", count, 1_000_000, *prefix)
+  processes.wait_until(
+    lambda: reader.find_latest_step(str(tmp / "workdir")), running, seconds=300
+  )
+  # While a save is under way, a file system cannot be made read-only.
+  processes.wait_until(lambda: spoil(place), running, poll_seconds=5e-3)
+  start = time.monotonic()
+  ended = processes.finish(running, timeout=60)
+  return time.monotonic() - start, ended
+
+
+def test_folder_that_cannot_be_written_ends_the_run_within_seconds(mounted):
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    results = {
+      name: pool.submit(end_in, mounted(name), spoil, count)
+      for name, (spoil, count, _) in UNWRITABLE.items()
+    }
+  for name, (_, count, reason) in UNWRITABLE.items():
+    seconds, (first, *others) = results[name].result()
+    print(f"{name}: {seconds:.1f} s")
+    assert "the checkpoint of step" in first.errors, (name, first)
+    assert "cannot be written to" in first.errors, (name, first)
+    assert reason in first.errors, (name, first)
+    assert [one.code for one in (first, *others)] == [1] * count, name
+    assert seconds < 15, (name, seconds)
 
 
 def test_reports_that_cannot_be_written_stop_the_run(copied, made):
