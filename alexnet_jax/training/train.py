@@ -41,11 +41,12 @@ def train(
     loop.Stopped: a signal has come, and a checkpoint is saved.
   """
   group = run.group
-  _check_not_emptied(run)
   _introduce(run, console)
   init_key, step_key = run.program.make_keys(run.config.seed)
   checkpoints = run.open_checkpoints()
   latest = checkpoints.latest_step() or 0
+  if group.is_first and not latest:
+    _check_not_emptied(run.workdir)
   # A finished run has nothing to compile, unless that checkpoint is damaged.
   is_finished = latest >= run.num_steps
   train_step = None if is_finished else _compile(run, console)
@@ -113,18 +114,19 @@ def train(
   return loop.state
 
 
-def _check_not_emptied(run: run_lib.Run) -> None:
+def _check_not_emptied(workdir: str) -> None:
   """Refuses to start a run over whose checkpoints are gone.
+
+  Args:
+    workdir: has no checkpoints.
 
   Raises:
     OSError: the reports know of a checkpoint, and there is none.
   """
-  if not run.group.is_first or run.open_checkpoints().latest_step() is not None:
-    return
-  saved = report.find_saved_step(run.workdir)
+  saved = report.find_saved_step(workdir)
   if saved is not None:
     raise OSError(
-      f"there is no checkpoint in the workdir {run.workdir!r}, but its "
+      f"there is no checkpoint in the workdir {workdir!r}, but its "
       f"metrics.jsonl says that step {saved} was saved. Restore the folder "
       "checkpoints to resume; set --workdir, or remove metrics.jsonl, to start "
       "over."

@@ -74,6 +74,17 @@ def test_stopped_and_restarted_run_ends_as_an_uninterrupted_one(train):
   assert not runs.same_bits(halfway.parameters, straight.parameters)
 
 
+def test_run_whose_checkpoints_are_gone_is_not_started_over(tmp_path):
+  reports = tmp_path / "metrics.jsonl"
+  train_lib._check_not_emptied(str(tmp_path))
+  # A run that was killed before its first checkpoint starts over.
+  reports.write_text('{"step": 2, "training_loss": 1.5}\n{"step": 3, "trai')
+  train_lib._check_not_emptied(str(tmp_path))
+  reports.write_text('{"step": 3, "checkpoint_seconds": 0.5}\n{"step": 4')
+  with pytest.raises(OSError, match="metrics.jsonl says that step 3 was saved"):
+    train_lib._check_not_emptied(str(tmp_path))
+
+
 @pytest.mark.slow
 def test_restarted_run_drops_where_an_uninterrupted_one_does(train):
   # Nothing is an improvement but the first: a drop with every third.
