@@ -278,8 +278,8 @@ def mounted(folder):
     tmp = folder(name)
     places.append(tmp / "workdir" / "checkpoints")
     places[-1].mkdir(parents=True)
-    options = ("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(places[-1]))
-    if not run_as_root("mount", *options):
+    options = ("-t", "tmpfs", "-o", "size=64m,mode=755")
+    if not run_as_root("mount", *options, "tmpfs", str(places[-1])):
       pytest.skip("needs the right to mount file systems")
     return tmp
 
