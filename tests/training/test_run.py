@@ -76,6 +76,22 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_written(
   assert not (tmp_path / "workdir").exists()
 
 
+def test_label_of_the_validation_is_checked_before_the_first_step(
+  prepare, tmp_path, monkeypatch
+):
+  read = records.Records.read_encoded
+
+  def read_wrong(self, index):
+    if self.source.name.startswith("digits/validation") and index == 17:
+      raise source.RecordError("record 17 has label -1, expected 0..9.")
+    return read(self, index)
+
+  monkeypatch.setattr(records.Records, "read_encoded", read_wrong)
+  with pytest.raises(ValueError, match="record 17 has label -1"):
+    prepare()
+  assert not (tmp_path / "workdir").exists()
+
+
 def test_run_takes_the_statistics_of_its_set(prepare, set_statistics):
   found = set_statistics(77)
   options = {"mean_from": "image_center", "color_divisor": 1.1}
