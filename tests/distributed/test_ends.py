@@ -134,3 +134,76 @@ def test_twelve_kills_around_saves_end_all_with_69_and_lose_nothing(tmp_path):
       for seed, count in enumerate((2, 4, 2, 4))
     ]
     assert [one.result() for one in found] == [[]] * 4
+
+
+# Starts a process of a run, one of which fails.
+STARTS = """
+import os, runpy
+from alexnet_jax.data import records, source
+from alexnet_jax.training import report, train
+if os.environ["JAX_PROCESS_ID"] == "INDEX":
+  PATCH
+runpy.run_module("alexnet_jax.main", run_name="__main__")
+"""
+# In a validation, which takes rows of this process from both devices.
+WRONG_LABEL = """
+  read, check = records.Records.read_encoded, records.Records.check_labels
+  def read_encoded(self, index):
+    if "validation" in self.source.name:
+      raise source.RecordError("record 3 has label -1")
+    return read(self, index)
+  records.Records.read_encoded = read_encoded
+  records.Records.check_labels = lambda self: None
+"""
+FULL_DISK = """
+  add = report.Events.add
+  def fail(self, name, value, step):
+    if step >= 4:
+      raise OSError(28, "No space left on device")
+    add(self, name, value, step)
+  report.Events.add = fail
+"""
+
+
+@pytest.mark.parametrize(
+  ("index", "patch", "message", "interrupted"),
+  [
+    (1, WRONG_LABEL, "record 3 has label -1", True),
+    (0, FULL_DISK, "the reports in .* cannot be written: No space", False),
+  ],
+  ids=["wrong label in a validation", "full disk of the reports"],
+)
+def test_error_of_one_process_after_a_step_saves_it_in_all(
+  index, patch, message, interrupted, folder
+):
+  tmp = folder(f"error after a step {index}")
+  fields = {
+    "checkpoint_every_steps": 100_000,
+    "eval_every_steps": 4 if interrupted else 100_000,
+    "num_epochs": 1000.0,
+  }
+  start = STARTS.replace("INDEX", str(index)).replace("PATCH", patch.lstrip())
+  address = f"localhost:{processes.free_port()}"
+  running = [
+    processes.open_process(
+      ["python", "-c", start, *processes.flags("two_device", tmp, fields)],
+      tmp.parent / "cache",
+      variables=processes.cluster_variables(2, number, address),
+    )
+    for number in range(2)
+  ]
+  ended = processes.finish(running, timeout=120)
+  assert [code for code, *_ in ended] == [1, 1], ended
+  assert re.search(message, processes.last_error(ended[index].errors)), ended
+  assert re.search(f"process {index} of 2 .*{message}", ended[1 - index].errors)
+  # Both layouts and numbers of processes read the checkpoint.
+  step = reader.find_latest_step(f"{tmp}/workdir")
+  assert step == 4 if interrupted else step > 4
+  facts = reader.read_facts(f"{tmp}/workdir", step)
+  assert facts.get("owes_validation", False) == interrupted
+  fields["num_epochs"] = (step + 1) / 3
+  out = processes.train(tmp, fields, "--simulate_devices=2").out
+  assert f"resumes after step {step} of {step + 1}" in out
+  reports = processes.metrics(tmp)
+  validated = [line["step"] for line in reports if "validation_loss" in line]
+  assert validated == [*[4] * interrupted, step + 1]
