@@ -33,7 +33,6 @@ Only run, startup and input need data.
 
 from __future__ import annotations
 
-import json
 import sys
 
 from alexnet_jax.distributed import malloc
@@ -117,7 +116,7 @@ def main(argv: list[str]) -> None:
   ):
     result = _measure()
   if _FORMAT.value == "json":
-    print(json.dumps(report.to_data(result), indent=2))
+    print(command.to_json(report.to_data(result)))
     return
   console = command.make_console()
   for table in result.tables():

@@ -6,12 +6,13 @@ import atexit
 import contextlib
 import errno
 import io
+import json
 import math
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 import rich.console
@@ -471,6 +472,12 @@ def make_console(
   if not console.is_terminal:
     console.width = PLAIN_WIDTH
   return console
+
+
+def to_json(content: Any) -> str:
+  """Formats strict JSON, in which a number that is not finite is null."""
+  strict = json.loads(json.dumps(content), parse_constant=lambda _: None)
+  return json.dumps(strict, indent=2, allow_nan=False)
 
 
 def print_line(console: rich.console.Console, line: object) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -103,7 +102,7 @@ def main(argv: list[str]) -> None:
         path=_CHART.value,
       )
   if _FORMAT.value == "json":
-    print(json.dumps(_to_json(network, groups, traffic), indent=2))
+    print(command.to_json(_to_json(network, groups, traffic)))
   else:
     _print_tables(network, groups, traffic)
   agrees = all(row.agrees is not False for rows in groups for row in rows)

@@ -13,7 +13,6 @@ no data and no accelerator. Exits with 1 if the counts disagree.
 
 from __future__ import annotations
 
-import json
 import sys
 
 from absl import app
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> None:
     if _JSON.value is not None:
       data = {name: count.to_json() for name, count in counted.items()}
       with open(_JSON.value, "w") as file:
-        json.dump(data, file, indent=2)
+        file.write(command.to_json(data))
   tables.show(counted, command.make_console())
   sys.exit(1 if any(count.disagreements for count in counted.values()) else 0)
 

@@ -10,7 +10,6 @@ processes end with code 1, and process 0 prints a line for each.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
@@ -69,7 +68,7 @@ def main(argv: list[str]) -> None:
     ended = program is None or examined.examine_links(program, _TIMEOUT.value)
     examined.conclude()
     if _FORMAT.value == "json" and group.is_first:
-      print(json.dumps(examined.facts, indent=2))
+      print(command.to_json(examined.facts))
     code = 1 if examined.problems else 0
     if not ended:
       group.exit_together(code)

@@ -10,7 +10,6 @@ but the files of --predictions and --json.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -267,7 +266,7 @@ def _print_results(
   if _JSON.value is not None:
     with open(_JSON.value, "w") as file:
       content = tables.to_json(rows, classes, class_names)
-      json.dump(content, file, indent=2, allow_nan=False)
+      file.write(command.to_json(content))
     command.print_line(console, f"the tables are in {_JSON.value}")
 
 

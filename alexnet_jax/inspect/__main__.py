@@ -11,7 +11,6 @@ planned.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -76,7 +75,7 @@ def main(argv: list[str]) -> None:
   with cache.watch("the step") as compilation:
     compiled, audit = compiled_step.compile_step(program, options=options.used)
   if _FORMAT.value == "json":
-    print(json.dumps(_to_json(program, compiled, audit, options), indent=2))
+    print(command.to_json(_to_json(program, compiled, audit, options)))
   else:
     lines = (*options.lines(), *compilation.lines())
     _print_tables(program, compiled, audit, lines)

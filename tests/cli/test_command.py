@@ -1,4 +1,5 @@
 import io
+import json
 
 import pytest
 import rich.console
@@ -7,6 +8,12 @@ from absl import flags
 
 from alexnet_jax.cli import command
 from tests import processes
+
+
+def test_json_is_strict():
+  text = command.to_json({"a": [float("nan"), 1.5], "b": float("-inf")})
+  found = json.loads(text, parse_constant=pytest.fail)
+  assert found == {"a": [None, 1.5], "b": None}
 
 
 def test_table_is_whole_on_a_narrow_terminal():
