@@ -192,7 +192,7 @@ def test_error_of_one_process_after_a_step_saves_it_in_all(
     )
     for number in range(2)
   ]
-  ended = processes.finish(running, timeout=120)
+  ended = processes.finish(running)
   assert [code for code, *_ in ended] == [1, 1], ended
   assert re.search(message, processes.last_error(ended[index].errors)), ended
   assert re.search(f"process {index} of 2 .*{message}", ended[1 - index].errors)
