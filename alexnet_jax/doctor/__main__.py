@@ -18,7 +18,6 @@ from absl import app, flags
 from alexnet_jax.cli import command
 from alexnet_jax.distributed import environment
 from alexnet_jax.doctor import examination
-from alexnet_jax.program import devices
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
 
@@ -56,8 +55,7 @@ def main(argv: list[str]) -> None:
     command.start_group(_DISTRIBUTED, _START_TIMEOUT, same=same) as group,
     command.exit_on_error(ValueError, OSError, group=group),
   ):
-    run_lib.configure_devices(config, layout, group, _SIMULATE_DEVICES.value)
-    devices.check_start()
+    run_lib.start_devices(config, layout, group, _SIMULATE_DEVICES.value)
     console = command.make_console(group)
     console.quiet |= _FORMAT.value == "json"
     examined = examination.Examination(group, config, console)

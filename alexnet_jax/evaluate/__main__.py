@@ -195,7 +195,7 @@ def _evaluate(
 ) -> None:
   """Evaluates every run, and prints the tables."""
   largest = max(runs, key=lambda run: run.layout.devices)
-  run_lib.configure_devices(
+  run_lib.start_devices(
     largest.config, largest.layout, group, _SIMULATE_DEVICES.value
   )
   compilation_cache.open_cache(_COMPILATION_CACHE.value)

@@ -142,7 +142,7 @@ def prepare(
   Args:
     workdir: in a file system that all processes see.
     data_dir: where TFDS keeps its sets; each host may have its own.
-    simulate_devices: see `configure_devices`.
+    simulate_devices: see `start_devices`.
     xla_options: of `compiler_options.MODES`.
     cache_dir: see `compilation_cache.open_cache`.
 
@@ -150,8 +150,7 @@ def prepare(
     ValueError, TypeError, OSError: with one line on what to change.
   """
   network, layout = settings.check(config)
-  configure_devices(config, layout, group, simulate_devices)
-  devices_lib.check_start()
+  start_devices(config, layout, group, simulate_devices)
   # Refuses a layout that needs more devices than there are.
   ensemble_lib.make_mesh(layout, ensemble_lib.Ensemble(config.ensemble))
   builder, statistics = open_data(config, network, data_dir=data_dir)
@@ -224,13 +223,15 @@ def find_num_steps(config: ml_collections.ConfigDict, num_images: int) -> int:
   return num_steps
 
 
-def configure_devices(
+def start_devices(
   config: ml_collections.ConfigDict,
   layout: layout_lib.Layout,
   group: group_lib.Group,
   simulate_devices: int | None,
 ) -> None:
-  """Sets how many CPU devices JAX simulates; call it before JAX is first used.
+  """Starts JAX's devices, which are simulated on the CPU where there are none.
+
+  Call it before JAX is first used.
 
   Args:
     simulate_devices: per process, even if there is an accelerator; None: as
@@ -238,6 +239,7 @@ def configure_devices(
 
   Raises:
     ValueError: an ensemble is to run in several processes.
+    OSError: JAX cannot use the devices.
   """
   if config.ensemble > 1 and group.count > 1:
     raise ValueError(
@@ -248,6 +250,7 @@ def configure_devices(
     simulate_devices or -(-config.ensemble * layout.devices // group.count),
     only_cpu=simulate_devices is not None,
   )
+  devices_lib.check_start()
 
 
 def open_data(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import records, sets, source, statistics
+from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.distributed import machine
 from alexnet_jax.program import devices
 from alexnet_jax.settings import build, settings
@@ -214,3 +215,15 @@ def test_more_steps_than_an_int32_counts_are_refused(tiny_config):
     pytest.approx(rate, rel=1e-6)
     for rate in (0.01, 0.001)  # float32
   ]
+
+
+def test_platform_without_its_plug_in_is_named(tiny_config, monkeypatch):
+  def fail():  # as JAX does
+    raise AssertionError
+
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  monkeypatch.setattr(jax, "devices", fail)
+  _, layout = settings.check(tiny_config)
+  problem = "plug-in is not installed.* Correct or unset JAX_PLATFORMS=cuda"
+  with pytest.raises(OSError, match=problem):
+    run_lib.start_devices(tiny_config, layout, group_lib.alone(), None)
