@@ -17,7 +17,6 @@ import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
 from jax.extend import core as jex_core
 
 from alexnet_jax.partition import hlo as hlo_lib
@@ -263,7 +262,7 @@ class _CompiledReader(_Reader):
   ):
     super().__init__(layers, mesh)
     self._module = module
-    self._axes_by_groups = _find_axes_by_groups(
+    self._axes_by_groups = hlo_lib.find_axes_by_groups(
       {axis: size for axis, size in mesh.items() if size > 1}
     )
     self._counted: dict[str, _Counts] = {}
@@ -314,7 +313,7 @@ class _CompiledReader(_Reader):
         return
       self._seen_in_chains.add(key)
     kind = _KINDS.get(match["kind"], match["kind"])
-    axes, devices = _find_axes(instruction.rest, self._axes_by_groups)
+    axes, devices = hlo_lib.find_axes(instruction.rest, self._axes_by_groups)
     if devices == 1:
       return
     if kind == "all_to_all":  # a result per device, or one for all
@@ -424,30 +423,3 @@ def _find_jaxprs(value: object) -> Iterator[jex_core.Jaxpr]:
   elif isinstance(value, (tuple, list, Mapping)):
     for each in value.values() if isinstance(value, Mapping) else value:
       yield from _find_jaxprs(each)
-
-
-def _find_axes_by_groups(
-  mesh: Mapping[str, int],
-) -> dict[frozenset[frozenset[int]], tuple[str, ...]]:
-  """Maps the groups of device numbers along every set of axes to these axes."""
-  names = list(mesh)
-  numbers = np.arange(math.prod(mesh.values())).reshape([*mesh.values()])
-  axes_by_groups = {}
-  for count in range(len(names) + 1):
-    for axes in itertools.combinations(names, count):
-      groups = hlo_lib.find_groups(
-        numbers, [names.index(axis) for axis in axes]
-      )
-      axes_by_groups.setdefault(frozenset(map(frozenset, groups)), axes)
-  return axes_by_groups
-
-
-def _find_axes(
-  attributes: str, axes_by_groups: Mapping[frozenset, tuple[str, ...]]
-) -> tuple[tuple[str, ...], int]:
-  """Returns the axes of a compiled collective, and the devices in a group."""
-  all_devices = max(axes_by_groups, key=lambda key: max(map(len, key)))
-  groups = hlo_lib.read_replica_groups(attributes) or [list(*all_devices)]
-  key = frozenset(map(frozenset, groups))
-  axes = axes_by_groups.get(key, (f"device groups {groups}",))
-  return axes, max(map(len, groups))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -194,13 +195,38 @@ def read_results(
   ]
 
 
-def find_groups(numbers: np.ndarray, axes: Sequence[int]) -> list[list[int]]:
+def find_axes_by_groups(
+  mesh: Mapping[str, int],
+) -> dict[frozenset[frozenset[int]], tuple[str, ...]]:
+  """Maps the groups of device numbers along every set of axes to these axes."""
+  names = list(mesh)
+  numbers = np.arange(math.prod(mesh.values())).reshape([*mesh.values()])
+  axes_by_groups = {}
+  for count in range(len(names) + 1):
+    for axes in itertools.combinations(names, count):
+      groups = _find_groups(numbers, [names.index(axis) for axis in axes])
+      axes_by_groups.setdefault(frozenset(map(frozenset, groups)), axes)
+  return axes_by_groups
+
+
+def find_axes(
+  attributes: str, axes_by_groups: Mapping[frozenset, tuple[str, ...]]
+) -> tuple[tuple[str, ...], int]:
+  """Returns the axes of a compiled collective, and the devices in a group."""
+  all_devices = max(axes_by_groups, key=lambda key: max(map(len, key)))
+  groups = _read_replica_groups(attributes) or [list(*all_devices)]
+  key = frozenset(map(frozenset, groups))
+  axes = axes_by_groups.get(key, (f"device groups {groups}",))
+  return axes, max(map(len, groups))
+
+
+def _find_groups(numbers: np.ndarray, axes: Sequence[int]) -> list[list[int]]:
   """Returns the groups of numbers along some axes of their array."""
   moved = np.moveaxis(numbers, axes, range(-len(axes), 0))
   return moved.reshape(-1, math.prod(numbers.shape[i] for i in axes)).tolist()
 
 
-def read_replica_groups(attributes: str) -> list[list[int]]:
+def _read_replica_groups(attributes: str) -> list[list[int]]:
   """Reads the groups of devices, in any of the notations of HLO.
 
   {{0,1},{2,3}}; [2,2]<=[4] and [2,2]<=[2,2]T(1,0), an iota; since jax 0.12
@@ -219,7 +245,7 @@ def read_replica_groups(attributes: str) -> list[list[int]]:
     sizes = [int(size) for size in mesh.values()]
     ids = named[2] or f"[{math.prod(sizes)}]<=[{math.prod(sizes)}]"
     axes = [list(mesh).index(axis) for axis in re.findall(r"\w+", named[3])]
-    return find_groups(_read_iota(ids).reshape(sizes), axes)
+    return _find_groups(_read_iota(ids).reshape(sizes), axes)
   if iota := re.search(r"replica_groups=(\[\S+)", attributes):
     return _read_iota(iota[1]).tolist()
   return []

@@ -370,3 +370,14 @@ def test_topology_is_checked_before_libtpu_is_asked():
   for name in ("v5e", "v5e:2x4x2", "v3:2x2", "v5p:2x2", "v5e:0x4"):
     with pytest.raises(ValueError, match=f"unknown topology '{name}'"):
       mesh.find_topology_devices(name)
+
+
+@pytest.mark.slow
+def test_compare_reports_the_memory_that_inspect_reports():
+  flags = (CONFIG, "--config.network.width=0.25", "--format=json")
+  inspected = json.loads(run_well("inspect", *flags))
+  compared = json.loads(
+    run_well("compare", *flags, "--layouts=two_column", "--devices=2")
+  )
+  (row,) = compared["rows"]
+  assert row["memory_bytes"] == inspected["memory"]["peak"]
