@@ -1,7 +1,7 @@
 """Performs the collectives of a step: no other module has any.
 
 Called inside the mapped function of a step, on per-device arrays.
-`resharding.py` decides what is sent; `plan.py` counts it.
+`resharding.py` and `plan.py` decide what is sent; `plan.py` counts it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MeshExchange:
   """Gives each layer the input it reads, on a mesh of devices.
 
   Args:
-    routes: from `resharding.find_routes`.
+    routes: from `plan.choose_routes`.
     specs: of the parameters, from `specs.make_specs`.
     exchange_dtype: type in which activations and their gradients are sent,
       `float32` or `bfloat16`, whatever they are computed in.

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import tempfile
+import types
 
 import pytest
 import rich.console
@@ -253,6 +254,36 @@ def test_every_figure_follows_from_the_columns_shown(layout, network, options):
   planned = sum(collective.sent_bytes for collective in program.plan)
   assert to_bytes(in_all) == pytest.approx(planned, abs=501)
   assert total == pytest.approx(planned, abs=1_002)
+
+
+def test_flops_lead_from_the_table_to_the_count_of_the_compiler():
+  program = build.make_program(
+    *(catalog.TWO_COLUMN, build.FULL_NETWORK, build.FULL_AUGMENTATION),
+    batch_size=128,
+    implementations="conv3x3=winograd",
+  )
+  compiled = types.SimpleNamespace(cost_analysis=lambda: {"flops": 197.3e9})
+  title, *lines = summary.describe_flops(program, compiled)
+  assert title.startswith("GFLOP of one device in a step")
+  # Half of 2 x 128 images x the multiplications, in millions, x passes.
+  convs = [2 * 105.415, 3 * 223.949, 3 * 149.520, 3 * 112.140, 3 * 74.760]
+  dense = 3 * (37.749 + 16.777 + 4.096)
+  # Of these windows, so many values are no padding: of 55 x 11, of 27 x 5, ...
+  read = [(602 / 605) ** 2, (129 / 135) ** 2, *[(37 / 39) ** 2] * 3]
+  # In the last three, 49 tiles of 16 multiplications, not 169 windows of 9.
+  fewer = [*read[:2], *[49 * 16 / (169 * 9)] * 3]
+  expected = [
+    sum(each * part for each, part in zip(convs, parts, strict=True)) + dense
+    for parts in ([1] * 5, read, fewer)
+  ]
+  found = [float(line.split()[0]) for line in lines]
+  assert found[:3] == pytest.approx(
+    [0.128 * each for each in expected], rel=1e-4
+  )
+  assert found[3] == 197.3
+  texts = ("in the table", "padding", "conv3, conv4, conv5", "by the compiler")
+  for line, text in zip(lines, texts, strict=True):
+    assert text in line
 
 
 def test_tables_fit_into_80_columns_and_have_nothing_that_says_nothing():
