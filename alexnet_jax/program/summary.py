@@ -192,13 +192,13 @@ def make_plan_table(
   parts = []
   if of_images:
     parts += [
-      f"\nwhat one device sends for {program.batch_size:,} images, a step",
+      f"\nwhat one device sends in a step, for {program.batch_size:,} images",
       *_make_plan_section(of_images, program.mesh.shape, differs=differs),
       "values of one image, and images: what the group holds together",
     ]
   if of_step:
     parts += [
-      "\nwhat one device sends once in a step, for any number of images",
+      "\nwhat one device sends in a step, for any number of images",
       *_make_plan_section(of_step, program.mesh.shape, differs=differs),
       "values: of the array that the group sums, gathers or scatters",
     ]
@@ -390,7 +390,7 @@ def describe_flops(
     return f"  {flops / 1e9:12,.3f}  {text}"
 
   lines = [
-    "GFLOP of one device in a step, 2 for each multiplication with its sum:",
+    "GFLOP of one device in a step, 2 for each multiply-add:",
     line(all_products, "convolutions and products, as in the table"),
   ]
   if unpadded < all_products:
