@@ -71,6 +71,8 @@ def test_data_that_differ_are_named_and_those_not_there_are_left_out():
   one, other = {"training_images": 9}, {"training_images": 8}
   groups = fake_group.make_groups("a", "b", "c")
   assert not run_lib.compare_data(groups[0], [None, one, one])
+  unknown = {"training_images": None}
+  assert not run_lib.compare_data(groups[0], [unknown, one, one])
   (line,) = run_lib.compare_data(groups[0], [None, one, other])
   assert line.startswith(
     "training images: 8 in process 2 of 3 (c), but 9 in process 1 of 3 (b)."
