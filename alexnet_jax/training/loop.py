@@ -112,7 +112,8 @@ class Loop:
       line = f"cannot be saved: {' '.join(str(error).split())[:500]}"
     report.print_lines(console, f"the state after step {number} {line}")
     if checkpoints is not self._checkpoints:
-      checkpoints.close()
+      with contextlib.suppress(metadata.CheckpointError):
+        checkpoints.close()
     if self._totals:
       self._report(number)
     self._reporter.flush()
@@ -127,6 +128,7 @@ class Loop:
       report.print_lines(
         console, f"runs the interrupted validation of step {first_step} first"
       )
+      self._facts = facts
       self._validate(first_step)
       self._reporter.resume_clock()
     batches = pipeline.train_batches(
@@ -225,12 +227,11 @@ class Loop:
       result = validate(
         run, self.state, batches, compiles=not self._has_validated
       )
-      if result is None:
-        self._stop(number)
-    except Stopped:
-      raise
     except Exception as error:
       errors.append(error)
+    else:
+      if result is None:  # in all processes
+        self._stop(number)
     self._raise_together(f"validation_error/{number}", errors)
     self._has_validated = True
     totals, replaced = result
