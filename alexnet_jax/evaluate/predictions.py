@@ -114,8 +114,8 @@ class ClassErrors:
   Attributes:
     images: of the class.
     errors: {k: top-k errors}, for k of `metrics.TOP_K`.
-    wrong: the class that most often ranks before this one, or ties with it; the
-      lowest of several. None without errors.
+    wrong: the class that most often ranks first instead of this one; the lowest
+      of several. None without errors.
     wrong_images: how often.
   """
 
@@ -129,8 +129,8 @@ class ClassErrors:
 def count_class_errors(predictions: Predictions) -> list[ClassErrors]:
   """Counts the errors of every class, also of those without images."""
   ranks, labels = predictions.ranks, predictions.labels
-  # The most probable of the other classes. If it ties with the label, it ranks
-  # before it.
+  # The most probable of the other classes, the lower one of two that tie, as
+  # `metrics.ranks` has it.
   others = predictions.log_probabilities.copy()
   others[np.arange(len(labels)), labels] = -np.inf
   rivals = np.argmax(others, axis=1)

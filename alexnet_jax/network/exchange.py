@@ -35,13 +35,12 @@ class Exchange(Protocol):
     """
     ...
 
-  def average(self, layer: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Averages per-device statistics of a layer over all images.
+  def average(self, layer: str, x: jax.Array) -> jax.Array:
+    """Averages per-device statistics of a layer over all images."""
+    ...
 
-    Returns:
-      The average twice: replicated over devices, and as a value of this device
-      whose gradients are summed.
-    """
+  def vary(self, layer: str, x: jax.Array) -> jax.Array:
+    """Returns x, the same on all devices; its gradient is summed over them."""
     ...
 
 
@@ -56,5 +55,8 @@ class NoExchange:
   def add_halo(self, layer: str, x: jax.Array, width: int) -> jax.Array:
     return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((width, width),))
 
-  def average(self, layer: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return x, x
+  def average(self, layer: str, x: jax.Array) -> jax.Array:
+    return x
+
+  def vary(self, layer: str, x: jax.Array) -> jax.Array:
+    return x

@@ -9,7 +9,7 @@ nothing to bring.
 Shapes in comments are per device: n images, and the h x w maps or units that
 the device holds. bfloat16 images are computed in bfloat16: kernels are rounded
 where they are used. Sums over many values (normalization, gradients of biases)
-stay in float32.
+and the logits stay in float32.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class AlexNet(nnx.Module):
       exchange: brings what other devices hold. Default: one device.
 
     Returns:
-      [n, classes], the logits, in the type of the images.
+      f32[n, classes], the logits.
     """
     exchange = exchange_lib.NoExchange() if exchange is None else exchange
     network, x = self.network, images
@@ -144,7 +144,11 @@ def run_layer(
     f32[n, h', w', maps] or f32[n, units].
   """
   product = functools.partial(
-    apply_kernel, layer, implementations=implementations
+    apply_kernel,
+    layer,
+    implementations=implementations,
+    # In bfloat16, many of the logits of an image would be equal.
+    out_dtype=ops.widen(x).dtype if layer is network.layers[-1] else x.dtype,
   )
   x = exchange.multiply(layer.name, product, x, variables.kernel[...])
   if layer.normalize == "batch":
@@ -186,6 +190,7 @@ def apply_kernel(
   kernel: jax.Array,
   *,
   implementations: implementations_lib.Implementations,
+  out_dtype: jax.typing.DTypeLike | None = None,
 ) -> jax.Array:
   """Runs one dense convolution or product for each column on this device.
 
@@ -197,16 +202,18 @@ def apply_kernel(
     x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
     kernel: f32[window, window, channels / columns here, maps], or
       f32[positions, channels / columns here, units]; used in the type of x.
+    out_dtype: of the result; None: that of x.
 
   Returns:
     f32[n, h', w', maps] or f32[n, units].
   """
   kernel = kernel.astype(x.dtype)
+  out_dtype = out_dtype or x.dtype
   columns_here = x.shape[-1] // kernel.shape[-2]
   outputs = [
-    _convolve(layer, column, column_kernel, implementations)
+    _convolve(layer, column, column_kernel, implementations, out_dtype)
     if layer.window
-    else _multiply(column, column_kernel)
+    else _multiply(column, column_kernel, out_dtype)
     for column, column_kernel in zip(
       jnp.split(x, columns_here, axis=-1),
       jnp.split(kernel, columns_here, axis=-1),
@@ -221,6 +228,7 @@ def _convolve(
   x: jax.Array,
   kernel: jax.Array,
   implementations: implementations_lib.Implementations,
+  out_dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
   if implementations.uses_winograd(layer) and x.dtype == jnp.float32:
     return winograd.convolve(x, kernel, layer.padding)
@@ -230,12 +238,19 @@ def _convolve(
     window_strides=(layer.stride, layer.stride),
     padding=(layer.padding, layer.padding),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    preferred_element_type=out_dtype,
   )
 
 
-def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _multiply(
+  x: jax.Array, kernel: jax.Array, out_dtype: jax.typing.DTypeLike
+) -> jax.Array:
   # Position by position, channels last, as the kernel has them.
-  return x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1])
+  return jnp.matmul(
+    x.reshape(x.shape[0], -1),
+    kernel.reshape(-1, kernel.shape[-1]),
+    preferred_element_type=out_dtype,
+  )
 
 
 def apply_local_response_norm(
@@ -269,20 +284,19 @@ def apply_batch_norm(
 ) -> jax.Array:
   """Normalizes with the statistics of the global batch: [n, ..., maps].
 
-  In training it also updates the running statistics, which evaluation uses.
-
-  Sums and sums of squares are exchanged together, once. Their difference would
-  lose digits where the mean is far from 0, so both are centered on the running
-  mean, which every device has.
+  In training it also updates the running statistics, which evaluation uses. Two
+  averages are exchanged, that of the values and that of their squared distances
+  from it. On the way back the sums that are the gradients of scale and bias are
+  also all that the gradient of x needs.
   """
-  center = variables.mean[...]
-  mean, variance = center, variables.variance[...]
+  mean, variance, vary = variables.mean[...], variables.variance[...], None
   if training:
-    replicated, varying = exchange.average(
-      layer.name, ops.moments(x, center=center)
+    batch = mean, variance = ops.moments(
+      x,
+      center=mean,
+      average=functools.partial(exchange.average, layer.name),
     )
-    batch = ops.to_mean_and_variance(replicated, center=center)
-    mean, variance = ops.to_mean_and_variance(varying, center=center)
+    vary = functools.partial(exchange.vary, layer.name)
     for running, new in zip(
       (variables.mean, variables.variance), batch, strict=True
     ):
@@ -293,6 +307,7 @@ def apply_batch_norm(
     variance=variance,
     scale=variables.scale[...],
     bias=variables.bias[...],
+    vary=vary,
   )
 
 

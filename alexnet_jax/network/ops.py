@@ -7,10 +7,17 @@ together. Pooling is in `pooling.py`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+
+def widen(x: jax.Array) -> jax.Array:
+  """Converts bfloat16 to float32; leaves float32 and float64 as they are."""
+  return x.astype(np.promote_types(x.dtype, np.float32))
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:
@@ -41,8 +48,8 @@ def local_response_norm(
   The sum ends at the first and last channel of a column.
 
   Args:
-    x: f32[n, h, w, c], the channels on this device. Other types are converted
-      to float32 for the computation.
+    x: f32[n, h, w, c], the channels on this device. bfloat16 is converted to
+      float32 for the computation.
     groups: columns on this device; neighbors never cross a column.
     size: channels in the window, odd.
     alpha: factor of the plain sum. The paper's 1e-4 was divided by the window
@@ -65,13 +72,13 @@ def local_response_norm(
   if channels % groups:
     raise ValueError(f"{groups} groups do not divide {channels} channels.")
   grouped = x.reshape(*x.shape[:-1], groups, channels // groups)
-  grouped = grouped.astype(jnp.float32)
+  grouped = widen(grouped)
   if with_halo is None and beta == 0.75:
     y = _normalize(grouped, size, k, alpha)
   else:
     window, padding = grouped, size // 2
     if with_halo is not None:
-      window, padding = with_halo[..., None, :].astype(jnp.float32), 0
+      window, padding = widen(with_halo[..., None, :]), 0
     energy = _window_sum(lax.square(window), size=size, padding=padding)
     y = grouped / _power(k + alpha * energy, beta)
   return y.reshape(x.shape).astype(x.dtype)
@@ -109,10 +116,15 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _power(x: jax.Array, beta: float) -> jax.Array:
-  """x^beta, to divide by; XLA does not compute it twice."""
+  """x^beta, to divide by; XLA does not compute it twice.
+
+  NaN where it overflows: a division by infinity would hide that as a 0.
+  """
   if beta == 0.75:  # from square roots: several times faster than pow
-    return lax.sqrt(x * lax.sqrt(x))
-  return x**beta
+    power = lax.sqrt(x * lax.sqrt(x))
+  else:
+    power = x**beta
+  return jnp.where(power < jnp.inf, power, jnp.nan)
 
 
 def _window_sum(x: jax.Array, *, size: int, padding: int) -> jax.Array:
@@ -135,6 +147,7 @@ def batch_norm(
   variance: jax.Array,
   scale: jax.Array,
   bias: jax.Array,
+  vary: Callable[[jax.Array], jax.Array] | None = None,
   epsilon: float = 1e-5,
 ) -> jax.Array:
   """scale * (x - mean) / sqrt(variance + epsilon) + bias, in float32.
@@ -143,6 +156,9 @@ def batch_norm(
     x: [n, ..., c], of any type.
     mean, scale, bias: f32[c].
     variance: f32[c], without Bessel's correction.
+    vary: in training: f32[2, c] -> the same values, whose gradients are summed
+      over all images. The gradients of mean, variance, scale and bias follow
+      from these two.
     epsilon: keeps the result finite for a constant channel.
 
   Returns:
@@ -150,40 +166,57 @@ def batch_norm(
 
   Source: Ioffe and Szegedy 2015, "Batch normalization", algorithm 1.
   """
+  # A division by a variance that overflows would make every value a 0.
+  variance = jnp.where(variance < jnp.inf, variance, jnp.nan)
   factor = scale * lax.rsqrt(variance + epsilon)
-  centered = x.astype(jnp.float32) - _per_channel(mean, x)
-  y = centered * _per_channel(factor, x) + _per_channel(bias, x)
+  # The difference is 0 and carries the gradient of the mean.
+  center = lax.stop_gradient(mean)
+  shift = bias - (mean - center) * factor
+  if vary is not None:
+    factor, shift = vary(jnp.stack([factor, shift]))
+  centered = widen(x) - _per_channel(center, x)
+  y = centered * _per_channel(factor, x) + _per_channel(shift, x)
   return y.astype(x.dtype)
 
 
-def moments(x: jax.Array, *, center: jax.Array) -> jax.Array:
-  """Means of x - center and of its square, by channel.
+def moments(
+  x: jax.Array,
+  *,
+  center: jax.Array,
+  average: Callable[[jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+  """Mean and variance of a batch by channel, in two passes.
+
+  In one pass, around a center that is not near the mean, the variance would be
+  a small difference of large numbers.
 
   Args:
-    x: [n, ..., c], of any type.
-    center: f32[c].
+    x: [n, ..., c], of any type: a device's part of the batch.
+    center: f32[c], near the mean if possible, so that the mean keeps its
+      digits.
+    average: f32[c] -> f32[c], the average over parts of equal size.
 
   Returns:
-    f32[2, c]. The moments of a batch are the average of those of its parts,
-    where these are of equal size.
+    f32[c] each; the variance is without Bessel's correction.
   """
-  distance = x.astype(jnp.float32) - _per_channel(lax.stop_gradient(center), x)
-  positions = tuple(range(1, x.ndim - 1))
+  mean = center + average(_mean_distance(x, center))
+  # The variance does not depend on the mean to first order, so its gradient
+  # need not either.
+  squares = _mean_distance(x, lax.stop_gradient(mean), lax.square)
+  return mean, average(squares)
+
+
+def _mean_distance(
+  x: jax.Array,
+  center: jax.Array,
+  function: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+  """Mean of x - center, or of a function of it, by channel: f32[c]."""
+  distance = widen(x) - _per_channel(center, x)
+  if function is not None:
+    distance = function(distance)
   # Each image first: one long sum of float32 would lose digits.
-  return jnp.stack(
-    [
-      values.mean(positions).mean(0)
-      for values in (distance, lax.square(distance))
-    ]
-  )
-
-
-def to_mean_and_variance(
-  moments: jax.Array, *, center: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Mean and variance, f32[c] each, from the result of `moments`."""
-  mean, square = moments
-  return mean + center, jnp.maximum(square - lax.square(mean), 0.0)
+  return distance.mean(tuple(range(1, x.ndim - 1))).mean(0)
 
 
 def add_bias(
@@ -201,7 +234,7 @@ def add_bias(
   """
   if implementation == "product":
     return _add_bias(x, bias)
-  return (x.astype(jnp.float32) + _per_channel(bias, x)).astype(x.dtype)
+  return (widen(x) + _per_channel(bias, x)).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -216,7 +249,9 @@ def _add_bias_forward(x, bias):
 def _add_bias_backward(_, gradient):
   rows = gradient.reshape(-1, gradient.shape[-1])
   ones = jnp.ones((1, rows.shape[0]), rows.dtype)
-  total = jnp.matmul(ones, rows, preferred_element_type=jnp.float32)
+  total = jnp.matmul(
+    ones, rows, preferred_element_type=np.promote_types(rows.dtype, np.float32)
+  )
   return gradient, total.reshape(-1)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from alexnet_jax.network import wiring
+from alexnet_jax.network import ops, wiring
 
 ROWS, COLUMNS = 1, 2
 
@@ -95,13 +95,15 @@ def stochastic_pool(
   deep convolutional neural networks", section 3.
   """
   ends = [(side - size) // stride * stride + 1 for side in x.shape[1:3]]
-  windows = jnp.stack(
-    [
-      x[:, top : top + ends[0] : stride, left : left + ends[1] : stride]
-      for top in range(size)
-      for left in range(size)
-    ]
-  ).astype(jnp.float32)  # f32[size * size, n, h', w', c]
+  windows = ops.widen(
+    jnp.stack(
+      [
+        x[:, top : top + ends[0] : stride, left : left + ends[1] : stride]
+        for top in range(size)
+        for left in range(size)
+      ]
+    )
+  )  # f32[size * size, n, h', w', c]
   sums = jnp.cumsum(lax.stop_gradient(windows), axis=0)
   if uniforms is None:
     total = jnp.where(sums[-1] > 0.0, sums[-1], 1.0)
@@ -109,8 +111,10 @@ def stochastic_pool(
   passed = jnp.sum(sums <= (uniforms * sums[-1])[None], axis=0)
   chosen = jnp.minimum(passed, size * size - 1)
   indices = jnp.arange(size * size).reshape(-1, 1, 1, 1, 1)
-  sampled = jnp.where(indices == chosen[None], windows, 0.0)
-  return sampled.sum(axis=0).astype(x.dtype)
+  sampled = jnp.where(indices == chosen[None], windows, 0.0).sum(axis=0)
+  # Else a value that is none, or a sum that overflows, would be passed over.
+  sampled = jnp.where(sums[-1] < jnp.inf, sampled, jnp.nan)
+  return sampled.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

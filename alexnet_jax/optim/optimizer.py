@@ -201,6 +201,8 @@ def scale_kernels_by_trust(
       layer = path[0].key
       kernel, step = jnp.sqrt(kernels[layer]), jnp.sqrt(steps[layer])
       is_zero = (kernel == 0) | (step == 0)
+      # A division by a norm that overflows would freeze the kernel unseen.
+      step = jnp.where(step < jnp.inf, step, jnp.nan)
       ratio = coefficient * kernel / jnp.where(is_zero, 1.0, step)
       return x * jnp.where(is_zero, 1.0, ratio)
 

@@ -114,22 +114,31 @@ class MeshExchange:
     )
     return jnp.concatenate([before, x, after], axis=-1)
 
-  def average(self, layer: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def average(self, layer: str, x: jax.Array) -> jax.Array:
     """Averages statistics of a layer over the devices that split its images.
 
     Args:
       x: f32[...], from the images and the features on this device.
 
     Returns:
-      f32[...] twice: replicated over the devices with these features, and
-      varying, so that the gradients are summed.
+      f32[...], replicated over the devices with these features.
     """
-    axes = self._specs.gradient_sums[layer][plan_lib.BIAS]
+    axes = self._specs.gradient_sums[layer][plan_lib.STATISTICS]
     if not axes:
-      return x, x
+      return x
     with jax.named_scope(plan_lib.STATISTICS):
-      mean = self._sum(x, axes) / lax.axis_size(axes)
-      return mean, self._pvary(mean, axes)
+      return self._sum(x, axes) / lax.axis_size(axes)
+
+  def vary(self, layer: str, x: jax.Array) -> jax.Array:
+    """Marks values that follow from averages as varying.
+
+    Their gradients are summed over the devices that split the images.
+    """
+    axes = self._specs.gradient_sums[layer][plan_lib.STATISTICS]
+    if not axes:
+      return x
+    with jax.named_scope(plan_lib.STATISTICS):
+      return self._pvary(x, axes)
 
   def gather_weights(
     self, parameters: Mapping[str, Mapping[str, jax.Array]]
@@ -138,8 +147,8 @@ class MeshExchange:
 
     A kernel that is stored sharded is gathered, and its gradient is
     reduce-scattered. If several devices use a parameter for different work, its
-    gradient is summed over them. Running statistics have no gradient and stay
-    replicated.
+    gradient is summed over them; that of a batch normalization's scale and bias
+    in `vary`. Running statistics have no gradient and stay replicated.
     """
     weights = {}
     for layer, shards in parameters.items():

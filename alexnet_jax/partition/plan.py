@@ -50,9 +50,10 @@ class Collective:
       for the reductions of the loss, `update` for those of the optimizer.
     direction: `forward` or `backward`.
     tensor: `activation`; `edges`, the maps that the neighboring devices
-      normalize with; `statistics`, two moments of each map or unit for a batch
-      normalization; `kernel`, `bias` or `scale` for a parameter that is
-      gathered, and for its gradient; `norm` for the norms of all kernels.
+      normalize with; `statistics`, mean and variance of each map or unit for a
+      batch normalization, backward the gradients of its scale and bias;
+      `kernel`, `bias` or `scale` for a parameter that is gathered, and for its
+      gradient; `norm` for the norms of all kernels.
     kind: `all_gather`, `reduce_scatter`, `all_to_all` or `sum`.
     axes: the mesh axes along which it happens, in the order of the mesh;
       without axes of one device.
@@ -234,10 +235,12 @@ def _list_collectives(
       add(name, FORWARD, EDGES, "all_gather", *what)
       add(name, BACKWARD, EDGES, "reduce_scatter", *what)
     if name in specs.statistics:
-      moments = 2 * network.layer(name).features // layout.size(axes)
-      for direction in (FORWARD, BACKWARD):
-        sum_axes = specs.gradient_sums[name][BIAS]
-        add(name, direction, STATISTICS, "sum", sum_axes, moments)
+      features = network.layer(name).features // layout.size(axes)
+      sum_axes = specs.gradient_sums[name][STATISTICS]
+      # The mean, then the variance around it; both gradients together.
+      for direction, numbers in ((FORWARD, 1), (FORWARD, 1), (BACKWARD, 2)):
+        what = (STATISTICS, "sum", sum_axes, numbers * features)
+        add(name, direction, *what)
   loss_axes = routes[resharding.LOSS].output_sharding.varying
   add(resharding.LOSS, FORWARD, ACTIVATION, "sum", loss_axes, LOSS_VALUES)
   for name, size in sizes.items():

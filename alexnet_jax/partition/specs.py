@@ -32,6 +32,8 @@ class Specs:
       stored sharded and all-gathered before use.
     gradient_sums: {layer: {name: axes}}, as the parameters: axes along which
       devices use one parameter for different work, so its gradient is summed.
+      With batch normalization, "statistics" has the axes that split its images;
+      the sums along them are also the gradients of bias and scale.
     images: of [N, ...] arrays that belong to images.
     labels: of [N] arrays that belong to logits.
     masks: {layer: spec} of bool[N, units] or bool[N, h, w, maps], for layers
@@ -108,7 +110,11 @@ def make_specs(
     }
     if layer.normalize == "batch":
       parameters[layer.name]["scale"] = _spec(outputs)
-      gradient_sums[layer.name]["scale"] = gradient_sums[layer.name]["bias"]
+      gradient_sums[layer.name] |= {
+        "bias": (),
+        "scale": (),
+        "statistics": gradient_sums[layer.name]["bias"],
+      }
       statistics[layer.name] = {
         "mean": _spec(outputs),
         "variance": _spec(outputs),

@@ -56,15 +56,18 @@ def choose_top_k(num_classes: int) -> tuple[int, ...]:
 def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Ranks each label among the classes: i32[n], 0 is the most probable.
 
-  A class whose logit ties with the label's ranks before it, and so does one
-  where either logit is NaN.
+  Of classes with equal logits the lower one ranks first, as in `argmax`: a tie
+  is neither always an error nor never one. A class ranks before the label where
+  either logit is NaN.
 
   Args:
     logits: f32[n, classes], or any increasing function of them.
     labels: i32[n], 0..classes-1.
   """
   of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)
-  return jnp.sum(~(logits < of_label), axis=1) - 1
+  classes, label = jnp.arange(logits.shape[1])[None], labels[:, None]
+  follows = (logits < of_label) | ((logits == of_label) & (classes > label))
+  return jnp.sum(~(follows | (classes == label)), axis=1)
 
 
 def to_means(sums: jax.Array) -> dict[str, float]:

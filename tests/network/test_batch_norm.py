@@ -1,5 +1,7 @@
 """Batch normalization: its numbers, what it keeps, and what it sends."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,9 @@ from flax import nnx
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import exchange, model, ops, wiring
 from alexnet_jax.optim import optimizer
-from alexnet_jax.partition import catalog
+from alexnet_jax.partition import catalog, resharding, specs
+from alexnet_jax.partition import exchange as mesh_exchange
+from alexnet_jax.partition import mesh as mesh_lib
 from tests import build
 
 NETWORK = wiring.make_network(
@@ -60,18 +64,67 @@ def test_training_normalizes_with_the_batch_and_keeps_running_statistics(key):
     np.testing.assert_allclose(found[2], running[1], rtol=1e-5)
 
 
-def test_variance_far_from_zero_keeps_its_digits(key):
-  x = np.array(1e4 + jax.random.normal(key, (1000, 2)))
-  center = np.full(2, 9_999.0, np.float32)
-  mean, variance = jax.jit(
-    lambda x: ops.to_mean_and_variance(
-      ops.moments(x, center=center), center=center
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("ratio", [0, 3, 10, 100])
+def test_variance_keeps_its_digits_far_from_the_running_mean(ratio, devices):
+  layout = build.with_mesh(catalog.DATA_PARALLEL, data=devices)
+  routes = resharding.find_routes(NETWORK, layout, batch_size=8)
+  on_mesh = mesh_exchange.MeshExchange(
+    routes, specs.make_specs(NETWORK, layout, routes)
+  )
+  rng = np.random.default_rng(ratio)
+  x = (2 * (ratio + rng.standard_normal((8, 9, 9, 12)))).astype(np.float32)
+
+  def moments(x):
+    return ops.moments(
+      x,
+      center=jnp.zeros(12),
+      average=functools.partial(on_mesh.average, "conv1"),
     )
-  )(x)
+
+  mesh = mesh_lib.make_mesh(layout)
+  with jax.set_mesh(mesh):
+    mean, variance = jax.jit(
+      jax.shard_map(moments, in_specs=jax.P("data"), out_specs=jax.P())
+    )(jax.device_put(x, jax.NamedSharding(mesh, jax.P("data"))))
   wide = x.astype(np.float64)
-  np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-6)
-  # Centered on 0, squares of 1e8 would leave none of the digits of 1.
-  np.testing.assert_allclose(variance, wide.var(0), rtol=1e-5)
+  # Two passes: no more than the rounding of float32, at any ratio.
+  np.testing.assert_allclose(mean, wide.mean((0, 1, 2)), rtol=5e-7, atol=2e-7)
+  np.testing.assert_allclose(variance, wide.var((0, 1, 2)), rtol=5e-7)
+
+
+def test_gradients_are_those_of_the_formula(key):
+  layer = wiring.Layer(name="fc6", reads="all", features=3, normalize="batch")
+
+  def normalize(x, scale, bias):
+    variables = model.LayerVariables(layer, (2, 3), jnp.zeros(6))
+    variables.scale[...], variables.bias[...] = scale, bias
+    variables.mean[...] = jnp.full(3, 2.0)
+    return model.apply_batch_norm(
+      *(layer, variables, x, exchange.NoExchange()), training=True, momentum=0.9
+    )
+
+  def in_numpy(x, scale, bias):
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    return scale * (x - mean) / np.sqrt(variance + 1e-5) + bias
+
+  rng = np.random.default_rng(0)
+  arguments = [5 + rng.standard_normal(shape) for shape in ((4, 2, 1, 3), 3, 3)]
+  weights = rng.standard_normal((4, 2, 1, 3))
+  narrow = [argument.astype(np.float32) for argument in arguments]
+  _, pull = jax.vjp(jax.jit(normalize), *narrow)
+  found = pull(weights.astype(np.float32))
+  for index, argument in enumerate(arguments):
+    # Central differences in float64.
+    expected = np.zeros(argument.shape)
+    for at in np.ndindex(*argument.shape):
+      sides = []
+      for step in (1e-5, -1e-5):
+        moved = [array.copy() for array in arguments]
+        moved[index][at] += step
+        sides.append((in_numpy(*moved) * weights).sum())
+      expected[at] = (sides[0] - sides[1]) / 2e-5
+    np.testing.assert_allclose(found[index], expected, rtol=1e-4, atol=2e-5)
 
 
 def init(key):
@@ -89,12 +142,13 @@ def test_every_layer_but_the_last_has_scales_and_biases_of_zero(key):
   assert not model.LayerVariables(layer, (2, 3), jnp.zeros(6)).bias[...].any()
 
 
-def test_two_moments_of_each_map_are_summed_where_images_are_split():
+def test_sums_of_each_map_where_images_are_split():
   found = {
     layout.name: [
-      (e.layer, e.direction, e.kind, e.elements)
+      (e.layer, e.direction, e.tensor, e.kind, e.elements)
       for e in build.make_plan(NETWORK, layout)
-      if e.tensor == "statistics"
+      if e.tensor in ("statistics", "scale")
+      or (e.tensor == "bias" and e.layer != "fc8")
     ]
     for layout in map(
       catalog.find, ("two_column", "data_parallel", "two_column_data")
@@ -104,10 +158,11 @@ def test_two_moments_of_each_map_are_summed_where_images_are_split():
   maps = {"conv1": 12, "conv2": 32, "conv3": 48, "conv4": 48, "conv5": 32}
   maps |= {"fc6": 512, "fc7": 512}
   for name, parts in (("data_parallel", 1), ("two_column_data", 2)):
+    # Mean, variance, and two sums that are the gradients of scale and bias too.
     assert found[name] == [
-      (layer, direction, "sum", 2 * number // parts)
+      (layer, direction, "statistics", "sum", times * number // parts)
       for layer, number in maps.items()
-      for direction in ("forward", "backward")
+      for direction, times in (("forward", 1), ("forward", 1), ("backward", 2))
     ]
 
 

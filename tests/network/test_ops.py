@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -41,6 +42,42 @@ def test_gradient_of_local_response_norm_is_that_of_its_formula(key):
       sides.append((normalize_columns(moved, 2) * gradient).sum())
     expected[at] = (sides[0] - sides[1]) / 2e-3
   np.testing.assert_allclose(pull(gradient)[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def has_no_zero(y) -> bool:
+  return bool(np.all(np.isnan(y) | (np.abs(y) > 0)))
+
+
+@pytest.mark.parametrize("beta", [0.75, 0.6])
+def test_overflow_in_local_response_norm_is_not_hidden(beta):
+  for magnitude in (1e8, 1e14, 1e15, 1e16, 1e19, 1e25, 3e38):
+    x = np.full((1, 1, 1, 8), magnitude, np.float32)
+    for halo in (None, np.full((1, 1, 1, 12), magnitude, np.float32)):
+      y = ops.local_response_norm(x, groups=1, beta=beta, with_halo=halo)
+      assert has_no_zero(y), (magnitude, y)
+      if magnitude < 1e15:  # float32 against float64
+        windows = x if halo is None else halo
+        expected = reference.local_response_norm(windows, beta=beta)
+        expected = expected[..., 2:-2] if halo is not None else expected
+        np.testing.assert_allclose(y, expected, rtol=2e-6)
+
+
+def test_overflow_in_batch_norm_is_not_hidden():
+  x = np.array([[3e19], [-3e19]], np.float32)
+  mean, variance = ops.moments(x, center=jnp.zeros(1), average=jnp.asarray)
+  y = ops.batch_norm(
+    x, mean=mean, variance=variance, scale=jnp.ones(1), bias=jnp.ones(1)
+  )
+  assert np.isnan(y).all()
+
+
+def test_stochastic_pooling_hides_neither_overflow_nor_nan():
+  for value in (np.nan, np.inf, 3e38):
+    x = np.ones((1, 2, 2, 1), np.float32)
+    x[0, 1] = value  # two of four: their sum overflows
+    for uniforms in (np.zeros((1, 1, 1, 1), np.float32), None):
+      y = pooling.stochastic_pool(x, uniforms, size=2, stride=2)
+      assert not np.isfinite(y).any(), (value, uniforms, y)
 
 
 def test_neighbors_do_not_cross_a_column(key):

@@ -160,6 +160,16 @@ def test_trust_ratio_of_a_kernel_of_zeros_is_1():
   np.testing.assert_allclose(updates["fc6"]["kernel"], -0.1, rtol=1e-6)
 
 
+def test_trust_ratio_of_a_norm_that_overflows_does_not_freeze_the_kernel():
+  rule = make_rule(trust_coefficient=0.01, momentum=0.0)
+  kernels = {"fc6": {"kernel": jnp.ones((2, 2))}}
+  gradients = {"fc6": {"kernel": jnp.full((2, 2), 1e20)}}
+  updates, _ = rule.update(
+    gradients, rule.init(kernels), kernels, squared_norms=squared_norms
+  )
+  assert np.isnan(updates["fc6"]["kernel"]).all()
+
+
 def test_ema_matches_numpy():
   expected = None
   for before, _, after, state in take_steps(make_rule(ema_decay=0.8), 6):

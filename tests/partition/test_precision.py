@@ -17,15 +17,20 @@ from tests.partition.test_placement import run
 PRECISIONS = ("float32", "bfloat16")
 
 
-def test_activations_are_bfloat16_and_parameters_stay_float32(
+def test_activations_are_bfloat16_and_parameters_and_logits_float32(
   tiny_network, key
 ):
   parameters = jax.eval_shape(lambda: model.init_parameters(tiny_network, key))
   images = jax.ShapeDtypeStruct((2, 67, 67, 3), jnp.bfloat16)
   graphdef = model.make_graphdef(tiny_network)
+  logits = jax.eval_shape(
+    lambda p, x: nnx.merge(graphdef, p)(x), parameters, images
+  )
+  # Rounded to bfloat16, those of many classes would be equal.
+  assert logits.dtype == jnp.float32
 
   def total(parameters, images):
-    return nnx.merge(graphdef, parameters)(images).astype(jnp.float32).sum()
+    return nnx.merge(graphdef, parameters)(images).sum()
 
   jaxpr = jax.make_jaxpr(total)(parameters, images)
   products = [
@@ -33,8 +38,8 @@ def test_activations_are_bfloat16_and_parameters_stay_float32(
     for equation in jaxpr.eqns
     if equation.primitive.name in ("conv_general_dilated", "dot_general")
   ]
-  # conv2, conv4 and conv5 twice, and so are their parts of fc6 to fc8 once.
-  assert products == [jnp.bfloat16] * 11
+  # conv2, conv4 and conv5 twice, fc6 to fc8 once: the logits.
+  assert products == [jnp.bfloat16] * 10 + [jnp.float32]
   gradients = jax.eval_shape(jax.grad(total), parameters, images)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(gradients)} == {"float32"}
 

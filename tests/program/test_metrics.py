@@ -29,10 +29,26 @@ def test_padding_counts_for_nothing():
   )
 
 
-def test_ties_and_missing_numbers_are_errors():
-  labels = jnp.array([0])
-  for logits in (jnp.zeros((1, 10)), jnp.full((1, 10), jnp.nan)):
-    assert metrics.totals(logits, labels)[1:3].tolist() == [1, 1]
+def test_missing_numbers_are_errors():
+  labels, logits = jnp.array([0]), np.zeros((3, 1, 10), np.float32)
+  logits[0], logits[1, 0, 0], logits[2, 0, 1:] = np.nan, np.nan, np.nan
+  for each in logits:
+    assert metrics.totals(jnp.asarray(each), labels)[1:3].tolist() == [1, 1]
+
+
+def test_ties_rank_as_in_numpy():
+  rng = np.random.default_rng(0)
+  logits = rng.integers(0, 4, (200, 20)).astype(np.float32)  # many ties
+  labels = rng.integers(0, 20, 200, dtype=np.int32)
+  order = np.argsort(-logits, axis=1, kind="stable")
+  _, expected = np.nonzero(order == labels[:, None])
+  found = metrics.ranks(jnp.asarray(logits), jnp.asarray(labels))
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_ties_are_errors_as_often_as_chance_has_it():
+  equal = jnp.zeros((10, 10)), jnp.arange(10)  # each class once
+  assert metrics.totals(*equal)[1:].tolist() == [9, 5, 10]
 
 
 def test_smoothed_loss_is_that_of_spread_labels_and_errors_stay():
