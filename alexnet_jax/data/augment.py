@@ -8,6 +8,7 @@ are sent to the devices as the bytes that are stored.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -112,12 +113,12 @@ class Augment:
       color = jnp.where(step < self.color_noise_steps, color, 0.0)
     return {
       "offset": jax.random.randint(
-        offset_key, (n, 2), 0, places, out_sharding=spec
+        offset_key, (n, 2), 0, places, np.int32, out_sharding=spec
       ),
       "flip": jax.random.bernoulli(
-        flip_key, 0.5 if self.flip else 0.0, (n,), out_sharding=spec
+        flip_key, np.float32(0.5 * self.flip), (n,), out_sharding=spec
       ),
-      "color": color * jax.random.normal(color_key, (n, 3), out_sharding=spec),
+      "color": color * _draw_normal(color_key, (n, 3), spec=spec),
     }
 
   def apply(
@@ -179,15 +180,28 @@ class Augment:
       in_axes=(0 if images.ndim == 4 else None, 0),
     )(images, offset)
     crops = jnp.where(flip[:, None, None, None], crops[:, :, ::-1], crops)
-    return crops.astype(jnp.float32)
+    return crops.astype(float)
 
   def _mean(self, offset, flip) -> jax.Array:
     """Returns what to subtract, broadcastable to f32[n, size, size, 3]."""
     if self.mean_from == "channel":
-      return jnp.asarray(self.statistics.mean, jnp.float32)[None, None, None]
+      return jnp.asarray(self.statistics.mean, float)[None, None, None]
     image = np.asarray(self.statistics.mean_image, np.float32)
     if self.mean_from == "image":
       return self._crop(jnp.asarray(image), offset, flip)
     at = (self.stored_size - self.image_size) // 2
     until = at + self.image_size
-    return jnp.asarray(image[None, at:until, at:until])
+    return jnp.asarray(image[None, at:until, at:until], float)
+
+
+def _draw_normal(key: jax.Array, shape: tuple[int, ...], *, spec) -> jax.Array:
+  """Draws as `jax.random.normal` does in float32, also under float64.
+
+  The uniform numbers have the same bits on every layout and in every type; the
+  rounding of what follows is that of the type.
+  """
+  least = np.nextafter(np.float32(-1), np.float32(0))
+  uniform = jax.random.uniform(
+    key, shape, np.float32, least, 1.0, out_sharding=spec
+  ).astype(float)
+  return math.sqrt(2) * lax.erf_inv(uniform)

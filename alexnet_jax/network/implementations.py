@@ -107,7 +107,7 @@ def choose(
   """
   chosen = PLATFORMS.get(platform, PLAIN)
   is_wide = _fewest_channels(network) >= _WINOGRAD_CHANNELS
-  if not is_wide or compute_dtype != "float32":
+  if not is_wide or compute_dtype == "bfloat16":
     chosen = dataclasses.replace(chosen, conv3x3="direct")
   if wanted == AUTO:
     return chosen

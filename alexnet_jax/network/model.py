@@ -51,7 +51,7 @@ class LayerVariables(nnx.Module):
     self.kernel = nnx.Param(std * normal.reshape(shape))
     outputs, is_batch = shape[-1:], layer.normalize == "batch"
     bias = 0.0 if is_batch else layer.bias
-    self.bias = nnx.Param(jnp.full(outputs, bias, jnp.float32))
+    self.bias = nnx.Param(jnp.full(outputs, bias, float))
     if is_batch:
       self.scale = nnx.Param(jnp.ones(outputs))
       self.mean = nnx.BatchStat(jnp.zeros(outputs))
@@ -78,7 +78,9 @@ class AlexNet(nnx.Module):
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
     # One random array, split into pieces: one for each kernel takes five times
     # as long to compile.
-    normals = jnp.split(jax.random.normal(rngs.params(), ends[-1:]), ends[:-1])
+    # In float32, so that a network in float64 starts with the same.
+    normal = jax.random.normal(rngs.params(), ends[-1:], np.float32)
+    normals = jnp.split(normal.astype(float), ends[:-1])
     for (name, shape), normal in zip(shapes.items(), normals, strict=True):
       setattr(self, name, LayerVariables(network.layer(name), shape, normal))
 
@@ -230,7 +232,7 @@ def _convolve(
   implementations: implementations_lib.Implementations,
   out_dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
-  if implementations.uses_winograd(layer) and x.dtype == jnp.float32:
+  if implementations.uses_winograd(layer) and x.dtype != jnp.bfloat16:
     return winograd.convolve(x, kernel, layer.padding)
   return lax.conv_general_dilated(
     x,

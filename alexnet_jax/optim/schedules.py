@@ -140,7 +140,7 @@ def _make_cosine(
   cosine = optax.cosine_decay_schedule(rate, num_updates, alpha=end_rate)
   # optax multiplies the count by pi, which strict dtype promotion allows for
   # floats only; float32 is exact up to 2^24 updates.
-  return lambda count: cosine(jnp.asarray(count, jnp.float32))
+  return lambda count: cosine(jnp.asarray(count, float))
 
 
 def _delay(schedule: optax.Schedule, updates: int) -> optax.Schedule:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from alexnet_jax.network import exchange as exchange_lib
@@ -273,8 +274,9 @@ class MeshExchange:
   ) -> jax.Array:
     """Slices an activation, or only marks it as varying; sends nothing."""
     if not reshard.copied:
-      # The gradients are summed here, in float32 whatever they are computed in.
-      varying = self._pvary(x.astype(jnp.float32), reshard.axes)
+      # The gradients are summed here, in no less than float32.
+      wide = np.promote_types(x.dtype, np.float32)
+      varying = self._pvary(x.astype(wide), reshard.axes)
       x = varying.astype(x.dtype)
     if reshard.kind == "slice":
       target = reshard.target % x.ndim

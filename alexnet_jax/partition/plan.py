@@ -31,7 +31,7 @@ UPDATE, NORM = "update", "norm"
 # In a program, these tensors have a scope of their own inside their layer's.
 NAMED_SCOPES = (*PARAMETERS, EDGES, STATISTICS, NORM)
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 # Numbers that a step sums over the images: those of `program/metrics.py`.
 LOSS_VALUES = 4
 TRANSPOSES = {
@@ -61,7 +61,7 @@ class Collective:
     elements: of the complete array that one group of devices gathers, scatters,
       exchanges or sums.
     images: whose activations these are; 0 for gradients and the loss.
-    bytes_per_element: 4 for float32, 2 for bfloat16.
+    bytes_per_element: as in `DTYPE_BYTES`.
   """
 
   layer: str
@@ -130,7 +130,8 @@ def make_plan(
   Args:
     layout: a layout that `check.check` has accepted for it.
     exchange_dtype: of activations and their gradients while they are sent, a
-      key of `DTYPE_BYTES`. Weights, their gradients and the loss stay float32.
+      key of `DTYPE_BYTES`. Weights, their gradients and the loss are float32,
+      or float64 as the activations.
     norms: whether the optimizer reads the norms of the kernels and of their
       updates, see `MeshExchange.squared_norms`.
   """
@@ -203,10 +204,11 @@ def _list_collectives(
   """Lists the collectives of a step on given routes; see `make_plan`."""
   specs = specs_lib.make_specs(network, layout, routes)
   itemsize = DTYPE_BYTES[exchange_dtype]
+  wide = max(itemsize, DTYPE_BYTES["float32"])
   plan = []
 
   def add(
-    layer, direction, tensor, kind, axes, elements, images=0, itemsize=4
+    layer, direction, tensor, kind, axes, elements, images=0, itemsize=wide
   ) -> None:
     devices = layout.size(axes)
     if devices > 1:  # else nothing is sent

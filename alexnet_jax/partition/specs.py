@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from alexnet_jax.network import wiring
@@ -193,7 +194,8 @@ def draw_random_numbers(
   Returns:
     The random numbers of the augmentation, and those of the layers: {"masks":
     {layer: bool[N, ...]}, "uniforms": {layer: f32[N, ...]}}, the values that
-    dropout keeps and the numbers that stochastic pooling picks with.
+    dropout keeps and the numbers that stochastic pooling picks with. They are
+    drawn in float32, so that a program in float64 has the same.
   """
   num_layers = len(specs.masks) + len(specs.uniforms)
   augment_key, *keys = jax.random.split(
@@ -207,12 +209,12 @@ def draw_random_numbers(
   for layer, layer_key in zip(specs.masks, keys, strict=False):
     masks[layer] = jax.random.bernoulli(
       layer_key,
-      network.keep_rate(layer),
+      np.float32(network.keep_rate(layer)),
       shapes[layer],
       out_sharding=specs.masks[layer],
     )
   for layer, layer_key in zip(specs.uniforms, keys[len(masks) :], strict=True):
     uniforms[layer] = jax.random.uniform(
-      layer_key, shapes[layer], out_sharding=specs.uniforms[layer]
-    )
+      layer_key, shapes[layer], np.float32, out_sharding=specs.uniforms[layer]
+    ).astype(float)
   return for_images, {"masks": masks, "uniforms": uniforms}

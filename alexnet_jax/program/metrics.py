@@ -43,7 +43,7 @@ def totals(
   rank = ranks(logits, label)
   per_image = jnp.stack(
     [loss, *(rank >= k for k in TOP_K), jnp.ones_like(loss)],
-    dtype=jnp.float32,
+    dtype=float,  # the program's
   )
   return jnp.sum(jnp.where(is_image, per_image, 0.0), axis=1)
 

@@ -7,10 +7,11 @@ before it runs starts here. This is the only module that enters the mesh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -76,6 +77,13 @@ class Program:
       implementations=self.implementations,
     )
 
+  @contextlib.contextmanager
+  def _scope(self) -> Iterator[None]:
+    """Everything is traced on the mesh, and with the types of this program."""
+    is_wide = self.compute_dtype == "float64"
+    with jax.enable_x64(is_wide), jax.set_mesh(self.mesh):
+      yield
+
   def make_keys(self, seed: int) -> tuple[jax.Array, jax.Array]:
     """Makes the keys of the initial state and of the steps, on every device.
 
@@ -96,7 +104,7 @@ class Program:
 
   def init(self, key: jax.Array) -> step_lib.TrainState:
     """Makes the state before the first step."""
-    with jax.set_mesh(self.mesh):
+    with self._scope():
       return self._jitted_init(key)
 
   @functools.cached_property
@@ -126,14 +134,14 @@ class Program:
       result=(self._state_specs, self.specs.replicated),
       donated=(0,),
     )
-    with jax.set_mesh(self.mesh):
+    with self._scope():
       return train_step.trace(self.abstract_state, key, *self.abstract_batch)
 
   def trace_part(
     self, function: Callable, *arguments, donated: tuple[int, ...] = ()
   ) -> jax.stages.Traced:
     """Traces a part of a step that is computed on global arrays."""
-    with jax.set_mesh(self.mesh):
+    with self._scope():
       return jax.jit(function, donate_argnums=donated).trace(*arguments)
 
   def replay(self, state, key, images, labels) -> tuple:
@@ -141,7 +149,7 @@ class Program:
     nonfinite = nonfinite_step.make_nonfinite_step(
       self.forward, mesh=self.mesh, label_smoothing=self.label_smoothing
     )
-    with jax.set_mesh(self.mesh):
+    with self._scope():
       return nonfinite(state, key, images, labels)
 
   def evaluate(self, variables, images, labels) -> jax.Array:
@@ -149,7 +157,7 @@ class Program:
 
     With several members: f32[members, 4].
     """
-    with jax.set_mesh(self.mesh):
+    with self._scope():
       return self._eval_step(variables, images, labels)
 
   @functools.cached_property
@@ -164,7 +172,7 @@ class Program:
 
   def predict(self, variables, images, labels) -> tuple[jax.Array, jax.Array]:
     """Computes what `evaluate` sums, image by image; see `eval_step.py`."""
-    with jax.set_mesh(self.mesh):
+    with self._scope():
       return self._predict_step(variables, images, labels)
 
   @functools.cached_property
@@ -181,7 +189,7 @@ class Program:
   @functools.cached_property
   def _member_state(self) -> step_lib.TrainState:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    with jax.set_mesh(self.mesh):
+    with self._scope():
       state = jax.eval_shape(self._init, key)
     return specs.with_shardings(self.mesh, state)
 
@@ -305,7 +313,8 @@ def make_program(
     batch_size: images in a step, over all devices.
     norms: whether the optimizer reads norms of kernels, as it does with a
       trust coefficient.
-    exchange_dtype: type of activations while they cross devices.
+    exchange_dtype: type of activations while they cross devices; float64 if
+      they are computed in float64.
     implementations: see `implementations.choose`.
     devices: to compute on; None: all that JAX has.
     keep_order: nest the axes of the mesh as the layout lists them, instead of
@@ -317,6 +326,8 @@ def make_program(
     ValueError: two layers list their axes in contradictory orders, or the
       layout does not fit the devices.
   """
+  if compute_dtype == "float64":
+    exchange_dtype = compute_dtype
   routes = plan_lib.choose_routes(
     network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
   )

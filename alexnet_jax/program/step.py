@@ -76,8 +76,10 @@ class ForwardPass:
     exchange: moves activations and weights between devices, and sums squares
       of kernels for an optimizer that needs their norms.
     augmentation: turns stored images into network inputs.
-    compute_dtype: `float32` or `bfloat16`, for the network. Parameters, the
-      optimizer, sums of gradients and the loss are always float32.
+    compute_dtype: `float32` or `bfloat16`, for the network; parameters, the
+      optimizer, sums of gradients, logits and the loss are then float32. With
+      `float64`, everything is, to compare programs without the amplified
+      rounding of float32.
     implementations: how each operation is computed.
   """
 
@@ -105,8 +107,7 @@ class ForwardPass:
     x = x.astype(self.compute_dtype)
     logits = alexnet(x, masks=masks, uniforms=uniforms, exchange=self.exchange)
     with jax.named_scope(exchange_lib.LOSS):
-      logits = self.exchange.reshard_input(exchange_lib.LOSS, logits)
-      return logits.astype(jnp.float32)
+      return self.exchange.reshard_input(exchange_lib.LOSS, logits)
 
   def sum_metrics(self, logits, labels, *, smoothing=0.0) -> jax.Array:
     """Sums `metrics.totals` over the images of all devices: f32[4]."""

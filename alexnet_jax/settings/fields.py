@@ -18,7 +18,6 @@ from alexnet_jax.data import augment, records
 from alexnet_jax.network import wiring
 from alexnet_jax.optim import schedules
 from alexnet_jax.partition import layout as layout_lib
-from alexnet_jax.partition import plan
 
 # Computations are in float32: 0, and normal numbers of these magnitudes.
 _SMALLEST, _LARGEST = 2.0**-126, 2.0**127
@@ -183,7 +182,7 @@ def _axes(**options) -> Tuple:
 _POSITIVE = Number(above=True)
 _FRACTION = Number(most=1, below=True)
 _SEED = _integer(0, 2**32 - 1)
-_DTYPE = Choice(values=tuple(plan.DTYPE_BYTES))
+_DTYPE = Choice(values=("float32", "bfloat16"))
 _EPOCH = Number(most=_MAX_EPOCHS)
 _RISING_EPOCHS = Tuple(
   parts=(_EPOCH,),
