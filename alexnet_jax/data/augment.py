@@ -160,9 +160,9 @@ class Augment:
     """
     end = self.stored_size - self.image_size
     center = (end // 2, end // 2)
-    places = jnp.asarray([(0, 0), (0, end), center, (end, 0), (end, end)])
+    places = [(0, 0), (0, end), center, (end, 0), (end, end)]
     n = images.shape[0]
-    offset = jnp.broadcast_to(places[index % 5], (n, 2))
+    offset = jnp.broadcast_to(jnp.asarray(places, np.int32)[index % 5], (n, 2))
     flip = jnp.broadcast_to(index >= 5, (n,))
     crops = self._crop(images, offset, flip)
     return (crops - self._mean(offset[:1], flip[:1])) / self.scale
@@ -176,7 +176,9 @@ class Augment:
     size = (self.image_size, self.image_size, 3)
     # Crops bytes, then converts: a quarter of the memory traffic.
     crops = jax.vmap(
-      lambda image, at: lax.dynamic_slice(image, (at[0], at[1], 0), size),
+      lambda image, at: lax.dynamic_slice(
+        image, (at[0], at[1], np.int32(0)), size
+      ),
       in_axes=(0 if images.ndim == 4 else None, 0),
     )(images, offset)
     crops = jnp.where(flip[:, None, None, None], crops[:, :, ::-1], crops)
