@@ -56,17 +56,21 @@ def tiny_batch() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def program():
-  """layout -> its program, its traced and its compiled step, made once."""
+  """layout -> its program, its traced and its compiled step, made once.
+
+  In float32, or, to compare numbers or if the type does not matter, in float64.
+  """
   made = {}
   options = compiler_options.choose(jax.devices(), mode="auto").used
 
-  def make(layout):
-    if layout.name not in made:
-      parts = build.make_program(layout)
+  def make(layout, compute_dtype="float32"):
+    name = layout.name, compute_dtype
+    if name not in made:
+      parts = build.make_program(layout, compute_dtype=compute_dtype)
       traced = parts.trace()
       compiled = traced.lower().compile(compiler_options=options)
-      made[layout.name] = parts, traced, compiled
-    return made[layout.name]
+      made[name] = parts, traced, compiled
+    return made[name]
 
   return make
 

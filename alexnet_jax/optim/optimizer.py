@@ -163,7 +163,8 @@ def _accumulate(
   rule: optax.GradientTransformationExtraArgs, batches: int
 ) -> optax.GradientTransformationExtraArgs:
   """Averages the gradients of several batches into one update."""
-  multi_steps = optax.MultiSteps(rule, batches)
+  # None: the type of the parameters; the default is float32.
+  multi_steps = optax.MultiSteps(rule, batches, accumulator_dtype=None)
 
   def update(updates, state, parameters=None, **extra):
     # optax multiplies gradients by flags and divides them by counts.

@@ -65,7 +65,8 @@ def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
     labels: i32[n], 0..classes-1.
   """
   of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)
-  classes, label = jnp.arange(logits.shape[1])[None], labels[:, None]
+  label = labels[:, None]
+  classes = jnp.arange(logits.shape[1], dtype=label.dtype)[None]
   follows = (logits < of_label) | ((logits == of_label) & (classes > label))
   return jnp.sum(~(follows | (classes == label)), axis=1)
 

@@ -51,7 +51,7 @@ def audit_step(planned, traced, compiled, mesh):
   ids=lambda layout: layout.name,
 )
 def test_step_communicates_as_planned(layout, program):
-  found = audited(program(layout))
+  found = audited(program(layout, "float64"))
   assert found.unplanned == () and found.missing == ()
   assert sorted(found.traced) == sorted(found.plan)
   # XLA's CPU compiler keeps every collective.
@@ -82,7 +82,7 @@ def test_grouped_convolution_is_found(groups):
 
 
 def test_no_convolution_is_grouped(layout, program):
-  _, traced, compiled = program(layout)
+  _, traced, compiled = program(layout, "float64")
   hlo = compiled.as_text()
   # Forward, and backward for the kernel and all inputs but the image.
   assert len(re.findall(r"= .* convolution\(", hlo)) >= 14

@@ -93,9 +93,11 @@ def test_members_draw_the_bits_of_single_runs(two_members, tiny_augmentation):
 
 @pytest.mark.slow
 def test_members_on_one_device_each_train_as_single_runs(program, tiny_batch):
-  parts = build.make_program(catalog.ONE_DEVICE, members=2)
+  parts = build.make_program(
+    catalog.ONE_DEVICE, members=2, compute_dtype="float64"
+  )
   compiled, found = compiled_step.compile_step(parts)
-  single, _, single_step = program(catalog.ONE_DEVICE)
+  single, _, single_step = program(catalog.ONE_DEVICE, "float64")
   assert found.agrees and parts.plan == single.plan
   assert sorted(found.compiled) == sorted(found.plan)
   init_key, key = parts.make_keys(SEED)
@@ -113,9 +115,9 @@ def test_members_on_one_device_each_train_as_single_runs(program, tiny_batch):
       expected, expected_totals = single_step(expected, key, *batch)
     # Rounding of sums that are compiled otherwise, through three steps.
     mine = ensemble_lib.take_member(state, member.abstract_state)
-    assert find_distance(mine, expected) <= 1e-5
+    assert find_distance(mine, expected) <= 1e-8
     np.testing.assert_allclose(
-      np.asarray(totals)[index], np.asarray(expected_totals), rtol=1e-5
+      np.asarray(totals)[index], np.asarray(expected_totals), rtol=1e-8
     )
 
 

@@ -30,7 +30,7 @@ def test_local_shard_is_not_read_from_what_was_gathered(devices):
 
 
 def test_layers_that_gather_all_columns_and_no_others_overlap(program):
-  parts, traced, _ = program(OVERLAPPED)
+  parts, traced, _ = program(OVERLAPPED, "float64")
   arrive = {name: load.arrive for name, load in parts.device_loads.items()}
   # All that read all columns, except fc8, which arrives as a sum.
   overlapped = {

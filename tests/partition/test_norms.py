@@ -75,7 +75,11 @@ def test_layer_wise_rates_do_not_depend_on_the_layout(tiny_batch):
     catalog.find, ("one_device", "one_weird_trick", "two_column_sharded")
   ):
     parts = build.make_program(
-      layout, trust_coefficient=0.01, ema_decay=0.5, accumulate=2
+      layout,
+      compute_dtype="float64",
+      trust_coefficient=0.01,
+      ema_decay=0.5,
+      accumulate=2,
     )
     compiled, audit = compiled_step.compile_step(parts)
     assert audit.agrees and sorted(audit.compiled) == sorted(parts.plan)

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend import core as jex_core
 
-from alexnet_jax.network import model, ops
+from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import model, ops, wiring
+from alexnet_jax.optim import schedules
 from alexnet_jax.partition import catalog, collectives
 from alexnet_jax.program import compiled_step
 from tests import build, reference
@@ -51,6 +54,59 @@ def test_normalization_of_bfloat16_is_computed_in_float32(key):
   assert found.dtype == jnp.bfloat16
   # Rounded once, at the end: half of the last of eight bits.
   np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8)
+
+
+def find_narrow(jaxpr) -> list[str]:
+  """Equations whose results are floats of less than 64 bits, but draws."""
+  found = []
+  for equation in jaxpr.eqns:
+    name = equation.params.get("name", equation.primitive.name)
+    # Draws are in float32 in every program, then converted; a reshard has the
+    # type of what it reads.
+    if name in ("_uniform", "_bernoulli", "reshard"):
+      continue
+    for inner in jex_core.jaxprs_in_params(equation.params):
+      found += find_narrow(inner)
+    found += [
+      str(equation)
+      for result in equation.outvars
+      if jnp.issubdtype(getattr(result.aval, "dtype", jnp.int32), jnp.floating)
+      and result.aval.dtype != jnp.float64
+    ]
+  return found
+
+
+# Stochastic pooling, normalizations of both kinds, dropout after a convolution.
+EVERYTHING = wirings.rewire(
+  wirings.DROPOUT_AFTER_CONV4,
+  "everything",
+  conv2={"pool": wiring.Pool(kind="stochastic")},
+  conv3={"normalize": "batch"},
+)
+
+
+def test_float64_is_nowhere_narrower():
+  parts = build.make_program(
+    *(catalog.TWO_COLUMN_DATA, build.make_network(EVERYTHING)),
+    compute_dtype="float64",
+    label_smoothing=0.1,
+    trust_coefficient=0.01,
+    ema_decay=0.5,
+    accumulate=2,
+    plateau=schedules.Plateau(
+      factor=0.1, patience=1, min_change=0.1, max_drops=1
+    ),
+    views=10,
+  )
+  state = parts.abstract_state
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} <= {
+    *("float64", "int32", "bool")
+  }
+  assert find_narrow(parts.trace().jaxpr.jaxpr) == []
+  evaluation = parts.trace_part(
+    parts._eval_step, state.variables, *parts.abstract_batch
+  )
+  assert find_narrow(evaluation.jaxpr.jaxpr) == []
 
 
 @pytest.mark.slow

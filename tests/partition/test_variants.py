@@ -25,7 +25,7 @@ DRAWS = wirings.rewire(
 
 # A shift that the next batch normalization removes has a gradient of 0 but for
 # the rounding of the sum that it is.
-ATOL = 2e-6
+ATOL = 1e-14
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests import build, runs
 
 
 def test_state_is_donated_to_the_step(layout, program):
-  parts, _, compiled = program(layout)
+  parts, _, compiled = program(layout, "float64")
   leaves = len(jax.tree.leaves(parts.abstract_state))
   header = compiled.as_text().partition("\n")[0]
   aliases = re.search(r"input_output_alias=\{(.*?)\}, \w+=", header)[1]
@@ -88,7 +88,10 @@ def test_two_batches_that_accumulate_are_one_of_twice_the_size(
   for layout, batches in ((catalog.ONE_DEVICE, 1), (catalog.FULLY_SHARDED, 2)):
     size = 16 // batches
     parts = build.make_program(
-      layout, network, plain, batch_size=size, accumulate=batches
+      *(layout, network, plain),
+      compute_dtype="float64",
+      batch_size=size,
+      accumulate=batches,
     )
     compiled, audit = compiled_step.compile_step(parts)
     assert audit.agrees
