@@ -12,7 +12,7 @@ from flax import nnx
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import exchange, model, ops, wiring
 from alexnet_jax.optim import optimizer
-from alexnet_jax.partition import catalog, resharding, specs
+from alexnet_jax.partition import catalog, plan, specs
 from alexnet_jax.partition import exchange as mesh_exchange
 from alexnet_jax.partition import mesh as mesh_lib
 from tests import build
@@ -68,7 +68,7 @@ def test_training_normalizes_with_the_batch_and_keeps_running_statistics(key):
 @pytest.mark.parametrize("ratio", [0, 3, 10, 100])
 def test_variance_keeps_its_digits_far_from_the_running_mean(ratio, devices):
   layout = build.with_mesh(catalog.DATA_PARALLEL, data=devices)
-  routes = resharding.find_routes(NETWORK, layout, batch_size=8)
+  routes = plan.choose_routes(NETWORK, layout, batch_size=8)
   on_mesh = mesh_exchange.MeshExchange(
     routes, specs.make_specs(NETWORK, layout, routes)
   )
