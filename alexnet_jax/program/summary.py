@@ -48,6 +48,11 @@ def make_layout_table(program: program_lib.Program) -> rich.console.Group:
   network, layout = program.network, program.layout
   loads, sizes = program.device_loads, network.sizes()
   placements = {name: layout.placement(name) for name in loads}
+  own = "column" if network.columns > 1 else "all"  # the only column is all
+  reads = {
+    layer.name: own if layer.reads == "own" else layer.reads
+    for layer in network.layers
+  }
   splits_images = any(each.batch for each in placements.values())
   splits_features = any(each.features for each in placements.values())
   table = make_table(
@@ -59,7 +64,7 @@ def make_layout_table(program: program_lib.Program) -> rich.console.Group:
     layer = network.layer(name)
     outputs = _part(load.outputs, layer.features)
     table.add_row(
-      *(name, "column" if layer.reads == "own" else layer.reads),
+      *(name, reads[name]),
       _part(load.images, program.batch_size),
       *[_listed(placements[name].batch)] * splits_images,
       _part(load.inputs, sizes[name].channels),
@@ -67,6 +72,10 @@ def make_layout_table(program: program_lib.Program) -> rich.console.Group:
       *[_listed(placements[name].features)] * splits_features,
     )
   notes = []
+  if "column" in reads.values():
+    notes.append(
+      f"column: reads its own column alone, of the network's {network.columns}"
+    )
   if any(load.is_partial for load in loads.values()):
     notes.append(
       "partial: from the inputs shown alone; the devices then sum the results"
