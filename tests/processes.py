@@ -185,6 +185,26 @@ def start_training(
   return start(tmp, count, [*flags(config, tmp, fields), *arguments], **options)
 
 
+def start_saves(
+  workdir: pathlib.Path, count: int, last_step: int, *prefix: str
+) -> list[subprocess.Popen]:
+  """Starts a run of `tests.saves`, which resumes where there is one.
+
+  Args:
+    prefix: arguments before the interpreter.
+  """
+  address = f"localhost:{free_port()}"
+  run = (*prefix, "python", "-m", "tests.saves", str(workdir), str(last_step))
+  return [
+    open_process(
+      [*run, str(index), str(count), address],
+      workdir.parent / "cache",
+      variables={"JAX_PLATFORMS": "cpu"},
+    )
+    for index in range(count)
+  ]
+
+
 def train(tmp, fields=None, *arguments, code=0, **options) -> Ended:
   """Runs a small training of one process, which must end with `code`.
 

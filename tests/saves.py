@@ -4,10 +4,10 @@
 
 It starts and ends as `main` does, in a third of the time: it reads no data and
 compiles a single sum over all processes. Its end is known exactly.
+`processes.start_saves` starts it.
 """
 
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -17,30 +17,9 @@ from alexnet_jax.cli import command
 from alexnet_jax.distributed import cluster
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.program import step as step_lib
-from tests import processes
 
 # Of each process: as many bytes as a small network has.
 _SIZE = 100_000
-
-
-def start(
-  workdir: pathlib.Path, count: int, last_step: int, *prefix: str
-) -> list[subprocess.Popen]:
-  """Starts the processes of a run, which resumes where there is one.
-
-  Args:
-    prefix: arguments before the interpreter.
-  """
-  address = f"localhost:{processes.free_port()}"
-  run = (*prefix, "python", "-m", "tests.saves", str(workdir), str(last_step))
-  return [
-    processes.open_process(
-      [*run, str(index), str(count), address],
-      workdir.parent / "cache",
-      variables={"JAX_PLATFORMS": "cpu"},
-    )
-    for index in range(count)
-  ]
 
 
 def make_state(values, step=0) -> step_lib.TrainState:

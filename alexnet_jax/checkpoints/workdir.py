@@ -264,8 +264,9 @@ def _find_foreign(
   """
   configs = [fields]
   for file in pathlib.Path(path).glob("config*.json"):
-    with contextlib.suppress(ValueError):
-      configs.append(json.loads(file.read_bytes()))
+    with contextlib.suppress(ValueError, OSError):
+      config = json.loads(file.read_bytes())
+      configs += [config] if isinstance(config, dict) else []
   found = {}
   for step in reader.find_steps(path):
     folder = reader.find_folder(path, step)

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from alexnet_jax.checkpoints import metadata, reader
-from tests import processes, saves
+from tests import processes
 
 pytestmark = pytest.mark.faults
 
@@ -294,7 +294,7 @@ def end_in(tmp, spoil, count):
   place = tmp / "workdir" / "checkpoints"
   # Without the right of root to write to all files.
   prefix = ("setpriv", "--bounding-set", "-dac_override")
-  running = saves.start(tmp / "workdir", count, 1_000_000, *prefix)
+  running = processes.start_saves(tmp / "workdir", count, 1_000_000, *prefix)
   processes.wait_until(
     lambda: reader.find_latest_step(str(tmp / "workdir")), running, seconds=300
   )
