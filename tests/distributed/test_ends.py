@@ -115,9 +115,11 @@ def kill_around_saves(workdir, count, rng, kills):
         ended.code != 69 or f"process {lost} of" not in ended.errors
       ):
         faults.append((count, index, lost, ended))
-  last = reader.find_latest_step(str(workdir)) + 2
+  newest = reader.find_latest_step(str(workdir))
+  last = newest + 2
   for ended in processes.finish(processes.start_saves(workdir, count, last)):
-    if ended.code or "damaged" in ended.out:
+    # An old one whose deletion was cut short is moved aside; the newest is not.
+    if ended.code or f"broken-{newest}'" in ended.out:
       faults.append(ended)
   if not faults and not saves.has_right_numbers(workdir, count, last):
     faults.append((count, "other numbers"))
