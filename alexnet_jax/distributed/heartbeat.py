@@ -15,6 +15,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
+import re
 import signal
 import socket
 import threading
@@ -31,6 +33,9 @@ LOST_SECONDS = 20.0
 # A longer time between two turns of a thread means that this process itself was
 # stopped (a suspended job, a virtual machine) and could not hear the others.
 _PAUSE_SECONDS = 4 * BEAT_SECONDS
+# From seeing an abort to the end: a process that is lost is named meanwhile,
+# and the delay of `delay_abort` is not over yet.
+_ABORT_SECONDS = 3.5
 # Time for the others to read the verdict before process 0 ends its service.
 _LINGER_SECONDS = 4 * BEAT_SECONDS
 
@@ -86,7 +91,7 @@ class Heartbeat:
     self._seen = {i: ("", self._answered) for i in range(len(labels))}
 
   def start(self) -> None:
-    targets = [self._beat]
+    targets = [self._beat, self._watch_abort]
     if self._index != 0:
       targets.append(self._watch_first)
     for target in targets:
@@ -157,6 +162,17 @@ class Heartbeat:
           f"{self._labels[0]} is lost: it no longer runs", lost=True
         )
 
+  def _watch_abort(self) -> None:
+    """Ends this process where JAX aborts it although no process is lost."""
+    while not self._stopped.wait(BEAT_SECONDS):
+      if _is_aborting():
+        self._stopped.wait(_ABORT_SECONDS)
+        self._end_process(
+          "JAX aborts it for the reason above, which may be a clock that was "
+          "set back",
+          lost=True,
+        )
+
   def _is_gone(self) -> bool:
     """Whether the host of process 0 refuses a connection to its address."""
     try:
@@ -216,6 +232,20 @@ class Heartbeat:
   def _end_process(self, sentence: str, *, lost: bool) -> None:
     if not self._stopped.is_set() and self._ended.acquire(blocking=False):
       self._on_end(sentence, lost)
+
+
+def _is_aborting() -> bool:
+  """Whether a thread is in the handler of `delay_abort`, which blocks SIGABRT.
+
+  False where there is no /proc.
+  """
+  with contextlib.suppress(OSError):  # no /proc, or a thread that has ended
+    for thread in os.listdir("/proc/self/task"):
+      with open(f"/proc/self/task/{thread}/status", "rb") as file:
+        blocked = re.search(rb"SigBlk:\s*(\w+)", file.read())
+      if blocked and int(blocked[1], 16) >> (signal.SIGABRT - 1) & 1:
+        return True
+  return False
 
 
 def delay_abort() -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from alexnet_jax.distributed import heartbeat
-from tests import fake_group
+from tests import fake_group, processes
 
 LABELS = ("process 0 of 3 (a)", "process 1 of 3 (b)", "process 2 of 3 (c)")
 
@@ -150,3 +150,31 @@ def test_pause_of_all_processes_is_no_loss(group, monkeypatch):
   ahead[0] = 100.0  # as after a job was suspended, for all threads at once
   assert not ended[0].called.wait(0.3)
   assert [each.calls for each in ended] == [[], [], []]
+
+
+ABORTS = """
+import ctypes, os
+from alexnet_jax.distributed import heartbeat
+
+class Store:
+  def key_value_set(self, *_, **__): pass
+  def key_value_dir_get(self, _): return []
+
+def end(sentence, lost):
+  print(sentence, lost, flush=True)
+  os._exit(69)
+
+heartbeat.BEAT_SECONDS, heartbeat._ABORT_SECONDS = 0.2, 0.3
+heartbeat.delay_abort()
+heartbeat.Heartbeat(
+  Store(), index=0, labels=("0", "1"), address="localhost:1", on_end=end
+).start()
+ctypes.CDLL(None).abort()  # without Python's lock, as threads of JAX do it
+"""
+
+
+def test_process_that_a_library_aborts_ends_as_lost(tmp_path):
+  ended = processes.run(["python", "-c", ABORTS], tmp_path)
+  assert ended.code == 69, ended.errors
+  assert ended.out.startswith("JAX aborts it for the reason above")
+  assert ended.out.endswith(" True\n")
