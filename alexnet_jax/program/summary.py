@@ -216,7 +216,7 @@ def make_plan_table(
     *parts,
     "share that each of P devices sends: all-gather, reduce-scatter (P-1)/P,",
     "  sum (an all-reduce) 2(P-1)/P, all-to-all (P-1)/P^2",
-    f"in all, one device sends {to_mb(total)} MB in a step",
+    f"in all, one device sends {_with_unit(total)} in a step",
   )
 
 
@@ -319,7 +319,7 @@ def describe_axes(
   for axis, size in program.mesh.shape.items():
     line = f"axis {axis}: {size} device{'s' if size > 1 else ''}"
     if size > 1:
-      line += f", {to_mb(sent.get(axis, 0))} MB sent along it in a step"
+      line += f", {_with_unit(sent.get(axis, 0))} sent along it in a step"
       line += f", {links[axis]}"
     lines.append(line)
   if any(len(collective.axes) > 1 for collective in program.plan):
@@ -370,9 +370,10 @@ def describe_memory(compiled: jax.stages.Compiled) -> list[str]:
   if not sizes:
     return ["the compiler reports no memory on this platform"]
   return [
-    f"memory at the peak of a step, by the compiler: {to_mb(sizes['peak'])} "
-    f"MB, of which {to_mb(sizes['arguments'])} state and batch, "
-    f"{to_mb(sizes['temporaries'])} temporary"
+    "memory at the peak of a step, by the compiler: "
+    f"{_with_unit(sizes['peak'])}, of which "
+    f"{_with_unit(sizes['arguments'])} state and batch, "
+    f"{_with_unit(sizes['temporaries'])} temporary"
   ]
 
 
@@ -439,7 +440,8 @@ def describe_audit(audit: audit_lib.Audit) -> list[str]:
   sent = sum(exchange.sent_bytes for exchange in audit.compiled)
   return [
     f"audit: the traced step has the {len(audit.plan)} exchanges of the plan "
-    f"and no others; the compiled one sends {to_mb(sent)} MB from each device",
+    "and no others; the compiled one sends "
+    f"{_with_unit(sent)} from each device",
     *(f"  {line}" for line in audit.notes),
   ]
 
@@ -447,6 +449,12 @@ def describe_audit(audit: audit_lib.Audit) -> list[str]:
 def to_mb(number: int) -> str:
   """Formats bytes as MB of 10^6, or as `2,560 B` where that says more."""
   return f"{number:,} B" if 0 < number < 10_000 else f"{number / 1e6:,.3f}"
+
+
+def _with_unit(number: int) -> str:
+  """Formats bytes for a sentence: `1.049 MB`, `16 B`."""
+  text = to_mb(number)
+  return text if text.endswith("B") else f"{text} MB"
 
 
 def make_table(title: str | None, *headers: str) -> rich.table.Table:

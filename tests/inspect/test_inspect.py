@@ -298,6 +298,20 @@ def test_tables_fit_into_80_columns_and_have_nothing_that_says_nothing():
   assert re.search(r"conv1 +image +32 of 128 +data x model +3 +96 *\n", text)
 
 
+def test_few_bytes_are_not_called_megabytes():
+  # Only the loss is summed: over the pictures of an axis that splits these.
+  program = build.make_short_program("two_column")
+  loss = build.make_collective(4, layer="loss", tensor="activation")
+  program = dataclasses.replace(
+    program, plan=(dataclasses.replace(loss, axes=("column",)),)
+  )
+  text = print_tables(program)
+  assert text.endswith("in all, one device sends 16 B in a step\n")
+  assert "axis column: 2 devices, 16 B sent along it" in str(
+    summary.describe_axes(program)
+  )
+
+
 def test_traced_and_compiled_bytes_are_shown_where_they_differ():
   program = build.make_program(
     *(catalog.TWO_COLUMN, build.FULL_NETWORK, build.FULL_AUGMENTATION)
