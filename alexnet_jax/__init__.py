@@ -2,7 +2,13 @@
 
 import os
 import re
+import resource
 import sys
+
+# Address space of a command, bytes. Small runs on 8 simulated devices fit; with
+# 2 GB a run hangs, since libraries cannot start their threads, and with 0.6 GB
+# they cannot be imported.
+_ADDRESS_SPACE = 3_000_000_000
 
 
 def _report_import_error(kind, error, trace) -> None:
@@ -35,9 +41,19 @@ def _open_standard_streams() -> None:
   sys.stderr = sys.stderr or open(2, "w", closefd=False)
 
 
+def _check_address_space() -> None:
+  limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE:
+    sys.exit(
+      f"error: address space is limited to {limit / 1e9:.3g} GB, expected "
+      f"{_ADDRESS_SPACE / 1e9:.3g} GB or more. Set ulimit -v unlimited."
+    )
+
+
 # At import, because some libraries cannot be imported without the streams. It
 # changes nothing where they are open.
 _open_standard_streams()
 
 if sys.argv[:1] == ["-m"]:  # a command, whose other modules come after this one
+  _check_address_space()
   sys.excepthook = _report_import_error

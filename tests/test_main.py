@@ -125,6 +125,18 @@ def test_no_file_takes_the_place_of_a_closed_stream(closed, tmp_path):
   assert (ended.errors == "") == (2 in closed)
 
 
+@pytest.mark.parametrize("kilobytes", [300_000, 1_000_000, 2_000_000])
+def test_small_address_space_is_refused(kilobytes, tmp_path):
+  command = f"ulimit -v {kilobytes}; exec {sys.executable} -m alexnet_jax.main"
+  ended = processes.run(["bash", "-c", command], tmp_path)
+  limit = f"{kilobytes * 1024 / 1e9:.3g}"
+  assert (ended.code, ended.out) == (1, "")
+  assert ended.errors == (
+    f"error: address space is limited to {limit} GB, expected 3 GB or more. "
+    "Set ulimit -v unlimited.\n"
+  )
+
+
 def test_output_that_cannot_be_written_ends_a_command_in_one_line(tmp_path):
   with open("/dev/full", "w") as full:
     process = subprocess.Popen(
