@@ -402,15 +402,6 @@ def test_compare_lists_planned_and_compiled_bytes():
     assert row["memory_bytes"] > 0
 
 
-@pytest.mark.slow
-def test_verify_finds_the_promises_of_a_layout_kept():
-  out = run_well(
-    *("verify", "--config.batch_size=8"),
-    *("--layouts=fully_sharded", "--devices=2"),
-  )
-  assert sum(line.endswith("kept") for line in out.splitlines()) == 1, out
-
-
 def test_topology_is_checked_before_libtpu_is_asked():
   for name in ("v5e", "v5e:2x4x2", "v3:2x2", "v5p:2x2", "v5e:0x4"):
     with pytest.raises(ValueError, match=f"unknown topology '{name}'"):

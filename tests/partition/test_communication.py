@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import os
 import re
 
 import jax
@@ -365,12 +366,13 @@ def draw_layout(rng, network):
         return layout
 
 
-# 200 are traced, and one of twenty is compiled.
+# Traced 5 for each seed, and compiled for two of them. Tracing takes half a
+# second: RANDOM_LAYOUTS=20 traces 200.
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_random_layouts_communicate_as_planned(seed):
   rng = np.random.default_rng(seed)
-  for number in range(20):
+  for number in range(int(os.environ.get("RANDOM_LAYOUTS", "5"))):
     network = build.make_network(
       MIDDLE,
       image_size=35,
@@ -389,6 +391,6 @@ def test_random_layouts_communicate_as_planned(seed):
     found = collectives.read_traced(traced.jaxpr, layers, parts.mesh.shape)
     assert found.refused == (), parts.layout
     assert sorted(found.collectives) == sorted(parts.plan), parts.layout
-    if number == 0:
+    if number == 0 and seed < 2:
       step = audited((parts, traced, traced.lower().compile()))
       assert step.agrees, (parts.layout, step)

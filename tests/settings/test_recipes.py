@@ -57,13 +57,3 @@ def test_unknown_ablation_lists_the_known_ones():
     ablations.get_config("gelu")
   with pytest.raises(ValueError, match="'imagnet' of the config"):
     ablations.get_config("tanh,imagnet")
-
-
-@pytest.mark.slow
-def test_layouts_train_a_config_alike(tmp_path):
-  losses = [
-    recipes.train(recipes.make_config("source"), layout, data_dir=str(tmp_path))
-    for layout in recipes.LAYOUTS
-  ]
-  # Sums in another order, in float32, over a few steps.
-  assert recipes.differ(*losses) <= recipes.TOLERANCE
