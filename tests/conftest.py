@@ -1,6 +1,7 @@
 """Eight simulated devices, strict types, and the fixtures that tests share."""
 
 import os
+import signal
 
 import jax
 import numpy as np
@@ -13,6 +14,9 @@ from alexnet_jax.partition import catalog, mesh
 from alexnet_jax.program import compiler_options
 from configs import default
 from tests import build
+
+# Under `nohup` it is ignored, also by the processes that tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Most of the time goes to the compiler, which is told not to optimize machine
 # code that runs for a moment; in processes that tests start, too. A user's
