@@ -15,8 +15,10 @@ from alexnet_jax.program import compiler_options
 from configs import default
 from tests import build
 
-# Under `nohup` it is ignored, also by the processes that tests start.
+# Ignored under `nohup` and in the background of a script, and then also by the
+# processes that tests start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Most of the time goes to the compiler, which is told not to optimize machine
 # code that runs for a moment; in processes that tests start, too. A user's

@@ -96,7 +96,10 @@ class Loop:
     number, checkpoints = self._step, self._checkpoints
     if number == self._saved_step:
       return
-    self._check_losses(number)
+    try:
+      self._check_losses(number)
+    except jax.errors.JaxRuntimeError:
+      return  # the step itself failed: there is no state after it
     try:
       if self._run.group.count == 1 and not self._reporter.is_in_place:
         folder = self._reporter.find_workdir()

@@ -69,7 +69,7 @@ class Attempt:
   @property
   def is_planned(self) -> bool:
     """Whether it has printed its plan, which comes before the compilation."""
-    return "plan, a step of" in self.output
+    return "which part of each layer one device computes" in self.output
 
   @property
   def is_compiled(self) -> bool:

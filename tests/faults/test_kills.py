@@ -52,9 +52,11 @@ def test_killed_before_its_first_step_it_starts_again(folder):
   assert not (data_dir / "digits" / "1.0.0").exists()
   assert not (tmp / "workdir").exists()
 
-  # While the step compiles, which the plan comes before.
+  # While the step compiles, which the tables of the layout come before.
   running = start("--compilation_cache=off")
-  processes.wait_for_line(*running, "plan, a step of")
+  processes.wait_for_line(
+    *running, "which part of each layer one device computes"
+  )
   time.sleep(0.5)  # tracing, then XLA; together 2 s or more
   running[0].kill()
   ((code, out, _),) = processes.finish(running)

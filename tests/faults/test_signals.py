@@ -206,6 +206,7 @@ def read_encoded(self, index):
     time.sleep(1000)
   return read(self, index)
 records.Records.read_encoded = read_encoded
+records.Records.fingerprint = lambda self: None  # which reads some, too
 """
 # The loop, after four steps.
 LOOP = """
