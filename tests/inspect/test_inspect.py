@@ -341,16 +341,6 @@ def test_layout_of_a_config_outside_the_package_is_inspected(own_config):
   assert picture.read_text().startswith("<?xml")
 
 
-@pytest.mark.slow
-def test_layout_of_a_config_outside_the_package_trains(own_config):
-  folder = own_config.parent
-  flags = (f"--workdir={folder}/workdir", f"--data_dir={folder}/data")
-  out = run_well("main", f"--config={own_config}", *flags)
-  assert "layout pairs, mesh pair=2, member=2" in out
-  assert "exchanges of the plan and no others" in out
-  assert (folder / "workdir" / "metrics.jsonl").exists()
-
-
 def test_own_layout_can_be_changed_and_not_renamed_to_a_preset(own_config):
   for flag, message in (
     (

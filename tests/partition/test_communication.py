@@ -221,7 +221,7 @@ def test_no_other_arrivals_of_a_random_layout_send_less():
 
   undecided = 0  # layouts whose choices differ in bytes
   for number in itertools.count():
-    if undecided == 300:
+    if undecided == 120:
       break
     network, layout = rng.choice(networks), make_random_layout(rng, number)
     ways = {
