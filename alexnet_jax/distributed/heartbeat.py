@@ -165,8 +165,10 @@ class Heartbeat:
   def _watch_abort(self) -> None:
     """Ends this process where JAX aborts it although no process is lost."""
     while not self._stopped.wait(BEAT_SECONDS):
+      if not _is_aborting():
+        continue
+      self._stopped.wait(_ABORT_SECONDS)
       if _is_aborting():
-        self._stopped.wait(_ABORT_SECONDS)
         self._end_process(
           "JAX aborts it for the reason above, which may be a clock that was "
           "set back",
@@ -237,13 +239,18 @@ class Heartbeat:
 def _is_aborting() -> bool:
   """Whether a thread is in the handler of `delay_abort`, which blocks SIGABRT.
 
-  False where there is no /proc.
+  A thread that starts or forks blocks all signals for a moment, and does not
+  count. False where there is no /proc.
   """
   with contextlib.suppress(OSError):  # no /proc, or a thread that has ended
     for thread in os.listdir("/proc/self/task"):
       with open(f"/proc/self/task/{thread}/status", "rb") as file:
         blocked = re.search(rb"SigBlk:\s*(\w+)", file.read())
-      if blocked and int(blocked[1], 16) >> (signal.SIGABRT - 1) & 1:
+      mask = int(blocked[1], 16) if blocked else 0
+      abort, fault = (
+        mask >> (number - 1) & 1 for number in (signal.SIGABRT, signal.SIGSEGV)
+      )
+      if abort and not fault:
         return True
   return False
 

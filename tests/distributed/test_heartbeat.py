@@ -1,5 +1,6 @@
 """Lost processes are found, and the others are told."""
 
+import signal
 import socket
 import threading
 import time
@@ -178,3 +179,12 @@ def test_process_that_a_library_aborts_ends_as_lost(tmp_path):
   assert ended.code == 69, ended.errors
   assert ended.out.startswith("JAX aborts it for the reason above")
   assert ended.out.endswith(" True\n")
+
+
+def test_thread_that_blocks_all_signals_is_no_abort():
+  # As a thread does for a moment when it starts, or forks.
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+  try:
+    assert not heartbeat._is_aborting()
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
