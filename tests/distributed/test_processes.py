@@ -13,7 +13,6 @@ SPLITS = {
     *("four_device", {"layout.mesh.data": 2}),
     [(1, 4), (2, 2), (4, 1)],
   ),
-  "a column in each process": ("two_device", {}, [(1, 2), (2, 1)]),
 }
 
 
@@ -28,7 +27,7 @@ def same_reports(found, expected):
   for one, other in zip(found, expected, strict=True):
     assert one.keys() == other.keys()
     for name in one.keys() - {"images_per_second"}:
-      # Sums over four devices in another order; the issue's own limit.
+      # Sums over four devices in another order.
       np.testing.assert_allclose(one[name], other[name], rtol=1e-6, atol=1e-6)
 
 
