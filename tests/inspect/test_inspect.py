@@ -52,7 +52,9 @@ def get_config(variant="digits"):
 
 def run(command, *flags):
   return processes.run(
-    ["python", "-m", f"alexnet_jax.{command}", *flags], tempfile.gettempdir()
+    ["python", "-m", f"alexnet_jax.{command}", *flags],
+    tempfile.gettempdir(),
+    timeout=600,  # libtpu takes minutes for 64 chips on a busy machine
   )
 
 
