@@ -35,7 +35,8 @@ def _open_standard_streams() -> None:
     try:
       os.fstat(number)
     except OSError:
-      os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
+      # Gets the lowest free number: this one. Child processes have it, too.
+      os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
   sys.stdin = sys.stdin or open(0, closefd=False)
   sys.stdout = sys.stdout or open(1, "w", closefd=False)
   sys.stderr = sys.stderr or open(2, "w", closefd=False)

@@ -15,10 +15,11 @@ from alexnet_jax.program import compiler_options
 from configs import default
 from tests import build
 
-# Ignored under `nohup` and in the background of a script, and then also by the
-# processes that tests start.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# Where they are ignored, under `nohup` or in the background of a script, the
+# processes that tests start would ignore them, too; a handler is not inherited.
+for number in (signal.SIGHUP, signal.SIGINT):
+  if signal.getsignal(number) is signal.SIG_IGN:
+    signal.signal(number, lambda *_: None)
 
 # Most of the time goes to the compiler, which is told not to optimize machine
 # code that runs for a moment; in processes that tests start, too. A user's

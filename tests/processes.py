@@ -75,7 +75,8 @@ def environment(cache: pathlib.Path, **variables) -> dict[str, str]:
   """
   foreign = re.compile(
     r"JAX_(?!DISABLE)|XLA_|OMPI_|PMIX?_|MPI_|SLURM|SBATCH|SRUN|SCANCEL"
-    r"|WORLD_SIZE|RANK|MASTER_|(?i:\w+_proxy)"
+    r"|WORLD_SIZE|RANK|MASTER_|LOCAL_|TORCHELASTIC|MV2_|JSM_|FLUX_|PALS_|SM_"
+    r"|JOB_COMPLETION|(?i:\w+_proxy)"
   )
   clean = {
     name: value for name, value in os.environ.items() if not foreign.match(name)

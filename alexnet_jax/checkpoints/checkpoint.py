@@ -38,6 +38,11 @@ class _AsyncOptions(ocp.options.AsyncOptions):
 
 
 def _wait_at_barrier(*, key: str, timeout_ms: int) -> None:
+  """Waits for the other processes, except in a save that has failed.
+
+  A background thread that cleans up after an error would wait for processes
+  that do not come; it raises that error again.
+  """
   error = sys.exception()
   if error is not None and threading.current_thread() != (
     threading.main_thread()  # which may save on its way out after an error

@@ -45,6 +45,7 @@ class Launcher:
     index: that with the number of this process.
     local_index: those with its number on its host; the first that is set.
     local_count: those with the number of processes on its host, likewise.
+    num_hosts: that with the number of hosts; None if the launcher has none.
     address: that with the host of process 0; None if the launcher has none.
     port: that with a port of process 0.
   """
@@ -54,6 +55,7 @@ class Launcher:
   index: str
   local_index: tuple[str, ...]
   local_count: tuple[str, ...] = ()
+  num_hosts: str | None = None
   address: str | None = None
   port: str | None = None
 
@@ -74,6 +76,7 @@ LAUNCHERS = (
     count="FLUX_JOB_SIZE",
     index="FLUX_TASK_RANK",
     local_index=("FLUX_TASK_LOCAL_ID",),
+    num_hosts="FLUX_JOB_NNODES",
   ),
   Launcher(
     name="MPICH, Intel MPI or PALS",
@@ -104,12 +107,10 @@ _TORCHRUN_LISTENS = "TORCHELASTIC_USE_AGENT_STORE"
 
 # One of several processes, but of how many?
 _UNCOUNTED = {
+  one.index: one.name for one in LAUNCHERS if one is not TORCHRUN
+} | {
   "PMIX_RANK": "PMIx",
-  "PMI_RANK": "MPICH or Intel MPI",
   "PALS_RANKID": "PALS",
-  "MV2_COMM_WORLD_RANK": "MVAPICH2",
-  "JSM_NAMESPACE_RANK": "jsrun of LSF",
-  "FLUX_TASK_RANK": "Flux",
   "JOB_COMPLETION_INDEX": "an indexed job of Kubernetes",
 }
 # Of SageMaker: a JSON list of hosts.
@@ -135,7 +136,7 @@ class Process:
     address: host:port of process 0; None if it is the only process.
     local_devices: the devices of this host for this process; None: all that it
       sees.
-    source: what has said so, for people: `PMI_SIZE and PMI_RANK (MPICH)`.
+    source: what has said so, for people: `WORLD_SIZE, RANK (torchrun)`.
   """
 
   index: int = 0
@@ -166,18 +167,15 @@ def find_process(
   """
   if mode == "off":
     return Process(source="--distributed=off")
-  is_inside_torchrun = _is_started_by(TORCHRUN, environ) and (
-    _TORCHRUN_ID in environ
-  )
   # JAX 0.10 does not see Open MPI 5, and 0.12 wants the package mpi4py for it.
   is_open_mpi_5 = environ.get("OMPI_COMM_WORLD_SIZE") and _OPEN_MPI_4 not in (
     environ
   )
-  if (
-    "JAX_NUM_PROCESSES" in environ
-    or "JAX_PROCESS_ID" in environ
-    or (is_open_mpi_5 and not is_inside_torchrun)
-  ):
+  if "JAX_NUM_PROCESSES" in environ or "JAX_PROCESS_ID" in environ:
+    return _from_environment(environ)
+  if _TORCHRUN_ID in environ and _is_started_by(TORCHRUN, environ):
+    return _from_launcher(TORCHRUN, environ)
+  if is_open_mpi_5:
     return _from_environment(environ)
   launcher = _find_launcher(environ)
   if launcher is not None:
@@ -212,8 +210,6 @@ def _find_launcher(environ: Mapping[str, str]) -> Launcher | None:
   Raises:
     ValueError: several have, with other numbers.
   """
-  if _TORCHRUN_ID in environ and _is_started_by(TORCHRUN, environ):
-    return TORCHRUN
   found = [one for one in LAUNCHERS if _is_started_by(one, environ)]
   for other in found[1:]:
     for name in ("count", "index"):
@@ -222,7 +218,7 @@ def _find_launcher(environ: Mapping[str, str]) -> Launcher | None:
         raise ValueError(
           f"{first}={environ[first]} ({found[0].name}) and "
           f"{second}={environ[second]} ({other.name}) contradict each other. "
-          f"Unset those of the launcher that has not started this process, or "
+          "Unset those of the launcher that has not started this process, or "
           "set --distributed=off."
         )
   if not found or _is_left_to_jax(found[0], environ):
@@ -251,7 +247,7 @@ def _from_launcher(launcher: Launcher, environ: Mapping[str, str]) -> Process:
   count, index = _read_numbers(environ, (launcher.count,), (launcher.index,))
   local_index = _read_first(environ, launcher.local_index)
   local_count = _read_first(environ, launcher.local_count)
-  if launcher.name == "Flux" and environ.get("FLUX_JOB_NNODES") == "1":
+  if launcher.num_hosts and environ.get(launcher.num_hosts) == "1":
     local_count = count
   is_one_host = local_count == count
   names = [launcher.count, launcher.index]
@@ -321,11 +317,11 @@ def _refuse_uncounted(environ: Mapping[str, str]) -> None:
     ValueError: it has, but not said how many, or where process 0 is.
   """
   # A launcher that has said that there is one process is done with.
-  counted = {one.index for one in LAUNCHERS if environ.get(one.count) == "1"}
-  if "PMI_RANK" in counted or "OMPI_COMM_WORLD_SIZE" in environ:
-    counted |= {"PMIX_RANK", "PALS_RANKID"}
+  is_counted = any(
+    environ.get(one.count) == "1" for one in LAUNCHERS if one is not TORCHRUN
+  )
   for name, launcher in _UNCOUNTED.items():
-    if environ.get(name) and name not in counted:
+    if environ.get(name) and not is_counted:
       raise ValueError(
         f"{name} is {environ[name]!r}: {launcher} has started this process, "
         f"and does not say as one of how many. {_SET_ALL}"

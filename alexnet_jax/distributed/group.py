@@ -46,11 +46,15 @@ _JAX_HEARTBEAT_SECONDS = 7 * 24 * 60 * 60
 # Processes that hang together do not all notice it at once; process 0, which
 # runs the service of all, exits last.
 _HUNG_LINGER_SECONDS = 3.0
-# A process that is lost is known within three beats after that time.
+# A process that is lost is known three beats after that time, on a machine that
+# is not too busy to look; two more.
 _VERDICT_SECONDS = heartbeat.LOST_SECONDS + 5 * heartbeat.BEAT_SECONDS
-# Longer than process 0 waits for the others; its service may be gone for them.
+# Until the end is announced: process 0 waits up to 8 s until the others have
+# read it; for another one the service may be gone.
 _ANNOUNCE_SECONDS, _ANNOUNCE_FIRST_SECONDS = 4.0, 12.0
 # What gloo and NCCL say where a process no longer answers, and JAX's service.
+# All begin with a status, as no message of this program does.
+_STATUS = re.compile("(?!RESOURCE_EXHAUSTED)[A-Z_]+: ")
 _COLLECTIVE = re.compile("gloo|nccl", re.IGNORECASE)
 _SERVICE = re.compile(
   "connection|barrier|heartbeat|coordination|socket|UNAVAILABLE"
@@ -211,7 +215,7 @@ class Group:
         if time.monotonic() >= end:
           raise TimeoutError(
             f"{self.label(index)}: no value for {name} within {seconds:g} s."
-          ) from error
+          ) from None
 
   def start_watchdog(self, *, hang_timeout_seconds: float, folder: str) -> None:
     """Ends this process, from here on, if it hangs.
@@ -379,19 +383,20 @@ def find_lost_connection(error: BaseException | None) -> Exception | None:
   """
   seen: list[BaseException] = []
   while error is not None and error not in seen:
-    text = str(error)
-    of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    text = str(error) if _STATUS.match(str(error)) else ""
     # jaxlib raises a ValueError where a value of a collective is read.
     if (
-      of_jax
+      isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+      and _COLLECTIVE.search(text)
+      or isinstance(error, jax.errors.JaxRuntimeError)
       and _SERVICE.search(text)
-      or (
-        (of_jax or isinstance(error, ValueError)) and _COLLECTIVE.search(text)
-      )
     ):
       return error
     seen.append(error)
-    error = error.__cause__ or error.__context__
+    if error.__suppress_context__:
+      error = error.__cause__
+    else:
+      error = error.__context__
   return None
 
 

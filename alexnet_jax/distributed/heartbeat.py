@@ -165,20 +165,23 @@ class Heartbeat:
   def _watch_abort(self) -> None:
     """Ends this process where JAX aborts it although no process is lost."""
     while not self._stopped.wait(BEAT_SECONDS):
-      if not _is_aborting():
+      aborting = _find_aborting_threads()
+      if not aborting:
         continue
       self._stopped.wait(_ABORT_SECONDS)
-      if _is_aborting():
-        self._end_process(
-          "JAX aborts it for the reason above, which may be a clock that was "
-          "set back",
-          lost=True,
-        )
+      if not aborting & _find_aborting_threads():
+        continue
+      reason = "JAX aborts it for the reason above, which may be a clock that "
+      reason += "was set back"
+      # The abort goes on in half a second.
+      if self._index != 0 and self._is_gone(timeout_seconds=0.3):
+        reason = f"{self._labels[0]} is lost: it no longer runs"
+      self._end_process(reason, lost=True)
 
-  def _is_gone(self) -> bool:
+  def _is_gone(self, timeout_seconds: float = BEAT_SECONDS) -> bool:
     """Whether the host of process 0 refuses a connection to its address."""
     try:
-      socket.create_connection(self._address, timeout=BEAT_SECONDS).close()
+      socket.create_connection(self._address, timeout_seconds).close()
     except ConnectionError:
       return True
     except OSError:  # the host does not answer either: unknown
@@ -236,23 +239,23 @@ class Heartbeat:
       self._on_end(sentence, lost)
 
 
-def _is_aborting() -> bool:
-  """Whether a thread is in the handler of `delay_abort`, which blocks SIGABRT.
+def _find_aborting_threads() -> set[str]:
+  """Returns the threads that are in the handler of `delay_abort`.
 
-  A thread that starts or forks blocks all signals for a moment, and does not
-  count. False where there is no /proc.
+  There, SIGABRT is blocked besides the signals that all threads of a run block,
+  this one too. None where there is no /proc.
   """
-  with contextlib.suppress(OSError):  # no /proc, or a thread that has ended
+  blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) | {signal.SIGABRT}
+  expected = sum(1 << (number - 1) for number in blocked)
+  found = set()
+  with contextlib.suppress(OSError):  # no /proc
     for thread in os.listdir("/proc/self/task"):
-      with open(f"/proc/self/task/{thread}/status", "rb") as file:
-        blocked = re.search(rb"SigBlk:\s*(\w+)", file.read())
-      mask = int(blocked[1], 16) if blocked else 0
-      abort, fault = (
-        mask >> (number - 1) & 1 for number in (signal.SIGABRT, signal.SIGSEGV)
-      )
-      if abort and not fault:
-        return True
-  return False
+      with contextlib.suppress(OSError):  # the thread has ended
+        with open(f"/proc/self/task/{thread}/status", "rb") as file:
+          mask = re.search(rb"SigBlk:\s*(\w+)", file.read())
+        if mask and int(mask[1], 16) == expected:
+          found.add(thread)
+  return found
 
 
 def delay_abort() -> None:

@@ -93,8 +93,9 @@ def _serve(
       if connections[message["index"]] is not connection:
         connections[-1] = connection  # of the same number: gets the answer too
     # All that come get this answer, so it waits until all are there.
-    if difference := _find_difference(present):
-      problem, kind = difference, ValueError
+    if problem is None or kind is ConnectionError:
+      if difference := _find_difference(present):
+        problem, kind = difference, ValueError
     server.close()  # JAX takes the port over
     answer = {"hello": _HELLO, "problem": problem, "kind": kind.__name__}
     if problem is None:

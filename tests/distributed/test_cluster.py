@@ -188,7 +188,7 @@ def test_launcher_on_several_hosts_needs_an_address(
   ("environ", "message"),
   [
     ({"PMIX_RANK": "1"}, "PMIX_RANK is '1': PMIx has started this process"),
-    ({"PMI_RANK": "0"}, "PMI_RANK is '0': MPICH or Intel MPI"),
+    ({"PMI_RANK": "0"}, "PMI_RANK is '0': MPICH, Intel MPI or PALS"),
     ({"PALS_RANKID": "0"}, "PALS_RANKID is '0': PALS has"),
     (
       {"JOB_COMPLETION_INDEX": "0"},
@@ -219,6 +219,7 @@ def test_one_of_several_does_not_train_alone(environ, message, monkeypatch):
     ({"RANK": "major"}, 1),
     ({"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "localhost"}, 1),
     ({"PMI_SIZE": "1", "PMI_RANK": "0", "PMIX_RANK": "0"}, 1),
+    ({"JSM_NAMESPACE_SIZE": "1", "PMIX_RANK": "0"}, 1),
     ({"SM_HOSTS": '["algo-1"]'}, 1),
     (SLURM | {"PMI_SIZE": "1", "PMI_RANK": "0"}, 8),
     (SLURM | {"PMI_SIZE": "8", "PMI_RANK": "5"}, 8),  # srun --mpi=pmi2

@@ -181,10 +181,21 @@ def test_process_that_a_library_aborts_ends_as_lost(tmp_path):
   assert ended.out.endswith(" True\n")
 
 
-def test_thread_that_blocks_all_signals_is_no_abort():
-  # As a thread does for a moment when it starts, or forks.
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+# All: a thread that starts, or forks. All but faults: threads of libraries.
+@pytest.mark.parametrize("open", [set(), {signal.SIGSEGV, signal.SIGBUS}])
+def test_thread_that_blocks_other_signals_is_no_abort(open):
+  blocked, done = threading.Event(), threading.Event()
+
+  def block():
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - open)
+    blocked.set()
+    done.wait()
+
+  thread = threading.Thread(target=block)
+  thread.start()
   try:
-    assert not heartbeat._is_aborting()
+    assert blocked.wait(10)
+    assert not heartbeat._find_aborting_threads()
   finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    done.set()
+    thread.join()

@@ -78,7 +78,7 @@ def test_process_0_that_is_not_there_is_named():
       "two processes are process 1 of 3",
     ),
     (
-      [(0, 2, facts("a")), (1, 3, facts("b"))],
+      [(0, 2, facts("a", seed="0")), (1, 3, facts("b", seed="1"))],
       "process 1 (b) expects 3 processes, process 0 expects 2",
     ),
     (
