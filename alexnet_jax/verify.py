@@ -2,13 +2,13 @@
 
     python -m alexnet_jax.verify --config=configs/one_device.py
 
-On every mesh of 1, 2, 4 and 8 simulated devices that a layout allows: the
-traced step has the plan's exchanges and no others, the compiled one sends
-nothing unplanned, and the losses, gradients and parameters of five steps, with
-dropout and augmentation, are those of one device. All is computed in float64:
-in float32, nearly equal values in a pooling window would amplify the rounding
-of sums in another order. Exits with 1 if any of this fails. The images are
-noise, so it needs no data.
+On every mesh of 1, 2, 4 and 8 simulated devices that a layout allows, and in
+float64: the traced step has the plan's exchanges and no others, the compiled
+one sends nothing unplanned, and the losses, gradients and parameters of five
+steps, with dropout and augmentation, are those of one device. In float32,
+nearly equal values in a pooling window would amplify the rounding of sums in
+another order. Exits with 1 if any of this fails. The images are noise, so it
+needs no data.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import jax
 from absl import app
 
 from alexnet_jax.cli import command
-from alexnet_jax.inspect import draw
+from alexnet_jax.inspect import draw, tables
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import mesh
 from alexnet_jax.partition import plan as plan_lib
@@ -163,20 +163,20 @@ def _print_tables(
   lines: Sequence[str],
 ) -> None:
   console = command.make_console()
-  for tables in (
+  for group in (
     summary.make_layout_table(program),
-    summary.make_load_tables(program),
+    tables.make_load_tables(program),
     summary.make_plan_table(program, audit.lines),
   ):
-    command.print_table(console, tables)
+    command.print_table(console, group)
   console.print()
   for line in (
     *summary.describe_axes(program),
     *summary.describe_repeated(program.network, program.layout),
     *program.describe_runs(_CONFIG.value.seed),
     *lines,
-    *summary.describe_memory(compiled),
-    *summary.describe_flops(program, compiled),
+    *tables.describe_memory(compiled),
+    *tables.describe_flops(program, compiled),
     *summary.describe_audit(audit),
     *([f"the picture is in {_PICTURE.value}"] if _PICTURE.value else []),
   ):

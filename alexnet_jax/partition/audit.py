@@ -180,7 +180,9 @@ def _match_compiled(
     planned = [index for index in unmatched if _key(plan[index]) == key]
     total = sum(collective.elements for collective in parts)
     if total != sum(plan[index].elements for index in planned) or not all(
-      planned and _is_as_narrow(plan[planned[0]], each) for each in parts
+      any(_may_be_of_tensor(plan[index], each) for index in planned)
+      and _is_as_narrow(plan[planned[0]], each)
+      for each in parts
     ):
       unplanned.extend(parts)
       continue
@@ -242,8 +244,22 @@ def _is_moved(
   return (
     scope(planned) == scope(compiled)
     and compiled.layer != ""
+    and _may_be_of_tensor(planned, compiled)
     and _is_as_narrow(planned, compiled)
     and (planned.kind == compiled.kind or _is_scattered_sum(planned, compiled))
+  )
+
+
+def _may_be_of_tensor(
+  planned: plan_lib.Collective, compiled: plan_lib.Collective
+) -> bool:
+  """Whether the two may be of one tensor, as far as that is known.
+
+  `activation` may be any, as the scope of a layer alone. What is combined of a
+  layer's parameters may have the scope of either.
+  """
+  return compiled.tensor in (planned.tensor, plan_lib.ACTIVATION) or (
+    {planned.tensor, compiled.tensor} <= {*plan_lib.PARAMETERS}
   )
 
 

@@ -2,8 +2,9 @@
 
 Both readings give `plan.Collective`s, each as often as it runs in a step, so
 that they can be compared with a plan and with each other. The
-`jax.named_scope` of a collective names its layer. What leaves a device in
-another way, and what cannot be counted, is refused in words.
+`jax.named_scope` of a collective names its layer. Other ways to leave a device
+that are known here, and what cannot be counted, are refused in words; a custom
+call of an unknown name in a compiled program is noted.
 """
 
 from __future__ import annotations
@@ -24,10 +25,17 @@ from alexnet_jax.partition import plan as plan_lib
 
 # Operations that name mesh axes and send nothing.
 _LOCAL_PRIMITIVES = frozenset({"axis_index", "pvary", "pcast", "shard_map"})
-# Operations that hand arrays to the host, or to a library that is not JAX's.
-_HOST_PRIMITIVE = re.compile(
-  r"callback|debug_print|outside_call|infeed|outfeed|ffi_call|^(send|recv)"
-)
+# Who takes arrays out of sight, and by which operations: the host, a library
+# that is not JAX's, or a kernel, which may send them to other devices.
+_RECEIVERS = {
+  "the host": re.compile(
+    r"callback|debug_print|outside_call|infeed|outfeed|^(send|recv)"
+  ),
+  "a library": re.compile(r"ffi_call"),
+  "a kernel": re.compile(
+    r"pallas|mosaic|mgpu|triton|tpu_custom_call|core_map|mpmd_map|^dma_"
+  ),
+}
 # Kinds of `plan.Collective`, by JAX's and by XLA's names where they differ.
 _KINDS = {
   "psum": "sum",
@@ -51,10 +59,12 @@ _HLO_HOST = ("infeed", "outfeed", "send", "recv")
 _HLO_HOST_TARGET = re.compile(
   r"callback|host|infeed|outfeed|send|recv", re.IGNORECASE
 )
-# The compiler's own custom calls, for libraries and for annotations.
+# The compiler's own custom calls, for libraries and for annotations. A kernel
+# for a GPU is none of them, __gpu$xla.gpu.triton.
 _HLO_KNOWN_TARGET = re.compile(
-  r"__|Sharding$|SPMD|TopK$|AsyncCollective|AllocateBuffer$|ConcatBitcast$"
-  r"|GatherScatter|AssumeGather|Resize|Slice|X64|Pad|lapack_|cu\w+_|annotate_"
+  r"__(?!gpu\$xla)|Sharding$|SPMD|TopK$|AsyncCollective|AllocateBuffer$"
+  r"|ConcatBitcast$|GatherScatter|AssumeGather|Resize|Slice|X64|Pad|lapack_"
+  r"|cu\w+_|annotate_"
 )
 # The memory space of the host, in the layout of an array.
 _HLO_HOST_MEMORY = "S(5)"
@@ -234,20 +244,22 @@ class _TracedReader(_Reader):
       yield self.to_collective(kind, axes, devices, elements, size, scope)
 
   def _check_host(self, equation: jex_core.JaxprEqn, scope: str) -> None:
-    """Refuses an operation that hands arrays to the host."""
-    to_host = any(
+    """Refuses an operation that hands arrays to one of `_RECEIVERS`."""
+    name = equation.primitive.name
+    found = [to for to, names in _RECEIVERS.items() if names.search(name)]
+    if any(
       "Host" in str(getattr(variable.aval, "memory_space", ""))
       for variable in (*equation.invars, *equation.outvars)
-    )
-    if to_host or _HOST_PRIMITIVE.search(equation.primitive.name):
+    ):
+      found.append("the host")
+    if found:
       elements = sum(
         math.prod(getattr(variable.aval, "shape", ()))
         for variable in equation.invars
       )
-      name = equation.primitive.name
       self.refused.append(
         f"{self.describe_place(scope)}: {name} hands {elements:,} elements to "
-        f"{'a library' if name == 'ffi_call' else 'the host'}"
+        f"{found[0]}"
       )
 
 
@@ -290,8 +302,10 @@ class _CompiledReader(_Reader):
           continue
         is_loop = instruction.opcode == "while"
         times = instruction.trip_count if is_loop else 1
-        for each in called:
-          counts += self.repeat(self._count(each), times)
+        for each, attribute in called.items():
+          # The condition runs once more, to end the loop.
+          last = times is not None and attribute == "condition"
+          counts += self.repeat(self._count(each), times + 1 if last else times)
       self._counted[name] = counts
     return self._counted[name]
 
@@ -353,8 +367,9 @@ class _CompiledReader(_Reader):
     scopes = {}
     for name, instructions in self._module.computations.items():
       for instruction in instructions.values():
-        index = re.search(r"\bindex=(\d+)", instruction.attributes)
-        if instruction.opcode == "get-tuple-element" and index:
+        if instruction.opcode != "get-tuple-element":
+          continue
+        if index := re.search(r"\bindex=(\d+)", instruction.attributes):
           (source,) = instruction.operands
           found = instructions.get(source)
           if found and found.opcode.endswith("-done"):
@@ -367,7 +382,9 @@ class _CompiledReader(_Reader):
     opcode = instruction.opcode
     if opcode.endswith(("-done", "-update")):
       return  # of what has been read at its start
-    target = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
+    target = opcode.startswith("custom-call") and re.search(
+      r'custom_call_target="([^"]*)"', instruction.rest
+    )
     if opcode in _HLO_HOST or _HLO_HOST_MEMORY in instruction.type:
       lines, line = self.refused, f"{opcode} moves data to or from the host"
     elif target and _HLO_HOST_TARGET.search(target[1]):

@@ -22,6 +22,7 @@ _INSTRUCTION = re.compile(
   r"(?P<opcode>[a-z][\w\-]*)\((?P<rest>.*)$"
 )
 _COMMENT = re.compile(r"/\*.*?\*/")
+_ATTRIBUTE = re.compile(r"([\w\-]+)=(\{[^{}]*\}|%?[\w.\-]+)")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\s*\{\s*"n":\s*"?(\d+)')
 _ARRAY = re.compile(r"(?P<type>[a-z]+)(?P<bits>\d*)\w*\[(?P<shape>[\d,]*)\]")
@@ -54,6 +55,15 @@ class Instruction:
     """The attributes, without the text of any string."""
     return _STRING.sub('""', self.rest)
 
+  @functools.cached_property
+  def references(self) -> list[tuple[str, str]]:
+    """Each word of the value of an attribute, after the attribute's name."""
+    return [
+      (name, word)
+      for name, value in _ATTRIBUTE.findall(self.attributes)
+      for word in re.findall(r"[\w.\-]+", value)
+    ]
+
   @property
   def trip_count(self) -> int | None:
     """How often a `while` runs its body; None if that is not known."""
@@ -79,21 +89,17 @@ class Module:
     """Returns {computation: attribute that names it} of an instruction."""
     if instruction.opcode in _LATER_PARTS:
       return {}
-    called = {}
-    for name, value in re.findall(
-      r"([\w\-]+)=(\{[^{}]*\}|%?[\w.\-]+)", instruction.attributes
-    ):
-      if name != "control-predecessors":
-        for computation in re.findall(r"[\w.\-]+", value):
-          if computation in self.computations:
-            called[computation] = name
-    return called
+    return {
+      word: name
+      for name, word in instruction.references
+      if name != "control-predecessors" and word in self.computations
+    }
 
   def find_scopes(self, computation: str, operand: str) -> Iterator[str]:
     """Yields the scopes of the operations that an operand is the result of.
 
-    Goes on to the operands of those that the compiler added, without a scope.
-    What an operand of the whole program is has none: "".
+    Operations without a scope, which the compiler added, are followed to their
+    operands. Yields "" for an argument of the program.
     """
     seen = set()
     operands = [(computation, operand)]

@@ -71,7 +71,7 @@ def simulate_devices(count: int, *, only_cpu: bool) -> None:
   if count > 1 and few_cores and _OWN_THREAD not in flags:
     # First, so that the user's flags win.
     os.environ["XLA_FLAGS"] = f"{_OWN_THREAD} {flags}"
-  if not only_cpu and (_name_count_set_by_user() or count > MAX_SIMULATED):
+  if not only_cpu and (_suggest_unsetting_count() or count > MAX_SIMULATED):
     return
   try:
     jax.config.update("jax_num_cpu_devices", count)
@@ -81,8 +81,11 @@ def simulate_devices(count: int, *, only_cpu: bool) -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def _name_count_set_by_user() -> str:
-  """Returns where the user has set a number of CPU devices, for an error."""
+def _suggest_unsetting_count() -> str:
+  """Returns the end of an error, ", or unset NAME", or "".
+
+  NAME is where the user has set a number of CPU devices for JAX itself.
+  """
   if "JAX_NUM_CPU_DEVICES" in os.environ:
     return ", or unset JAX_NUM_CPU_DEVICES"
   flag = "xla_force_host_platform_device_count"
@@ -144,7 +147,7 @@ def make_mesh(
       f"({devices[0].device_kind}). "
       f"Set {field}, or simulate them on the CPU with "
       f"--simulate_devices={-(-layout.devices // jax.process_count())}"
-      f"{_name_count_set_by_user()}."
+      f"{_suggest_unsetting_count()}."
     )
   processes = {device.process_index for device in devices}
   used = {device.process_index for device in devices[: layout.devices]}

@@ -155,8 +155,8 @@ def choose_routes(
 
   Where the layout says `fewest`, inputs arrive so that the plan of the whole
   step has the fewest bytes. How one layer's input arrives changes what other
-  layers send, so all ways of all layers are compared. Among equal ones, the
-  first layer that can gathers.
+  layers send, so all ways of all layers are compared. Of equal ones it takes
+  the one in which the earliest layer gathers.
 
   Args: those of `make_plan`.
 

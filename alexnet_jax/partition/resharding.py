@@ -248,6 +248,8 @@ def _allowed_arrivals(
   if placement.arrive != "fewest":
     return (placement.arrive,)
   devices = layout.size(placement.features)
+  # Axes of one device count, too: a sum over them sends nothing, and can avoid
+  # a gather elsewhere.
   if not placement.features or layer.reads != "all" or size.channels % devices:
     return ("gather",)
   if layer.features % devices:

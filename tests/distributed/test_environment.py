@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from alexnet_jax.distributed import environment
+from alexnet_jax.partition import mesh
 from tests import processes
 
 # Settings of JAX that change neither results nor what a step sends, by what
@@ -175,3 +176,7 @@ def test_settings_that_a_command_fixes_change_no_bit(folder):
   assert {name: array.tobytes() for name, array in state.items()} == {
     name: array.tobytes() for name, array in other_state.items()
   }
+
+
+def test_flag_that_simulated_devices_add_is_known():
+  assert environment._OWN_FLAG == mesh._OWN_THREAD

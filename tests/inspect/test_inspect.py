@@ -14,6 +14,7 @@ import pytest
 import rich.console
 
 from alexnet_jax.cli import command as command_lib
+from alexnet_jax.inspect import tables as tables_lib
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit, catalog, mesh
@@ -127,7 +128,7 @@ def print_tables(program, lines=None, *, width=120) -> str:
   console = rich.console.Console(file=io.StringIO(), width=width)
   for tables in (
     summary.make_layout_table(program),
-    summary.make_load_tables(program),
+    tables_lib.make_load_tables(program),
     summary.make_plan_table(program, lines),
   ):
     command_lib.print_table(console, tables)
@@ -265,7 +266,7 @@ def test_flops_lead_from_the_table_to_the_count_of_the_compiler():
     implementations="conv3x3=winograd",
   )
   compiled = types.SimpleNamespace(cost_analysis=lambda: {"flops": 197.3e9})
-  title, *lines = summary.describe_flops(program, compiled)
+  title, *lines = tables_lib.describe_flops(program, compiled)
   assert title.startswith("GFLOP of one device in a step")
   # Half of 2 x 128 images x the multiplications, in millions, x passes.
   convs = [2 * 105.415, 3 * 223.949, 3 * 149.520, 3 * 112.140, 3 * 74.760]
@@ -286,6 +287,9 @@ def test_flops_lead_from_the_table_to_the_count_of_the_compiler():
   texts = ("in the table", "padding", "conv3, conv4, conv5", "by the compiler")
   for line, text in zip(lines, texts, strict=True):
     assert text in line
+  program = dataclasses.replace(program, compute_dtype="bfloat16")
+  lines = tables_lib.describe_flops(program, compiled)
+  assert not [line for line in lines if "Winograd" in line]
 
 
 def test_tables_fit_into_80_columns_and_have_nothing_that_says_nothing():

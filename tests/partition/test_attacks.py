@@ -14,6 +14,7 @@ import optax
 import pytest
 from jax import lax
 from jax.experimental import io_callback
+from jax.experimental import pallas as pl
 
 from alexnet_jax.partition import audit, collectives, exchange
 from tests import build
@@ -147,6 +148,13 @@ def call_pure(x):
   return jax.pure_callback(
     lambda x: x, jax.ShapeDtypeStruct(x.shape, x.dtype), x
   )
+
+
+def run_kernel(x):
+  def double(source, target):
+    target[...] = source[...] * 2
+
+  return pl.pallas_call(double, out_shape=x, interpret=True)(x)
 
 
 def permute(x):
@@ -311,6 +319,12 @@ ATTACKS = [
     *(f"{FORWARD_IN}pure_callback {HOST}", f"{FORWARD_IN}{CALL}"),
   ),
   attack(
+    *("kernel", fc6(then(add, run_kernel)), (24, 24)),
+    f"{FORWARD_IN}pallas_call hands 6 elements to a kernel",
+    "",  # interpreted, it is the compiler's own operations
+    check_vma=False,
+  ),
+  attack(
     "callback in a branch of a loop",
     fc6(then(add, scan(branches(call_io, jnp.sin), 2))),
     *((24, 24), f"{FORWARD_IN}io_callback {HOST}", f"{FORWARD_IN}{CALL}"),
@@ -471,13 +485,14 @@ def test_custom_call_of_an_unknown_name_is_noted(planned):
       audited(traced, add_line(line.replace("TARGET", target))(text), ()).notes
       == ()
     )
-  found = audited(
-    traced, add_line(line.replace("TARGET", "mine"))(text), (SUM,)
-  )
-  assert found.agrees and found.notes == (
-    "outside every layer forward: the audit does not know what custom call "
-    "mine does",
-  )
+  for target in ("mine", "tpu_custom_call", "__gpu$xla.gpu.triton"):
+    found = audited(
+      traced, add_line(line.replace("TARGET", target))(text), (SUM,)
+    )
+    assert found.agrees and found.notes == (
+      "outside every layer forward: the audit does not know what custom call "
+      f"{target} does",
+    )
 
 
 def test_loop_whose_count_the_compiler_does_not_know_is_refused():

@@ -72,6 +72,8 @@ def test_changed_collective_is_explained_in_bytes(planned_kind, changes, note):
     {"layer": "conv4"},
     {"layer": ""},
     {"direction": "forward", "tensor": "activation"},
+    {"tensor": "statistics"},
+    {"tensor": "edges"},
     {"axes": ("column",)},
     # What takes its place sends more.
     {"elements": 65},

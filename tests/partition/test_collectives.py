@@ -179,6 +179,15 @@ backend_config={"known_trip_count":{"n":"3"}}
 def test_computation_counts_as_often_as_it_is_called():
   found = collectives.read_compiled(CALLED, ["fc6"], {"data": 2})
   assert len(found.collectives) == 1 + 1 + 3 and found.refused == ()
+  # A loop ends when its condition has run once more.
+  summing = CALLED.replace(
+    "ROOT %t = pred[] constant(true)",
+    """\
+%s = f32[6]{0} all-reduce(%p), replica_groups={{0,1}}
+  ROOT %t = pred[] constant(true)""",
+  )
+  found = collectives.read_compiled(summing, ["fc6"], {"data": 2})
+  assert len(found.collectives) == 5 + 3 + 1
   # What nothing is known to call cannot be counted.
   cut = CALLED.replace("calls=%body", "").replace("to_apply=%body", "")
   cut = cut.replace("body=%body", "body=%unused")

@@ -59,6 +59,22 @@ def test_step_communicates_as_planned(layout, program):
   assert sorted(found.compiled) == sorted(found.plan)
 
 
+# Those of float64 may send in other types.
+@pytest.mark.parametrize(
+  "layout",
+  build.mark_slow(
+    [*catalog.LAYOUTS, OVERRIDDEN, OVERLAPPED],
+    but=(catalog.TWO_COLUMN_DATA, catalog.FULLY_SHARDED, OVERLAPPED),
+  ),
+)
+def test_step_in_float32_is_traced_as_planned(layout):
+  parts = build.make_program(layout)
+  layers = [*parts.network.sizes(), "loss", "update"]
+  found = collectives.read_traced(parts.trace().jaxpr, layers, parts.mesh.shape)
+  assert found.refused == ()
+  assert sorted(found.collectives) == sorted(parts.plan)
+
+
 def find_grouped_convolutions(hlo):
   return [
     line

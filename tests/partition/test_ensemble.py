@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from alexnet_jax.checkpoints import checkpoint, members, reader
+from alexnet_jax.checkpoints import checkpoint, members, metadata, reader
 from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.partition import catalog
 from alexnet_jax.partition import ensemble as ensemble_lib
@@ -353,7 +353,7 @@ def test_members_start_again_after_a_kill_during_their_first_save(
 def test_saves_of_all_members_end_before_the_next_begins(
   two_members, zeros, tmp_path, monkeypatch
 ):
-  events = []
+  events, failing = [], set()
 
   class OfMember:
     def __init__(self, folder, **_):
@@ -361,6 +361,8 @@ def test_saves_of_all_members_end_before_the_next_begins(
 
     def wait(self):
       events.append(f"end {self._member}")
+      if self._member in failing:
+        raise metadata.CheckpointError("cannot be written")
 
     def save(self, step, state, facts):
       events.append(f"begin {self._member}")
@@ -369,3 +371,9 @@ def test_saves_of_all_members_end_before_the_next_begins(
   both = members.open_checkpoints(str(tmp_path), two_members, keep=2)
   both.save(2, zeros[-1])
   assert events == ["end 0", "end 1", "begin 0", "begin 1"]
+  # So do those of the others where one fails.
+  events.clear()
+  failing.add("0")
+  with pytest.raises(metadata.CheckpointError, match="cannot be written"):
+    both.wait()
+  assert events == ["end 0", "end 1"]

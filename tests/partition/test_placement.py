@@ -260,3 +260,18 @@ def test_sum_over_the_channels_of_a_map_matches_one_device(tiny_augmentation):
   parts, _ = check_layouts([OVERRIDDEN], batch, network, augmentation)
   kinds = {(e.direction, e.kind) for e in parts.plan if e.layer == "fc6"}
   assert kinds == {("forward", "reduce_scatter"), ("backward", "all_gather")}
+
+
+# With its flags, verify loads its config in a way that Python 3.12 deprecates.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(("change", "agrees"), [(1e-7, False), (1e-10, True)])
+def test_verify_finds_a_gradient_that_differs(change, agrees):
+  from alexnet_jax import verify
+
+  def steps(factor):
+    layers = {"fc8": {"kernel": np.ones((3, 2)), "bias": np.ones(2) * factor}}
+    losses = np.array([2.0, 1.0])
+    return verify.Steps(losses=losses, gradients=layers, parameters=layers)
+
+  found = verify.find_differences(steps(1 + change), steps(1))
+  assert (max(found) <= verify.TOLERANCE) == agrees

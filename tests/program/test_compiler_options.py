@@ -122,11 +122,13 @@ def test_step_is_compiled_with_the_options():
   assert "--xla_options=off" in caught.value.__notes__[0]
 
 
-def test_step_is_compiled_with_the_options_of_a_run_by_every_command(
-  monkeypatch,
-):
+def test_options_of_a_run_are_the_default(monkeypatch):
   name = "xla_no_such_option"
-  chosen = compiler_options.Options(platform="cpu", used={name: True})
-  monkeypatch.setattr(compiler_options, "choose", lambda *_, **__: chosen)
+
+  def choose(devices, *, mode):
+    assert mode == "auto"
+    return compiler_options.Options(platform="cpu", used={name: True})
+
+  monkeypatch.setattr(compiler_options, "choose", choose)
   with pytest.raises(jax.errors.JaxRuntimeError, match=name):
     compiled_step.compile_step(build.make_program(catalog.ONE_DEVICE))

@@ -1,0 +1,138 @@
+"""What `inspect` alone shows: the loads of a device, its memory and FLOPs."""
+
+from __future__ import annotations
+
+import jax
+import rich.console
+
+from alexnet_jax.partition import per_device
+from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.program import compiled_step, summary
+from alexnet_jax.program import program as program_lib
+
+
+def make_load_tables(program: program_lib.Program) -> rich.console.Group:
+  """Makes a row per layer: what one device holds of it, and computes."""
+  loads, optimizer = program.device_loads, program.optimizer_bytes
+  held = summary.make_table(
+    None,
+    *("layer", "kernel", "> weights", "> MB", "> optimizer", "> optimizer MB"),
+  )
+  work = summary.make_table(
+    None,
+    *("layer", "> images", "> values", "> MB", "> multiplications"),
+    *("> passes", "> GFLOP"),
+  )
+  for name, load in loads.items():
+    kernel = " x ".join(map(str, load.kernel))
+    held.add_row(
+      *(
+        name,
+        kernel,
+        f"{load.parameters:,}",
+        summary.to_mb(load.parameter_bytes),
+      ),
+      f"{optimizer[name] // per_device.FLOAT32:,}",
+      summary.to_mb(optimizer[name]),
+    )
+    work.add_row(
+      *(name, f"{load.images:,}", f"{load.values:,}"),
+      *(summary.to_mb(load.activation_bytes), f"{load.multiplications:,}"),
+      *(str(load.passes), f"{load.flops / 1e9:,.3f}"),
+    )
+  total = {
+    field: sum(getattr(load, field) for load in loads.values())
+    for field in ("parameters", "parameter_bytes", "activation_bytes", "flops")
+  }
+  for table in (held, work):
+    table.add_section()
+  held.add_row(
+    *("sum", "", f"{total['parameters']:,}"),
+    summary.to_mb(total["parameter_bytes"]),
+    f"{sum(optimizer.values()) // per_device.FLOAT32:,}",
+    summary.to_mb(sum(optimizer.values())),
+  )
+  work.add_row(
+    *("sum", "", "", summary.to_mb(total["activation_bytes"]), "", ""),
+    f"{total['flops'] / 1e9:,.3f}",
+  )
+  itemsize = plan_lib.DTYPE_BYTES[program.compute_dtype]
+  return rich.console.Group(
+    "\nweights that one device holds",
+    held,
+    f"MB = weights x {per_device.FLOAT32} bytes, optimizer MB = optimizer x "
+    f"{per_device.FLOAT32} bytes",
+    "weights: the kernel and the biases; optimizer: the values that it keeps",
+    "\noutputs that one device computes in a step",
+    work,
+    f"MB = images x values x {itemsize} bytes; values: outputs of one image, "
+    "before pooling",
+    "GFLOP = 2 x images x multiplications x passes / 10^9; multiplications: of "
+    "one",
+    "  image, forward; passes: forward, gradient of the kernel, of the input",
+  )
+
+
+def describe_memory(compiled: jax.stages.Compiled) -> list[str]:
+  """Gives the compiler's estimate of the memory of one device."""
+  sizes = compiled_step.find_memory(compiled)
+  if not sizes:
+    return ["the compiler reports no memory on this platform"]
+  return [
+    "memory at the peak of a step, by the compiler: "
+    f"{summary.with_unit(sizes['peak'])}, of which "
+    f"{summary.with_unit(sizes['arguments'])} state and batch, "
+    f"{summary.with_unit(sizes['temporaries'])} temporary"
+  ]
+
+
+def describe_flops(
+  program: program_lib.Program, compiled: jax.stages.Compiled
+) -> list[str]:
+  """Leads from the products of the table to the count of the compiler."""
+  network, implementations = program.network, program.implementations
+  sizes = network.sizes()
+  all_products, unpadded, computed, winograd = 0, 0.0, 0.0, []
+  for name, load in program.device_loads.items():
+    layer = network.layer(name)
+    all_products += load.flops
+    unpadded += load.flops * load.unpadded
+    if implementations.uses_winograd(layer, program.compute_dtype):
+      winograd.append(name)
+      computed += load.flops * implementations.fewer_multiplications(
+        sizes[name], passes=load.passes
+      )
+    else:
+      computed += load.flops * load.unpadded
+
+  def line(flops: float, text: str) -> str:
+    return f"  {flops / 1e9:12,.3f}  {text}"
+
+  lines = [
+    "GFLOP of one device in a step, 2 for each multiply-add:",
+    line(all_products, "convolutions and products, as in the table"),
+  ]
+  if unpadded < all_products:
+    lines.append(
+      line(unpadded, "without multiplications by the zeros of padding")
+    )
+  if winograd:
+    lines.append(
+      line(
+        computed,
+        f"with {', '.join(winograd)} by Winograd's method: 16 multiplications "
+        "instead of 36",
+      )
+    )
+  counted = (compiled.cost_analysis() or {}).get("flops", 0.0)
+  if counted > 0:
+    lines.append(
+      line(
+        counted,
+        "counted by the compiler, with all other operations: activations, "
+        "pooling, optimizer",
+      )
+    )
+  else:
+    lines.append("  the compiler counts no operations on this platform")
+  return lines
