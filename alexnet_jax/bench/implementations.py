@@ -13,14 +13,13 @@ import statistics
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 import rich.table
 from flax import traverse_util
 
 from alexnet_jax.bench import pieces as pieces_lib
 from alexnet_jax.bench import report, turns
 from alexnet_jax.network import implementations as implementations_lib
-from alexnet_jax.network import ops, pooling, winograd
+from alexnet_jax.network import ops, pooling
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.program import summary
 
@@ -155,13 +154,13 @@ def make_cases(
 
 def _has(operation: str, piece: pieces_lib.Piece) -> bool:
   """Whether a layer has an operation with several implementations."""
-  layer = piece.layer
+  layer, chosen = piece.layer, implementations_lib.Implementations
   return {
     "pool": layer.pool is not None and layer.pool.kind == "max",
     "bias": layer.normalize != "batch",
-    "conv3x3": layer.window == winograd.WINDOW
-    and layer.stride == 1
-    and piece.x.dtype == jnp.float32,
+    "conv3x3": chosen(conv3x3="winograd").uses_winograd(
+      layer, piece.x.dtype.name
+    ),
   }[operation]
 
 
@@ -171,7 +170,8 @@ def _make_function(
   """An operation of a layer, forward and backward, and its blocks."""
   layer, implementations = piece.layer, piece.implementations
   outputs = piece.parameters["bias"].shape[0]
-  before = pieces_lib.Block((*piece.product.shape[:-1], outputs), piece.x.dtype)
+  product = piece.product
+  before = pieces_lib.Block((*product.shape[:-1], outputs), product.dtype)
   match operation:
     case "pool":
       return _add_backward(

@@ -278,16 +278,14 @@ def _make_loss(
 
   def loss(logits, labels):
     def add_up(logits):
-      totals = metrics.totals(
-        logits.astype(jnp.float32), labels, smoothing=program.label_smoothing
-      )
+      totals = metrics.totals(logits, labels, smoothing=program.label_smoothing)
       return totals[0] / program.batch_size, totals
 
     return jax.grad(add_up, has_aux=True)(logits)
 
   return compiler.make_call(
     loss,
-    pieces_lib.Block((*labels, classes), program.compute_dtype),
+    pieces_lib.Block((*labels, classes), jnp.float32),
     pieces_lib.Block(labels, jnp.int32),
   )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from alexnet_jax.bench import report
@@ -82,7 +83,11 @@ class Piece:
   def multiply(self, x, kernel) -> jax.Array:
     """The convolution or product alone, for all columns."""
     return model.apply_kernel(
-      self.layer, x, kernel, implementations=self.implementations
+      self.network,
+      self.layer,
+      x,
+      kernel,
+      implementations=self.implementations,
     )
 
   def products(self) -> dict[str, tuple[Callable, tuple[Block, ...]]]:
@@ -144,6 +149,9 @@ def cut_layers(program: program_lib.Program) -> tuple[Piece, ...]:
     else:
       shape = (images, channels)
     x = Block(shape, program.compute_dtype)
+    # The logits are f32, as of `model.apply_kernel`.
+    is_last = layer is network.layers[-1]
+    out_dtype = np.promote_types(x.dtype, np.float32) if is_last else x.dtype
     outputs = parameters["bias"].shape[0]
     out_shape = (images, *size.out_shape[:-1], outputs)
     drawn = {}
@@ -160,7 +168,7 @@ def cut_layers(program: program_lib.Program) -> tuple[Piece, ...]:
         statistics=statistics,
         x=x,
         drawn=drawn,
-        y=Block(out_shape, x.dtype),
+        y=Block(out_shape, out_dtype),
       )
     )
   return tuple(pieces)

@@ -33,8 +33,8 @@ class Implementations:
       the maximum of strided slices, with a custom gradient: `pooling.py`.
     bias: gradient of a bias as `sum` over positions, or as `product` with a
       row of ones.
-    conv3x3: convolutions with windows of 3, `direct`, or `winograd`, in float32
-      with half of the multiplications: `winograd.py`.
+    conv3x3: convolutions with windows of 3, `direct`, or `winograd`, with half
+      of the multiplications, but not in bfloat16: `winograd.py`.
   """
 
   pool: str = "window"
@@ -49,21 +49,22 @@ class Implementations:
           f"one of {', '.join(known)}. Set --implementations."
         )
 
-  def uses_winograd(self, layer: wiring.Layer) -> bool:
-    """Whether a layer is computed by Winograd's method, in float32."""
-    fits = layer.stride == 1 and layer.window == winograd.WINDOW
-    return fits and self.conv3x3 == "winograd"
+  def uses_winograd(self, layer: wiring.Layer, dtype: str) -> bool:
+    """Whether a layer is computed by Winograd's method; never in bfloat16.
 
-  def fewer_multiplications(
-    self, layer: wiring.Layer, sizes: wiring.Sizes, *, passes: int
-  ) -> float:
-    """Returns the part of a layer's multiplications that is computed, 0 to 1.
+    Args:
+      dtype: name of the type in which it is computed, as `float32`.
+    """
+    fits = layer.stride == 1 and layer.window == winograd.WINDOW
+    return fits and self.conv3x3 == "winograd" and dtype != "bfloat16"
+
+  @staticmethod
+  def fewer_multiplications(sizes: wiring.Sizes, *, passes: int) -> float:
+    """Returns the part of a layer's multiplications in Winograd's method.
 
     Args:
       passes: 2: forward, and backward for the kernel; 3: for the input too.
     """
-    if not self.uses_winograd(layer):
-      return 1.0
     outputs = winograd.count_multiplications(sizes.map_side)
     inputs = winograd.count_multiplications(math.isqrt(sizes.positions))
     direct = passes * (sizes.map_side * winograd.WINDOW) ** 2

@@ -9,7 +9,7 @@ nothing to bring.
 Shapes in comments are per device: n images, and the h x w maps or units that
 the device holds. bfloat16 images are computed in bfloat16: kernels are rounded
 where they are used. Sums over many values (normalization, gradients of biases)
-and the logits stay in float32.
+and the logits stay in float32; an exchange may still round what it sends.
 """
 
 from __future__ import annotations
@@ -146,11 +146,7 @@ def run_layer(
     f32[n, h', w', maps] or f32[n, units].
   """
   product = functools.partial(
-    apply_kernel,
-    layer,
-    implementations=implementations,
-    # In bfloat16, many of the logits of an image would be equal.
-    out_dtype=ops.widen(x).dtype if layer is network.layers[-1] else x.dtype,
+    apply_kernel, network, layer, implementations=implementations
   )
   x = exchange.multiply(layer.name, product, x, variables.kernel[...])
   if layer.normalize == "batch":
@@ -187,12 +183,12 @@ def run_layer(
 
 
 def apply_kernel(
+  network: wiring.Network,
   layer: wiring.Layer,
   x: jax.Array,
   kernel: jax.Array,
   *,
   implementations: implementations_lib.Implementations,
-  out_dtype: jax.typing.DTypeLike | None = None,
 ) -> jax.Array:
   """Runs one dense convolution or product for each column on this device.
 
@@ -204,16 +200,16 @@ def apply_kernel(
     x: f32[n, h, w, channels], or f32[n, ..., channels] before units.
     kernel: f32[window, window, channels / columns here, maps], or
       f32[positions, channels / columns here, units]; used in the type of x.
-    out_dtype: of the result; None: that of x.
 
   Returns:
-    f32[n, h', w', maps] or f32[n, units].
+    f32[n, h', w', maps] or f32[n, units], in the type of x; the logits in
+    float32 at least: in bfloat16, many of those of an image would be equal.
   """
   kernel = kernel.astype(x.dtype)
-  out_dtype = out_dtype or x.dtype
+  out_dtype = ops.widen(x).dtype if layer is network.layers[-1] else x.dtype
   columns_here = x.shape[-1] // kernel.shape[-2]
   outputs = [
-    _convolve(layer, column, column_kernel, implementations, out_dtype)
+    _convolve(layer, column, column_kernel, implementations)
     if layer.window
     else _multiply(column, column_kernel, out_dtype)
     for column, column_kernel in zip(
@@ -230,9 +226,8 @@ def _convolve(
   x: jax.Array,
   kernel: jax.Array,
   implementations: implementations_lib.Implementations,
-  out_dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
-  if implementations.uses_winograd(layer) and x.dtype != jnp.bfloat16:
+  if implementations.uses_winograd(layer, x.dtype.name):
     return winograd.convolve(x, kernel, layer.padding)
   return lax.conv_general_dilated(
     x,
@@ -240,7 +235,6 @@ def _convolve(
     window_strides=(layer.stride, layer.stride),
     padding=(layer.padding, layer.padding),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    preferred_element_type=out_dtype,
   )
 
 
@@ -286,10 +280,10 @@ def apply_batch_norm(
 ) -> jax.Array:
   """Normalizes with the statistics of the global batch: [n, ..., maps].
 
-  In training it also updates the running statistics, which evaluation uses. Two
-  averages are exchanged, that of the values and that of their squared distances
-  from it. On the way back the sums that are the gradients of scale and bias are
-  also all that the gradient of x needs.
+  In training it also updates the running statistics, which evaluation uses.
+  Forward, two averages are exchanged: the mean, then the squared distance from
+  it. Backward, the gradients of scale and bias are summed over the devices, and
+  the gradient of x needs no other sum.
   """
   mean, variance, vary = variables.mean[...], variables.variance[...], None
   if training:

@@ -112,7 +112,7 @@ def stochastic_pool(
   chosen = jnp.minimum(passed, size * size - 1)
   indices = jnp.arange(size * size).reshape(-1, 1, 1, 1, 1)
   sampled = jnp.where(indices == chosen[None], windows, 0.0).sum(axis=0)
-  # Else a value that is none, or a sum that overflows, would be passed over.
+  # Otherwise a NaN, or a sum that overflows, would be dropped unseen.
   sampled = jnp.where(sums[-1] < jnp.inf, sampled, jnp.nan)
   return sampled.astype(x.dtype)
 

@@ -163,7 +163,8 @@ def _accumulate(
   rule: optax.GradientTransformationExtraArgs, batches: int
 ) -> optax.GradientTransformationExtraArgs:
   """Averages the gradients of several batches into one update."""
-  # None: the type of the parameters; the default is float32.
+  # None: JAX's default float, which is the type of the parameters; optax's own
+  # default is float32.
   multi_steps = optax.MultiSteps(rule, batches, accumulator_dtype=None)
 
   def update(updates, state, parameters=None, **extra):

@@ -34,6 +34,18 @@ def test_piece_multiplies_as_much_as_one_device_on_every_layout(
     assert jax.eval_shape(piece.run, *inputs(piece)) == piece.y
 
 
+def test_pieces_have_the_types_of_the_step_in_bfloat16():
+  program = build.make_program(
+    catalog.find("one_device"), compute_dtype="bfloat16"
+  )
+  cut = pieces.cut_layers(program)
+  types = ["bfloat16"] * 7 + ["float32"]  # the logits
+  assert [piece.product.dtype.name for piece in cut] == types
+  assert [piece.y.dtype.name for piece in cut] == types
+  y, _ = jax.eval_shape(cut[-1].run_both, *inputs(cut[-1]), cut[-1].y)
+  assert y == cut[-1].y
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wiring", wirings.WIRINGS, ids=lambda it: it.name)
 @pytest.mark.parametrize("normalization", [None, "batch"])

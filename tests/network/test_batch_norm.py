@@ -124,6 +124,7 @@ def test_gradients_are_those_of_the_formula(key):
         moved[index][at] += step
         sides.append((in_numpy(*moved) * weights).sum())
       expected[at] = (sides[0] - sides[1]) / 2e-5
+    # float32 against float64; 2e-5 for gradients that cancel to near 0.
     np.testing.assert_allclose(found[index], expected, rtol=1e-4, atol=2e-5)
 
 
@@ -142,7 +143,7 @@ def test_every_layer_but_the_last_has_scales_and_biases_of_zero(key):
   assert not model.LayerVariables(layer, (2, 3), jnp.zeros(6)).bias[...].any()
 
 
-def test_sums_of_each_map_where_images_are_split():
+def test_four_numbers_of_each_map_are_summed_where_images_are_split():
   found = {
     layout.name: [
       (e.layer, e.direction, e.tensor, e.kind, e.elements)
