@@ -30,6 +30,8 @@ RESERVED = {
   r"(PartitionSpec|NamedSharding)": ("partition/",),
   r"set_mesh": ("program/program",),
   r"orbax": ("checkpoints/checkpoint", "checkpoints/reader"),
+  r"tensorstore": ("checkpoints/reader",),
+  r"_src": ("distributed/",),  # of JAX
   r"tensorflow": (),
 }
 

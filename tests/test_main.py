@@ -155,7 +155,7 @@ def test_output_that_cannot_be_written_ends_a_command_in_one_line(tmp_path):
   ((code, _, errors),) = processes.finish([process])
   assert code == 1
   assert re.fullmatch(
-    r"error: standard output .*cannot be written \(No space left on device\)\.",
+    r"error: standard output .*written \(No space left on device\)\.",
     errors.strip(),
   )
 

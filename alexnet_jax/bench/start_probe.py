@@ -50,8 +50,8 @@ _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # or read
 
 
-class FirstStepDone(Exception):
-  """Ends the loop after its first step."""
+class FirstStepDone(loop_lib.Stopped):
+  """Ends the loop after its first step, without a checkpoint."""
 
 
 class Marks(dict[str, float]):

@@ -279,8 +279,7 @@ class MemberCheckpoints:
     """As `checkpoint.Checkpoints.save`; lists in `facts` have one for each."""
     # All saves end before any begins: the end of one deletes older checkpoints,
     # and a kill must leave one step that all members have.
-    for member in self._checkpoints:
-      member.wait()
+    self.wait()
     for index, (like, member) in enumerate(
       zip(self._likes, self._checkpoints, strict=True)
     ):
@@ -292,6 +291,12 @@ class MemberCheckpoints:
         member.save(step, ensemble_lib.take_member(state, like), own_facts)
       except FloatingPointError as error:
         raise FloatingPointError(f"member {index}: {error}") from error
+
+  def wait(self) -> None:
+    """As `checkpoint.Checkpoints.wait`, for all members, even if one fails."""
+    with contextlib.ExitStack() as waited:
+      for member in reversed(self._checkpoints):  # the last one is called first
+        waited.callback(member.wait)
 
   def facts(self, step: int) -> dict[str, Any]:
     """As `checkpoint.Checkpoints.facts`, of the first member."""

@@ -38,7 +38,8 @@ MAX_SIMULATED_DEVICES = 512
 PICTURES = (".svg", ".png")
 # Characters of a longer error that are shown: its start and its end.
 _ERROR_START, _ERROR_END = 1500, 500
-# Of a write to what is full, gone, closed, or takes nothing now.
+# Of a write to what is full, gone, closed, or takes nothing now. A read may
+# fail with some of them, too.
 _WRITE_ERRORS = (
   *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
   *(errno.EAGAIN, errno.EBADF),
@@ -273,18 +274,25 @@ def _describe_failed_output(error: BaseException | None) -> str | None:
   """Returns a line if standard output cannot be written, and drops its rest.
 
   Also if an error may come from that: those of a write do not name the file.
+  None for an error that has another reason, which is the one to show.
   """
+  is_of_file = (
+    isinstance(error, OSError)
+    and error.errno is not None
+    and error.filename is None
+  )
   try:
     sys.stdout.flush()
   except OSError as failed:
     _write_to_null(sys.stdout)
+    # None and KeyboardInterrupt are no Exception.
+    if isinstance(error, Exception) and not is_of_file:
+      return None
     return f"standard output cannot be written ({failed.strerror})."
-  if (
-    isinstance(error, OSError)
-    and error.errno in _WRITE_ERRORS
-    and error.filename is None
-  ):
-    return f"standard output or a file cannot be written ({error.strerror})."
+  if is_of_file and error.errno in _WRITE_ERRORS:
+    return (
+      f"standard output or a file cannot be read or written ({error.strerror})."
+    )
   return None
 
 

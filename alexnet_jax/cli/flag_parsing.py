@@ -232,23 +232,28 @@ def _resolve_config(argv: Sequence[str]) -> list[str]:
 def _take_unset_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """Takes out `--config.FIELD=None`, which ml_collections reads as text.
 
+  Also in two words, `--config.FIELD None`.
+
   Returns:
     The other arguments, and the fields whose last value is None.
   """
   others: list[str] = []
   unset: dict[str, None] = {}
-  arguments = iter(argv)
-  for argument in arguments:
-    if argument == "--":
-      others += [argument, *arguments]
-    elif not (field := _FIELD_FLAG.match(argument)):
+  end = argv.index("--") if "--" in argv else len(argv)
+  pairs = itertools.pairwise([*argv[:end], ""])
+  for argument, following in pairs:
+    if not (field := _FIELD_FLAG.match(argument)):
       others.append(argument)
-    elif argument[field.end() :] == "=None":
+      continue
+    value = argument[field.end() :]
+    if (value or f"={following}") == "=None":
       unset[field["name"]] = None
+      if not value:
+        next(pairs)  # begins with the second word
     else:
       unset.pop(field["name"], None)
       others.append(argument)
-  return others, list(unset)
+  return [*others, *argv[end:]], list(unset)
 
 
 def _unset(field: str) -> None:

@@ -23,6 +23,7 @@ import grain
 import numpy as np
 
 from alexnet_jax.data import records as records_lib
+from alexnet_jax.data import source
 
 # The label of a row without an image; such rows fill up a last batch.
 PADDING = -1
@@ -99,7 +100,7 @@ def _blank_after_error(
       for batch in batches:
         count -= 1
         yield batch
-    except records_lib.source_lib.RecordError as error:
+    except source.RecordError as error:
       on_error(error)
       yield from [blank] * count
 

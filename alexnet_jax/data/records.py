@@ -22,9 +22,9 @@ from alexnet_jax.data import source as source_lib
 UNREADABLE = ("stop", "replace")
 # Records after an unreadable one that are tried in its place.
 _NEIGHBORS = 64
-# `Records.fingerprint` reads all records of a split of so many, and `_SAMPLED`,
-# evenly spaced, of a larger one, several at once.
-_SMALL, _SAMPLED, _READ_AT_ONCE = 4096, 256, 8
+# `Records.fingerprint` reads all records of a split of so many (200 MB of those
+# of ImageNet), and `_SAMPLED`, evenly spaced, of a larger one, several at once.
+_SMALL, _SAMPLED, _READ_AT_ONCE = 2048, 256, 8
 
 
 class HostBatch(NamedTuple):

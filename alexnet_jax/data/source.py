@@ -58,7 +58,7 @@ class Source:
     # Index of the first record after each shard.
     self._ends = list(itertools.accumulate(take for *_, take in self._shards))
     self._readers: list[Any] = [None] * len(self._shards)
-    self._lock = threading.Lock()
+    self._locks = [threading.Lock() for _ in self._shards]
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -101,7 +101,7 @@ class Source:
 
   def _open(self, shard: int, index: int) -> Any:
     """Opens the file of a shard at its first use; `index` is for messages."""
-    with self._lock:
+    with self._locks[shard]:
       if self._readers[shard] is None:
         self._readers[shard] = self._open_file(*self._shards[shard], index)
       return self._readers[shard]

@@ -90,12 +90,14 @@ def _make_row(predictions: predictions_lib.Predictions) -> Row:
 def find_lead(rows: Sequence[Row]) -> predictions_lib.Predictions:
   """Returns the predictions that tables of classes show.
 
-  These are the last ones, of the averaged runs if there are several, for the
-  fewest views: the center crop if it was evaluated.
+  These are the first ones, of the averaged runs if there are several: for the
+  fewest views, the center crop if it was evaluated.
+
+  Args:
+    rows: from `make_rows`, of views that rise.
   """
-  fewest = min(row.views for row in rows)
-  of_fewest = [row.predictions for row in rows if row.views == fewest]
-  return [one for one in of_fewest if one is not None][-1]
+  means = [i for i, row in enumerate(rows) if row.predictions is None]
+  return rows[means[0] + 1 if means else 0].predictions
 
 
 def make_table(rows: Sequence[Row], num_classes: int) -> rich.table.Table:

@@ -140,8 +140,8 @@ def find_shared_fields(config: ml_collections.ConfigDict) -> dict[str, str]:
 
 def _check_axes(layout: layout_lib.Layout) -> None:
   """Refuses axes that a layout of the catalog lacks and no layer uses."""
-  named = {named.name: named.mesh for named in catalog.LAYOUTS}
-  mesh = named.get(layout.name, layout.mesh)
+  meshes = {named.name: named.mesh for named in catalog.LAYOUTS}
+  mesh = meshes.get(layout.name, layout.mesh)
   for axis, size in layout.mesh.items():
     if size > 1 and axis not in mesh and not layout.uses(axis):
       raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 import rich.console
 
 from alexnet_jax.checkpoints import checkpoint, metadata
-from alexnet_jax.data import host_batches, pipeline
+from alexnet_jax.data import host_batches, pipeline, source
 from alexnet_jax.optim import schedules
 from alexnet_jax.program import eval_step, metrics
 from alexnet_jax.program import step as step_lib
@@ -67,9 +67,10 @@ class Loop:
     """Runs all steps to the end of the run.
 
     An error after a step, as in a validation or a report, ends the run with the
-    state saved, unless the state is not finite or the error is that of a save.
-    Of several processes, all take part in a save: they do so if all come to the
-    error, as in a validation, but not if one cannot read its training records.
+    state saved, unless a loss or the state is not finite or the error is that
+    of a save. Of several processes, all take part in a save: they do so if all
+    come to the error, as in a validation, but not if one cannot read its
+    training records.
 
     Raises:
       CheckpointError: a checkpoint cannot be written.
@@ -82,9 +83,11 @@ class Loop:
       self._run_steps(console)
     except (FloatingPointError, metadata.CheckpointError, Stopped):
       raise
-    except Exception:
+    except Exception as error:
       if self._raises_together:
         self._rescue(console)
+      elif isinstance(error, source.RecordError):
+        self._reporter.flush()  # the steps taken so far are not lost
       raise
 
   def _rescue(self, console: rich.console.Console) -> None:
@@ -102,11 +105,11 @@ class Loop:
       return  # the step itself failed: there is no state after it
     try:
       if self._run.group.count == 1 and not self._reporter.is_in_place:
+        with contextlib.suppress(metadata.CheckpointError):
+          checkpoints.wait()  # it may have been under way to the old place
         folder = self._reporter.find_workdir()
         if folder is None:
           return
-        with contextlib.suppress(metadata.CheckpointError):
-          checkpoints.wait()  # it may have been under way to the old place
         checkpoints = self._run.open_checkpoints(folder)
       checkpoints.save(number, self.state, self._facts)
       checkpoints.wait()
@@ -177,12 +180,12 @@ class Loop:
     if validates:
       self._validate(number)
     if saves:
-      self._reporter.check_workdir()  # a save would make it again
-      self._check_reports()
       self._save(number)
     self._reporter.resume_clock()
 
   def _save(self, number: int) -> None:
+    self._reporter.check_workdir()  # a save would make it again
+    self._check_reports()
     self._checkpoints.save(number, self.state, self._facts)
     self._saved_step = number
 
@@ -260,8 +263,9 @@ class Loop:
       options = {"timeout_seconds": _AGREE_SECONDS} if own else {}
       found: list[str | None] = []
       with contextlib.suppress(*((TimeoutError,) if own else ())):
-        found = self._run.group.gather(name, own and str(own), **options)
-      self._raises_together = any(found)
+        said = own and (str(own) or type(own).__name__)
+        found = self._run.group.gather(name, said, **options)
+      self._raises_together = any(text is not None for text in found)
       for index, text in enumerate(found):
         if own is None and text is not None:
           own = OSError(f"{self._run.group.label(index)}: {text}")

@@ -42,7 +42,7 @@ def find_saved_step(workdir: str) -> int | None:
   # A file that cannot be read is refused where it is opened for writing.
   with (
     contextlib.suppress(OSError),
-    open(os.path.join(workdir, "metrics.jsonl"), "rb") as opened,
+    open(os.path.join(workdir, FILE), "rb") as opened,
   ):
     for line in opened:
       with contextlib.suppress(ValueError):  # a line that a kill has cut off

@@ -157,9 +157,6 @@ def prepare(
   workdir_lib.check_writable(workdir)
   # `digits` is made by now, if it was not there.
   train_records, validation_records = open_splits(config, builder)
-  found = fingerprint_data(
-    builder, statistics, train_records, validation_records
-  )
   num_images = len(train_records)
   num_steps = find_num_steps(config, num_images)
   program = make_program(
@@ -172,6 +169,10 @@ def prepare(
   )
   devices_lib.check_memory(program, batches_ahead=config.data.batches_ahead)
   cache = compilation_cache.open_cache(cache_dir)
+  # Last: it reads records, which takes seconds.
+  found = fingerprint_data(
+    builder, statistics, train_records, validation_records
+  )
   for difference in compare_data(group, group.gather("data", found)):
     raise ValueError(difference)
   acquired = (
@@ -299,18 +300,23 @@ def compare_data(
   """Returns a line for each difference between the data of processes.
 
   Args:
-    found: by each of them, from `fingerprint_data`; None: not compared.
+    found: by each of them, from `fingerprint_data`; None: not compared. Nor is
+      a fact of None.
   """
-  known = [index for index, data in enumerate(found) if data is not None]
-  return [
-    f"{what.replace('_', ' ')}: {value} in {group.label(index)}, but "
-    f"{found[known[0]][what]} in {group.label(known[0])}. Prepare the same set "
-    "for every process, or set --data_dir."
-    for index in known
-    for what, value in found[index].items()
-    if value != found[known[0]][what]
-    and None not in (value, found[known[0]][what])
-  ]
+  differences = []
+  first: dict[str, int] = {}  # fact -> the first process that knows it
+  for index, data in enumerate(found):
+    for what, value in (data or {}).items():
+      if value is None:
+        continue
+      other = first.setdefault(what, index)
+      if value != found[other][what]:
+        differences.append(
+          f"{what.replace('_', ' ')}: {value} in {group.label(index)}, but "
+          f"{found[other][what]} in {group.label(other)}. Prepare the same set "
+          "for every process, or set --data_dir."
+        )
+  return differences
 
 
 def open_splits(

@@ -50,7 +50,8 @@ def train(
   # A finished run has nothing to compile, unless that checkpoint is damaged.
   is_finished = latest >= run.num_steps
   train_step = None if is_finished else _compile(run, console)
-  # Before the checkpoints: reading them may already hang.
+  # Before a checkpoint is read, which may hang; listing them above is not
+  # watched.
   group.start_watchdog(
     hang_timeout_seconds=hang_timeout_seconds, folder=run.workdir
   )
@@ -110,7 +111,7 @@ def train(
         lock.release()
   if reporter.error is not None:
     raise reporter.error
-  report.print_lines(console, f"the run is in {run.workdir}/metrics.jsonl")
+  report.print_lines(console, f"the run is in {run.workdir}/{report.FILE}")
   return loop.state
 
 
@@ -127,9 +128,9 @@ def _check_not_emptied(workdir: str) -> None:
   if saved is not None:
     raise OSError(
       f"there is no checkpoint in the workdir {workdir!r}, but its "
-      f"metrics.jsonl says that step {saved} was saved. Restore the folder "
-      "checkpoints to resume; set --workdir, or remove metrics.jsonl, to start "
-      "over."
+      f"{report.FILE} says that step {saved} was saved. Restore the folder "
+      f"checkpoints to resume; set --workdir, or remove {report.FILE}, to "
+      "start over."
     )
 
 

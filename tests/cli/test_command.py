@@ -1,5 +1,8 @@
+import errno
 import io
 import json
+import os
+import sys
 
 import pytest
 import rich.console
@@ -83,6 +86,38 @@ def test_error_shows_a_name_as_it_is_in_one_line():
   with pytest.raises(SystemExit) as ended:
     command.exit_with_error(error)
   assert ended.value.code == f"error: a  b {SHOWN} \\udcff c"
+
+
+GONE = BrokenPipeError(errno.EPIPE, "Broken pipe")
+NO_FILE = FileNotFoundError(errno.ENOENT, "No such file", "b")
+UNREAD = OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize(
+  ("error", "is_gone", "expected"),
+  [
+    (GONE, True, "standard output cannot be written (Broken pipe)."),
+    (ValueError("a is 3"), True, "a is 3"),
+    (OSError("a is locked"), True, "a is locked"),
+    (NO_FILE, True, "[Errno 2] No such file: 'b'"),
+    # Of a file, perhaps: the error does not say which.
+    (UNREAD, False, "standard output or a file cannot be read or written (Inp"),
+  ],
+)
+def test_error_is_not_taken_for_that_of_an_output_that_is_gone(
+  error, is_gone, expected, monkeypatch
+):
+  reader, writer = os.pipe()
+  if is_gone:
+    os.close(reader)
+  with open(writer, "w") as output:
+    output.write("lost")
+    monkeypatch.setattr(sys, "stdout", output)
+    with pytest.raises(SystemExit) as ended:
+      command.exit_with_error(error)
+  assert ended.value.code.startswith(f"error: {expected}")
+  if not is_gone:
+    os.close(reader)
 
 
 def test_every_console_prints_names_as_they_are():

@@ -130,11 +130,13 @@ def test_config_that_is_missing_is_named(arguments, expected, parse):
     (("layout.fc6.batch=None",), "layout.fc6.batch", None),
     (("optimizer.ema_decay=None",), "optimizer.ema_decay", None),
     (("data.name=None",), "data.name", None),
+    (("data.seed 3", "data.seed None"), "data.seed", None),
+    (("data.seed None", "data.seed 3"), "data.seed", 3),
   ],
 )
 def test_none_unsets_a_field(arguments, field, expected, parse):
-  arguments = [f"--config.{argument}" for argument in arguments]
-  _, defined = parse(f"--config={CONFIG}", *arguments)
+  words = " ".join(f"--config.{argument}" for argument in arguments).split()
+  _, defined = parse(f"--config={CONFIG}", *words)
   value = config_path.get_value(field, defined.config)
   assert value == expected and type(value) is type(expected)
   overrides = config_flags.get_override_values(defined["config"])

@@ -119,3 +119,33 @@ def test_lack_of_memory_is_not_taken_for_a_bad_image(tmp_path, monkeypatch):
   split = small_sets.make_records(tmp_path, encoded(), unreadable="replace")
   with pytest.raises(MemoryError):
     split.read([0])
+
+
+def test_fingerprint_of_a_large_split_is_that_of_evenly_spaced_records(
+  monkeypatch,
+):
+  stored = [(b"image %d" % number, number) for number in range(10)]
+
+  def find(changes):
+    """Changes: record -> the record that takes its place."""
+    changed = [changes.get(index, one) for index, one in enumerate(stored)]
+    return records.Records(
+      source=[small_sets.to_example(*one) for one in changed],
+      **{"image_key": "image", "label_key": "label"},
+      **{"num_classes": 10, "stored_size": 8},
+    ).fingerprint()
+
+  def is_noticed(changes):
+    return find(changes) != find({})
+
+  relabeled = {
+    index: (image, 9 - index) for index, (image, _) in enumerate(stored)
+  }
+  assert all(is_noticed({index: relabeled[index]}) for index in relabeled)
+  monkeypatch.setattr(records, "_SMALL", 9)
+  monkeypatch.setattr(records, "_SAMPLED", 5)
+  noticed = [
+    index for index in relabeled if is_noticed({index: relabeled[index]})
+  ]
+  assert noticed == [0, 2, 4, 6, 8]
+  assert is_noticed({2: stored[6], 6: stored[2]})

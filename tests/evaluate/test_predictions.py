@@ -137,6 +137,9 @@ def test_classes_are_those_of_the_center_and_no_empty_figure_is_shown():
   lead = tables.find_lead(rows)
   assert (lead.name, lead.views) == ("ensemble of 2", 1)
   assert tables.find_lead(rows[1:2]).views == 5
+  of_views = [[of_run[1]] for of_run in found]  # 5 and 10
+  lead_of_views = tables.find_lead(tables.make_rows(of_views))
+  assert (lead_of_views.name, lead_of_views.views) == ("ensemble of 2", 10)
   content = tables.to_json(rows, [], ["n"] * 5)
   assert content["classes_of"] == {"name": "ensemble of 2", "views": 1}
   assert [line["views"] for line in content["lines"]][-2:] == [10, 10]

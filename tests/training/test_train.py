@@ -6,20 +6,23 @@ import math
 import os
 import pathlib
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.checkpoints import checkpoint, reader
+from alexnet_jax.checkpoints import checkpoint, metadata, reader
 from alexnet_jax.data import records, source
+from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.optim import schedules
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.settings import settings
+from alexnet_jax.training import loop as loop_lib
 from alexnet_jax.training import report
 from alexnet_jax.training import run as run_lib
 from alexnet_jax.training import train as train_lib
-from tests import bucket, runs
+from tests import bucket, fake_group, runs
 
 TWO_COLUMN = {"layout.name": "two_column"}
 ONE_EPOCH = {"num_epochs": 1.0}
@@ -115,8 +118,14 @@ def fail(*_, error):
 
 def rename_workdir(self, step, *, original=report.Reporter.advance):
   original(self, step)
-  if step == 2:
+  if step == 3:
     os.rename(self._workdir, f"{self._workdir}.renamed")
+
+
+def rename_and_stop(self, number):
+  """In place of `Loop._follow_up`: a signal comes before the next report."""
+  os.rename(self._run.workdir, f"{self._run.workdir}.renamed")
+  self._stop(number)
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -136,8 +145,12 @@ FAILURES = [
     *("reports in .* cannot be written: No space left", 1),
   ),
   (
-    *(report.Reporter, "advance", rename_workdir),
+    *(loop_lib.Loop, "_follow_up", rename_and_stop),
     *(r"is gone: .* It is now '.*/a\.renamed': rename it back", 2),
+  ),
+  (
+    *(report.Reporter, "advance", rename_workdir),
+    *(r"is gone: .* It is now '.*/a\.renamed': rename it back", 3),
   ),
 ]
 
@@ -161,7 +174,8 @@ def test_error_after_a_step_ends_the_run_with_that_step_saved(
   for module, name in ((run_lib, "make_program"), (train_lib, "_compile")):
     monkeypatch.setattr(module, name, call_once(getattr(module, name)))
   each_step = {"eval_every_steps": 1, "log_every_steps": 1}
-  straight, expected, *_ = train(ONE_EPOCH | each_step, folder="straight")
+  four_steps = {"num_epochs": 4 / 3}
+  straight, expected, *_ = train(four_steps | each_step, folder="straight")
   folder = str(tmp_path / "a")
   for where, name, failing, message, step in FAILURES:
     with monkeypatch.context() as broken:
@@ -192,9 +206,75 @@ def test_error_after_a_step_ends_the_run_with_that_step_saved(
     train_lib, "_compile", functools.partial(fail, error=FULL)
   )
   again, _, said, _ = train(folder="a")
-  assert "finished already, at step 3" in said
+  assert "finished already, at step 4" in said
   assert runs.same_bits(again, straight)
   assert (tmp_path / "a" / "metrics.jsonl").read_text() == text
+
+
+@pytest.fixture
+def make_loop():
+  """Makes a loop whose steps end with an error, if one is given."""
+
+  def make(group, error=None, **parts):
+    options = dict.fromkeys(("checkpoints", "reporter", "train_step", "key"))
+    loop = loop_lib.Loop(
+      types.SimpleNamespace(group=group),
+      first_step=0,
+      state=types.SimpleNamespace(optimizer=()),
+      **options | parts,
+    )
+    loop._step = 1
+    loop._run_steps = functools.partial(fail, error=error)
+    return loop
+
+  return make
+
+
+def test_record_that_one_process_cannot_read_costs_no_report(make_loop):
+  reported = []
+  loop = make_loop(
+    fake_group.make_groups("a", "b")[0],
+    source.RecordError("record 3 has label -1"),
+    reporter=types.SimpleNamespace(flush=lambda: reported.append("due")),
+  )
+  with pytest.raises(source.RecordError):
+    loop.run_steps(None)
+  assert reported == ["due"]
+
+
+def test_workdir_that_is_gone_is_the_error_not_the_save_to_it(make_loop):
+  waited = []
+
+  def wait():
+    waited.append("for the save")
+    raise metadata.CheckpointError("cannot be written")
+
+  reporter = types.SimpleNamespace(
+    check=lambda: None, is_in_place=False, find_workdir=lambda: None
+  )
+  loop = make_loop(
+    group_lib.alone(),
+    report.WorkdirGone("is gone"),
+    reporter=reporter,
+    checkpoints=types.SimpleNamespace(wait=wait),
+  )
+  with pytest.raises(report.WorkdirGone):
+    loop.run_steps(None)
+  assert waited  # else its error would come when the checkpoints are closed
+
+
+def test_error_without_a_text_is_raised_in_all_processes(make_loop):
+  def meet(group):
+    loop = make_loop(group)
+    with pytest.raises(Exception) as raised:
+      loop._raise_together("error", [ValueError()] if group.index else [])
+    assert loop._raises_together
+    return repr(raised.value)
+
+  assert fake_group.in_all(fake_group.make_groups("a", "b"), meet) == [
+    "OSError('process 1 of 2 (b): ValueError')",
+    "ValueError()",
+  ]
 
 
 def test_checkpoint_of_one_layout_resumes_under_another(train):
