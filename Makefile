@@ -35,7 +35,8 @@ layouts: .venv/test.done
 	  $(BIN)/python -m alexnet_jax.verify --config.batch_size=8
 
 hosts: .venv/test.done
-	$(BIN)/python -m pytest -m hosts -rs -n 3 --dist loadfile
+	$(BIN)/python -m pytest -m hosts -rs -n 3 --dist loadfile \
+	  --no-loadscope-reorder
 
 faults: .venv/test.done
 	$(BIN)/python -m pytest -m faults -rs -n 3 --dist loadfile
@@ -44,7 +45,8 @@ slices: .venv/tpu.done
 	$(BIN)/python -m pytest -m slices
 
 LAYOUTS := one_device two_column data_parallel two_column_data \
-  one_weird_trick tensor_parallel fully_sharded two_column_sharded
+  one_weird_trick tensor_parallel fully_sharded two_column_sharded \
+  two_dimensional two_column_2d
 
 docs: setup
 	@for layout in $(LAYOUTS); do \

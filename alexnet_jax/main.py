@@ -4,7 +4,8 @@
 
 Writes metrics.jsonl, TensorBoard events and checkpoints to the workdir. The
 same command resumes a run that was interrupted, also on another layout or
-another number of devices.
+another number of devices. So does --workdir without --config, with the config
+that the run has stored there.
 """
 
 import functools

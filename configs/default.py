@@ -12,7 +12,9 @@ alexnet_jax/settings/fields.py checks the values. On the command line,
 import ml_collections
 from ml_collections import config_dict
 
+from alexnet_jax.network import wiring as wiring_lib
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.settings import settings
 
 VARIANTS = ("digits", "imagenet")
 
@@ -74,23 +76,35 @@ def imagenet() -> ml_collections.ConfigDict:
   config.layout.mesh.data = config_dict.placeholder(int)
   config.layout.mesh.column = config_dict.placeholder(int)
   config.layout.mesh.model = config_dict.placeholder(int)
-  # Placement of each layer; None: as in the named layout.
-  for layer in layout_lib.LAYERS:
+  config.layout.mesh.x = config_dict.placeholder(int)
+  config.layout.mesh.y = config_dict.placeholder(int)
+  # Placement of every convolution and of every fully connected layer; None: as
+  # in the named layout. A single layer has a group of its own, which overrides
+  # these: --config.layout.fc7.inputs="('model',)", or in a config file
+  # config.layout.fc7 = {"inputs": ("model",)}. An axis that splits one
+  # dimension no longer splits another. In a layout of your own every field has
+  # a value: single layers with placements of their own keep these, whatever is
+  # set for their kind, and an axis that is set in one field must be taken out
+  # of the other: --config.layout.fc.outputs="()".
+  for kind in layout_lib.KINDS:
     placement = ml_collections.ConfigDict()
     # Mesh axes that split the images, such as ("data",).
     placement.batch = config_dict.placeholder(tuple)
-    # Mesh axes that split the features, such as ("column",).
+    # Mesh axes that split the output features, such as ("column",); each device
+    # reads all that the layer reads.
+    placement.outputs = config_dict.placeholder(tuple)
+    # Mesh axes that split the input features; partial sums are added.
+    placement.inputs = config_dict.placeholder(tuple)
+    # Mesh axes that split the outputs or the inputs, whichever makes the whole
+    # step, all layers and both directions, send fewer bytes.
     placement.features = config_dict.placeholder(tuple)
-    # How inputs arrive: gather, sum, or fewest, the one of the two with which
-    # the whole step, all layers and both directions, sends fewer bytes.
-    placement.arrive = config_dict.placeholder(str)
     # Axes of `batch` over which the kernel is sharded in memory (FSDP), such as
     # ("data",).
     placement.fsdp = config_dict.placeholder(tuple)
     # Compute with the local shard while the all-gather of the others is in
     # flight: True or False.
     placement.overlap_gather = config_dict.placeholder(bool)
-    config.layout[layer] = placement
+    config.layout[kind] = placement
   # Train even if the step communicates otherwise than planned: True or False.
   config.layout.allow_unplanned = False
 
@@ -105,17 +119,31 @@ def imagenet() -> ml_collections.ConfigDict:
 
   # WHAT is computed.
   config.network = ml_collections.ConfigDict()
-  # A table of layers and their inputs, of network/catalog.py.
+  # A table of layers and their inputs, of network/catalog.py; `use_wiring` sets
+  # one of your own.
   config.network.wiring = "alexnet2012"
+  # Names of all layers of a wiring of your own, first to last; None: the wiring
+  # is one of the catalog.
+  config.network.order = config_dict.placeholder(tuple)
+  # Rows by the names of the layers, with the fields of `wiring.Layer`. They
+  # change a wiring of the catalog: --config.network.layers.conv4.features=192,
+  # --config.network.layers.conv1.pool.window=3; pool.kind=none: no pooling. In
+  # a config file, config.network.layers.conv4 = {"features": 192}. None: as in
+  # the wiring. For a wiring of your own, `use_wiring` sets all of them.
+  config.network.layers = ml_collections.ConfigDict()
   # Groups of feature maps, >= 1; None: as in the wiring. [P] 2
   config.network.columns = config_dict.placeholder(int)
+  # Channels of the image: 3, or 1, the mean of the three; None: as in the
+  # wiring.
+  config.network.image_channels = config_dict.placeholder(int)
   # Multiplies the number of features of every layer but the last, > 0.
   config.network.width = 1.0
-  # Side of the crop that enters conv1, pixels. [P] 224
+  # Side of the crop that enters the first layer, pixels. [P] 224
   config.network.image_size = 224
   # Number of classes of the dataset.
   config.network.num_classes = 1000
-  # Fraction of units dropped after fc6 and fc7, 0 <= x < 1. [P]
+  # Fraction of values dropped after the layers that have dropout and no rate of
+  # their own, 0 <= x < 1. [P] fc6 and fc7
   config.network.dropout_rate = 0.5
   # test: multiply outputs by the fraction of kept units when evaluating [P], as
   # the initial weights of [S] assume. train: divide by it when training.
@@ -124,15 +152,17 @@ def imagenet() -> ml_collections.ConfigDict:
   # wiring. [P] relu
   config.network.activation = config_dict.placeholder(str)
   # none; column: local response normalization over the maps of a column [S];
-  # across: over the maps of all columns; batch: batch normalization before
-  # every activation. column and across act where the wiring normalizes. None:
-  # as in the wiring.
+  # across: over the maps of all columns; map: over the neighbors in the same
+  # map; these three act where the wiring normalizes. batch: batch normalization
+  # before every activation. None: as in the wiring.
   config.network.normalization = config_dict.placeholder(str)
-  # Constant k of local response normalization, > 0. [P] 2
-  config.network.lrn_k = 2.0
-  # Factor alpha of the sum of squares, > 0. [P] prints 1e-4; [S] divides that
-  # by the five maps of a window.
-  config.network.lrn_alpha = 2e-5
+  # Constant k of local response normalization in all layers, > 0: that of
+  # `lrn`, not of a second one, `map_lrn`. None: as in the wiring. [P] 2
+  config.network.lrn_k = config_dict.placeholder(float)
+  # Factor alpha of the plain sum of squares in all layers, > 0, likewise of
+  # `lrn` alone; None: as in the wiring. [P] prints 1e-4; [S] divides that by
+  # the five maps of a window.
+  config.network.lrn_alpha = config_dict.placeholder(float)
   # Fraction of the running mean and variance that a step keeps under batch
   # normalization, 0 <= x < 1; evaluations use these.
   config.network.batch_norm_momentum = 0.9
@@ -294,16 +324,65 @@ def shorten(config: ml_collections.ConfigDict, num_epochs: float) -> None:
     augment.color_noise_until_epoch *= scale
 
 
-def use_layout(config: ml_collections.ConfigDict, layout) -> None:
+def use_layout(
+  config: ml_collections.ConfigDict, layout: layout_lib.Layout
+) -> None:
   """Sets a layout that is not in the catalog.
 
   Args:
     config: the config to change.
     layout: a `Layout` (see alexnet_jax/partition/catalog.py) under a name that
       the catalog does not have.
+
+  Raises:
+    ValueError: it is no layout, or a layer or an axis has a name that a config
+      cannot have.
   """
+  _check_type(layout, layout_lib.Layout)
+  settings.check_names("a layer", layout.layers)
+  settings.check_names("a mesh axis", layout.mesh)
+  values = layout_lib.to_fields(layout)
+  for name in list(config.layout):
+    if name not in layout_lib.FIELDS:
+      del config.layout[name]  # of a layout that was set before
   config.layout.mesh = ml_collections.ConfigDict()
-  config.layout.update(layout_lib.to_fields(layout))
+  config.layout.update(values)
+
+
+def use_wiring(
+  config: ml_collections.ConfigDict, wiring: wiring_lib.Wiring
+) -> None:
+  """Sets a wiring that is not in the catalog.
+
+  Also its columns and the channels of its image, and a width of 1, so that the
+  layers have the features of their rows. The last one has as many as there are
+  classes; these and the side of the image are those of the config, as they
+  belong to the data.
+
+  Args:
+    config: the config to change.
+    wiring: a `Wiring` (see alexnet_jax/network/catalog.py) under a name that
+      the catalog does not have.
+
+  Raises:
+    ValueError: the wiring is no network, or a layer has a name that a config
+      cannot have.
+  """
+  _check_type(wiring, wiring_lib.Wiring)
+  wiring_lib.check(wiring)
+  settings.check_names("a layer", [row.name for row in wiring.layers])
+  config.network.layers = ml_collections.ConfigDict()
+  config.network.update(settings.to_fields(wiring))
+
+
+def _check_type(value: object, expected: type) -> None:
+  if not isinstance(value, expected):
+    word = expected.__name__
+    raise ValueError(
+      f"use_{word.lower()} got {wiring_lib.shorten(value)}, expected a {word}. "
+      f"Write {word}(name='mine', ...); config.{word.lower()}"
+      f"{'.name' if word == 'Layout' else '.wiring'} sets one of the catalog."
+    )
 
 
 def use_digits(config: ml_collections.ConfigDict) -> None:

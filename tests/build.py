@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import numpy as np
-import pytest
 
 from alexnet_jax.data import augment, statistics
 from alexnet_jax.network import catalog as wirings
@@ -129,16 +128,6 @@ def make_batch(side, *, size=8) -> tuple[np.ndarray, np.ndarray]:
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (size, side, side, 3), dtype=np.uint8)
   return images, rng.integers(0, 10, size, dtype=np.int32)
-
-
-def mark_slow(layouts, *, but):
-  """Returns layouts to parametrize by; all are slow but those of `but`."""
-  return [
-    pytest.param(
-      layout, marks=[] if layout in but else pytest.mark.slow, id=layout.name
-    )
-    for layout in layouts
-  ]
 
 
 def put_parameters(program, parameters):

@@ -35,6 +35,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 assert len(jax.devices()) == 8  # from here on the devices are settled
 
 
+def pytest_collection_modifyitems(items):
+  """Begins with what waits for minutes and computes little."""
+  items.sort(key=lambda item: item.path.name != "test_slurm.py")
+
+
 @pytest.fixture
 def key() -> jax.Array:
   return jax.random.key(0)
@@ -104,10 +109,18 @@ def data_dir(tmp_path_factory) -> str:
   return str(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+  """A folder for what processes compile, common to all modules."""
+  return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, data_dir, cache_dir):
   """name -> a folder for a run; all have one data_dir and one cache."""
   made = tmp_path_factory.mktemp("processes")
+  (made / "data").symlink_to(data_dir)
+  (made / "cache").symlink_to(cache_dir)
 
   def make(name):
     place = made / name.replace(" ", "_")

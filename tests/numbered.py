@@ -6,6 +6,7 @@ once, and prints the rows that its devices hold of the batches from there on.
     python -m tests.numbered LAYOUT AXIS=SIZE,... PORT PROCESSES PROCESS STEPS
 """
 
+import dataclasses
 import sys
 
 import jax
@@ -41,7 +42,7 @@ def make_records(count: int = COUNT) -> Numbered:
 
 def make_shardings(split: layout.Layout):
   made = mesh.make_mesh(split)
-  spec = jax.P(tuple(split.placement("conv1").batch) or None)
+  spec = jax.P(tuple(split.conv.batch) or None)
   return specs.to_shardings(made, (spec, spec))
 
 
@@ -65,9 +66,7 @@ def train_batches(split: layout.Layout, records=None, **options):
 def main(name, sizes, port, processes, process, steps):
   sizes = dict(part.split("=") for part in sizes.split(","))
   sizes = {axis: int(size) for axis, size in sizes.items()}
-  split = layout.override(
-    catalog.find(name), axes=None, mesh=sizes, placements={}
-  )
+  split = dataclasses.replace(catalog.find(name), mesh=sizes)
   mesh.simulate_devices(split.devices // int(processes), only_cpu=True)
   if int(processes) > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

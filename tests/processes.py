@@ -17,7 +17,7 @@ from alexnet_jax.checkpoints import reader
 from alexnet_jax.partition import catalog
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
-from configs import default
+from tests import short_network
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -57,9 +57,9 @@ def free_port() -> int:
 
 
 def flags(config: str, tmp: pathlib.Path, fields: dict | None = None):
-  """The flags of `main` for a small run in `tmp`."""
+  """The flags of `main` for a small run in `tmp`, see `short_network.py`."""
   return [
-    f"--config=configs/{config}.py",
+    f"--config=tests/short_network.py:{config}",
     *(f"--workdir={tmp}/workdir", f"--data_dir={tmp.parent}/data"),
     *(
       f"--config.{name}={value}"
@@ -284,7 +284,7 @@ def read_reports(workdir: pathlib.Path) -> list[dict]:
 
 def read_state(tmp, fields: dict | None = None):
   """Reads the newest checkpoint of a small run, see `read_newest`."""
-  config = default.get_config("digits")
+  config = short_network.get_config("one_device")
   config.update_from_flattened_dict(SMALL | (fields or {}))
   config.layout.name = "one_device"
   config.layout.mesh.data = None

@@ -187,7 +187,7 @@ def test_network_trains_on_it_on_two_devices(said, data_dir, tmp_path):
     *(f"--data_dir={data_dir}", f"--workdir={tmp_path}"),
     *("--config.data.name=imagenet256/jpeg", "--config.batch_size=16"),
     *("--config.num_epochs=0.15", "--config.log_every_steps=1"),
-    *("--config.augment.mean_from=image", "--config.network.width=0.25"),
+    *("--config.augment.mean_from=image", "--config.network.width=0.125"),
   ]
   ended = processes.run(command, tmp_path)
   assert ended.code == 0, ended.errors
@@ -217,15 +217,25 @@ def test_interrupt_while_processes_start_is_not_lost():
   assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+# Many shards, so that most are left when the first is there.
+MANY = (*SMALL, "--shard_images=2")
+
+
+@pytest.fixture(scope="module")
+def straight(tars, tmp_path_factory):
+  """A folder with the set of many shards, from a run that nothing stopped."""
+  made = tmp_path_factory.mktemp("straight")
+  assert run(tars, made, *MANY).code == 0
+  return made
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_and_started_again_ends_with_the_same_data(
-  number, said, tars, data_dir, tmp_path
+  number, tars, straight, tmp_path
 ):
-  # Many shards, so that most are left when the first is there.
-  flags = (*SMALL, "--shard_images=2")
   parts = tmp_path / "imagenet256" / "jpeg" / "1.0.0.unfinished" / "set"
-  process = start(tars, tmp_path, *flags)
+  process = start(tars, tmp_path, *MANY)
   processes.wait_until(
     lambda: [*parts.glob("*-of-*[0-9]")], [process], poll_seconds=0.005
   )
@@ -242,11 +252,9 @@ def test_interrupted_and_started_again_ends_with_the_same_data(
 
   kept = {path: path.stat().st_mtime_ns for path in parts.glob("*-of-*[0-9]")}
   assert kept
-  assert run(tars, tmp_path, *flags).code == 0
+  assert run(tars, tmp_path, *MANY).code == 0
   for path, written in kept.items():
     assert (final / path.name).stat().st_mtime_ns == written  # not redone
-  straight = tmp_path / "straight"
-  assert run(tars, straight, *flags).code == 0
   # Every file, every byte.
   assert content(final) == content(straight / final.relative_to(tmp_path))
   assert not parts.parent.exists()

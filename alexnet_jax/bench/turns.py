@@ -72,7 +72,7 @@ class StepRunner:
     self.state = program.init(init_key)
     rng = np.random.default_rng(0)
     n, side = program.batch_size, program.augmentation.stored_size
-    classes = program.network.layer("fc8").features
+    classes = program.network.layers[-1].features
     self._batch = jax.device_put(
       (
         rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8),

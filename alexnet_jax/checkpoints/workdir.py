@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import re
+import reprlib
 import socket
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,6 +32,20 @@ from alexnet_jax.checkpoints import metadata, reader
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.program import step as step_lib
 
+# The rows of networks; runs have different ones.
+_ROWS = "network.layers."
+# A version before had no rows, and placed these layers for every wiring; what
+# its wirings lacked of them; and its `arrive` -> the field that has the axes.
+_PLACED = re.compile(r"layout\.(conv[1-5]|fc[678])\.(\w+)")
+_LACKED = {
+  "without_conv3": ("conv3",),
+  "without_conv4": ("conv4",),
+  "without_conv5": ("conv5",),
+  "lenet5": ("conv3", "conv4", "conv5"),
+  "four_layer": ("conv4", "conv5", "fc6", "fc7"),
+}
+_ARRIVALS = {"gather": "outputs", "sum": "inputs", "fewest": "features"}
+_PLACEMENT = (*("batch", "fsdp", "overlap_gather"), *_ARRIVALS.values())
 CONFIG_FILE, LOCK_FILE = "config.json", "lock"
 _RESTORE = (
   "Restore it, set --workdir, or pass --allow_config_changes to resume with "
@@ -118,7 +133,79 @@ def read_config(path: str) -> dict[str, Any] | None:
       f"{file!r} has no fields, expected those of a run by name. Restore it, "
       "or set --workdir."
     )
-  return fields
+  try:
+    return upgrade(fields)
+  except ValueError as error:
+    raise ValueError(f"{file!r} is damaged: {error}. {_RESTORE}") from error
+
+
+def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Rewrites the fields of a run that a version before networks of rows saved.
+
+  That version had eight layers, each with its placement in all configs, and
+  `arrive` in place of `outputs`, `inputs` and `features`.
+
+  Args:
+    fields: of any version, by their full names.
+
+  Returns:
+    Fields of the same network, and of the same layout if it is the run's own;
+    a layout of the catalog loses changes of single layers, which change no
+    numbers.
+
+  Raises:
+    ValueError: a placement has values that no version wrote.
+  """
+  if "layout.conv1.arrive" not in fields:
+    return dict(fields)
+  kept: dict[str, Any] = {"network.order": None, "network.image_channels": None}
+  placements: dict[str, dict[str, Any]] = {}
+  for name, value in fields.items():
+    if found := _PLACED.fullmatch(name):
+      placements.setdefault(found[1], {})[found[2]] = value
+    else:
+      kept[name] = value
+  # What all wirings of then have.
+  for name, value in (("network.lrn_k", 2.0), ("network.lrn_alpha", 2e-5)):
+    kept[name] = None if kept.get(name) == value else kept.get(name)
+  is_own = all(None not in one.values() for one in placements.values())
+  lacked = _LACKED.get(str(fields.get("network.wiring")), ())
+  upgraded = {
+    layer: _upgrade_placement(layer, old)
+    if is_own
+    else dict.fromkeys(_PLACEMENT)
+    for layer, old in placements.items()
+    if layer not in lacked
+  }
+  groups = {}
+  for kind in ("conv", "fc"):
+    of_kind = {k: v for k, v in upgraded.items() if k.startswith(kind)}
+    groups[kind] = _find_most_common([*of_kind.values()])
+    groups |= {k: v for k, v in of_kind.items() if v != groups[kind]}
+  return kept | {
+    f"layout.{group}.{name}": value
+    for group, placement in groups.items()
+    for name, value in placement.items()
+  }
+
+
+def _find_most_common(
+  placements: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+  """Returns the first of those that occur most often."""
+  return max(placements, key=placements.count, default={})
+
+
+def _upgrade_placement(layer: str, old: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields of a placement for those of `upgrade`'s version."""
+  arrive = str(old.get("arrive"))
+  if arrive not in _ARRIVALS:
+    raise ValueError(
+      f"layout.{layer}.arrive is {reprlib.repr(old.get('arrive'))}, expected "
+      f"one of {', '.join(_ARRIVALS)}"
+    )
+  new = {name: old.get(name, []) for name in _PLACEMENT}
+  return new | {"features": [], _ARRIVALS[arrive]: old.get("features", [])}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,23 +353,24 @@ def _find_foreign(
   for file in pathlib.Path(path).glob("config*.json"):
     with contextlib.suppress(ValueError, OSError):
       config = json.loads(file.read_bytes())
-      configs += [config] if isinstance(config, dict) else []
+      configs += [upgrade(config)] if isinstance(config, dict) else []
   found = {}
   for step in reader.find_steps(path):
     folder = reader.find_folder(path, step)
     try:
-      saved = metadata.read(folder)["fields"]
+      saved = upgrade(metadata.read(folder)["fields"])
     except metadata.DamagedError:
       continue  # moved aside at the resume
     differences = [
       find_differences(
         # A version that has more fields records more of them.
-        {name: saved[name] for name in saved.keys() & config.keys()},
-        {name: config[name] for name in saved.keys() & config.keys()},
+        {name: value for name, value in saved.items() if is_common(name)},
+        {name: value for name, value in config.items() if is_common(name)},
         may_change=may_change,
         place="the checkpoint",
       )
       for config in configs
+      for is_common in [_make_filter(saved, config)]
     ]
     if all(differences):
       found[
@@ -290,6 +378,17 @@ def _find_foreign(
         f"({'; '.join(differences[0])})"
       ] = step
   return found
+
+
+def _make_filter(
+  one: Mapping[str, Any], other: Mapping[str, Any]
+) -> Callable[[str], bool]:
+  """Makes a test for the fields that two configs must have in common.
+
+  A row of a network that only one of them has is a difference.
+  """
+  names = one.keys() & other.keys()
+  return lambda name: name in names or name.startswith(_ROWS)
 
 
 def _accept_foreign(path: str, step: int) -> None:
@@ -359,7 +458,7 @@ def check_version(
     name
     for name in sorted(earlier.keys() - now.keys())
     # These names differ between runs of one version.
-    if not name.startswith(("found.", "layout.mesh."))
+    if not name.startswith(("found.", "layout.", _ROWS))
   ]
   if unknown:
     more = f" and {len(unknown) - 3} more" if unknown[3:] else ""

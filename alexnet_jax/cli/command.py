@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
+import ml_collections
 import rich.console
 import rich.measure
 import rich.segment
@@ -74,14 +75,21 @@ def define_config(
   holder = config_flags.DEFINE_config_file(
     "config",
     default and flag_parsing.find_config(default),
-    "The config, configs/NAME.py or configs/NAME.py:VARIANT. A path under "
-    "configs/ that does not exist here is looked up in the installed package."
+    "The config, configs/NAME.py or configs/NAME.py:VARIANT, or the workdir of "
+    "a run, for the config of that run. A path under configs/ that does not "
+    "exist here is looked up in the installed package."
     if settable
     else " ",  # absl replaces an empty text
+    sys_argv=flag_parsing.ARGUMENTS,
   )
   if default is None and required:
     flags.mark_flag_as_required("config")
   return holder
+
+
+def load_config(path: str, *, flag: str) -> ml_collections.ConfigDict:
+  """See `flag_parsing.load_config`."""
+  return flag_parsing.load_config(path, flag=flag)
 
 
 def define_path(
@@ -363,6 +371,8 @@ def config_name() -> str:
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   path, _, variant = name.partition(":")
   stem = os.path.splitext(os.path.basename(path))[0]
+  # A variant may be a path: that of a workdir.
+  variant = os.path.basename(os.path.normpath(variant)) if variant else ""
   return f"{stem}-{variant}" if variant else stem
 
 

@@ -7,23 +7,28 @@ flags, so that parsing can raise an error of any type.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import re
 import reprlib
 import sys
 import traceback
+import typing
 import urllib.request
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags, logging
 from flax import traverse_util
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict, config_flags
 from ml_collections.config_flags import config_path
 
 import alexnet_jax
 from alexnet_jax.cli import help_text
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import layout as layout_lib
 
 # Old name -> new name, of fields, flags and values.
 _RENAMED_FIELDS = {
@@ -51,6 +56,14 @@ _RENAMED_VALUES = {
   ("what", "forms"): "implementations",
   ("config", "no_colour_noise"): "no_color_noise",
 }
+# In the workdir of a run, and the config file that reads it.
+_STORED, _STORED_CONFIG = "config.json", "configs/stored.py"
+# Fields of a row that are groups.
+_ROW_GROUPS = {
+  "pool": wiring.Pool,
+  "lrn": wiring.Lrn,
+  "map_lrn": wiring.Lrn,
+}
 # A field on the command line, such as `--config.network.width`.
 _FIELD_FLAG = re.compile(r"--?(no)?config\.(?P<name>[^=]*)", re.DOTALL)
 _FIELD_NAME = re.compile(r"[a-zA-Z]\w*(\.[a-zA-Z]\w*)*")
@@ -66,6 +79,17 @@ _TYPE_NAMES = {
   flags.FloatParser: "a number",
   flags.BooleanParser: "true or false",
 }
+# How ml_collections begins the text of an error in a config file.
+_IN_CONFIG = "Error whilst parsing config file"
+# A field in a line of a config file, and what ml_collections says where its
+# value is of another type.
+_NAMED_FIELD = re.compile(r"\bconfig\.((?:[a-zA-Z]\w*\.)+\w+)")
+_OTHER_TYPE = re.compile(
+  r"Could not override field '(?P<field>\w+)' \(reference\)\. "
+  r"(?P<value>.*) is of original type <class '(?P<given>.*)'> and cannot be "
+  r"casted to type <class '(?P<expected>.*)'>",
+  re.DOTALL,
+)
 # The group that lacks a field, in a message of ml_collections.
 _GROUP = re.compile(r"\(in: (.+)\)")
 # gs://bucket, also with one slash; host:/folder; of common ones also gs:bucket.
@@ -88,6 +112,8 @@ _VARIABLES = {
   "data_dir": "TFDS_DATA_DIR",
   "compilation_cache": "JAX_COMPILATION_CACHE_DIR",
 }
+# The arguments that ml_collections reads, in place of those of `sys.argv`.
+ARGUMENTS: list[str] = []
 _HELP_FLAGS = {"--help", "-help", "--helpshort", "-helpshort", "-?"}
 
 
@@ -109,6 +135,8 @@ def parse(argv: list[str]) -> list[str]:
     argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     argv = _resolve_config(argv)
     _check_flags(argv)
+    ARGUMENTS[:] = argv
+    _add_groups(argv)
     others, unset = _take_unset_fields(argv)
     with _mute_absl():
       unused = flags.FLAGS(others)
@@ -194,11 +222,15 @@ def to_local_path(path: str, *, remedy: str) -> str:
 def find_config(path: str) -> str:
   """Finds a config, PATH or PATH:VARIANT, here or in the installed package.
 
+  The workdir of a run stands for the config that is stored in it.
+
   Raises:
     FileNotFoundError: it is in neither.
     ValueError: see `to_local_path`.
   """
   path = to_local_path(path, remedy="Copy the file here.")
+  if path and os.path.isfile(os.path.join(path, _STORED)):
+    return find_config(f"{_STORED_CONFIG}:{path}")
   file, colon, variant = path.partition(":")
   if os.path.exists(file) and not os.path.isdir(file):
     return path
@@ -209,24 +241,92 @@ def find_config(path: str) -> str:
   raise FileNotFoundError(
     f"there is no config file {file[:500]!r}, in this folder or in the "
     "installed configs/. Set --config to a file with a function get_config, "
-    "e.g. configs/two_device.py."
+    "e.g. configs/two_device.py, or to the workdir of a run."
   )
 
 
+def load_config(path: str, *, flag: str) -> ConfigDict:
+  """Returns the config of a file that another flag than --config names.
+
+  Args:
+    path: as of `find_config`.
+    flag: the flag's name, for an error.
+
+  Raises:
+    ValueError, FileNotFoundError: there is no such file, or it has no config;
+      names the line that cannot be run.
+  """
+  try:
+    file, _, variant = find_config(path).partition(":")
+  except FileNotFoundError:
+    raise FileNotFoundError(
+      f"there is no config file {path[:500]!r}, in this folder or in the "
+      f"installed configs/. Set --{flag}."
+    ) from None
+  spec = importlib.util.spec_from_file_location(f"config_of_{flag}", file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise ValueError(
+        f"{file!r} has no function get_config, expected one that returns a "
+        f"config. Set --{flag}."
+      )
+    config = module.get_config(*([variant] if variant else []))
+  except Exception as error:  # a config file may raise any
+    place = _find_place(error, [f"--config={file}"])
+    if place is None:
+      raise ValueError(f"{file!r} has no config: {error}") from error
+    raise ValueError(f"{place} Change it, or set --{flag}.") from error
+  if not isinstance(config, ConfigDict):
+    raise ValueError(
+      f"get_config in {file!r} returns {reprlib.repr(config)}, expected an "
+      f"ml_collections.ConfigDict. Return one, or set --{flag}."
+    )
+  return config
+
+
 def _resolve_config(argv: Sequence[str]) -> list[str]:
-  """Joins `--config PATH` to one argument and finds the file of PATH."""
+  """Joins `--config PATH` to one argument and finds the file of PATH.
+
+  Where it is not given, adds it: the default, if a field is set, or else the
+  run in --workdir.
+  """
   resolved: list[str] = []
   arguments = iter(argv)
   for argument in arguments:
     name, equals, value = argument.partition("=")
     if argument == "--":
-      return [*resolved, argument, *arguments]
+      resolved += [argument, *arguments]
+      break
     if name in ("--config", "-config"):
       if not equals:
         value = next(arguments, "")
       argument = f"--config={find_config(value)}"
     resolved.append(argument)
+  given = resolved[: resolved.index("--")] if "--" in resolved else resolved
+  if "config" in flags.FLAGS and not any(
+    one.startswith("--config=") for one in given
+  ):
+    path = _find_default_config(given)
+    resolved[1:1] = [] if path is None else [f"--config={path}"]
   return resolved
+
+
+def _find_default_config(argv: Sequence[str]) -> str | None:
+  """Returns the config for arguments without --config; None: there is none."""
+  flag = flags.FLAGS["config"]
+  if flag.default is not None:
+    # ml_collections sets fields of a config only while it parses one.
+    is_changed = any(map(_FIELD_FLAG.match, argv))
+    return config_flags.get_config_filename(flag) if is_changed else None
+  for argument, following in itertools.pairwise([*argv, ""]):
+    flag, equals, value = argument.lstrip("-").partition("=")
+    if argument.startswith("-") and flag == "workdir" and flag in flags.FLAGS:
+      path = to_local_path(value if equals else following, remedy="")
+      if os.path.isfile(os.path.join(path, _STORED)):
+        return find_config(path)
+  return None
 
 
 def _take_unset_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -254,6 +354,103 @@ def _take_unset_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
       unset.pop(field["name"], None)
       others.append(argument)
   return [*others, *argv[end:]], list(unset)
+
+
+def _add_groups(argv: Sequence[str]) -> None:
+  """Makes the config have the fields of single layers that flags set.
+
+  Raises:
+    ValueError: a layer has no such field.
+  """
+  if "config" in flags.FLAGS:
+    found = [_FIELD_FLAG.match(argument) for argument in argv[1:]]
+    named = [_find_layer_field(one["name"]) for one in found if one]
+    flag = flags.FLAGS["config"]
+    flag.parser = _LayerParser(flag.parser, [one for one in named if one])
+
+
+class _LayerField(NamedTuple):
+  """Words of the group's full name, the field, and its values' type."""
+
+  group: list[str]
+  name: str
+  type: type
+
+
+def _find_layer_field(name: str) -> _LayerField | None:
+  """Finds a field of a layer by its full name; None for all other fields."""
+  match name.split("."):
+    case ["layout", layer, _] if layer != "mesh":
+      kind = layout_lib.Placement
+    case ["network", "layers", layer, _]:
+      kind = wiring.Layer
+    case ["network", "layers", layer, part, _] if part in _ROW_GROUPS:
+      kind = _ROW_GROUPS[part]
+    case _:
+      return None
+  if hasattr(ConfigDict, layer):
+    raise ValueError(
+      f"--config.{name} names a layer {layer!r}, expected a name that is none "
+      "of a config's own, such as keys or update. Rename the layer."
+    )
+  *group, field = name.split(".")
+  types = typing.get_type_hints(kind)
+  types.pop("name", None)  # of a row: that of its group
+  if field not in types:
+    raise ValueError(
+      f"the config has no field config.{name}, expected one of "
+      f"{', '.join(types)}. Set config.{'.'.join(group)}.FIELD."
+    )
+  is_group = field in _ROW_GROUPS
+  return _LayerField(
+    group, field, ConfigDict if is_group else _find_type(types[field])
+  )
+
+
+class _LayerParser(flags.ArgumentParser):
+  """Adds to a config the fields of single layers, which any layer may have.
+
+  ml_collections refuses to set a field that the config does not have.
+  """
+
+  def __init__(
+    self, parser: flags.ArgumentParser, fields: Sequence[_LayerField]
+  ):
+    self._parser, self._fields = parser, fields
+
+  def parse(self, argument: str) -> ConfigDict:
+    config = self._parser.parse(argument)
+    if isinstance(config, ConfigDict):
+      with config.unlocked():
+        for field in self._fields:
+          _add_field(config, field)
+    return config
+
+  def flag_type(self) -> str:
+    return self._parser.flag_type()
+
+
+def _add_field(group: ConfigDict, field: _LayerField) -> None:
+  for word in field.group:
+    if word not in group:
+      group[word] = ConfigDict()
+    group = group[word]
+    if not isinstance(group, ConfigDict):
+      return  # ml_collections refuses the flag
+  # A field that was saved as None has lost its type.
+  if field.name not in group or group.get_type(field.name) is type(None):
+    is_group = field.type is ConfigDict
+    group[field.name] = (
+      ConfigDict() if is_group else config_dict.placeholder(field.type)
+    )
+
+
+def _find_type(hint: Any) -> type:
+  """The type of a field's values: tuple of `tuple[str, ...]`."""
+  first = next(one for one in (*typing.get_args(hint), hint) if one)
+  is_optional = type(None) in typing.get_args(hint)
+  hint = first if is_optional else hint
+  return typing.get_origin(hint) or hint
 
 
 def _unset(field: str) -> None:
@@ -326,6 +523,8 @@ def _check_renamed_field(name: str) -> None:
   if new is not None:
     new = new.replace("LAYER", layer)
     raise ValueError(f"the field {name} is now called {new}. Set config.{new}.")
+  if gone := layout_lib.describe_gone(name):
+    raise ValueError(gone)
 
 
 def _check_renamed_fields() -> None:
@@ -370,11 +569,12 @@ def _find_place(error: Exception, argv: Sequence[str]) -> str | None:
     if name == "--config"
   ]
   what = f"{type(error).__name__}: {error}"
-  lines = [
-    place.lineno
+  places = [
+    place
     for place in traceback.extract_tb(error.__traceback__)
     if os.path.abspath(place.filename) in paths
   ]
+  lines = [place.lineno for place in places]
   if isinstance(error, SyntaxError):  # in that file, or in one it imports
     what = f"{type(error).__name__}: {error.msg}"
     paths = [error.filename or ", ".join(paths)]
@@ -382,12 +582,45 @@ def _find_place(error: Exception, argv: Sequence[str]) -> str | None:
   if not lines:
     return None
   line = f"line {lines[-1]} of {paths[-1]}"
+  if places and (reason := _find_reason(error, places[-1].line or "")):
+    return f"{line}: {reason}"
   if isinstance(error, AttributeError | KeyError):
     for old, new in _RENAMED_FIELDS.items():
       old, new = old.rpartition(".")[2], new.rpartition(".")[2]
       if re.search(rf"\b{old}\b", what.partition("\n")[0]):
         return f"{line} reads the field {old}, which is now called {new}."
   return f"{line} cannot be run ({what})."
+
+
+def _find_reason(error: Exception, line: str) -> str | None:
+  """Says what is wrong with a line that sets a field; None: not known."""
+  field = _NAMED_FIELD.search(line)
+  if isinstance(error, AttributeError) and field:
+    if gone := layout_lib.describe_gone(field[1]):
+      return gone
+    group, _, name = field[1].rpartition(".")
+    layer = group.rpartition(".")[2]
+    if group in (f"layout.{layer}", f"network.layers.{layer}"):
+      if new := _RENAMED_FIELDS.get(f"layout.LAYER.{name}"):
+        new = new.replace("LAYER", layer)
+        return f"it has {field[1]}, which is now called {new}."
+      return (
+        f"no field of layer {layer} is set yet. Write config.{group} = "
+        f"{{{name!r}: ...}}."
+      )
+  if "unexpected keyword argument 'arrive'" in str(error):
+    return (
+      "a Placement has no arrive: write outputs (for gather), inputs (for sum) "
+      "or features (for fewest)."
+    )
+  if not (other := _OTHER_TYPE.match(str(error))):
+    return None
+  name = field[1] if field else other["field"]
+  expected = other["expected"].rpartition(".")[2]
+  reason = f"{name} is {other['value']!r}, expected a {expected}."
+  if (other["given"], expected) == ("str", "tuple"):
+    reason += f" Write ({other['value']!r},): a comma makes the tuple."
+  return reason
 
 
 def _simplify(error: Exception, argv: Sequence[str]) -> Exception:
@@ -400,18 +633,24 @@ def _simplify(error: Exception, argv: Sequence[str]) -> Exception:
         f"get_config in the file of {given[-1]} returns None, expected a "
         "config. Return an ml_collections.ConfigDict."
       )
+    resumes = ", or --workdir to a run" if "workdir" in flags.FLAGS else ""
     return ValueError(
       "--config is not given. Set --config=configs/NAME.py, e.g. "
-      "--config=configs/two_device.py."
+      f"--config=configs/two_device.py{resumes}."
     )
   if found := re.match(r"Found (\S+) in argv before", said):
     return ValueError(f"{found[1]} stands before --config. Put it after.")
+  if _IN_CONFIG in said:
+    # ml_collections and absl have put its text in errors of their own.
+    while error.__context__ is not None and _IN_CONFIG in str(error):
+      error = error.__context__
+    place = _find_place(error, argv) if isinstance(error, TypeError) else None
+    return ValueError(
+      f"{place} Change it, or set --config." if place else f"{error}"
+    )
   if isinstance(error, flags.IllegalFlagValueError):
     return _name_value(error)
-  if "Traceback (most recent call last)" not in said:
-    return error
-  # A config's own error is at the end of the traceback.
-  return ValueError(said.strip().splitlines()[-1].split("Error: ", 1)[-1])
+  return error
 
 
 def _name_value(error: flags.IllegalFlagValueError) -> Exception:

@@ -6,7 +6,7 @@
 
 Prints a table of what one device sends, planned and in the compiled step, what
 it computes and holds, and which part of the work is repeated; then the batches
-at which one layout overtakes another. Each layout is tried on every mesh of its
+from which another layout sends least. Each layout is tried on every mesh of its
 axes that it allows. Exits with 1 if a step does not communicate as planned.
 """
 
@@ -188,16 +188,23 @@ def _print_tables(
   command.print_table(console, table)
   for count, lines in traffic.items():
     overtakings = comparison.find_overtakings(lines)
-    if overtakings:
-      console.print(f"\n{count} devices: batches at which two send the same")
+    least = [overtaking for overtaking in overtakings if overtaking.least]
+    if least:
+      text = "batches from which another layout sends least"
     else:
-      console.print(f"\n{count} devices: no two send the same at any batch")
-    for overtaking in overtakings:
+      text = "the same layout sends least at any batch"
+    console.print(f"\n{count} devices: {text}")
+    for overtaking in least:
       command.print_line(
         console,
         f"  {overtaking.batch_size:>9,.0f}: below it, "
         f"{comparison.describe(overtaking.below)} sends less, above it "
         f"{comparison.describe(overtaking.above)}",
+      )
+    if others := len(overtakings) - len(least):
+      console.print(
+        f"  {others} more pairs send the same at some batch: --format=json, or "
+        "fewer --layouts"
       )
   if _CHART.value:
     command.print_line(console, f"\nthe chart is in {_CHART.value}")
@@ -230,6 +237,7 @@ def _to_json(network: wiring.Network, groups: Groups, traffic: Traffic) -> dict:
         "below": comparison.describe(overtaking.below),
         "above": comparison.describe(overtaking.above),
         "batch": overtaking.batch_size,
+        "least": overtaking.least,
       }
       for count, lines in traffic.items()
       for overtaking in comparison.find_overtakings(lines)

@@ -16,7 +16,9 @@ from alexnet_jax.partition import catalog
 
 Color = tuple[float, float, float]
 
-_STYLES = ("-", "--", "-.", ":")
+# A layout has a line for each of its meshes.
+_STYLES = ("-", "--", "-.", ":", (0, (8, 2)), (0, (1, 3)))
+_STYLES += ((0, (6, 1, 1, 1, 1, 1)), (0, (2, 2, 6, 2)))
 _SETTINGS = {
   "svg.hashsalt": "alexnet_jax",
   "font.family": "DejaVu Sans",
@@ -65,7 +67,12 @@ def to_figure(
   colors = _choose_colors(
     line.layouts[0].name for lines in traffic.values() for line in lines
   )
-  drawn = figure.Figure(figsize=(5.2 * len(traffic), 6.0), layout="constrained")
+  entries = max(
+    sum(len(line.layouts) for line in lines) for lines in traffic.values()
+  )
+  drawn = figure.Figure(
+    figsize=(5.2 * len(traffic), 4.4 + 0.17 * entries), layout="constrained"
+  )
   panels = drawn.subplots(1, len(traffic), sharey=True, squeeze=False)[0]
   for panel, (devices, lines) in zip(panels, traffic.items(), strict=True):
     _draw_panel(panel, lines, colors, batch_sizes)
@@ -122,7 +129,7 @@ def _draw_panel(panel, lines, colors, batch_sizes) -> None:
     panel.plot(
       batch,
       line.at(batch) / 1e6,
-      _STYLES[drawn[name] % len(_STYLES)],
+      linestyle=_STYLES[drawn[name] % len(_STYLES)],
       color=colors[name],
       label=_to_label(comparison.describe(line).replace(" = ", "\n= ")),
     )
@@ -130,7 +137,7 @@ def _draw_panel(panel, lines, colors, batch_sizes) -> None:
   for size in batch_sizes:
     panel.axvline(size, color="0.85", linewidth=0.8, zorder=0)
   for overtaking in comparison.find_overtakings(lines):
-    if batch[0] < overtaking.batch_size < batch[-1]:
+    if overtaking.least and batch[0] < overtaking.batch_size < batch[-1]:
       sent = overtaking.below.at(overtaking.batch_size) / 1e6
       panel.plot(overtaking.batch_size, sent, "o", color="0.2", markersize=3)
   panel.set(xscale="log", yscale="log", xlabel="images in a step")
@@ -142,7 +149,9 @@ def _draw_panel(panel, lines, colors, batch_sizes) -> None:
   panel.legend(
     fontsize="small",
     frameon=False,
+    handlelength=4,
     loc="upper center",
-    bbox_to_anchor=(0.5, -0.12),
+    bbox_to_anchor=(0.5, 0),
+    borderaxespad=5,  # below the ticks and their title
   )
   panel.spines[["top", "right"]].set_visible(False)

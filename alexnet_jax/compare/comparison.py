@@ -12,8 +12,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import check, per_device
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.partition import per_device
 from alexnet_jax.partition import plan as plan_lib
 
 
@@ -36,21 +36,16 @@ class Workload:
       norms=self.norms,
     )
 
-  def choose_arrivals(
+  def choose_features(
     self, layout: layout_lib.Layout, batch_size: int
   ) -> layout_lib.Layout:
-    """Replaces each `fewest` of a layout by what it comes to."""
-    routes = plan_lib.choose_routes(
+    """Replaces each `features` of a layout by the outputs or inputs it is."""
+    return plan_lib.choose_placements(
       self.network,
       layout,
       batch_size=batch_size,
       exchange_dtype=self.exchange_dtype,
     )
-    placements = {
-      layer.name: {"arrive": routes[layer.name].arrive}
-      for layer in self.network.layers
-    }
-    return layout_lib.override(layout, mesh={}, placements=placements)
 
   def find_loads(
     self, layout: layout_lib.Layout, batch_size: int
@@ -85,12 +80,14 @@ class Traffic:
 class Overtaking:
   """Two lines, and the batch, rarely an integer, at which they are equal.
 
-  `below` sends less for smaller batches, `above` for larger ones.
+  `below` sends less for smaller batches, `above` for larger ones. `least`:
+  whether no other line is lower at this batch.
   """
 
   below: Traffic
   above: Traffic
   batch_size: float
+  least: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,26 +128,26 @@ def find_layouts(
 ) -> Iterator[layout_lib.Layout]:
   """Yields each layout on each mesh of that many devices that it allows.
 
-  Of equivalent ones, only that with the fewest axes of one device:
-  `data_parallel`, and no other layout with one device along `model`. None that
+  Of equivalent ones, only one; see `per_device.find_distinct`. None that
   splits nothing.
   """
   candidates = [
     candidate
     for layout in layouts
-    for candidate in layout_lib.find_meshes(layout, devices)
-    if check.fits(candidate, workload.network, batch_size=batch_size)
+    for candidate in per_device.find_fitting(
+      workload.network, layout, devices, batch_size=batch_size
+    )
   ]
-  plainest = {}
-  for candidate in sorted(
-    candidates, key=lambda layout: list(layout.mesh.values()).count(1)
+  for candidate in per_device.find_distinct(
+    workload.network,
+    candidates,
+    batch_size=batch_size,
+    exchange_dtype=workload.exchange_dtype,
+    norms=workload.norms,
   ):
-    plan = workload.make_plan(candidate, batch_size)
     loads = workload.find_loads(candidate, batch_size).values()
     if devices == 1 or any(load.times_computed < devices for load in loads):
-      plainest.setdefault((plan, *loads), candidate)
-  kept = list(plainest.values())
-  yield from (candidate for candidate in candidates if candidate in kept)
+      yield candidate
 
 
 def make_row(
@@ -181,13 +178,13 @@ def find_traffic(
   """Finds the line of each layout, through what it sends at two batches.
 
   Args:
-    batch_size: at which the layouts that say `fewest` choose how inputs arrive;
-      the same along the line, although another batch may choose otherwise.
+    batch_size: at which `features` become outputs or inputs, the same along
+      the line, although another batch may choose otherwise.
   """
   lines = {}
   for layout in layouts:
     one, two = layout.devices, 2 * layout.devices
-    chosen = workload.choose_arrivals(layout, batch_size)
+    chosen = workload.choose_features(layout, batch_size)
     sent = [
       make_row(workload, chosen, batch_size=size).planned_bytes
       for size in (one, two)
@@ -212,8 +209,14 @@ def find_overtakings(traffic: Sequence[Traffic]) -> list[Overtaking]:
       below.per_image - above.per_image
     )
     if batch_size >= 1:
+      lowest = min(line.at(batch_size) for line in traffic)
       overtakings.append(
-        Overtaking(below=below, above=above, batch_size=batch_size)
+        Overtaking(
+          below=below,
+          above=above,
+          batch_size=batch_size,
+          least=below.at(batch_size) <= lowest * (1 + 1e-9),  # as rounded
+        )
       )
   return sorted(overtakings, key=lambda overtaking: overtaking.batch_size)
 

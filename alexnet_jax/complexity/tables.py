@@ -94,6 +94,7 @@ def remarks(count: counts.NetworkCount) -> list[str]:
     count.total(field, convolutions=True) / count.total(field)
     for field in ("parameters", "multiplications")
   ]
+  last = network.layers[-1].name
   lines = [
     f"forward pass of one image: {_millions(multiplications)} M MAC or "
     f"{2 * multiplications / 1e9:,.4g} GFLOP; the convolutions have "
@@ -114,7 +115,7 @@ def remarks(count: counts.NetworkCount) -> list[str]:
       for parameters, mac in count.columns_of_2012
     ]
     lines.append(
-      "one GPU per column, fc8 entirely on the first, as in 2012: "
+      f"one GPU per column, {last} entirely on the first, as in 2012: "
       f"{devices[0]}; {devices[1]}"
       + (" on each of the others" if devices[2:] else "")
     )
@@ -122,7 +123,7 @@ def remarks(count: counts.NetworkCount) -> list[str]:
     loads = per_device.find_loads(network, layouts.TWO_COLUMN, batch_size=1)
     parameter_bytes = sum(load.parameter_bytes for load in loads.values())
     lines.append(
-      f"layout {layouts.TWO_COLUMN.name}, fc8 split by its input: "
+      f"layout {layouts.TWO_COLUMN.name}, which splits {last}, too: "
       f"{parameter_bytes // per_device.FLOAT32:,} parameters and "
       f"{_millions(multiplications / layouts.TWO_COLUMN.devices)} M MAC per "
       "device"
@@ -181,19 +182,23 @@ def compare(counted: Mapping[str, counts.NetworkCount]) -> rich.table.Table:
     f"compared with each other; x: times {last}",
     *("layer", *headers, f"> {last}"),
   )
-  layers = {layer.layer for count in counted.values() for layer in count.layers}
+  # In the order in which they come, without those that have been named.
+  layers = dict.fromkeys(
+    layer.layer for count in counted.values() for layer in count.layers
+  )
   for field in counts.SUMMED:
     table.add_row("MAC" if field == "multiplications" else field)
     numbers = {
       name: {layer.layer: getattr(layer, field) for layer in count.layers}
-      | {"sum": count.total(field)}
+      | {None: count.total(field)}
       for name, count in counted.items()
     }
-    for layer in (*sorted(layers), "sum"):
+    for layer in (*layers, None):
       cells = []
       for name in others:
         cells += _cells(numbers[name].get(layer), numbers[last].get(layer))
-      table.add_row(f"  {layer}", *cells, *_cells(numbers[last].get(layer))[:1])
+      cells += _cells(numbers[last].get(layer))[:1]
+      table.add_row(f"  {layer or 'sum'}", *cells)
   return table
 
 

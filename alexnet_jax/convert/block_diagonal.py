@@ -18,8 +18,9 @@ from alexnet_jax.network import wiring
 
 KERNEL = "kernel"
 # Fields of a row that may differ: `reads` is what is converted, the next two
-# are initial values, and normalization is compared by its groups.
-_FREE = ("reads", "kernel_std", "bias", "normalize")
+# are initial values, and normalization is compared by its groups, and by its
+# constants where it has some.
+_FREE = ("reads", "kernel_std", "bias", "normalize", "lrn")
 
 
 def check(source: wiring.Network, target: wiring.Network) -> None:
@@ -39,8 +40,12 @@ def check(source: wiring.Network, target: wiring.Network) -> None:
     )
   for source_row, target_row in zip(source.layers, target.layers, strict=True):
     before, after = (
-      {k: v for k, v in dataclasses.asdict(row).items() if k not in _FREE}
-      | {"normalization": _describe_groups(network, row)}
+      {
+        field.name: getattr(row, field.name)
+        for field in dataclasses.fields(row)
+        if field.name not in _FREE
+      }
+      | _describe_normalization(network, row)
       for network, row in ((source, source_row), (target, target_row))
     )
     for field, value in before.items():
@@ -61,19 +66,24 @@ def check(source: wiring.Network, target: wiring.Network) -> None:
       )
 
 
-def _describe_groups(network: wiring.Network, row: wiring.Layer) -> str:
+def _describe_normalization(
+  network: wiring.Network, row: wiring.Layer
+) -> dict[str, Any]:
+  if row.normalize in ("none", "batch"):
+    return {"normalization": row.normalize, "lrn": None}
   groups = {"column": network.columns, "across": 1}.get(row.normalize)
-  if groups is None:
-    return row.normalize
-  return f"local response over {row.features // groups} of {row.features} maps"
+  where = (
+    "neighbors in a map"
+    if groups is None
+    else f"{row.features // groups} of {row.features} maps"
+  )
+  return {"normalization": f"local response over {where}", "lrn": row.lrn}
 
 
 def _find_used_constants(network: wiring.Network) -> set[str]:
   """Fields of a network that its layers use."""
   kinds = {row.normalize for row in network.layers}
   used = {"image_size", "image_channels"}
-  if kinds & {"column", "across"}:
-    used |= {"lrn_k", "lrn_alpha"}
   if "batch" in kinds:
     used |= {"batch_norm_momentum"}
   if any(row.dropout for row in network.layers):

@@ -20,6 +20,8 @@ from alexnet_jax.training import trained_run
 
 # Fields that may differ, beside those that any run may change.
 _CHANGES = ("network.wiring", "network.columns")
+# Of these, the networks themselves are compared.
+_COMPARED = ("network.order", "network.layers", "network.image_channels")
 
 
 def convert(
@@ -93,7 +95,7 @@ def _check_fields(config, run: trained_run.TrainedRun) -> None:
   """Refuses a config that differs in fields that cannot be converted."""
   old = workdir_lib.read_config(run.workdir)
   new = workdir_lib.flatten_config(config.to_dict(), run.found)
-  free = (*fields_lib.find_changeable(), *_CHANGES)
+  free = (*fields_lib.find_changeable(), *_CHANGES, *_COMPARED)
   differences = [
     f"{name}: was {old.get(name)}, is {value}"
     for name, value in new.items()

@@ -14,6 +14,7 @@ import os
 import shlex
 from collections.abc import Sequence
 
+import ml_collections
 import rich.console
 from absl import app, flags
 from ml_collections import config_flags
@@ -46,7 +47,10 @@ _VIEWS = command.define_list(
   "averaged; 5 of these for a run that mirrored no images.",
 )
 _LAYOUT = flags.DEFINE_string(
-  "layout", None, "A layout of the catalog. Default: that of each run."
+  "layout",
+  None,
+  "A layout of the catalog, or a config file, NAME.py or NAME.py:VARIANT, for "
+  "the layout of its config. Default: that of each run.",
 )
 _MESH = command.define_list(
   "mesh", [], "Devices along axes of the layout, such as data=4,column=2."
@@ -106,6 +110,8 @@ def main(argv: list[str]) -> None:
         f"{layout_lib.format_mesh(run.layout.mesh)}, "
         f"{run.config.batch_size} images"
       )
+      # A layout of a file, which may differ between hosts.
+      same[f"the layout for {run.workdir}"] = str(run.layout)
   with command.start_group(_DISTRIBUTED, _START_TIMEOUT, same=same) as group:
     with command.exit_on_error(
       ValueError, TypeError, OSError, FloatingPointError, group=group
@@ -153,6 +159,20 @@ def _find_mesh() -> dict[str, int]:
   return mesh
 
 
+def _find_layout() -> str | ml_collections.ConfigDict | None:
+  """Parses --layout: the name of a layout, or the fields that define one."""
+  name = _LAYOUT.value
+  if name is None or not name.partition(":")[0].endswith(".py"):
+    return name
+  config = command.load_config(name, flag="layout")
+  if not isinstance(getattr(config, "layout", None), ml_collections.ConfigDict):
+    raise ValueError(
+      f"the config of {name!r} has no group layout, expected one. Start from "
+      "configs/default.py, or set --layout."
+    )
+  return config.layout
+
+
 def _find_runs() -> list[trained_run.TrainedRun]:
   """Reads the runs of --workdir, with the layouts to evaluate them with."""
   paths = _WORKDIR.value
@@ -171,11 +191,12 @@ def _find_runs() -> list[trained_run.TrainedRun]:
   steps = {}
   if _CHECKPOINT_STEP.value is None:
     steps = members.find_common_steps(paths)
+  layout = _find_layout()
   runs = [
     trained_run.read(
       path,
       fields=_FIELDS.value,
-      layout=_LAYOUT.value,
+      layout=layout,
       mesh=_find_mesh(),
       batch_size=_BATCH_SIZE.value,
       split=_SPLIT.value,

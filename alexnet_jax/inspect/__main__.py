@@ -67,7 +67,12 @@ def main(argv: list[str]) -> None:
     if _PICTURE.value:
       draw.draw(
         program.network,
-        program.layout,
+        plan_lib.choose_placements(
+          program.network,
+          program.layout,
+          batch_size=program.batch_size,
+          exchange_dtype=program.exchange_dtype,
+        ),
         program.plan,
         batch_size=program.batch_size,
         path=_PICTURE.value,
@@ -114,11 +119,20 @@ def _to_json(
       {
         "layer": name,
         "reads": program.network.layer(name).reads,
-        "batch_axes": layout.placement(name).batch,
-        "features_axes": layout.placement(name).features,
-        "arrive": load.arrive or None,
-        "fsdp_axes": layout.placement(name).fsdp,
+        "batch_axes": load.placement.batch,
+        "inputs_axes": load.placement.inputs,
+        "outputs_axes": load.placement.outputs,
+        "features_axes": layout.placement(program.network.layer(name)).features,
+        "fsdp_axes": load.placement.fsdp,
+        "arrives": load.arrives,
+        "overlap_gather": load.placement.overlap_gather,
+        "overlaps": load.overlaps,
+        "inputs": load.inputs,
+        "outputs": load.outputs,
+        "are_partial_sums": load.is_partial,
+        "kernel": load.kernel,
         "images": load.images,
+        "kept_images": load.kept_images,
         "values_per_image": load.values,
         "multiplications_per_image": load.multiplications,
         "passes": load.passes,
@@ -130,6 +144,7 @@ def _to_json(
       }
       for name, load in program.device_loads.items()
     ],
+    "loss_arrives": program.loss_arrives,
     "exchanges": [
       {
         "layer": line.planned.layer,
@@ -171,8 +186,10 @@ def _print_tables(
     command.print_table(console, group)
   console.print()
   for line in (
+    *settings.describe_published(program.network),
     *summary.describe_axes(program),
-    *summary.describe_repeated(program.network, program.layout),
+    *summary.describe_repeated(program),
+    *summary.describe_idle_overlaps(program),
     *program.describe_runs(_CONFIG.value.seed),
     *lines,
     *tables.describe_memory(compiled),

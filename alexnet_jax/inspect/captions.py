@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -22,8 +23,10 @@ NORMALIZATIONS = {
   "none": (),
   "column": ("local response", "normalization"),
   "across": ("local response", "normalization"),
+  "map": ("local response", "normalization", "in each map"),
   "batch": ("batch", "normalization"),
 }
+NAME_LENGTH = 14  # characters in a line
 SIGNS = {
   "link": "read from the same device",
   "loop": "within a group of devices",
@@ -89,17 +92,51 @@ def crossing(
   return lines
 
 
-def layer(network: wiring.Network, name: str) -> list[str]:
-  """Returns the header of a column."""
+def layer(network: wiring.Network, name: str) -> tuple[list[str], list[str]]:
+  """Returns the header of a column: lines with the name, and other lines."""
   if name in ("image", "loss"):
-    return ["logits" if name == "loss" else name]
+    return ["logits" if name == "loss" else name], []
   row = network.layer(name)
-  normalize = NORMALIZATIONS[row.normalize]
-  if not row.window:
-    return [row.name, "dense", *normalize]
   stride = f", stride {row.stride}" if row.stride > 1 else ""
-  pool = [f"{row.pool.kind} pooling"] if row.pool else []
-  return [row.name, f"{row.window} × {row.window}{stride}", *normalize, *pool]
+  product = f"{row.window} × {row.window}{stride}" if row.window else "dense"
+  return _break_name(name), [product, *_after_product(row)]
+
+
+def _break_name(name: str) -> list[str]:
+  """Breaks a long name, after an underscore if there is one."""
+  lines = [""]
+  for word in re.findall("[^_]*_+|[^_]+", name):
+    if lines[-1] and len(lines[-1] + word) > NAME_LENGTH:
+      lines.append("")
+    lines[-1] += word
+  return [
+    part
+    for line in lines
+    for part in textwrap.wrap(line, NAME_LENGTH, break_on_hyphens=False)
+  ]
+
+
+def _after_product(row: wiring.Layer) -> list[str]:
+  """Names normalization and pooling in their order.
+
+  The activation is named where one of them comes before it; what is usual after
+  batch normalization is not.
+  """
+  in_map = ["and in each map"] if row.map_lrn else []
+  lines = {
+    "normalization": [*NORMALIZATIONS[row.normalize], *in_map],
+    "pooling": [f"{row.pool.kind} pooling"] if row.pool else [],
+    "activation": [row.activation],
+  }
+  if row.normalize == "batch":  # first in any order
+    first, order = lines.pop("normalization"), [*row.order]
+    order.remove("normalization")
+  else:
+    first, order = [], row.order
+  found = [line for word in order for line in lines[word]]
+  if found[0] == row.activation or row.activation == "linear":
+    found.remove(row.activation)
+  return first + found
 
 
 def devices(
@@ -140,7 +177,7 @@ def table(
   """Returns what belongs to single layers, not between two of them."""
   entries = []
   splits = {
-    each.name: layout.size(layout.placement(each.name).batch)
+    each.name: layout.size(layout.placement(each).batch)
     for each in network.layers
   }
   if max(splits.values()) > 1:
@@ -194,6 +231,12 @@ def total(plan: Sequence[plan_lib.Collective]) -> str:
     return f"One device sends {sent[0]} in a step."
   in_total = to_text(sum(parts.values()))
   return f"One device sends {in_total} in a step: {', '.join(sent)}."
+
+
+def width(text: str, *, bold: bool = False) -> float:
+  """Estimates the width of a line of the usual size, in inches."""
+  wide = sum(character in "mwMW" for character in text)
+  return (0.083 if bold else 0.065) * len(text) + 0.045 * wide * bold
 
 
 def features(

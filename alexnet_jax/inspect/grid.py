@@ -130,7 +130,7 @@ class Column:
     ]
 
 
-def find_rows(layout: layout_lib.Layout) -> list[Row]:
+def find_rows(network: wiring.Network, layout: layout_lib.Layout) -> list[Row]:
   """Finds the rows: one per device, or per group of devices if they are many.
 
   While there are more than `MAX_ROWS`, rows stop distinguishing axes: first
@@ -139,8 +139,9 @@ def find_rows(layout: layout_lib.Layout) -> list[Row]:
   """
   feature_axes = {
     axis
-    for name in layout_lib.LAYERS
-    for axis in layout.placement(name).features
+    for layer in network.layers
+    for axis in layout.placement(layer).axes
+    if axis not in layout.placement(layer).batch
   }
   axes = [axis for axis, size in layout.mesh.items() if size > 1]
   while layout.size(axes) > MAX_ROWS and (
@@ -232,13 +233,16 @@ def find_columns(
   layout: layout_lib.Layout,
   plan: Sequence[plan_lib.Collective],
   *,
+  widths: Mapping[str, float],
   x: float,
   unit: float,
 ) -> list[Column]:
   """Finds the columns from the image to the last layer, or to the loss.
 
   Args:
+    layout: from `plan.choose_placements`: without `features`.
     plan: its exchanges widen the gaps.
+    widths: of the texts above the boxes of some columns; they widen the gaps.
     x: where the columns begin.
     unit: height of the image.
   """
@@ -254,15 +258,14 @@ def find_columns(
   channels = network.image_channels
   shards = {IMAGE: (network.image_size, channels, channels)}
   windows, repeated = {}, set()
-  for name, size in sizes.items():
-    placement, features = layout.placement(name), size.kernel[-1]
-    parts = layout.size(placement.features)
-    if name not in partial:
-      features //= parts
-    if layout.size(placement.batch) * parts < layout.devices:
+  for layer in network.layers:
+    name, size = layer.name, sizes[layer.name]
+    placement, features = layout.placement(layer), size.kernel[-1]
+    features //= layout.size(placement.outputs)
+    if layout.size(placement.axes) < layout.devices:
       repeated.add(name)
     shards[name] = size.map_side, features, size.kernel[-1]
-    windows[name] = network.layer(name).window / math.sqrt(size.positions)
+    windows[name] = layer.window / math.sqrt(size.positions)
   if crossings[LOSS]:
     shards[LOSS] = 1, *[network.layers[-1].features] * 2
   columns, gap = [], x
@@ -287,6 +290,10 @@ def find_columns(
       start += sends * STAGE or (STAGE if crossings[name] else GAP)
     length = box.width + box.slant[0]
     room = max(length + 0.1, TEXT if side > 1 else UNITS_TEXT)
+    if columns:
+      before = columns[-1]
+      apart = (widths.get(before.box.layer, 0) + widths.get(name, 0)) / 2
+      start = max(start, before.middle + apart + 0.06 - room / 2)
     columns.append(
       Column(
         box=dataclasses.replace(box, x=start + (room - length) / 2),

@@ -98,13 +98,25 @@ def make_scene(
   batch_size: int,
 ) -> Scene:
   """Arranges the picture, from top to bottom; arguments as for `draw.draw`."""
-  rows = grid.find_rows(layout)
+  rows = grid.find_rows(network, layout)
   unit = 0.95 if len(rows) < 3 else 0.72
+  headers = {
+    name: captions.layer(network, name)
+    for name in (grid.IMAGE, *network.sizes(), grid.LOSS)
+  }
   columns = grid.find_columns(
-    network, layout, plan, x=MARGIN + HEADERS, unit=unit
+    *(network, layout, plan),
+    widths={name: _width(*lines) for name, lines in headers.items()},
+    x=MARGIN + HEADERS,
+    unit=unit,
   )
-  width = max(columns[-1].end + 0.2 + MARGIN, 9.5)
   name, source = captions.title(network, layout, batch_size)
+  total = captions.total(plan)
+  width = max(
+    columns[-1].end + 0.2 + MARGIN,
+    9.5,
+    2 * MARGIN + captions.width(total, bold=True),
+  )
   parts = [
     Label(x=MARGIN, y=0.38, text=name, align="left", size=15, bold=True),
     Label(x=MARGIN, y=0.66, text=source, align="left", size=9.5, tone="quiet"),
@@ -112,13 +124,16 @@ def make_scene(
 
   notes_end = 0.9 + max(map(_notes_height, columns))
   names_start = notes_end + 0.2
-  headers = [captions.layer(network, column.box.layer) for column in columns]
-  names_end = names_start + LINE * max(map(len, headers))
+  names_end = names_start + LINE * max(
+    len(names) + len(texts) for names, texts in headers.values()
+  )
   rows, table_start = grid.arrange_rows(rows, names_end + 0.085, unit)
   cards_start = rows[0].y - rows[0].height / 2
-  for column, texts in zip(columns, headers, strict=True):
+  for column in columns:
     parts += _notes(column, notes_end, cards_start)
-    parts += _stack(column.middle, names_start, texts)
+    names, texts = headers[column.box.layer]
+    header = [*names, *texts]
+    parts += _stack(column.middle, names_start, header, bold=len(names))
   if any(isinstance(part, Mark) for part in parts):
     y = notes_end - LINE * len(captions.NOTES)
     parts += _stack(MARGIN, y, captions.NOTES, align="left")
@@ -147,7 +162,6 @@ def make_scene(
   rules.append(y)
   legend, y = _legend(boxes, parts, y + 0.25, width)
   y += 0.28
-  total = captions.total(plan)
   parts.append(Label(x=MARGIN, y=y, text=total, align="left", bold=True))
   parts += legend
   labels, links, arrows, marks = (
@@ -175,20 +189,31 @@ def _stack(
   tone: str = "ink",
   emphasized: str = "",
   align: str = "center",
+  bold: int = 1,
 ) -> list[Label]:
-  """Stacks lines of text; the first is bold and has the tone.
+  """Stacks lines of text; the first `bold` ones are bold and have the tone.
 
   The others are quiet, except those equal to `emphasized`.
   """
   labels = []
   for index, text in enumerate(texts):
-    if index:
+    is_bold = index < bold
+    if not is_bold:
       tone = "ink" if text == emphasized else "quiet"
     middle = y + LINE * (index + 0.5)
     labels.append(
-      Label(x=x, y=middle, text=text, align=align, bold=not index, tone=tone)
+      Label(x=x, y=middle, text=text, align=align, bold=is_bold, tone=tone)
     )
   return labels
+
+
+def _width(bold: Iterable[str], others: Iterable[str]) -> float:
+  """Estimates the width of a stack of lines, in inches."""
+  return max(
+    *(captions.width(text, bold=True) for text in bold),
+    *map(captions.width, others),
+    0.0,
+  )
 
 
 def _notes_height(column: grid.Column) -> float:

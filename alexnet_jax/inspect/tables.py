@@ -18,9 +18,12 @@ def make_load_tables(program: program_lib.Program) -> rich.console.Group:
     None,
     *("layer", "kernel", "> weights", "> MB", "> optimizer", "> optimizer MB"),
   )
+  # Partial sums of some images may be kept as sums of fewer.
+  scatters = any(load.kept_images < load.images for load in loads.values())
   work = summary.make_table(
     None,
-    *("layer", "> images", "> values", "> MB", "> multiplications"),
+    *("layer", "> images", *(["> kept"] if scatters else [])),
+    *("> values", "> MB", "> multiplications"),
     *("> passes", "> GFLOP"),
   )
   for name, load in loads.items():
@@ -36,7 +39,9 @@ def make_load_tables(program: program_lib.Program) -> rich.console.Group:
       summary.to_mb(optimizer[name]),
     )
     work.add_row(
-      *(name, f"{load.images:,}", f"{load.values:,}"),
+      *(name, f"{load.images:,}"),
+      *([f"{load.kept_images:,}"] if scatters else []),
+      f"{load.values:,}",
       *(summary.to_mb(load.activation_bytes), f"{load.multiplications:,}"),
       *(str(load.passes), f"{load.flops / 1e9:,.3f}"),
     )
@@ -53,7 +58,8 @@ def make_load_tables(program: program_lib.Program) -> rich.console.Group:
     summary.to_mb(sum(optimizer.values())),
   )
   work.add_row(
-    *("sum", "", "", summary.to_mb(total["activation_bytes"]), "", ""),
+    *("sum", "", "", *[""] * scatters),
+    *(summary.to_mb(total["activation_bytes"]), "", ""),
     f"{total['flops'] / 1e9:,.3f}",
   )
   itemsize = plan_lib.DTYPE_BYTES[program.compute_dtype]
@@ -65,8 +71,13 @@ def make_load_tables(program: program_lib.Program) -> rich.console.Group:
     "weights: the kernel and the biases; optimizer: the values that it keeps",
     "\noutputs that one device computes in a step",
     work,
-    f"MB = images x values x {itemsize} bytes; values: outputs of one image, "
-    "before pooling",
+    f"MB = {'kept' if scatters else 'images'} x values x {itemsize} bytes; "
+    "values: outputs of one image, before pooling",
+    *(
+      ["kept: images whose outputs remain here after partial sums are added"]
+      if scatters
+      else []
+    ),
     "GFLOP = 2 x images x multiplications x passes / 10^9; multiplications: of "
     "one",
     "  image, forward; passes: forward, gradient of the kernel, of the input",

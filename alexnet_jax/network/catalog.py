@@ -108,9 +108,11 @@ ONE_GPU = rewire(
   conv5={"features": 256, "reads": "all"},
 )
 
-# One tower, as in "one weird trick" (Krizhevsky 2014) and in torchvision. The
-# paper's footnote has 384 maps in conv4; its parameter count and the released
-# files have 256. 61,100,840 parameters.
+# The network of 2012 as one tower, with the widths of "one weird trick"
+# (Krizhevsky 2014), which torchvision has, too. The rest is as in 2012: the
+# padding of conv1, normalization, initial values. What torchvision computes is
+# `torchvision_alexnet`. The paper's footnote has 384 maps in conv4; its
+# parameter count and the released files have 256. 61,100,840 parameters.
 MERGED_TOWER = rewire(
   ALEXNET_2012,
   "merged_tower",
@@ -196,8 +198,8 @@ BLOCK_DIAGONAL = rewire(
 )
 
 # LeNet-5 as d2l has it: sigmoids, average pooling, one channel of 28 pixels.
-# Its layers have AlexNet's names, so that the layouts place them. 61,706
-# parameters.
+# Its layers have AlexNet's names, so that a layout's placements of single
+# layers hold. 61,706 parameters.
 LENET5 = Wiring(
   name="lenet5",
   columns=1,
@@ -242,6 +244,134 @@ ALEXNET_D2L = rewire(
   conv5={"reads": "all"},
 )
 
+# Caffe's AlexNet (models/bvlc_alexnet/train_val.prototxt): two groups, but
+# normalization over the maps of both, with a k of 1; 227 pixels and no padding
+# in conv1; biases of .1 where 2012 has 1. Caffe divides its alpha of 1e-4 by
+# the 5 maps. It scales dropout in training: config.network.dropout_scaling.
+# 60,965,224 parameters.
+_CAFFE_NORM = {"normalize": "across", "lrn": wiring.Lrn(k=1.0)}
+BVLC_ALEXNET = dataclasses.replace(
+  rewire(
+    ALEXNET_2012,
+    "bvlc_alexnet",
+    conv1={"padding": (0, 0), **_CAFFE_NORM},
+    conv2={"bias": 0.1, **_CAFFE_NORM},
+    conv3={"kernel_std": 0.01},
+    conv4={"kernel_std": 0.01, "bias": 0.1},
+    conv5={"kernel_std": 0.01, "bias": 0.1},
+    fc6={"kernel_std": 0.005, "bias": 0.1},
+    fc7={"kernel_std": 0.005, "bias": 0.1},
+  ),
+  published_size=227,
+)
+
+# Caffe's reference network (models/bvlc_reference_caffenet/train_val.prototxt):
+# the same, but it pools before it normalizes, and has biases of 1. 60,965,224
+# parameters.
+_POOL_FIRST = ("activation", "pooling", "normalization")
+CAFFENET = rewire(
+  BVLC_ALEXNET,
+  "caffenet",
+  conv1={"order": _POOL_FIRST},
+  conv2={"order": _POOL_FIRST, "bias": 1.0},
+  **{name: {"bias": 1.0} for name in ("conv4", "conv5", "fc6", "fc7")},
+)
+
+# torchvision's AlexNet (torchvision/models/alexnet.py): a padding of 2 on each
+# side in conv1, no normalization, and dropout before fc6 and fc7, so on the
+# maps of conv5. Its pooling to 6 x 6 maps does nothing at 224 pixels.
+# 61,100,840 parameters.
+#
+# PyTorch draws kernels and biases uniformly from +-1 / sqrt(fan-in). Here
+# kernels are normal with the standard deviation of that, 1 / sqrt(3 fan-in) at
+# full width, and biases are 0. PyTorch scales dropout in training.
+TORCHVISION_ALEXNET = rewire(
+  MERGED_TOWER,
+  "torchvision_alexnet",
+  conv1={"padding": (2, 2), "normalize": "none", "kernel_std": 0.0303},
+  conv2={"normalize": "none", "kernel_std": 0.0144, "bias": 0.0},
+  conv3={"kernel_std": 0.0139},
+  conv4={"kernel_std": 0.0098, "bias": 0.0},
+  conv5={"kernel_std": 0.012, "bias": 0.0, "dropout": True},
+  fc6={"kernel_std": 0.006, "bias": 0.0},
+  fc7={"kernel_std": 0.009, "bias": 0.0, "dropout": False},
+  fc8={"kernel_std": 0.009},
+)
+
+# The network of 2012 as it was run (cuda-convnet, layers-145.cfg): block 1
+# normalizes and pools before its activation, so that values below 0 count in
+# the energy; block 2 normalizes once more, over 5 x 5 neighbors in a map, with
+# a k of 1 and a scale of .001, which the code divides by 25. In block 5 the
+# order makes no difference. 60,965,224 parameters.
+_ACTIVATE_LAST = ("normalization", "pooling", "activation")
+SOURCE_145 = rewire(
+  ALEXNET_2012,
+  "source145",
+  conv1={"order": _ACTIVATE_LAST},
+  conv2={"map_lrn": wiring.Lrn(k=1.0, alpha=4e-5)},
+  conv5={"order": _ACTIVATE_LAST},
+)
+
+# The network of Zeiler and Fergus 2013, "Visualizing and understanding
+# convolutional networks", figure 3 and section 3: one column, pooling before
+# normalization, kernels of .01 and biases of 0. 62,357,608 parameters.
+#
+# The paper gives the sizes of maps, but no padding. All of its sizes follow
+# without any if the number of windows is rounded up, as cuda-convnet does: a
+# pixel after the map, which a pooling does not count. Nor does it give the
+# constants of the normalization; these are those of 2012.
+#
+#           output, 224-pixel image   after pooling
+#   conv1   110 x 110 x  96           55 x 55
+#   conv2    26 x  26 x 256           13 x 13
+#   conv3    13 x  13 x 384
+#   conv4    13 x  13 x 384
+#   conv5    13 x  13 x 256            6 x  6
+_ROUND_UP = (0, 1)
+_ZF_BLOCK = {
+  "stride": 2,
+  "normalize": "across",
+  "pool": wiring.Pool(padding=_ROUND_UP),
+  "order": _POOL_FIRST,
+}
+ZFNET = Wiring(
+  name="zfnet",
+  columns=1,
+  layers=(
+    _conv("conv1", "image", 96, 7, _ROUND_UP, **_ZF_BLOCK),
+    _conv("conv2", "all", 256, 5, (0, 0), **_ZF_BLOCK),
+    _conv("conv3", "all", 384, 3),
+    _conv("conv4", "all", 384, 3),
+    _conv("conv5", "all", 256, 3, pool=_POOL),
+    Layer(name="fc6", reads="all", features=4096, dropout=True),
+    Layer(name="fc7", reads="all", features=4096, dropout=True),
+    Layer(name="fc8", reads="all", features=1000, activation="linear"),
+  ),
+)
+
+# VGG's network A (Simonyan and Zisserman 2014, table 1): eleven layers, windows
+# of 3 throughout. Names are those of VGG's files. The authors initialized with
+# a standard deviation of .1; here it is He scaling. 132,863,336 parameters.
+_VGG = {"kernel_std": None}
+_VGG_POOL = _VGG | {"pool": wiring.Pool(window=2, stride=2)}
+VGG_11 = Wiring(
+  name="vgg11",
+  columns=1,
+  layers=(
+    _conv("conv1_1", "image", 64, 3, **_VGG_POOL),
+    _conv("conv2_1", "all", 128, 3, **_VGG_POOL),
+    _conv("conv3_1", "all", 256, 3, **_VGG),
+    _conv("conv3_2", "all", 256, 3, **_VGG_POOL),
+    _conv("conv4_1", "all", 512, 3, **_VGG),
+    _conv("conv4_2", "all", 512, 3, **_VGG_POOL),
+    _conv("conv5_1", "all", 512, 3, **_VGG),
+    _conv("conv5_2", "all", 512, 3, **_VGG_POOL),
+    Layer(name="fc6", reads="all", features=4096, dropout=True, **_VGG),
+    Layer(name="fc7", reads="all", features=4096, dropout=True, **_VGG),
+    Layer(name="fc8", reads="all", features=1000, activation="linear", **_VGG),
+  ),
+)
+
 WIRINGS = (
   ALEXNET_2012,
   ONE_GPU,
@@ -260,6 +390,12 @@ WIRINGS = (
   LENET5,
   FOUR_LAYER,
   ALEXNET_D2L,
+  BVLC_ALEXNET,
+  CAFFENET,
+  TORCHVISION_ALEXNET,
+  SOURCE_145,
+  ZFNET,
+  VGG_11,
 )
 
 

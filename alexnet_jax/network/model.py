@@ -14,6 +14,7 @@ and the logits stay in float32; an exchange may still round what it sends.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -137,7 +138,7 @@ def run_layer(
   exchange: exchange_lib.Exchange,
   implementations: implementations_lib.Implementations,
 ) -> jax.Array:
-  """Runs one layer: its product, normalization, activation, pooling, dropout.
+  """Runs one layer: its product, what follows in its order, and dropout.
 
   Args are those of `AlexNet.__call__`, and x: f32[n, h, w, channels], or f32[n,
   ..., channels] before units.
@@ -162,16 +163,18 @@ def run_layer(
     x = ops.add_bias(
       x, variables.bias[...], implementation=implementations.bias
     )
-  x = ops.activate(x, layer.activation)
-  if layer.normalize in ("column", "across"):
-    x = apply_local_response_norm(network, layer, x, exchange)
-  if layer.pool:
-    x = pooling.pool(
-      x,
-      layer.pool,
-      None if uniforms is None else uniforms.get(layer.name),
-      implementation=implementations.pool,
-    )  # f32[n, h', w', maps]
+  for part in layer.order:
+    if part == "activation":
+      x = ops.activate(x, layer.activation)
+    elif part == "normalization":
+      x = apply_local_response_norm(network, layer, x, exchange)
+    elif layer.pool:
+      x = pooling.pool(
+        x,
+        layer.pool,
+        None if uniforms is None else uniforms.get(layer.name),
+        implementation=implementations.pool,
+      )  # f32[n, h', w', maps]
   if layer.dropout:
     x = ops.dropout(
       x,
@@ -255,18 +258,24 @@ def apply_local_response_norm(
   x: jax.Array,
   exchange: exchange_lib.Exchange,
 ) -> jax.Array:
-  """Normalizes within columns, or across all of them: f32[n, h, w, maps]."""
-  groups, with_halo = x.shape[-1] * network.columns // layer.features, None
-  if layer.normalize == "across":
-    groups, with_halo = 1, exchange.add_halo(layer.name, x, layer.halo)
-  return ops.local_response_norm(
-    x,
-    groups=groups,
-    size=wiring.LRN_SIZE,
-    k=network.lrn_k,
-    alpha=network.lrn_alpha,
-    with_halo=with_halo,
-  )
+  """Normalizes as the row says, or not: f32[n, h, w, maps].
+
+  Over maps, within columns or across all of them; over neighbors in a map; or
+  one after the other.
+  """
+  constants = dataclasses.asdict(layer.lrn)
+  if layer.normalize == "map":
+    x = ops.same_map_norm(x, **constants)
+  elif layer.normalize in ("column", "across"):
+    groups, with_halo = x.shape[-1] * network.columns // layer.features, None
+    if layer.normalize == "across" or not groups:  # or a part of one column
+      groups, with_halo = 1, exchange.add_halo(layer.name, x, layer.halo)
+    x = ops.local_response_norm(
+      x, groups=groups, with_halo=with_halo, **constants
+    )
+  if layer.map_lrn is not None:
+    x = ops.same_map_norm(x, **dataclasses.asdict(layer.map_lrn))
+  return x
 
 
 def apply_batch_norm(

@@ -74,39 +74,75 @@ def local_response_norm(
   grouped = x.reshape(*x.shape[:-1], groups, channels // groups)
   grouped = widen(grouped)
   if with_halo is None and beta == 0.75:
-    y = _normalize(grouped, size, k, alpha)
+    y = _normalize(grouped, _CHANNELS, size, k, alpha)
   else:
     window, padding = grouped, size // 2
     if with_halo is not None:
       window, padding = widen(with_halo[..., None, :]), 0
-    energy = _window_sum(lax.square(window), size=size, padding=padding)
+    energy = _window_sum(
+      lax.square(window), _CHANNELS, size=size, padding=padding
+    )
     y = grouped / _power(k + alpha * energy, beta)
   return y.reshape(x.shape).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _normalize(x: jax.Array, size: int, k: float, alpha: float) -> jax.Array:
-  """Normalizes over the channels of x, f32[..., c], with a beta of 3/4.
+def same_map_norm(
+  x: jax.Array, *, size: int, k: float, alpha: float, beta: float
+) -> jax.Array:
+  """Divides each value by a power of its neighbors' energy in the same map.
+
+  y = x / (k + alpha * sum of x^2 over size x size neighbors) ^ beta, with zeros
+  around the map.
+
+  Args:
+    x: f32[n, h, w, c]; bfloat16 is converted to float32 for the computation.
+    size: side of the window in pixels, odd.
+    k, alpha, beta: as of `local_response_norm`; alpha is not divided by the
+      number of neighbors.
+
+  Returns:
+    f32[n, h, w, c], in the type of x.
+
+  Source: `rnorm` of cuda-convnet, layer.py and layers-145.cfg.
+  """
+  wide = widen(x)
+  if beta == 0.75:
+    y = _normalize(wide, _MAP, size, k, alpha)
+  else:
+    energy = _window_sum(lax.square(wide), _MAP, size=size, padding=size // 2)
+    y = wide / _power(k + alpha * energy, beta)
+  return y.astype(x.dtype)
+
+
+# Axes of a window over channels, and in a map, of f32[n, h, w, c].
+_CHANNELS, _MAP = (-1,), (1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _normalize(
+  x: jax.Array, axes: tuple[int, ...], size: int, k: float, alpha: float
+) -> jax.Array:
+  """Normalizes over windows along some axes of x, with a beta of 3/4.
 
   The custom gradient is again one sum over windows, and reuses the forward
   result: a third of the passes over memory.
   """
-  return _normalize_forward(x, size, k, alpha)[0]
+  return _normalize_forward(x, axes, size, k, alpha)[0]
 
 
-def _normalize_forward(x, size, k, alpha):
-  energy = _window_sum(lax.square(x), size=size, padding=size // 2)
+def _normalize_forward(x, axes, size, k, alpha):
+  energy = _window_sum(lax.square(x), axes, size=size, padding=size // 2)
   denominator = k + alpha * energy
   y = x / _power(denominator, 0.75)
   return y, (x, y, denominator)
 
 
-def _normalize_backward(size, k, alpha, residuals, gradient):
+def _normalize_backward(axes, size, k, alpha, residuals, gradient):
   del k
   x, y, denominator = residuals
   # Over all values that have x in their window, which is as wide on both sides.
   from_neighbors = _window_sum(
-    gradient * y / denominator, size=size, padding=size // 2
+    gradient * y / denominator, axes, size=size, padding=size // 2
   )
   own = gradient / _power(denominator, 0.75)
   return (own - 2.0 * 0.75 * alpha * x * from_neighbors,)
@@ -129,17 +165,18 @@ def _power(x: jax.Array, beta: float) -> jax.Array:
   return lax.sqrt(jnp.where(cube < jnp.inf, cube, jnp.nan))
 
 
-def _window_sum(x: jax.Array, *, size: int, padding: int) -> jax.Array:
-  """Sums over `size` adjacent channels, with `padding` zeros at both ends."""
-  ones = (1,) * (x.ndim - 1)
-  return lax.reduce_window(
-    x,
-    0.0,
-    lax.add,
-    window_dimensions=(*ones, size),
-    window_strides=(*ones, 1),
-    padding=((0, 0),) * (x.ndim - 1) + ((padding, padding),),
-  )
+def _window_sum(
+  x: jax.Array, axes: tuple[int, ...], *, size: int, padding: int
+) -> jax.Array:
+  """Sums over `size` neighbors, with `padding` zeros at both ends.
+
+  Along one axis after the other.
+  """
+  for axis in axes:
+    window, pads = [1] * x.ndim, [(0, 0)] * x.ndim
+    window[axis], pads[axis] = size, (padding, padding)
+    x = lax.reduce_window(x, 0.0, lax.add, window, (1,) * x.ndim, pads)
+  return x
 
 
 def batch_norm(

@@ -10,9 +10,11 @@ these are interleaved, which is one pass over memory.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from alexnet_jax.network import ops, wiring
@@ -32,13 +34,41 @@ def pool(
   Args:
     implementation: of max pooling, see `implementations.Implementations.pool`.
   """
+  sides = x.shape[1:3]
+  if any(row.padding):
+    # Never the largest value, and never drawn.
+    x = _pad_map(x, row.padding, -jnp.inf if row.kind == "max" else 0.0)
   if row.kind == "stochastic":
     return stochastic_pool(x, uniforms, size=row.window, stride=row.stride)
   if row.kind == "average":
-    return average_pool(x, size=row.window, stride=row.stride)
+    if not any(row.padding):
+      return average_pool(x, size=row.window, stride=row.stride)
+    sums = _reduce_windows(x, 0.0, lax.add, row.window, row.stride)
+    return sums / _count_pixels(row, sides).astype(x.dtype)
   if implementation == "slices":
     return max_pool_by_slices(x, row.window, row.stride)
   return max_pool(x, size=row.window, stride=row.stride)
+
+
+def _pad_map(x: jax.Array, padding: tuple[int, int], value: float) -> jax.Array:
+  """Pads a map with a value, (before, after), in both directions."""
+  around = (*padding, 0)
+  fill = jnp.asarray(value, x.dtype)
+  return lax.pad(x, fill, ((0, 0, 0), around, around, (0, 0, 0)))
+
+
+def _count_pixels(row: wiring.Pool, sides: Sequence[int]) -> np.ndarray:
+  """Counts the pixels of each window that are no padding: int[1, h', w', 1].
+
+  Args:
+    sides: height and width of the map without padding.
+  """
+  counts = []
+  for side in sides:
+    is_real = np.pad(np.ones(side, int), row.padding)
+    windows = np.lib.stride_tricks.sliding_window_view(is_real, row.window)
+    counts.append(windows[:: row.stride].sum(axis=1))
+  return np.multiply.outer(*counts)[None, :, :, None]
 
 
 def max_pool(x: jax.Array, *, size: int = 3, stride: int = 2) -> jax.Array:

@@ -20,7 +20,7 @@ from alexnet_jax.optim import schedules as schedules_lib
 
 _KERNEL, _BIAS = "kernel", "bias"
 # The layer that may have learning rates of its own.
-_CONV1 = "conv1"
+CONV1 = "conv1"
 
 
 def make_optimizer(
@@ -67,7 +67,7 @@ def make_optimizer(
   schedules = {_KERNEL: schedule, _BIAS: bias_schedule}
   conv1 = {}
   if conv1_schedules is not None:
-    labels = (f"{_CONV1}/{_KERNEL}", f"{_CONV1}/{_BIAS}")
+    labels = (f"{CONV1}/{_KERNEL}", f"{CONV1}/{_BIAS}")
     conv1 = dict(zip(labels, conv1_schedules, strict=True))
 
   def to_labels(parameters):

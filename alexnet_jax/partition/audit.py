@@ -68,6 +68,7 @@ def audit_step(
   *,
   jaxpr: jex_core.ClosedJaxpr,
   hlo: str,
+  layers: Sequence[str],
   mesh: Mapping[str, int],
 ) -> Audit:
   """Compares a step with its plan; raises nothing, so that all can be shown.
@@ -76,11 +77,10 @@ def audit_step(
     plan: from `plan.make_plan`.
     jaxpr: from `jax.jit(step).trace(...).jaxpr`.
     hlo: from `.lower().compile().as_text()`.
+    layers: names of the network's layers.
     mesh: axis name -> devices, slowest axis first.
   """
-  layers = sorted(
-    {planned.layer for planned in plan} | collectives.find_layers(jaxpr)
-  )
+  layers = (*layers, plan_lib.LOSS, plan_lib.UPDATE)
   traced = collectives.read_traced(jaxpr, layers, mesh)
   compiled = collectives.read_compiled(hlo, layers, mesh)
   planned_counts = Counter(plan)
@@ -163,7 +163,7 @@ def _match_compiled(
   unplanned, notes = [], []
   unmatched = list(range(len(plan)))  # indices into the plan
   changed = sorted(compiled)
-  for matches in (operator.eq, _is_replaced, _is_moved):
+  for matches in (operator.eq, _is_rounded, _is_replaced, _is_moved):
     candidates, changed = changed, []
     for collective in candidates:
       same = [index for index in unmatched if matches(plan[index], collective)]
@@ -214,6 +214,18 @@ def _key(collective: plan_lib.Collective) -> tuple:
   """Returns what parts of one collective have in common."""
   fields = ("layer", "direction", "kind", "axes")
   return operator.attrgetter(*fields)(collective)
+
+
+def _is_rounded(
+  planned: plan_lib.Collective, compiled: plan_lib.Collective
+) -> bool:
+  """Whether the two differ in their precision alone."""
+  scope = operator.attrgetter("tensor", "elements")
+  return (
+    _key(planned) == _key(compiled)
+    and scope(planned) == scope(compiled)
+    and _is_as_narrow(planned, compiled)
+  )
 
 
 def _is_replaced(

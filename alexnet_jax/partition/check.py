@@ -35,11 +35,10 @@ def check(
         f"mesh axis {axis!r} has {size} devices, expected 1 or more. "
         f"Set config.layout.mesh.{axis}."
       )
-  for name, sizes in network.sizes().items():
-    _check_axes(layout, name)
-    _check_batch(layout, name, batch_size)
-    _check_features(layout, network, network.layer(name), sizes)
-    _check_fsdp(layout, network.layer(name), sizes)
+  for layer in network.layers:
+    _check_axes(layout, layer)
+    _check_batch(layout, layer, batch_size)
+  find_ways(layout, network)
 
 
 def fits(
@@ -53,15 +52,37 @@ def fits(
   return True
 
 
-def _check_axes(layout: layout_lib.Layout, name: str) -> None:
-  placement = layout.placement(name)
+def find_ways(
+  layout: layout_lib.Layout, network: wiring.Network
+) -> dict[str, tuple[layout_lib.Placement, ...]]:
+  """Finds the placements of every layer: two where `features` may be either.
+
+  Returns:
+    {layer: placements without `features`}.
+
+  Raises:
+    ValueError: a layer has none that fits.
+  """
+  sizes = network.sizes()
+  found = {}
+  for layer in network.layers:
+    ways, errors = [], []
+    for placement in layout.placement(layer).ways:
+      try:
+        _check_way(layout, network, layer, sizes[layer.name], placement)
+        ways.append(placement)
+      except ValueError as error:
+        errors.append(error)
+    if not ways:
+      raise errors[0]
+    found[layer.name] = tuple(ways)
+  return found
+
+
+def _check_axes(layout: layout_lib.Layout, layer: wiring.Layer) -> None:
+  placement, name = layout.placement(layer), layer.name
   field = f"config.layout.{name}"
-  if placement.arrive not in layout_lib.ARRIVALS:
-    raise ValueError(
-      f"{name} arrives by {placement.arrive!r}, expected "
-      f"{' or '.join(map(repr, layout_lib.ARRIVALS))}. Set {field}.arrive."
-    )
-  for kind in ("batch", "features", "fsdp"):
+  for kind in (*layout_lib.DIMENSIONS, "fsdp"):
     axes = getattr(placement, kind)
     for axis in axes:
       if axis not in layout.mesh:
@@ -76,12 +97,16 @@ def _check_axes(layout: layout_lib.Layout, name: str) -> None:
         f"{name} names an axis twice in its {kind} axes {axes}. "
         f"Set {field}.{kind}."
       )
-  for axis in placement.batch:
-    if axis in placement.features:
-      raise ValueError(
-        f"{name} splits both its batch and its features over axis {axis!r}, "
-        f"expected one of the two. Set {field}.batch or {field}.features."
-      )
+  split: dict[str, str] = {}
+  for kind in layout_lib.DIMENSIONS:
+    for axis in getattr(placement, kind):
+      if axis in split:
+        raise ValueError(
+          f"{name} splits both its {split[axis]} and its {kind} over axis "
+          f"{axis!r}, expected one of the two. Set {field}.{split[axis]} or "
+          f"{field}.{kind}."
+        )
+      split[axis] = kind
   for axis in placement.fsdp:
     if axis not in placement.batch:
       raise ValueError(
@@ -91,77 +116,116 @@ def _check_axes(layout: layout_lib.Layout, name: str) -> None:
       )
 
 
-def _check_batch(layout: layout_lib.Layout, name: str, batch_size: int) -> None:
-  axes = layout.placement(name).batch
+def _check_batch(
+  layout: layout_lib.Layout, layer: wiring.Layer, batch_size: int
+) -> None:
+  axes = layout.placement(layer).batch
   if batch_size < 1 or batch_size % layout.size(axes):
     raise ValueError(
       f"a batch of {batch_size} images does not divide evenly over the "
       f"{layout.size(axes)} devices of {_format_axes(axes)} that split the "
-      f"batch of {name} in layout '{layout.name}'. "
+      f"batch of {layer.name} in layout '{layout.name}'. "
       "Set config.batch_size or config.layout.mesh."
     )
 
 
-def _check_features(
+def _check_way(
   layout: layout_lib.Layout,
   network: wiring.Network,
   layer: wiring.Layer,
   sizes: wiring.Sizes,
+  placement: layout_lib.Placement,
 ) -> None:
-  placement = layout.placement(layer.name)
-  devices = layout.size(placement.features)
+  """Refuses a placement without `features` that the layer cannot have."""
+  _check_outputs(layout, network, layer, placement)
+  _check_inputs(layout, network, layer, sizes, placement)
+  _check_fsdp(layout, network, layer, sizes, placement)
+
+
+def _check_outputs(
+  layout: layout_lib.Layout,
+  network: wiring.Network,
+  layer: wiring.Layer,
+  placement: layout_lib.Placement,
+) -> None:
+  axes, devices = placement.outputs, layout.size(placement.outputs)
   if devices == 1:
     return
-  over = f"the {devices} devices of {_format_axes(placement.features)}"
-  in_layout = f"{over} in layout '{layout.name}'"
-  fix = f"Set config.layout.{layer.name}.features or config.layout.mesh"
-  if placement.arrive == "sum" and layer.reads != "all":
-    reads = "the image" if layer.reads == "image" else "its own column"
-    raise ValueError(
-      f"{layer.name} reads {reads}, so there is nothing to sum over {over}. "
-      f"Set config.layout.{layer.name}.arrive to 'gather'."
-    )
+  in_layout = _describe_devices(layout, axes)
+  fix = f"Set {_field(layout, layer, 'outputs')} or config.layout.mesh"
+  parts = layout.split_columns(axes, network.columns)
   keeps_columns = layer.reads == "own" or layer.normalize == "column"
-  if keeps_columns and network.columns % devices:
+  if keeps_columns and parts is None:
     raise ValueError(
       f"{layer.name} does not split its columns, and {in_layout} do not divide "
       f"the network's {network.columns} columns. {fix}, or "
       "config.network.columns."
     )
-  can_sum = layer.reads == "all" and not sizes.channels % devices
-  gathers = placement.arrive == "gather" or (
-    placement.arrive == "fewest" and not can_sum
-  )
-  if gathers and layer.features % devices:
+  if layer.features % devices:
     raise ValueError(
       f"{layer.name} has {layer.features} features, which {in_layout} do not "
       f"divide. {fix}."
     )
-  if layer.features // devices < layer.halo:
+  crosses = layer.normalize == "across" or bool(parts and parts[1])
+  if crosses and layer.features // devices < layer.halo:
     raise ValueError(
       f"{layer.name} normalizes with {layer.halo} maps of each neighboring "
       f"device, but {in_layout} have only {layer.features // devices} of its "
       f"{layer.features} each. {fix}."
     )
-  if placement.arrive == "sum" and sizes.channels % devices:
+
+
+def _check_inputs(
+  layout: layout_lib.Layout,
+  network: wiring.Network,
+  layer: wiring.Layer,
+  sizes: wiring.Sizes,
+  placement: layout_lib.Placement,
+) -> None:
+  axes, devices = placement.inputs, layout.size(placement.inputs)
+  if devices == 1:
+    return
+  over = f"the {devices} devices of {_format_axes(axes)}"
+  in_layout = _describe_devices(layout, axes)
+  field = _field(layout, layer, "inputs")
+  if layer.reads == "image":
+    raise ValueError(
+      f"{layer.name} reads the image, so there is nothing to sum over {over}: "
+      f"its {sizes.channels} channels are not split. Remove {field}, or set "
+      f"config.layout.{layer.name}.outputs."
+    )
+  channels, what = sizes.channels, "channels that it reads"
+  if layer.reads == "own" and network.columns > 1:
+    channels //= network.columns
+    what = "channels of a column"
+    held = network.columns / layout.size(placement.outputs)
+    if held > 1:
+      raise ValueError(
+        f"{layer.name} reads its own column, whose channels {in_layout} can "
+        "split only where each device has one column, but its outputs are "
+        f"split over {layout.size(placement.outputs)} devices and the network "
+        f"has {network.columns} columns. Set "
+        f"config.layout.{layer.name}.outputs or {field}."
+      )
+  if channels % devices:
     raise ValueError(
       f"{layer.name} sums over {in_layout}, which do not divide the "
-      f"{sizes.channels} channels that it reads. {fix}."
+      f"{channels} {what}. Set {field} or config.layout.mesh."
     )
 
 
 def _check_fsdp(
-  layout: layout_lib.Layout, layer: wiring.Layer, sizes: wiring.Sizes
+  layout: layout_lib.Layout,
+  network: wiring.Network,
+  layer: wiring.Layer,
+  sizes: wiring.Sizes,
+  placement: layout_lib.Placement,
 ) -> None:
-  placement = layout.placement(layer.name)
-  dimension = layout_lib.fsdp_dimension(layer.name)
-  axes = placement.fsdp
+  dimension = layout_lib.fsdp_dimension(layer, network)
   # Both may split one dimension: first the layer's own axes, then these.
   splits_outputs = dimension == layout_lib.OUTPUTS
-  if placement.arrive == "fewest" or (
-    splits_outputs == (placement.arrive == "gather")
-  ):
-    axes = placement.features + axes
+  axes = placement.outputs if splits_outputs else placement.inputs
+  axes += placement.fsdp
   size = sizes.kernel[dimension]
   if placement.fsdp and size % layout.size(axes):
     raise ValueError(
@@ -170,6 +234,20 @@ def _check_fsdp(
       f"shard its stored kernel in layout '{layout.name}' do not divide. "
       f"Set config.layout.{layer.name}.fsdp or config.layout.mesh."
     )
+
+
+def _field(layout: layout_lib.Layout, layer: wiring.Layer, field: str) -> str:
+  """Names the field that has the axes, which may be `features`."""
+  if layout.placement(layer).features:
+    field = "features"
+  return f"config.layout.{layer.name}.{field}"
+
+
+def _describe_devices(layout: layout_lib.Layout, axes: tuple[str, ...]) -> str:
+  return (
+    f"the {layout.size(axes)} devices of {_format_axes(axes)} in layout "
+    f"'{layout.name}'"
+  )
 
 
 def _format_axes(axes: tuple[str, ...]) -> str:

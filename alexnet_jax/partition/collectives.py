@@ -120,15 +120,6 @@ def describe(collective: plan_lib.Collective) -> str:
   )
 
 
-def find_layers(jaxpr: jex_core.ClosedJaxpr) -> set[str]:
-  """Returns the layers that the scopes of the traced step name."""
-  return {
-    name
-    for _, scope in _walk(jaxpr.jaxpr, "")
-    for name in re.findall(r"\b(?:conv|fc)\d+\b", scope)
-  }
-
-
 class _Reader:
   """Counts the collectives of a program; both readings share this."""
 

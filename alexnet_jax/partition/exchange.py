@@ -56,8 +56,8 @@ class MeshExchange:
       kernel: f32[..., in, out], from `gather_weights`.
 
     Returns:
-      f32[n', ..., outputs]. If the input arrives as a sum: the sums, or this
-      device's shard of them if the next layer splits its features alike.
+      f32[n', ..., outputs], of this device. Partial sums are added, and
+      scattered over outputs or images where the next layer splits these alike.
     """
     route = self._routes[layer]
     if route.overlap_gather:
@@ -73,7 +73,7 @@ class MeshExchange:
       )
     else:
       y = product(self.reshard_input(layer, x), kernel)
-    return self._sum_partials(route, y)
+    return self._add_partial_sums(route, y)
 
   def reshard_input(self, layer: str, x: jax.Array) -> jax.Array:
     """Reshards an activation as `layer`, or the loss, reads it.
@@ -91,12 +91,14 @@ class MeshExchange:
 
     Args:
       x: f32[n, h, w, maps], of this device.
-      width: maps to add on each side, up to those of one device.
+      width: maps to add on each side, from 0 up to those of one device.
 
     Returns:
       f32[n, h, w, width + maps + width]; zeros beside the first and last map.
     """
-    axes = self._routes[layer].output_sharding.features
+    if not width:
+      return x
+    axes = self._routes[layer].halo_axes
     sides = ((0, 0),) * (x.ndim - 1) + ((width, width),)
     if not axes:
       return jnp.pad(x, sides)
@@ -240,18 +242,19 @@ class MeshExchange:
     rows = sums.reshape(len(trees), len(specs))
     return [dict(zip(specs, row, strict=True)) for row in rows]
 
-  def _sum_partials(
+  def _add_partial_sums(
     self, route: resharding.LayerRoute, x: jax.Array
   ) -> jax.Array:
-    """Sums the partial results of a layer whose input arrives as a sum."""
-    if not route.sum_axes:
+    """Adds the partial sums of a layer whose input features are split."""
+    if not route.additions:
       return x
     partial = x.astype(self._exchange_dtype)
-    if route.scatters_sum:
-      total = self._scatter(partial, route.sum_axes, x.ndim - 1)
-    else:
-      total = self._sum(partial, route.sum_axes)
-    return total.astype(x.dtype)
+    for _, axes, dimension in route.additions:
+      if dimension is None:
+        partial = self._sum(partial, axes)
+      else:
+        partial = self._scatter(partial, axes, dimension % x.ndim)
+    return partial.astype(x.dtype)
 
   def _reshard(
     self, reshards: Iterable[resharding.Reshard], x: jax.Array

@@ -10,41 +10,75 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from alexnet_jax.network import wiring
 
 # Dimensions of a kernel, HWIO or (in, out).
 INPUTS, OUTPUTS = -2, -1
-ARRIVALS = ("gather", "sum", "fewest")
-LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+# Of layers; a layout has a placement for each.
+KINDS = ("conv", "fc")
+# What a config's layout has beside the placements of single layers.
+FIELDS = ("name", "axes", "mesh", "allow_unplanned", *KINDS)
+# Fields of a placement; an axis splits at most one of these.
+DIMENSIONS = ("batch", "outputs", "inputs", "features")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
-  """Which mesh axes split one layer, and how its input arrives.
+  """Which mesh axes split which dimension of one layer's work.
 
-  Along an axis in neither batch nor features, every device computes the same.
+  Several dimensions may be split at once, each by other axes. Along an axis in
+  none of them, every device computes the same.
 
   Attributes:
-    batch: axes that split the layer's images.
-    features: axes that split its output features or, if it arrives as a sum,
-      its input features.
-    arrive: `gather`: every device receives all that the layer reads and
-      computes its shard of the outputs. `sum`: every device reads only its
-      shard of the input, and the partial results are summed. `fewest`: the one
-      of the two with which the whole step sends fewer bytes, which depends on
-      the network, on the other layers' placements and on the batch.
+    batch: axes that split the images.
+    outputs: axes that split the output features. Every device reads all that
+      the layer reads, and computes its shard. Of a layer that reads its own
+      column, the first axes split the columns; where each device has one
+      column, those after them split the outputs inside a column.
+    inputs: axes that split the input features. Every device reads its shard,
+      and the partial sums are added. Of a layer that reads its own column,
+      they split the channels of a column.
+    features: axes of `outputs` or of `inputs`, after those named there:
+      whichever makes the whole step send fewer bytes, which depends on the
+      network, on the other layers' placements and on the batch.
     fsdp: axes of `batch` over which the kernel and its optimizer state are
       stored sharded; gathered at use, and the gradient reduce-scattered.
     overlap_gather: compute with the local shard while the all-gather of the
-      others is in flight, in a layer that reads all columns and gathers them
-      by features: two products instead of one, the same elements sent.
+      others is in flight, in a layer that reads all columns and gathers their
+      features: two products instead of one, the same elements sent.
   """
 
   batch: tuple[str, ...] = ()
+  outputs: tuple[str, ...] = ()
+  inputs: tuple[str, ...] = ()
   features: tuple[str, ...] = ()
-  arrive: str = "gather"
   fsdp: tuple[str, ...] = ()
   overlap_gather: bool = False
+
+  @property
+  def axes(self) -> tuple[str, ...]:
+    """The axes along which the devices do different work."""
+    return self.batch + self.outputs + self.inputs + self.features
+
+  @property
+  def ways(self) -> tuple[Placement, ...]:
+    """The placements that this one may become: without `features`.
+
+    Those of `outputs` first; one if there are no `features`.
+    """
+    if not self.features:
+      return (self,)
+    return tuple(
+      dataclasses.replace(
+        self, features=(), **{field: getattr(self, field) + self.features}
+      )
+      for field in ("outputs", "inputs")
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,9 +89,13 @@ class Layout:
     name: what users type.
     mesh: axis name -> number of devices, slowest axis first. `mesh.py` puts
       the devices on the axes.
-    conv: placement of conv1 to conv5.
-    fc: placement of fc6 to fc8.
+    conv: placement of the convolutions.
+    fc: placement of the fully connected layers.
     layers: placements of single layers; they override `conv` and `fc`.
+
+  Raises:
+    ValueError: a placement has a value of another type, or is that of a layer
+      with an impossible name; names layer and field.
   """
 
   name: str
@@ -67,26 +105,28 @@ class Layout:
   layers: Mapping[str, Placement] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    for layer in self.layers:
-      if layer not in LAYERS:
-        raise ValueError(
-          f"layout '{self.name}' places a layer {layer!r}, expected one of "
-          f"{', '.join(LAYERS)}. Change the keys of its layers."
-        )
+    if not isinstance(self.layers, Mapping):
+      raise ValueError(
+        f"layout {self.name!r}: layers is {reprlib.repr(self.layers)}, "
+        "expected a dict of placements by layer. Write "
+        "layers={'fc7': Placement(...)}."
+      )
+    _check_mesh(self)
+    _check_names(self)
+    for layer, placement in (
+      *(("conv", self.conv), ("fc", self.fc)),
+      *self.layers.items(),
+    ):
+      _check_types(self.name, layer, placement)
 
   def __hash__(self) -> int:
     # A dict has no hash of its own. As for ==, the order of axes is ignored.
     mappings = frozenset(self.mesh.items()), frozenset(self.layers.items())
     return hash((self.name, self.conv, self.fc, *mappings))
 
-  def placement(self, layer: str) -> Placement:
-    group = self.conv if layer.startswith("conv") else self.fc
-    return self.layers.get(layer, group)
-
-  def uses(self, axis: str) -> bool:
-    """Whether a layer is split along an axis."""
-    placements = map(self.placement, LAYERS)
-    return any(axis in one.batch + one.features for one in placements)
+  def placement(self, layer: wiring.Layer) -> Placement:
+    """Returns the placement of a layer: its own, or that of its kind."""
+    return self.layers.get(layer.name, getattr(self, layer.kind))
 
   @property
   def devices(self) -> int:
@@ -96,8 +136,84 @@ class Layout:
     """Returns the number of devices along the axes."""
     return math.prod(self.mesh[axis] for axis in axes)
 
+  def split_columns(
+    self, axes: tuple[str, ...], columns: int
+  ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Divides the axes of a layer's outputs where columns stay together.
 
-def fsdp_dimension(layer: str) -> int:
+    Args:
+      columns: of the network.
+
+    Returns:
+      The first axes, which split the columns, and the others, which split the
+      outputs inside a column. None: these axes do not divide the columns so.
+    """
+    for count in range(len(axes), -1, -1):
+      split, inside = axes[:count], axes[count:]
+      if columns % self.size(split) == 0:
+        is_one = self.size(split) == columns  # column on each device
+        return (split, inside) if is_one or not inside else None
+    return None
+
+
+def _check_mesh(layout: Layout) -> None:
+  if not isinstance(layout.mesh, Mapping):
+    raise ValueError(
+      f"layout {layout.name!r}: mesh is {layout.mesh!r}, expected a dict of "
+      "devices by axis. Write mesh={'data': 2}."
+    )
+  for axis, size in layout.mesh.items():
+    if not isinstance(axis, str) or type(size) is not int:
+      raise ValueError(
+        f"layout {layout.name!r}: mesh has {size!r} devices along {axis!r}, "
+        "expected a name and an integer. Write mesh={'data': 2}."
+      )
+
+
+def _check_names(layout: Layout) -> None:
+  """Refuses placements of layers with names that no layer can have."""
+  for layer in layout.layers:
+    if not isinstance(layer, str) or not layer.isidentifier():
+      expected = "a name of letters, digits and _"
+    elif layer in KINDS:
+      expected = f"a single layer: {layer} is a kind of layers"
+    elif layer in FIELDS:
+      expected = f"another name: a config's layout has a field {layer}"
+    else:
+      continue
+    write = f"{layer}=" if layer in KINDS else "layers={'fc7': "
+    raise ValueError(
+      f"layout {layout.name!r}: layers places {reprlib.repr(layer)}, expected "
+      f"{expected}. Write {write}Placement(...){'' if layer in KINDS else '}'}."
+    )
+
+
+def _check_types(name: str, layer: str, placement: object) -> None:
+  """Refuses what is no placement, and fields of other types."""
+  where = f"layout {name!r}: {layer}"
+  if not isinstance(placement, Placement):
+    raise ValueError(
+      f"{where} is {placement!r}, expected a Placement. Write "
+      f"{layer}=Placement(batch=('data',))."
+    )
+  for field in (*DIMENSIONS, "fsdp"):
+    axes = getattr(placement, field)
+    if isinstance(axes, tuple) and all(isinstance(axis, str) for axis in axes):
+      continue
+    is_one = isinstance(axes, str) and axes.isidentifier()
+    example = repr((axes,)) if is_one else "('data',)"
+    raise ValueError(
+      f"{where}.{field} is {axes!r}, expected a tuple of names of mesh axes. "
+      f"Write {field}={example}."
+    )
+  if not isinstance(placement.overlap_gather, bool):
+    raise ValueError(
+      f"{where}.overlap_gather is {placement.overlap_gather!r}, expected True "
+      "or False. Write overlap_gather=True."
+    )
+
+
+def fsdp_dimension(layer: wiring.Layer, network: wiring.Network) -> int:
   """Returns the dimension of a kernel that `Placement.fsdp` splits.
 
   Outputs, except for the last layer: the number of classes is arbitrary. A
@@ -105,7 +221,7 @@ def fsdp_dimension(layer: str) -> int:
   their inputs it makes a padded sum, which sends twice as much (libtpu 0.0.42,
   v5e).
   """
-  return INPUTS if layer == LAYERS[-1] else OUTPUTS
+  return INPUTS if layer is network.layers[-1] else OUTPUTS
 
 
 def override(
@@ -114,17 +230,22 @@ def override(
   mesh: Mapping[str, int | None],
   placements: Mapping[str, Mapping[str, object]],
   axes: Sequence[str] | None = None,
+  rows: Sequence = (),
 ) -> Layout:
   """Replaces single sizes and placements of a layout.
 
   Args:
     mesh: axis -> devices; None keeps the layout's size. An axis that the layout
       does not have is added as the fastest one.
-    placements: layer -> field of `Placement` -> value; None keeps.
+    placements: `conv`, `fc` (every layer of the kind) or a layer -> field of
+      `Placement` -> value; None keeps. An axis that splits one dimension no
+      longer splits another.
     axes: all axes of the mesh, slowest first; None keeps their order.
+    rows: the network's layers, of `wiring.Layer`; only these have placements of
+      their own.
 
   Raises:
-    ValueError: `axes` are not those of the mesh.
+    ValueError: `axes` are not those of the mesh, or the network lacks a layer.
   """
   sizes = {axis: size for axis, size in mesh.items() if size is not None}
   sizes = {**layout.mesh, **sizes}
@@ -134,16 +255,56 @@ def override(
       f"the axes {tuple(axes)} are not those of the mesh "
       f"({format_mesh(sizes)}). Set config.layout.axes or config.layout.mesh."
     )
-  layers = {}
-  for name in LAYERS:
-    fields = {
-      field: tuple(value) if isinstance(value, list | tuple) else value
-      for field, value in placements.get(name, {}).items()
-      if value is not None
-    }
-    layers[name] = dataclasses.replace(layout.placement(name), **fields)
+  kinds = {row.name: row.kind for row in rows}
+  of_kinds = {
+    kind: _change(getattr(layout, kind), placements.get(kind, {}))
+    for kind in KINDS
+  }
+  layers = {
+    name: _change(placement, placements.get(kinds.get(name), {}))
+    for name, placement in layout.layers.items()
+  }
+  for name, fields in placements.items():
+    if name in KINDS:
+      continue
+    if name not in kinds:
+      raise ValueError(
+        f"layout {layout.name!r} places a layer {name!r}, expected one of the "
+        f"network's: {', '.join(kinds)}. Remove config.layout.{name}."
+      )
+    layers[name] = _change(layers.get(name, of_kinds[kinds[name]]), fields)
   return dataclasses.replace(
-    layout, mesh={axis: sizes[axis] for axis in axes}, layers=layers
+    layout, mesh={axis: sizes[axis] for axis in axes}, layers=layers, **of_kinds
+  )
+
+
+def _change(placement: Placement, fields: Mapping[str, object]) -> Placement:
+  """Sets the fields that are not None; their axes leave the other ones."""
+  given = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in fields.items()
+    if value is not None
+  }
+  taken = {axis for name in DIMENSIONS for axis in given.get(name, ())}
+  left = {
+    name: tuple(axis for axis in getattr(placement, name) if axis not in taken)
+    for name in DIMENSIONS
+  }
+  return dataclasses.replace(placement, **(left | given))
+
+
+def describe_gone(field: str) -> str | None:
+  """Says in a sentence what replaces a field of old placements; else None.
+
+  Args:
+    field: its full name in a config, such as `layout.fc6.arrive`.
+  """
+  words = field.split(".")
+  if len(words) != 3 or (words[0], words[2]) != ("layout", "arrive"):
+    return None
+  return (
+    f"the field {field} is gone: write layout.{words[1]}.outputs (for gather), "
+    ".inputs (for sum) or .features (for fewest)."
   )
 
 
@@ -161,14 +322,16 @@ def to_fields(layout: Layout) -> dict[str, object]:
   """Converts a layout to nested dicts, for a config.
 
   Returns:
-    {"name", "axes", "mesh", and each layer's placement}. The axes give their
-    order, which the dicts of a config do not keep.
+    {"name", "axes", "mesh", "conv", "fc", and each layer that has a placement
+    of its own}. The axes give their order, which the dicts of a config do not
+    keep.
   """
+  placements = {"conv": layout.conv, "fc": layout.fc, **layout.layers}
   return {
     "name": layout.name,
     "axes": tuple(layout.mesh),
     "mesh": dict(layout.mesh),
-    **{name: dataclasses.asdict(layout.placement(name)) for name in LAYERS},
+    **{name: dataclasses.asdict(one) for name, one in placements.items()},
   }
 
 

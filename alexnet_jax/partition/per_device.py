@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from alexnet_jax.network import wiring
+from alexnet_jax.partition import check
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import specs as specs_lib
@@ -18,18 +20,24 @@ FLOAT32 = plan_lib.DTYPE_BYTES["float32"]
 class DeviceLoad:
   """What one device holds and computes of one layer in a training step.
 
+  Two are equal if the device does the same, whatever the axes are called.
+
   Attributes:
-    arrive: how the input arrives from other devices: `gather`, `gather,
-      overlapped` or `sum`; empty if nothing arrives.
+    placement: of the layer, without `features`: these are outputs or inputs.
+    arrives: what comes from other devices, step by step, in words; see
+      `describe_arrival`.
+    overlaps: whether it computes with its own inputs while others arrive.
     inputs: channels or units of the input that are read here.
     outputs: maps or units that are computed here.
     is_partial: whether these are partial sums.
     kernel: shape of the stored shard of the kernel.
     parameters: values in the stored shards of all parameters.
     images: whose outputs are computed here.
-    values: outputs for each image that are kept here, before pooling; after the
-      sum, if partial results are summed.
-    activation_bytes: of these values of all images, in the type of the
+    kept_images: whose outputs are kept here: fewer, if partial sums are
+      scattered over images.
+    values: outputs for each of these that are kept here, before pooling, after
+      partial sums are added.
+    activation_bytes: of these values of all these images, in the type of the
       computation.
     multiplications: of the convolution or product, for each image, forward.
     unpadded: the part of these whose factor is no zero of the padding, 0 to 1.
@@ -39,13 +47,16 @@ class DeviceLoad:
       repeated.
   """
 
-  arrive: str
+  placement: layout_lib.Placement = dataclasses.field(compare=False)
+  arrives: tuple[str, ...] = dataclasses.field(compare=False)
+  overlaps: bool
   inputs: int
   outputs: int
   is_partial: bool
   kernel: tuple[int, ...]
   parameters: int
   images: int
+  kept_images: int
   values: int
   activation_bytes: int
   multiplications: int
@@ -82,40 +93,43 @@ def find_loads(
   routes = plan_lib.choose_routes(
     network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
   )
-  specs = specs_lib.make_specs(network, layout, routes)
+  specs = specs_lib.make_specs(network, routes)
   loads = {}
-  for name, sizes in network.sizes().items():
-    placement, route = layout.placement(name), routes[name]
+  sizes = network.sizes()
+  for layer, following in itertools.pairwise((*network.layers, None)):
+    name, size = layer.name, sizes[layer.name]
+    route, placement = routes[name], routes[name].placement
     shards = {
       tensor: plan_lib.shard_shape(shape, spec, layout)
       for (tensor, shape), spec in zip(
-        sizes.shapes.items(), specs.parameters[name].values(), strict=True
+        size.shapes.items(), specs.parameters[name].values(), strict=True
       )
     }
-    images = batch_size // layout.size(placement.batch)
-    parts = layout.size(placement.features)
-    is_partial = layout.size(route.sum_axes) > 1
-    arrives = is_partial or any(
-      reshard.sends and layout.size(reshard.axes) > 1
-      for reshard in route.reshards
-    )
-    values = sizes.outputs // layout.size(route.output_sharding.features)
+    kept_images = route.images // layout.size(route.scatter_images)
+    outputs = layout.size(placement.outputs)
+    parts = outputs * layout.size(placement.inputs)
+    values = size.outputs // layout.size(route.output_sharding.features)
     loads[name] = DeviceLoad(
-      arrive=(route.arrive + ", overlapped" * route.overlap_gather)
-      if arrives
-      else "",
-      inputs=sizes.channels // layout.size(route.input_sharding.features),
-      outputs=sizes.kernel[-1] // (1 if is_partial else parts),
-      is_partial=is_partial,
+      placement=placement,
+      arrives=plan_lib.describe_arrival(
+        layout, layer, route, following, routes
+      ),
+      overlaps=route.overlap_gather,
+      inputs=size.channels // layout.size(route.input_sharding.features),
+      outputs=size.kernel[-1] // outputs,
+      is_partial=layout.size(placement.inputs) > 1,
       kernel=shards[plan_lib.KERNEL],
       parameters=sum(map(math.prod, shards.values())),
-      images=images,
+      images=route.images,
+      kept_images=kept_images,
       values=values,
-      activation_bytes=plan_lib.DTYPE_BYTES[compute_dtype] * images * values,
-      multiplications=sizes.multiplications // parts,
-      unpadded=_unpadded_fraction(network.layer(name), sizes),
+      activation_bytes=(
+        plan_lib.DTYPE_BYTES[compute_dtype] * kept_images * values
+      ),
+      multiplications=size.multiplications // parts,
+      unpadded=_unpadded_fraction(layer, size),
       passes=2 if route.reads_images else 3,
-      times_computed=layout.devices // (layout.size(placement.batch) * parts),
+      times_computed=(layout.devices // (layout.size(placement.batch) * parts)),
     )
   return loads
 
@@ -132,6 +146,59 @@ def _unpadded_fraction(layer: wiring.Layer, sizes: wiring.Sizes) -> float:
     min(start + layer.window, side) - max(start, 0) for start in starts
   )
   return (read / (sizes.map_side * layer.window)) ** 2  # of two directions
+
+
+def find_fitting(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  devices: int,
+  *,
+  batch_size: int,
+) -> Iterator[layout_lib.Layout]:
+  """Yields a layout on each mesh of that many devices that it allows."""
+  for candidate in layout_lib.find_meshes(layout, devices):
+    if check.fits(candidate, network, batch_size=batch_size):
+      try:
+        plan_lib.choose_routes(network, candidate, batch_size=batch_size)
+      except ValueError:
+        continue  # the orders of axes of two layers do not fit together
+      yield candidate
+
+
+def find_distinct(
+  network: wiring.Network,
+  layouts: Iterable[layout_lib.Layout],
+  *,
+  batch_size: int,
+  exchange_dtype: str = "float32",
+  norms: bool = False,
+) -> list[layout_lib.Layout]:
+  """Leaves out layouts that come to the same as another one of these.
+
+  Two do if a device sends, computes and holds the same, whatever the axes are
+  called. Of these it keeps the one with the fewest axes of one device:
+  `data_parallel`, and no other layout with one device along `model`.
+
+  Args:
+    layouts: layouts that `check.check` has accepted for the network.
+    batch_size, exchange_dtype, norms: as for `plan.make_plan`.
+  """
+  layouts, plainest = list(layouts), {}
+  options = {"batch_size": batch_size, "exchange_dtype": exchange_dtype}
+  for layout in sorted(
+    layouts, key=lambda layout: list(layout.mesh.values()).count(1)
+  ):
+    places = plan_lib.crossed_axes(layout.mesh, layout.mesh)
+    plan = [
+      dataclasses.replace(
+        one, axes=tuple(str(places.index(axis)) for axis in one.axes)
+      )
+      for one in plan_lib.make_plan(network, layout, norms=norms, **options)
+    ]
+    loads = find_loads(network, layout, **options).values()
+    plainest.setdefault((*plan, *loads), layout)
+  kept = list(plainest.values())
+  return [layout for layout in layouts if layout in kept]
 
 
 def repeated_fraction(loads: Mapping[str, DeviceLoad]) -> float:

@@ -13,13 +13,13 @@ import functools
 import itertools
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 
 from alexnet_jax.network import wiring
+from alexnet_jax.partition import check, resharding
 from alexnet_jax.partition import layout as layout_lib
-from alexnet_jax.partition import resharding
 from alexnet_jax.partition import specs as specs_lib
 
 FORWARD, BACKWARD = "forward", "backward"
@@ -28,6 +28,7 @@ KERNEL, BIAS, SCALE = "kernel", "bias", "scale"
 PARAMETERS = (KERNEL, BIAS, SCALE)
 # The norms that the optimizer needs of sharded kernels: "layer" and tensor.
 UPDATE, NORM = "update", "norm"
+LOSS = resharding.LOSS
 # In a program, these tensors have a scope of their own inside their layer's.
 NAMED_SCOPES = (*PARAMETERS, EDGES, STATISTICS, NORM)
 
@@ -138,9 +139,32 @@ def make_plan(
   routes = choose_routes(
     network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
   )
-  return _list_collectives(
-    network, layout, routes, exchange_dtype=exchange_dtype, norms=norms
-  )
+  listed = [
+    collective
+    for name, route in routes.items()
+    for collective in _list_layer(
+      network, layout, name, route, itemsize=DTYPE_BYTES[exchange_dtype]
+    )
+  ]
+  # Parameters and norms last: those of activations in forward order.
+  plan = sorted(listed, key=lambda one: one.tensor in PARAMETERS)
+  axes = specs_lib.make_specs(network, routes).kernel_axes
+  if norms and layout.size(axes) > 1:
+    plan.append(
+      Collective(
+        layer=UPDATE,
+        direction=FORWARD,
+        tensor=NORM,
+        kind="sum",
+        axes=crossed_axes(axes, layout.mesh),
+        devices=layout.size(axes),
+        elements=2 * len(network.layers),
+        bytes_per_element=max(
+          DTYPE_BYTES[exchange_dtype], DTYPE_BYTES["float32"]
+        ),
+      )
+    )
+  return tuple(plan)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -153,10 +177,12 @@ def choose_routes(
 ) -> Mapping[str, resharding.LayerRoute]:
   """Finds the routes of a step; once for each input.
 
-  Where the layout says `fewest`, inputs arrive so that the plan of the whole
-  step has the fewest bytes. How one layer's input arrives changes what other
-  layers send, so all ways of all layers are compared. Of equal ones it takes
-  the one in which the earliest layer gathers.
+  Where the layout says `features`, these become outputs or inputs so that the
+  plan of the whole step has the fewest bytes. What one layer splits changes
+  what other layers send, so the ways of all layers are compared, by dynamic
+  programming over the layers: what remains to be sent depends only on how the
+  last output is sharded, and on what the next layer splits. Of equal ways it
+  takes the one in which the earliest layer splits its outputs.
 
   Args: those of `make_plan`.
 
@@ -166,55 +192,118 @@ def choose_routes(
   Raises:
     ValueError: two layers name their axes in orders that do not fit together.
   """
-  ways = resharding.find_arrivals(network, layout)
-  found, errors = [], []
-  for chosen in itertools.product(*ways.values()):
-    arrivals = dict(zip(ways, chosen, strict=True))
+  sizes = network.sizes()
+  ways = check.find_ways(layout, network)
+  list_layer = functools.partial(
+    _list_layer, network, layout, itemsize=DTYPE_BYTES[exchange_dtype]
+  )
+  first = network.layers[0].name
+  # (sharding of the input, way of the layer) -> the best until there: bytes,
+  # which of the ways were taken, the routes.
+  best = {
+    (resharding.ActivationSharding(batch=way.batch), way): (0, (taken,), ())
+    for taken, way in enumerate(ways[first])
+  }
+  for layer, following in itertools.pairwise((*network.layers, None)):
+    reached: dict = {}
+    errors = []
+    for (sharding, way), (sent, taken, routes) in best.items():
+      for index, next_way in enumerate(
+        ways[following.name] if following else (None,)
+      ):
+        try:
+          route = resharding.find_route(
+            network,
+            layout,
+            layer,
+            following,
+            sharding,
+            size=sizes[layer.name],
+            placement=way,
+            next_placement=next_way,
+            batch_size=batch_size,
+          )
+        except ValueError as error:
+          errors.append(error)
+          continue
+        collectives = list_layer(layer.name, route)
+        candidate = (
+          sent + sum(collective.sent_bytes for collective in collectives),
+          (*taken, index),
+          (*routes, route),
+        )
+        state = route.output_sharding, next_way
+        if state not in reached or candidate[:2] < reached[state][:2]:
+          reached[state] = candidate
+    if not reached:
+      raise errors[0]
+    best = reached
+  finished, errors = [], []
+  for (sharding, _), (sent, taken, routes) in best.items():
     try:
-      routes = resharding.find_routes(
-        network, layout, arrivals=arrivals, batch_size=batch_size
+      loss = resharding.find_loss_route(
+        network, layout, sharding, batch_size=batch_size
       )
     except ValueError as error:
       errors.append(error)
-    else:
-      found.append(types.MappingProxyType(routes))  # shared by all who ask
-  if not found:
+      continue
+    collectives = list_layer(LOSS, loss)
+    sent += sum(collective.sent_bytes for collective in collectives)
+    finished.append((sent, taken, (*routes, loss)))
+  if not finished:
     raise errors[0]
-  if len(found) == 1:
-    return found[0]
-
-  def sent_bytes(routes: Mapping[str, resharding.LayerRoute]) -> int:
-    # The norms of the kernels are the same for all.
-    plan = _list_collectives(
-      network, layout, routes, exchange_dtype=exchange_dtype, norms=False
-    )
-    return sum(collective.sent_bytes for collective in plan)
-
-  return min(found, key=sent_bytes)
+  *_, routes = min(finished, key=lambda found: found[:2])
+  names = [*sizes, LOSS]
+  # Shared by all who ask.
+  return types.MappingProxyType(dict(zip(names, routes, strict=True)))
 
 
-def _list_collectives(
+def choose_placements(
   network: wiring.Network,
   layout: layout_lib.Layout,
-  routes: Mapping[str, resharding.LayerRoute],
   *,
-  exchange_dtype: str,
-  norms: bool,
-) -> tuple[Collective, ...]:
-  """Lists the collectives of a step on given routes; see `make_plan`."""
-  specs = specs_lib.make_specs(network, layout, routes)
-  itemsize = DTYPE_BYTES[exchange_dtype]
+  batch_size: int,
+  exchange_dtype: str = "float32",
+) -> layout_lib.Layout:
+  """Replaces each `features` of a layout by the outputs or inputs it becomes.
+
+  Args: those of `make_plan`.
+  """
+  routes = choose_routes(
+    network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
+  )
+  placements = {
+    layer.name: routes[layer.name].placement for layer in network.layers
+  }
+  return dataclasses.replace(layout, layers=placements)
+
+
+def _list_layer(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  name: str,
+  route: resharding.LayerRoute,
+  *,
+  itemsize: int,
+) -> list[Collective]:
+  """Lists the collectives of one layer, or of the loss.
+
+  Those of activations come first, those of parameters last.
+
+  Args:
+    itemsize: bytes of an activation while it is sent.
+  """
   wide = max(itemsize, DTYPE_BYTES["float32"])
-  plan = []
+  plan: list[Collective] = []
 
   def add(
-    layer, direction, tensor, kind, axes, elements, images=0, itemsize=wide
+    direction, tensor, kind, axes, elements, images=0, itemsize=wide
   ) -> None:
     devices = layout.size(axes)
     if devices > 1:  # else nothing is sent
       plan.append(
         Collective(
-          layer=layer,
+          layer=name,
           direction=direction,
           tensor=tensor,
           kind=kind,
@@ -226,44 +315,38 @@ def _list_collectives(
         )
       )
 
-  sizes = network.sizes()
-  for name, route in routes.items():
-    _add_activations(add, name, route, layout, itemsize=itemsize)
-    axes = route.output_sharding.features
-    if name in sizes and (halo := network.layer(name).halo):
-      images = route.sum_images
-      edges = 2 * halo * layout.size(axes) * sizes[name].map_side ** 2
-      what = (axes, images * edges, images, itemsize)
-      add(name, FORWARD, EDGES, "all_gather", *what)
-      add(name, BACKWARD, EDGES, "reduce_scatter", *what)
-    if name in specs.statistics:
-      features = network.layer(name).features // layout.size(axes)
-      sum_axes = specs.gradient_sums[name][STATISTICS]
-      # The mean, then the variance around it; both gradients together.
-      for direction, numbers in ((FORWARD, 1), (FORWARD, 1), (BACKWARD, 2)):
-        what = (STATISTICS, "sum", sum_axes, numbers * features)
-        add(name, direction, *what)
-  loss_axes = routes[resharding.LOSS].output_sharding.varying
-  add(resharding.LOSS, FORWARD, ACTIVATION, "sum", loss_axes, LOSS_VALUES)
-  for name, size in sizes.items():
-    for tensor, shape in size.shapes.items():
-      spec = specs.parameters[name][tensor]
-      elements = math.prod(shard_shape(shape, spec, layout))
-      axes, _ = specs.gathers.get((name, tensor), ((), 0))
-      gathered = elements * layout.size(axes)
-      add(name, FORWARD, tensor, "all_gather", axes, gathered)
-      add(name, BACKWARD, tensor, "reduce_scatter", axes, gathered)
-      sum_axes = specs.gradient_sums[name][tensor]
-      add(name, BACKWARD, tensor, "sum", sum_axes, elements)
-  if norms:
-    kernels = len(specs.parameters)
-    add(UPDATE, FORWARD, NORM, "sum", specs.kernel_axes, 2 * kernels)
-  return tuple(plan)
+  _add_activations(add, route, layout, itemsize=itemsize)
+  if name == LOSS:
+    axes = route.output_sharding.varying
+    add(FORWARD, ACTIVATION, "sum", axes, LOSS_VALUES)
+    return plan
+  layer, size = network.layer(name), network.sizes()[name]
+  specs = specs_lib.make_layer_specs(network, layer, size, route)
+  if halo := layer.halo:
+    axes = route.halo_axes
+    images = route.images // layout.size(route.scatter_images)
+    edges = 2 * halo * layout.size(axes) * size.norm_side**2
+    what = (axes, images * edges, images, itemsize)
+    add(FORWARD, EDGES, "all_gather", *what)
+    add(BACKWARD, EDGES, "reduce_scatter", *what)
+  if specs.statistics:
+    features = layer.features // layout.size(route.output_sharding.features)
+    sum_axes = specs.gradient_sums[STATISTICS]
+    # The mean, then the variance around it; both gradients together.
+    for direction, numbers in ((FORWARD, 1), (FORWARD, 1), (BACKWARD, 2)):
+      add(direction, STATISTICS, "sum", sum_axes, numbers * features)
+  for tensor, shape in size.shapes.items():
+    elements = math.prod(shard_shape(shape, specs.parameters[tensor], layout))
+    axes, _ = specs.gathers.get(tensor, ((), 0))
+    gathered = elements * layout.size(axes)
+    add(FORWARD, tensor, "all_gather", axes, gathered)
+    add(BACKWARD, tensor, "reduce_scatter", axes, gathered)
+    add(BACKWARD, tensor, "sum", specs.gradient_sums[tensor], elements)
+  return plan
 
 
 def _add_activations(
   add: Callable[..., None],
-  name: str,
   route: resharding.LayerRoute,
   layout: layout_lib.Layout,
   *,
@@ -275,16 +358,112 @@ def _add_activations(
     if reshard.sends:
       what = (axes, elements * layout.size(axes), images, itemsize)
       kind = reshard.kind
-      add(name, FORWARD, ACTIVATION, kind, *what)
-      add(name, BACKWARD, ACTIVATION, TRANSPOSES[kind], *what)
+      add(FORWARD, ACTIVATION, kind, *what)
+      add(BACKWARD, ACTIVATION, TRANSPOSES[kind], *what)
     elif not reshard.copied and not route.reads_images:
-      add(name, BACKWARD, ACTIVATION, "sum", axes, elements, images)
-  if route.sum_axes:
-    kind = "reduce_scatter" if route.scatters_sum else "sum"
-    what = (route.sum_axes, route.sum_elements, route.sum_images, itemsize)
-    add(name, FORWARD, ACTIVATION, kind, *what)
-    if route.scatters_sum:
-      add(name, BACKWARD, ACTIVATION, TRANSPOSES[kind], *what)
+      add(BACKWARD, ACTIVATION, "sum", axes, elements, images)
+  elements, images = route.partial_elements, route.images
+  for kind, axes, dimension in route.additions:
+    what = (axes, elements, images, itemsize)
+    add(FORWARD, ACTIVATION, kind, *what)
+    if kind in TRANSPOSES:
+      add(BACKWARD, ACTIVATION, TRANSPOSES[kind], *what)
+      elements //= layout.size(axes)
+      if dimension == resharding.BATCH:
+        images //= layout.size(axes)
+
+
+def describe_arrival(
+  layout: layout_lib.Layout,
+  layer: wiring.Layer,
+  route: resharding.LayerRoute,
+  following: wiring.Layer | None,
+  routes: Mapping[str, resharding.LayerRoute],
+) -> tuple[str, ...]:
+  """Says what a layer receives from other devices, in order.
+
+  Args:
+    layout: of the routes.
+    route: of the layer.
+    following: the next layer; None: the loss follows.
+    routes: of all layers, from `plan.choose_routes`.
+
+  Returns:
+    What is gathered or exchanged before the layer, what becomes of its partial
+    sums after it, and the maps that it normalizes with; for example `inputs:
+    partial sums scattered to fc7's inputs over model`. Empty: nothing arrives.
+  """
+  return (
+    *_describe_reshards(layout, route),
+    *_describe_sums(layout, route, following, routes),
+    *_describe_halo(layout, layer, route),
+  )
+
+
+def describe_loss_arrival(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  *,
+  batch_size: int,
+  exchange_dtype: str = "float32",
+) -> tuple[str, ...]:
+  """Says how the loss receives complete logits; arguments of `make_plan`."""
+  routes = choose_routes(
+    network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
+  )
+  return tuple(_describe_reshards(layout, routes[LOSS]))
+
+
+def _describe_reshards(
+  layout: layout_lib.Layout, route: resharding.LayerRoute
+) -> Iterator[str]:
+  """Yields what arrives for the input of a layer, or of the loss, in order."""
+  words = {resharding.BATCH: "images", resharding.CHANNELS: "features"}
+  for reshard in route.reshards:
+    if reshard.sends and layout.size(reshard.axes) > 1:
+      what = words[reshard.source]
+      how = "gathered"
+      if reshard.kind == "all_to_all":
+        how = f"exchanged for {words[reshard.target]}"
+      yield f"{what} {how} {_over(layout, reshard.axes)}"
+
+
+def _describe_sums(
+  layout: layout_lib.Layout,
+  route: resharding.LayerRoute,
+  following: wiring.Layer | None,
+  routes: Mapping[str, resharding.LayerRoute],
+) -> Iterator[str]:
+  sums = []
+  for kind, axes, dimension in route.additions:
+    if layout.size(axes) == 1:
+      continue
+    over = _over(layout, axes)
+    if kind == "sum":
+      sums.append(f"summed {over}")
+      continue
+    name, after = following.name, routes[following.name].input_sharding
+    if dimension == resharding.BATCH:
+      sums.append(f"scattered to {name}'s images {over}")
+    elif set(axes) <= set(after.features):
+      sums.append(f"scattered to {name}'s inputs {over}")
+    else:
+      sums.append(f"scattered {over}, for {name} to gather")
+  if sums:
+    yield f"inputs: partial sums {', then '.join(sums)}"
+
+
+def _describe_halo(
+  layout: layout_lib.Layout, layer: wiring.Layer, route: resharding.LayerRoute
+) -> Iterator[str]:
+  if layer.halo and layout.size(route.halo_axes) > 1:
+    maps = f"{layer.halo} map{'s' if layer.halo > 1 else ''}"
+    over = _over(layout, route.halo_axes)
+    yield f"to normalize: {maps} of each neighbor {over}"
+
+
+def _over(layout: layout_lib.Layout, axes: Iterable[str]) -> str:
+  return f"over {' x '.join(crossed_axes(axes, layout.mesh))}"
 
 
 def sent_along(plan: Iterable[Collective]) -> dict[str, int]:

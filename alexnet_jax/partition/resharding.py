@@ -1,8 +1,8 @@
 """Finds how each activation is resharded on its way from layer to layer.
 
 This is the one place where a layout becomes communication: `exchange.py`
-performs the routes. `plan.py` counts their bytes, and by these chooses how the
-input of a layer arrives where the layout leaves it open (`fewest`).
+performs the routes. `plan.py` counts their bytes, and by these chooses between
+outputs and inputs where the layout leaves it open (`features`).
 
 The output of a layer is sharded over mesh axes, and the next layer may need it
 sharded over others. Each axis on which the two differ is one `Reshard`:
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
@@ -88,68 +88,141 @@ class LayerRoute:
   """The communication around one layer.
 
   Attributes:
+    placement: the layer's, without `features`: these are outputs or inputs.
     reshards: of the input, in order.
     input_sharding: of the input where the layer is computed.
     output_sharding: of the output.
-    arrive: `gather` or `sum`.
     overlap_gather: whether the layer computes with the local features while
       the last reshard gathers all of them.
-    sum_axes: axes over which partial results are summed.
-    scatters_sum: whether the sum stays sharded by features, for the next layer.
-    sum_elements: of one partial result on one device.
-    sum_images: whose partial results these are.
+    scatter_outputs: axes along which partial sums are added and scattered over
+      the output features; like the next two, of the placement's `inputs`.
+    scatter_images: axes along which they are added and scattered over images.
+    sum_axes: axes along which they are added, and replicated.
+    partial_elements: of the partial sums on one device.
+    images: whose partial sums, or outputs, one device computes.
+    halo_axes: axes along which neighboring maps are on other devices, for a
+      local response normalization.
     reads_images: whether the layer reads the image, which needs no gradient.
   """
 
+  placement: layout_lib.Placement = layout_lib.Placement()
   reshards: tuple[Reshard, ...]
   input_sharding: ActivationSharding
   output_sharding: ActivationSharding
-  arrive: str = "gather"
   overlap_gather: bool = False
+  scatter_outputs: tuple[str, ...] = ()
+  scatter_images: tuple[str, ...] = ()
   sum_axes: tuple[str, ...] = ()
-  scatters_sum: bool = False
-  sum_elements: int = 0
-  sum_images: int = 0
+  partial_elements: int = 0
+  images: int = 0
+  halo_axes: tuple[str, ...] = ()
   reads_images: bool = False
 
+  @property
+  def additions(self) -> tuple[tuple[str, tuple[str, ...], int | None], ...]:
+    """How partial sums are added, in order: (kind, axes, dimension).
 
-def find_routes(
+    The kinds are `reduce_scatter`, over a dimension, and `sum`. What scatters
+    comes first, so that the next one handles less.
+    """
+    additions = (
+      ("reduce_scatter", self.scatter_outputs, CHANNELS),
+      ("reduce_scatter", self.scatter_images, BATCH),
+      ("sum", self.sum_axes, None),
+    )
+    return tuple(addition for addition in additions if addition[1])
+
+
+def find_route(
   network: wiring.Network,
   layout: layout_lib.Layout,
+  layer: wiring.Layer,
+  following: wiring.Layer | None,
+  sharding: ActivationSharding,
   *,
-  arrivals: Mapping[str, str],
+  size: wiring.Sizes,
+  placement: layout_lib.Placement,
+  next_placement: layout_lib.Placement | None,
   batch_size: int,
-) -> dict[str, LayerRoute]:
-  """Finds the route into every layer, and into the loss.
+) -> LayerRoute:
+  """Finds the route into a layer whose input has the given sharding.
 
   Args:
     layout: a layout that `check.check` has accepted for it.
-    arrivals: layer -> `gather` or `sum`, one of `find_arrivals`.
+    size: of the layer.
+    following: the next layer; None: the loss follows.
+    placement, next_placement: of these two, from `check.find_ways`.
     batch_size: images in a step, over all devices.
-
-  Returns:
-    {layer: route}, in order; the last is `loss`, which reads complete logits.
 
   Raises:
     ValueError: two layers name their axes in orders that do not fit together.
   """
-  routes = {}
-  sharding = ActivationSharding(
-    batch=layout.placement(network.layers[0].name).batch
+  wanted = _find_wanted(network, layout, layer, placement)
+  reshards, input_sharding = _find_reshards(
+    layer.name,
+    sharding,
+    wanted,
+    layout,
+    elements=batch_size * size.positions * size.channels,
+    images=batch_size,
+    pvary_axes=tuple(
+      axis for axis in placement.outputs if axis not in wanted.features
+    ),
   )
-  sizes = network.sizes()
-  for layer, following in itertools.pairwise((*network.layers, None)):
-    route = _find_route(
-      layer,
-      following,
-      sizes[layer.name],
-      sharding,
-      layout,
-      arrive=arrivals[layer.name],
-      batch_size=batch_size,
-    )
-    routes[layer.name] = route
-    sharding = route.output_sharding
+  to_outputs, to_images = _find_scatters(
+    network,
+    layout,
+    layer,
+    following,
+    placement=placement,
+    next_placement=next_placement,
+  )
+  features = placement.outputs + to_outputs
+  images = batch_size // layout.size(placement.batch)
+  columns = layout.split_columns(features, network.columns)
+  return LayerRoute(
+    placement=placement,
+    reshards=reshards,
+    input_sharding=input_sharding,
+    output_sharding=ActivationSharding(
+      batch=placement.batch + to_images,
+      features=features,
+      copies=tuple(
+        axis
+        for axis in input_sharding.copies
+        if axis not in placement.outputs + placement.inputs
+      ),
+    ),
+    overlap_gather=(
+      placement.overlap_gather
+      and layer.reads == "all"
+      and bool(reshards)
+      and (reshards[-1].kind, reshards[-1].source) == ("all_gather", CHANNELS)
+      and layout.size(reshards[-1].axes) > 1
+    ),
+    scatter_outputs=to_outputs,
+    scatter_images=to_images,
+    sum_axes=tuple(
+      axis for axis in placement.inputs if axis not in to_outputs + to_images
+    ),
+    partial_elements=images * size.outputs // layout.size(placement.outputs),
+    images=images,
+    halo_axes={
+      "across": features,
+      "column": columns[1] if columns else (),
+    }.get(layer.normalize, ()),
+    reads_images=layer.reads == "image",
+  )
+
+
+def find_loss_route(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  sharding: ActivationSharding,
+  *,
+  batch_size: int,
+) -> LayerRoute:
+  """Finds the route into the loss, which reads complete logits."""
   reshards, sharding = _find_reshards(
     LOSS,
     sharding,
@@ -158,103 +231,90 @@ def find_routes(
     elements=batch_size * network.layers[-1].features,
     images=batch_size,
   )
-  routes[LOSS] = LayerRoute(
+  return LayerRoute(
     reshards=reshards, input_sharding=sharding, output_sharding=sharding
   )
-  return routes
 
 
-def _find_route(
+def _find_wanted(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  layer: wiring.Layer,
+  placement: layout_lib.Placement,
+) -> ActivationSharding:
+  """Returns the sharding of its input with which a layer is computed.
+
+  A layer that reads its own column needs the channels split as its columns.
+  """
+  columns = ()
+  if layer.reads == "own":
+    columns, _ = layout.split_columns(placement.outputs, network.columns)
+  return ActivationSharding(
+    batch=placement.batch, features=columns + placement.inputs
+  )
+
+
+def _find_scatters(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
   layer: wiring.Layer,
   following: wiring.Layer | None,
-  size: wiring.Sizes,
-  sharding: ActivationSharding,
-  layout: layout_lib.Layout,
   *,
-  arrive: str,
-  batch_size: int,
-) -> LayerRoute:
-  """Finds the route into a layer whose input has the given sharding."""
-  placement = layout.placement(layer.name)
-  images = batch_size // layout.size(placement.batch)
-  reads_shard = layer.reads == "own" or arrive == "sum"
-  reshards, input_sharding = _find_reshards(
-    layer.name,
-    sharding,
-    ActivationSharding(
-      batch=placement.batch,
-      features=placement.features if reads_shard else (),
-    ),
-    layout,
-    elements=batch_size * size.positions * size.channels,
-    images=batch_size,
-    pvary_axes=() if reads_shard else placement.features,
-  )
-  sum_axes = placement.features if arrive == "sum" else ()
-  # A sum leaves each device its shard of the outputs if the next layer splits
-  # its features over the same axes. If that layer reads only its shard, nothing
-  # more is sent; if it gathers, the two send as much as an all-reduce, and what
-  # follows the sum is computed only once.
-  scatters_sum = (
-    bool(sum_axes)
-    and following is not None
-    and layout.placement(following.name).features == sum_axes
-    and layer.features % layout.size(sum_axes) == 0
-  )
-  return LayerRoute(
-    reshards=reshards,
-    input_sharding=input_sharding,
-    output_sharding=ActivationSharding(
-      batch=placement.batch,
-      features=placement.features if scatters_sum or not sum_axes else (),
-      copies=tuple(
-        axis for axis in input_sharding.copies if axis not in placement.features
-      ),
-    ),
-    arrive=arrive,
-    overlap_gather=(
-      placement.overlap_gather
-      and layer.reads == "all"
-      and bool(reshards)
-      and (reshards[-1].kind, reshards[-1].source) == ("all_gather", CHANNELS)
-      and layout.size(reshards[-1].axes) > 1
-    ),
-    sum_axes=sum_axes,
-    scatters_sum=scatters_sum,
-    sum_elements=images * size.outputs,
-    sum_images=images,
-    reads_images=layer.reads == "image",
-  )
+  placement: layout_lib.Placement,
+  next_placement: layout_lib.Placement | None,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Finds the axes along which partial sums are scattered, as the next needs.
 
-
-def find_arrivals(
-  network: wiring.Network, layout: layout_lib.Layout
-) -> dict[str, tuple[str, ...]]:
-  """Finds which of `gather` and `sum` a layout allows, for every layer.
-
-  Both only where its placement says `fewest`.
+  Returns:
+    The axes along which they are scattered over the outputs, and over images.
   """
-  sizes = network.sizes()
-  return {
-    layer.name: _allowed_arrivals(layer, sizes[layer.name], layout)
-    for layer in network.layers
-  }
+  inputs, outputs = placement.inputs, placement.outputs
+  if following is None or not inputs:
+    return (), ()
+  wanted = _find_wanted(network, layout, following, next_placement)
+  to_outputs = _continue(outputs, wanted.features, inputs)
+  if not to_outputs and layout.size(outputs + wanted.features) == 1:
+    # If the next layer gathers what these axes split, the two send as much as
+    # an all-reduce, and what follows the sum is computed only once.
+    one, other = (
+      [axis for axis in axes if layout.mesh[axis] > 1]
+      for axes in (inputs, next_placement.outputs)
+    )
+    if one and one == other:
+      to_outputs = inputs
+  while to_outputs and not _may_split(
+    network, layout, layer, outputs + to_outputs
+  ):
+    to_outputs = to_outputs[:-1]
+  others = tuple(axis for axis in inputs if axis not in to_outputs)
+  return to_outputs, _continue(placement.batch, wanted.batch, others)
 
 
-def _allowed_arrivals(
-  layer: wiring.Layer, size: wiring.Sizes, layout: layout_lib.Layout
+def _continue(
+  split: tuple[str, ...], wanted: tuple[str, ...], allowed: tuple[str, ...]
 ) -> tuple[str, ...]:
-  placement = layout.placement(layer.name)
-  if placement.arrive != "fewest":
-    return (placement.arrive,)
-  devices = layout.size(placement.features)
-  # Axes of one device count, too: a sum over them sends nothing, and can avoid
-  # a gather elsewhere.
-  if not placement.features or layer.reads != "all" or size.channels % devices:
-    return ("gather",)
-  if layer.features % devices:
-    return ("sum",)
-  return ("gather", "sum")
+  """Returns the allowed axes that come next where `split` becomes `wanted`."""
+  if wanted[: len(split)] != split:
+    return ()
+  return tuple(itertools.takewhile(allowed.__contains__, wanted[len(split) :]))
+
+
+def _may_split(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  layer: wiring.Layer,
+  features: tuple[str, ...],
+) -> bool:
+  """Whether the outputs of a layer can be normalized if they are split so."""
+  devices = layout.size(features)
+  columns = layout.split_columns(features, network.columns)
+  inside = layer.normalize == "column" and (columns is None or columns[1])
+  crosses = layer.normalize == "across" or inside
+  return not (
+    layer.features % devices
+    or (layer.normalize == "column" and columns is None)
+    or (crosses and devices > 1 and layer.features // devices < layer.halo)
+  )
 
 
 def _find_reshards(
@@ -281,7 +341,7 @@ def _find_reshards(
   batch, features = list(source.batch), list(source.features)
   copies = list(source.copies)
   reshards = []
-  fix = f"Set config.layout.{layer}.batch or config.layout.{layer}.features."
+  fix = f"Set the batch, outputs or inputs of config.layout.{layer}."
 
   def add(kind: str, axes: Sequence[str], before, after, copied=False) -> None:
     reshards.append(
@@ -339,10 +399,10 @@ def _find_reshards(
         f"it arrives split over {_with_sizes(split, layout)}; the axes that "
         f"both have must come first, in the same order. {fix}"
       )
-  for axis in pvary_axes:
-    if axis not in copies:
-      add("pvary", [axis], None, None)
-      copies.append(axis)
+  # One sum of gradients for all of them.
+  if varied := [axis for axis in pvary_axes if axis not in copies]:
+    add("pvary", varied, None, None)
+    copies.extend(varied)
   return tuple(reshards), dataclasses.replace(wanted, copies=tuple(copies))
 
 

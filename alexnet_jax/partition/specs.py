@@ -79,61 +79,101 @@ class Specs:
     return {"masks": dict(self.masks), "uniforms": dict(self.uniforms)}
 
 
-def make_specs(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerSpecs:
+  """The part of `Specs` that belongs to one layer; see there.
+
+  Attributes:
+    outputs: of its outputs [N, units] or [N, h, w, maps].
+  """
+
+  parameters: Mapping[str, PartitionSpec]
+  statistics: Mapping[str, PartitionSpec]
+  gathers: Mapping[str, tuple[tuple[str, ...], int]]
+  gradient_sums: Mapping[str, tuple[str, ...]]
+  outputs: PartitionSpec
+
+
+def make_layer_specs(
   network: wiring.Network,
-  layout: layout_lib.Layout,
-  routes: Mapping[str, resharding.LayerRoute],
-) -> Specs:
-  """Makes the specs of a network on a layout, from its routes."""
-  parameters, gathers, gradient_sums = {}, {}, {}
-  masks, uniforms, statistics = {}, {}, {}
-  sizes = network.sizes()
-  for layer in network.layers:
-    route = routes[layer.name]
-    fsdp = layout.placement(layer.name).fsdp
-    outputs = route.output_sharding.features
-    kernel_axes = route.sum_axes or outputs
-    kernel = [route.sum_axes, () if route.sum_axes else outputs]
-    if fsdp:
-      dimension = layout_lib.fsdp_dimension(layer.name)
-      kernel[dimension] = (*kernel[dimension], *fsdp)
-      gathers[layer.name, "kernel"] = fsdp, dimension
-    window = [None, None] if layer.window else []
-    output_spec = _spec(route.output_sharding.batch, *window, outputs)
-    unsplit = [None] * (len(sizes[layer.name].kernel) - len(kernel))
-    parameters[layer.name] = {
-      "kernel": _spec(*unsplit, *kernel),
-      "bias": _spec(outputs),
+  layer: wiring.Layer,
+  size: wiring.Sizes,
+  route: resharding.LayerRoute,
+) -> LayerSpecs:
+  """Makes the specs of one layer from its size and its route."""
+  placement, gathers, statistics = route.placement, {}, {}
+  # After partial sums are scattered, there may be more axes than the kernel's.
+  outputs = route.output_sharding.features
+  kernel = [placement.inputs, placement.outputs]
+  if fsdp := placement.fsdp:
+    dimension = layout_lib.fsdp_dimension(layer, network)
+    kernel[dimension] = (*kernel[dimension], *fsdp)
+    gathers["kernel"] = fsdp, dimension
+  unsplit = [None] * (len(size.kernel) - len(kernel))
+  parameters = {"kernel": _spec(*unsplit, *kernel), "bias": _spec(outputs)}
+  gradient_sums = {
+    "kernel": _without(
+      route.input_sharding.varying,
+      placement.inputs + placement.outputs + placement.fsdp,
+    ),
+    "bias": _without(route.output_sharding.varying, outputs),
+  }
+  if layer.normalize == "batch":
+    parameters["scale"] = _spec(outputs)
+    gradient_sums |= {
+      "bias": (),
+      "scale": (),
+      "statistics": gradient_sums["bias"],
     }
-    gradient_sums[layer.name] = {
-      "kernel": _without(route.input_sharding.varying, (*kernel_axes, *fsdp)),
-      "bias": _without(route.output_sharding.varying, outputs),
-    }
-    if layer.normalize == "batch":
-      parameters[layer.name]["scale"] = _spec(outputs)
-      gradient_sums[layer.name] |= {
-        "bias": (),
-        "scale": (),
-        "statistics": gradient_sums[layer.name]["bias"],
-      }
-      statistics[layer.name] = {
-        "mean": _spec(outputs),
-        "variance": _spec(outputs),
-      }
-    if layer.dropout:
-      masks[layer.name] = output_spec
-    if layer.pool and layer.pool.kind == "stochastic":
-      uniforms[layer.name] = output_spec
-  first, last = network.layers[0].name, network.layers[-1].name
-  return Specs(
+    statistics = {"mean": _spec(outputs), "variance": _spec(outputs)}
+  window = [None, None] if layer.window else []
+  return LayerSpecs(
     parameters=parameters,
     statistics=statistics,
     gathers=gathers,
     gradient_sums=gradient_sums,
+    outputs=_spec(route.output_sharding.batch, *window, outputs),
+  )
+
+
+def make_specs(
+  network: wiring.Network,
+  routes: Mapping[str, resharding.LayerRoute],
+) -> Specs:
+  """Makes the specs of a network on a layout, from its routes."""
+  sizes = network.sizes()
+  specs = {
+    layer.name: make_layer_specs(
+      network, layer, sizes[layer.name], routes[layer.name]
+    )
+    for layer in network.layers
+  }
+  first, last = network.layers[0].name, network.layers[-1].name
+  return Specs(
+    parameters={name: dict(each.parameters) for name, each in specs.items()},
+    statistics={
+      name: dict(each.statistics)
+      for name, each in specs.items()
+      if each.statistics
+    },
+    gathers={
+      (name, tensor): gathered
+      for name, each in specs.items()
+      for tensor, gathered in each.gathers.items()
+    },
+    gradient_sums={name: each.gradient_sums for name, each in specs.items()},
     images=_spec(routes[first].input_sharding.batch),
     labels=_spec(routes[last].output_sharding.batch),
-    masks=masks,
-    uniforms=uniforms,
+    masks={
+      layer.name: specs[layer.name].outputs
+      for layer in network.layers
+      if layer.dropout
+    },
+    uniforms={
+      layer.name: specs[layer.name].outputs
+      for layer in network.layers
+      if layer.pool and layer.pool.kind == "stochastic"
+    },
   )
 
 

@@ -46,6 +46,7 @@ def compile_step(
     program.plan,
     jaxpr=traced.jaxpr,
     hlo=compiled.as_text(),
+    layers=[layer.name for layer in program.network.layers],
     mesh=dict(program.mesh.shape),
   )
   return compiled, audit

@@ -272,6 +272,16 @@ class Program:
       exchange_dtype=self.exchange_dtype,
     )
 
+  @property
+  def loss_arrives(self) -> tuple[str, ...]:
+    """How the loss receives complete logits, in words."""
+    return plan_lib.describe_loss_arrival(
+      self.network,
+      self.layout,
+      batch_size=self.batch_size,
+      exchange_dtype=self.exchange_dtype,
+    )
+
   @functools.cached_property
   def optimizer_bytes(self) -> dict[str, int]:
     """Bytes of the optimizer's state for each layer, on one device."""
@@ -331,7 +341,7 @@ def make_program(
   routes = plan_lib.choose_routes(
     network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
   )
-  array_specs = specs.make_specs(network, layout, routes)
+  array_specs = specs.make_specs(network, routes)
   plan = plan_lib.make_plan(
     network,
     layout,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fractions
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -11,7 +12,6 @@ import numpy as np
 import rich.console
 import rich.table
 
-from alexnet_jax.network import wiring
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
@@ -42,55 +42,50 @@ def make_device_table(
 
 
 def make_layout_table(program: program_lib.Program) -> rich.console.Group:
-  """Makes a row per layer: which part of it one device computes."""
+  """Makes a row per layer: which part of it one device computes.
+
+  A second table has what each layer reads, and what of it arrives from other
+  devices.
+  """
   network, layout = program.network, program.layout
   loads, sizes = program.device_loads, network.sizes()
-  placements = {name: layout.placement(name) for name in loads}
-  own = "column" if network.columns > 1 else "all"  # the only column is all
-  reads = {
-    layer.name: own if layer.reads == "own" else layer.reads
-    for layer in network.layers
+  axes = {
+    field: {
+      name: _listed(getattr(load.placement, field), layout)
+      for name, load in loads.items()
+    }
+    for field in ("batch", "inputs", "outputs", "fsdp")
   }
-  splits_images = any(each.batch for each in placements.values())
-  splits_features = any(each.features for each in placements.values())
+  has = {field: any(of_layers.values()) for field, of_layers in axes.items()}
   table = make_table(
     None,
-    *("layer", "reads", "> images", *["over"] * splits_images),
-    *("> inputs", "> outputs", *["over"] * splits_features),
+    *("layer", "> images", *["over"] * has["batch"]),
+    *("> inputs", *["over"] * has["inputs"]),
+    *("> outputs", *["over"] * has["outputs"]),
   )
   for name, load in loads.items():
-    layer = network.layer(name)
-    outputs = _part(load.outputs, layer.features)
     table.add_row(
-      *(name, reads[name]),
-      _part(load.images, program.batch_size),
-      *[_listed(placements[name].batch)] * splits_images,
+      *(name, _part(load.images, program.batch_size)),
+      *[axes["batch"][name]] * has["batch"],
       _part(load.inputs, sizes[name].channels),
-      f"{outputs} partial" if load.is_partial else outputs,
-      *[_listed(placements[name].features)] * splits_features,
+      *[axes["inputs"][name]] * has["inputs"],
+      _part(load.outputs, network.layer(name).features),
+      *[axes["outputs"][name]] * has["outputs"],
     )
-  notes = []
-  if "column" in reads.values():
-    notes.append(
-      f"column: reads its own column alone, of the network's {network.columns}"
-    )
-  if any(load.is_partial for load in loads.values()):
-    notes.append(
-      "partial: from the inputs shown alone; the devices then sum the results"
-    )
-  if names := [name for name in loads if loads[name].arrive.endswith("ed")]:
+  notes = _describe_features(program)
+  if names := [name for name, load in loads.items() if load.overlaps]:
     notes.append(
       f"{', '.join(names)}: computes with its own inputs while the others "
       "arrive"
     )
   stored = {}
-  for name, placement in placements.items():
-    stored.setdefault(_listed(placement.fsdp), []).append(name)
-  for axes, names in stored.items():
-    if axes:
+  for name, text in axes["fsdp"].items():
+    stored.setdefault(text, []).append(name)
+  for text, names in stored.items():
+    if text:
       names = "every layer" if len(stored) == 1 else ", ".join(names)
       notes.append(
-        f"{names}: the kernel is stored sharded over {axes}, and gathered for "
+        f"{names}: the kernel is stored sharded over {text}, and gathered for "
         "use"
       )
   held = sum(load.parameters for load in loads.values())
@@ -101,7 +96,58 @@ def make_layout_table(program: program_lib.Program) -> rich.console.Group:
     f"\nlayout {layout.name}, mesh {mesh}, network {network.name}",
     "which part of each layer one device computes",
     *(table, *notes),
+    *_make_arrival_table(program),
   )
+
+
+def _describe_features(program: program_lib.Program) -> list[str]:
+  """Says which `features` of the layout became inputs, and which outputs."""
+  layout, names = program.layout, {"inputs": [], "outputs": []}
+  for layer in program.network.layers:
+    if features := layout.placement(layer).features:
+      inputs = program.device_loads[layer.name].placement.inputs
+      field = "inputs" if set(features) <= set(inputs) else "outputs"
+      names[field] += [layer.name] if layout.size(features) > 1 else []
+  became = [f"{field} in {', '.join(of)}" for field, of in names.items() if of]
+  if not became:
+    return []
+  return [f"features: {' and '.join(became)}, with which a step sends least"]
+
+
+def _make_arrival_table(
+  program: program_lib.Program,
+) -> list[rich.table.Table | str]:
+  """Makes a row per layer: what it reads, and what arrives, step by step."""
+  network = program.network
+  own = "column" if network.columns > 1 else "all"  # the only column is all
+  reads, arrives = {}, {}
+  for layer in network.layers:
+    reads[layer.name] = own if layer.reads == "own" else layer.reads
+    arrives[layer.name] = program.device_loads[layer.name].arrives
+  if program.loss_arrives:
+    reads["loss"], arrives["loss"] = "all", program.loss_arrives
+  table = make_table(None, "layer", "reads", "arrives from other devices")
+  used = sum(max(map(len, cells)) + 2 for cells in (reads, reads.values()))
+  for name, steps in arrives.items():
+    lines = [
+      line
+      for step in steps
+      for line in textwrap.wrap(
+        step,
+        max(78 - used, 40),
+        subsequent_indent="  ",
+        break_long_words=False,
+      )
+    ]
+    table.add_row(name, reads[name], "\n".join(lines) or "-")
+  notes = []
+  if "column" in reads.values():
+    notes.append(
+      f"column: reads its own column alone, of the network's {network.columns}"
+    )
+  if any(load.is_partial for load in program.device_loads.values()):
+    notes.append("partial sums: of the layer's outputs, added after it")
+  return ["\nwhat each layer reads, and what of it arrives", table, *notes]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -285,24 +331,54 @@ def describe_axes(
   return lines
 
 
-def describe_repeated(
-  network: wiring.Network, layout: layout_lib.Layout
-) -> list[str]:
-  """Names the layers that are computed several times, axis by axis."""
-  lines = []
-  for axis, size in layout.mesh.items():
-    layers = [
-      layer.name
-      for layer in network.layers
-      if axis not in layout.placement(layer.name).batch
-      and axis not in layout.placement(layer.name).features
-    ]
-    if layers and size > 1:
-      lines.append(
-        f"computed {size} times over, once on each device of axis {axis!r}: "
-        f"{', '.join(layers)}"
-      )
-  return lines
+def describe_repeated(program: program_lib.Program) -> list[str]:
+  """Names the layers that are computed several times."""
+  layout = program.layout
+  repeated: dict[tuple[str, ...], list[str]] = {}
+  for layer in program.network.layers:
+    split = layout.placement(layer).axes
+    axes = tuple(
+      axis
+      for axis, size in layout.mesh.items()
+      if size > 1 and axis not in split
+    )
+    if axes:
+      repeated.setdefault(axes, []).append(layer.name)
+  return [
+    f"computed {layout.size(axes)} times, once on each device of "
+    f"{'axis' if len(axes) == 1 else 'axes'} "
+    f"{' and '.join(map(repr, axes))}: {', '.join(layers)}"
+    for axes, layers in repeated.items()
+  ]
+
+
+def describe_idle_overlaps(program: program_lib.Program) -> list[str]:
+  """Names the layers whose `overlap_gather` does nothing, and says why."""
+  gathers = {
+    collective.layer
+    for collective in program.plan
+    if collective.tensor == plan_lib.ACTIVATION
+    and (collective.kind, collective.direction)
+    == ("all_gather", plan_lib.FORWARD)
+  }
+  idle: dict[str, list[str]] = {}
+  for name, load in program.device_loads.items():
+    layer = program.network.layer(name)
+    if not load.placement.overlap_gather or load.overlaps:
+      continue
+    if layer.reads == "image":
+      reason = "reads the image"
+    elif layer.reads == "own":
+      reason = "reads its own column"
+    elif name not in gathers:
+      reason = "gathers no features"
+    else:
+      reason = "does not gather features last"
+    idle.setdefault(reason, []).append(name)
+  if not idle:
+    return []
+  reasons = [f"{', '.join(of)} ({reason})" for reason, of in idle.items()]
+  return [f"overlap_gather does nothing in {', '.join(reasons)}"]
 
 
 def describe_audit(audit: audit_lib.Audit) -> list[str]:
@@ -349,5 +425,6 @@ def _part(part: int, complete: int) -> str:
   return f"{part:,}" + f" of {complete:,}" * (part != complete)
 
 
-def _listed(axes: tuple[str, ...]) -> str:
-  return " x ".join(axes)
+def _listed(axes: tuple[str, ...], layout: layout_lib.Layout) -> str:
+  """Lists the axes that have several devices, in their order."""
+  return ", ".join(axis for axis in axes if layout.mesh[axis] > 1)

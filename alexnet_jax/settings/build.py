@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -206,3 +207,23 @@ def check(config: ml_collections.ConfigDict) -> None:
       "config.optimizer.conv1_rates=(), or config.optimizer.schedule."
     )
   make_plateau(config)  # drop_factor must be below 1
+
+
+def check_layers(
+  config: ml_collections.ConfigDict, layers: Sequence[str]
+) -> None:
+  """Refuses learning rates of a layer that the network does not have.
+
+  Args:
+    layers: names of the network's layers.
+
+  Raises:
+    ValueError: names the field and the layers.
+  """
+  rates = config.optimizer.conv1_rates
+  if rates and optimizer.CONV1 not in layers:
+    raise ValueError(
+      f"optimizer.conv1_rates is {rates}, but the network has no layer "
+      f"{optimizer.CONV1}, only {', '.join(layers)}, expected (). Set "
+      "config.optimizer.conv1_rates=()."
+    )

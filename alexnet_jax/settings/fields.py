@@ -2,7 +2,8 @@
 
 configs/default.py says what a field means. Relations between fields, and
 between a field and layout, devices or data, are checked where they meet. A new
-field needs a line in configs/default.py and one in `FIELDS`.
+field needs a line in configs/default.py and one in `FIELDS`; a new one of a
+placement or of a row is in their dataclass and in the table of its kind here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +28,7 @@ _MAX_COUNT = 2**31 - 1
 # that a slip of the hand is refused before it takes all memory.
 _MAX_IMAGES = _MAX_DEVICES = _MAX_CLASSES = 2**20
 _MAX_PIXELS = 2**13
+_MAX_FEATURES = 2**24
 _MAX_EPOCHS = 10**6
 _MAX_THREADS = _MAX_BATCHES = _MAX_RATES = _MAX_COLUMNS = 2**10
 
@@ -140,12 +141,14 @@ class Tuple(Field):
     expected: its values in words.
     any_length: it has any number of values.
     rising: each value, or the first part of each value, exceeds the one before.
+    distinct: no value occurs twice.
   """
 
   parts: tuple[Field, ...]
   expected: str
   any_length: bool = False
   rising: bool = False
+  distinct: bool = False
 
   types = (tuple, list)
 
@@ -155,6 +158,8 @@ class Tuple(Field):
       part.has_type(one) and part.accepts(one)
       for part, one in zip(parts, value, strict=True)
     ):
+      return False
+    if self.distinct and len({*value}) < len(value):
       return False
     if not self.rising:
       return True
@@ -191,16 +196,80 @@ _RISING_EPOCHS = Tuple(
   expected="a tuple of rising epochs from 0 to 1,000,000",
 )
 _STEPS = _integer(may_change=True)
-_MESH_SIZE = _integer(most=_MAX_DEVICES, optional=True, may_change=True)
-_PLACEMENT = {
-  "batch": _axes(optional=True, may_change=True),
-  "features": _axes(optional=True, may_change=True),
-  "arrive": Choice(values=layout_lib.ARRIVALS, optional=True, may_change=True),
-  "fsdp": _axes(optional=True, may_change=True),
-  "overlap_gather": _switch(optional=True, may_change=True),
+_PIXELS = _integer(most=_MAX_PIXELS, optional=True)
+_PADDING = Tuple(
+  parts=(_integer(0, _MAX_PIXELS),) * 2,
+  expected="zeros (before, after) in pixels, such as (2, 2)",
+  optional=True,
+)
+_LRN = {
+  "size": _integer(most=_MAX_FEATURES, optional=True),
+  **dict.fromkeys(("k", "alpha", "beta"), Number(above=True, optional=True)),
 }
+# Fields of groups whose names are those of mesh axes or of layers, which are
+# any: (group, table), where * stands for such a name. `None` is as in the named
+# layout or wiring; a group need not have all fields.
+_GROUPS = (
+  (
+    "layout.mesh",
+    {"*": _integer(most=_MAX_DEVICES, optional=True)},
+  ),
+  (
+    "layout.*",
+    {
+      **dict.fromkeys(
+        (*layout_lib.DIMENSIONS, "fsdp"),
+        _axes(optional=True),
+      ),
+      "overlap_gather": _switch(optional=True),
+    },
+  ),
+  (
+    "network.layers.*",
+    {
+      "reads": Choice(values=wiring.READS, optional=True),
+      "features": _integer(most=_MAX_FEATURES, optional=True),
+      "window": _integer(0, _MAX_PIXELS, optional=True),
+      "stride": _PIXELS,
+      "padding": _PADDING,
+      "activation": Choice(
+        values=(*wiring.ACTIVATIONS, "linear"), optional=True
+      ),
+      "normalize": Choice(
+        values=wiring.NORMALIZATIONS,
+        optional=True,
+      ),
+      "order": Tuple(
+        parts=(Choice(values=wiring.ORDER),) * len(wiring.ORDER),
+        expected=f"{', '.join(wiring.ORDER)}, each once, in any order",
+        optional=True,
+        distinct=True,
+      ),
+      "dropout": _switch(optional=True),
+      "dropout_rate": dataclasses.replace(_FRACTION, optional=True),
+      "kernel_std": Number(optional=True),
+      "bias": Number(least=-_LARGEST, optional=True),
+    },
+  ),
+  (
+    "network.layers.*.pool",
+    {
+      "window": _PIXELS,
+      "stride": _PIXELS,
+      "kind": Choice(values=("none", *wiring.POOLINGS), optional=True),
+      "padding": _PADDING,
+    },
+  ),
+  ("network.layers.*.lrn", _LRN),
+  # A size of 0: there is none.
+  (
+    "network.layers.*.map_lrn",
+    _LRN | {"size": _integer(0, _MAX_FEATURES, optional=True)},
+  ),
+)
+_LAYERS = "network.layers"
 
-# Every field but `layout.mesh.AXIS`, whose axes have any names: `_MESH_SIZE`.
+# Every field but those of `_GROUPS`.
 FIELDS = {
   "seed": _SEED,
   "ensemble": _integer(most=_MAX_DEVICES),
@@ -226,16 +295,19 @@ FIELDS = {
   "max_to_keep": _STEPS,
   "keep_best": _integer(0, may_change=True),
   "keep_every_steps": _integer(optional=True, may_change=True),
-  "layout.name": Text(may_change=True),
-  "layout.axes": _axes(optional=True, may_change=True),
-  "layout.allow_unplanned": _switch(may_change=True),
-  **{
-    f"layout.{layer}.{name}": field
-    for layer in layout_lib.LAYERS
-    for name, field in _PLACEMENT.items()
-  },
+  "layout.name": Text(),
+  "layout.axes": _axes(optional=True),
+  "layout.allow_unplanned": _switch(),
   "network.wiring": Text(),
+  "network.order": Tuple(
+    parts=(Text(),),
+    any_length=True,
+    expected="a tuple of names of layers, such as ('conv1', 'fc2')",
+    optional=True,
+    distinct=True,
+  ),
   "network.columns": _integer(most=_MAX_COLUMNS, optional=True),
+  "network.image_channels": Choice(values=(1, 3), optional=True),
   "network.width": Number(above=True, most=_MAX_COLUMNS),
   "network.image_size": _integer(most=_MAX_PIXELS),
   "network.num_classes": _integer(most=_MAX_CLASSES),
@@ -243,8 +315,8 @@ FIELDS = {
   "network.dropout_scaling": Choice(values=wiring.DROPOUT_SCALINGS),
   "network.activation": Choice(values=wiring.ACTIVATIONS, optional=True),
   "network.normalization": Choice(values=wiring.NORMALIZATIONS, optional=True),
-  "network.lrn_k": _POSITIVE,
-  "network.lrn_alpha": _POSITIVE,
+  "network.lrn_k": Number(above=True, optional=True),
+  "network.lrn_alpha": Number(above=True, optional=True),
   "network.batch_norm_momentum": _FRACTION,
   "network.pooling": Tuple(
     parts=(_integer(most=_MAX_PIXELS),) * 2,
@@ -317,24 +389,24 @@ def check(values: Mapping[str, Any]) -> None:
   for name, value in values.items():
     field = find_field(name)
     if field is None:
-      raise ValueError(
-        f"the config has a field {name}, which nothing reads. Remove "
-        f"config.{name}; configs/default.py lists all fields."
-      )
+      raise _make_unknown_error(name, value)
     has_type = field.has_type(value)
     if has_type and (value is None or field.accepts(value)):
       continue
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 80
+    advice = f"Set config.{name}."
+    if isinstance(field, Tuple) and isinstance(value, str):
+      advice = f"Set config.{name}={(value,)!r}: a comma makes the tuple."
     raise (ValueError if has_type else TypeError)(
-      f"{name} is {short.repr(value)}, expected {_describe(field)}. "
-      f"Set config.{name}."
+      f"{name} is {wiring.shorten(value)}, expected {_describe(field)}. "
+      f"{advice}"
     )
 
 
 def find_field(name: str) -> Field | None:
   """The field of a full name; None: there is no such field."""
-  return _MESH_SIZE if name.startswith("layout.mesh.") else FIELDS.get(name)
+  group, _, last = name.rpartition(".")
+  table = _find_table(group) or {}
+  return FIELDS.get(name) or table.get("*") or table.get(last)
 
 
 def find_changeable(schedule: str | None = None) -> frozenset[str]:
@@ -344,13 +416,55 @@ def find_changeable(schedule: str | None = None) -> frozenset[str]:
     schedule: optimizer.schedule of the run; None: any.
 
   Returns:
-    Full names; `layout.mesh` stands for its axes, which have any names.
+    Full names; `layout` stands for all of its fields.
   """
-  return frozenset({"layout.mesh"}) | {
+  return frozenset({"layout"}) | {
     name
     for name, field in FIELDS.items()
     if field.may_change and schedule not in field.unless_schedule
   }
+
+
+def _find_table(group: str) -> Mapping[str, Field] | None:
+  """The fields of a group of `_GROUPS` by its full name, if there is one."""
+  words = group.split(".")
+  for pattern, table in _GROUPS:
+    parts = pattern.split(".")
+    if len(parts) == len(words) and all(
+      part in ("*", word) for part, word in zip(parts, words, strict=True)
+    ):
+      return table
+  return None
+
+
+def _make_unknown_error(name: str, value: Any) -> Exception:
+  """Makes the error for a field that there is not."""
+  if gone := layout_lib.describe_gone(name):
+    return ValueError(gone)
+  group, _, last = name.rpartition(".")
+  table = _find_table(name)
+  if name == _LAYERS or table is not None:
+    known = "layers" if name == _LAYERS else f"fields {_list_fields(table)}"
+    example = "{'kind': 'none'}" if "kind" in (table or ()) else "{...}"
+    return TypeError(
+      f"{name} is {wiring.shorten(value)}, expected a group with any of the "
+      f"{known}. Set config.{name} = {example}, or remove it."
+    )
+  if (table := _find_table(group)) is not None:
+    return ValueError(
+      f"the config has a field {name}, which nothing reads, expected one of "
+      f"{_list_fields(table)}. Remove config.{name}."
+    )
+  return ValueError(
+    f"the config has a field {name}, which nothing reads. Remove "
+    f"config.{name}; configs/default.py lists all fields."
+  )
+
+
+def _list_fields(table: Mapping[str, Field]) -> str:
+  """Lists the fields of a group; those of a row have groups beside them."""
+  groups = ("pool", "lrn", "map_lrn") if "reads" in table else ()
+  return ", ".join((*table, *groups))
 
 
 def _describe(field: Field) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import ml_collections
 from flax import traverse_util
@@ -16,6 +18,11 @@ from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.settings import build, fields
 
+# Groups of a row, as they are where a row has none and some field is set, and
+# the field that says that it has none.
+_PARTS = {"pool": wiring.Pool(), "lrn": wiring.Lrn(), "map_lrn": wiring.Lrn()}
+_NO_PART = {"pool": {"kind": "none"}, "lrn": None, "map_lrn": {"size": 0}}
+
 
 def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
   """Returns the named layout with the sizes and placements of a config.
@@ -24,18 +31,29 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
   not in the catalog.
 
   Raises:
-    ValueError: there is no such layout, or the config defines a layout under a
-      name of the catalog.
+    ValueError: there is no such layout or no such layer in the network, or the
+      config defines a layout under a name of the catalog or not all of it.
   """
   values = config.layout.to_dict()
-  name = values["name"]
-  placements = {layer: values[layer] for layer in layout_lib.LAYERS}
-  is_own = all(
-    value is not None
-    for placement in placements.values()
-    for value in placement.values()
-  )
-  if is_own and name in [named.name for named in catalog.LAYOUTS]:
+  name, axes = values.pop("name"), values.pop("axes")
+  mesh = values.pop("mesh", {})
+  del values["allow_unplanned"]
+  placements = dataclasses.fields(layout_lib.Placement)
+  unset = [
+    f"layout.{kind}.{field.name}"
+    for kind in layout_lib.KINDS
+    for field in placements
+    if values.get(kind, {}).get(field.name) is None
+  ]
+  is_own, is_named = not unset, name in [one.name for one in catalog.LAYOUTS]
+  # With most of its placements set it is no preset whose name is misspelled.
+  if not is_named and 0 < len(unset) < len(placements):
+    raise ValueError(
+      f"{unset[0]} is None, expected a value: layout {name!r} is the config's "
+      f"own. Set config.{unset[0]}, or the whole layout with use_layout of "
+      "configs/default.py."
+    )
+  if is_own and is_named:
     raise ValueError(
       f"the config defines a layout of its own under the name {name!r}, which "
       "is in the catalog. Set config.layout.name to another name, or start "
@@ -43,9 +61,10 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
     )
   return layout_lib.override(
     layout_lib.Layout(name=name, mesh={}) if is_own else catalog.find(name),
-    axes=values["axes"],
-    mesh=values["mesh"],
-    placements=placements,
+    axes=axes,
+    mesh=mesh,
+    placements=values,
+    rows=make_network(config).layers,
   )
 
 
@@ -70,9 +89,186 @@ def choose_layouts(
 
 
 def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
-  """Returns the named wiring in the size that a config sets."""
+  """Returns the named wiring in the size that a config sets.
+
+  A config with `network.order` defines a wiring of its own, whose name is not
+  in the catalog; else its rows change single fields of the named one.
+
+  Raises:
+    ValueError: there is no such wiring or no such layer in it, or the config
+      defines a wiring under a name of the catalog or not all of its rows.
+  """
   sizes = config.network.to_dict()
-  return wiring.make_network(network_catalog.find(sizes.pop("wiring")), **sizes)
+  name, order = sizes.pop("wiring"), sizes.pop("order")
+  rows, channels = sizes.pop("layers", {}), sizes.pop("image_channels")
+  if order is None:
+    table = network_catalog.find(name)
+  else:
+    table = _start_wiring(config.network, rows)
+  names = [layer.name for layer in table.layers]
+  for one in rows:
+    if one not in names:
+      raise ValueError(
+        f"network.layers has a row {one!r}, but wiring {name!r} has the layers "
+        f"{', '.join(names)}. Remove config.network.layers.{one}."
+      )
+  table = dataclasses.replace(
+    table,
+    layers=tuple(
+      _change_row(layer, rows.get(layer.name, {})) for layer in table.layers
+    ),
+    image_channels=table.image_channels if channels is None else channels,
+  )
+  return wiring.make_network(table, **sizes)
+
+
+def describe_published(network: wiring.Network) -> list[str]:
+  """Says where an image of another size made another network of a wiring.
+
+  Returns:
+    A line if the network has the kernels of a wiring of the catalog as it was
+    published, but for those that follow from the side of the image; else none.
+  """
+  for table in network_catalog.WIRINGS:
+    if table.name != network.name:
+      continue
+    size = table.published_size
+    published = wiring.make_network(
+      table, image_size=size, num_classes=table.published_classes
+    ).sizes()
+    try:
+      resized = dataclasses.replace(network, image_size=size).sizes()
+    except ValueError:  # the windows of changed rows are too wide for it
+      return []
+    shapes, there, now = (
+      {name: one.shapes for name, one in sizes.items()}
+      for sizes in (published, resized, network.sizes())
+    )
+    if shapes == there != now:
+      counts = [
+        f"{sum(one.parameters for one in sizes.values()):,}"
+        for sizes in (published, network.sizes())
+      ]
+      return [
+        f"network {table.name} was published for {size} pixels ({counts[0]} "
+        f"parameters); image_size is {network.image_size} ({counts[1]})"
+      ]
+  return []
+
+
+def to_fields(table: wiring.Wiring) -> dict[str, Any]:
+  """Converts a wiring to nested dicts, for `config.network`.
+
+  Returns:
+    The fields that define it, and a width of 1. The order of the layers has a
+    field, as the dicts of a config do not keep it.
+  """
+  layers = {}
+  for row in table.layers:
+    fields = dataclasses.asdict(row)
+    del fields["name"]
+    layers[row.name] = {
+      name: _NO_PART[name] if name in _PARTS and value is None else value
+      for name, value in fields.items()
+    }
+  return {
+    "wiring": table.name,
+    "order": tuple(layers),
+    "layers": layers,
+    "columns": table.columns,
+    "image_channels": table.image_channels,
+    "width": 1.0,
+  }
+
+
+def check_names(what: str, names: Iterable[str]) -> None:
+  """Refuses names that no group of fields of a config can have.
+
+  Args:
+    what: has these names, such as "a layer".
+
+  Raises:
+    ValueError: names the first of them.
+  """
+  for name in names:
+    if not name.isidentifier() or hasattr(ml_collections.ConfigDict, name):
+      raise ValueError(
+        f"{what} is called {name!r}, expected a name of letters, digits and _ "
+        "that is none of a config's own, such as keys or update. Rename it."
+      )
+
+
+def _start_wiring(
+  network: ml_collections.ConfigDict, rows: Mapping[str, Mapping[str, Any]]
+) -> wiring.Wiring:
+  """Returns the wiring that a config defines, with rows to be changed."""
+  if network.wiring in [table.name for table in network_catalog.WIRINGS]:
+    raise ValueError(
+      "the config defines a wiring of its own under the name "
+      f"{network.wiring!r}, which is in the catalog. Set config.network.wiring "
+      "to another name, or config.network.order=None to change only single "
+      "fields of that one."
+    )
+  for field in ("order", "columns"):
+    if not network[field]:
+      raise ValueError(
+        f"network.{field} is {network[field]}, expected a value for "
+        f"{network.wiring!r}, a wiring of the config's own. Set "
+        f"config.network.{field}."
+      )
+  for name in network.order:
+    for field in ("reads", "features"):
+      if rows.get(name, {}).get(field) is None:
+        raise ValueError(
+          f"network.layers.{name}.{field} is None, expected a value: wiring "
+          f"{network.wiring!r} is the config's own, and network.order has a "
+          f"layer {name!r}. Set config.network.layers.{name}.{field}, or all "
+          "rows with use_wiring of configs/default.py."
+        )
+  return wiring.Wiring(
+    name=network.wiring,
+    columns=network.columns,
+    layers=tuple(
+      # Unset it is He scaling, as in a row in Python.
+      wiring.Layer(name=name, reads="", features=0, kernel_std=None)
+      if "kernel_std" in rows[name]
+      else wiring.Layer(name=name, reads="", features=0)
+      for name in network.order
+    ),
+    published_size=network.image_size,
+    published_classes=network.num_classes,
+  )
+
+
+def _change_row(layer: wiring.Layer, row: Mapping[str, Any]) -> wiring.Layer:
+  """Sets the fields of a row that are not None; some of them are groups.
+
+  Raises:
+    ValueError: a group says that the row has no such part, and has its fields.
+  """
+  fields = _drop_unset(row)
+  for name, none in _NO_PART.items():
+    if part := _drop_unset(fields.pop(name, {})):
+      start = getattr(layer, name) or _PARTS[name]
+      is_none = none is not None and none.items() <= part.items()
+      if is_none and (others := part.keys() - none):
+        ((kind, value),) = none.items()
+        field = f"network.layers.{layer.name}.{name}"
+        raise ValueError(
+          f"{field}.{kind} is {value!r}, so that there is none, but its "
+          f"{', '.join(sorted(others))} is set, expected another {kind}. Set "
+          f"config.{field}.{kind}."
+        )
+      fields[name] = None if is_none else dataclasses.replace(start, **part)
+  return dataclasses.replace(layer, **fields)
+
+
+def _drop_unset(fields: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in fields.items()
+    if value is not None
+  }
 
 
 def check(
@@ -95,6 +291,8 @@ def check(
   fields.check(traverse_util.flatten_dict(config.to_dict(), sep="."))
   _check_relations(config)
   build.check(config)
+  network = make_network(config)
+  build.check_layers(config, [layer.name for layer in network.layers])
   layout = make_layout(config)
   if ensemble_lib.AXIS in layout.mesh:
     raise ValueError(
@@ -102,8 +300,7 @@ def check(
       "is reserved for the members of an ensemble, expected another name. Set "
       "config.layout.mesh, and config.ensemble for the members."
     )
-  _check_axes(layout)
-  network = make_network(config)
+  _check_axes(layout, network)
   check_lib.check(layout, network, batch_size=config.batch_size)
   plan_lib.choose_routes(
     network,
@@ -138,17 +335,24 @@ def find_shared_fields(config: ml_collections.ConfigDict) -> dict[str, str]:
   }
 
 
-def _check_axes(layout: layout_lib.Layout) -> None:
+def _check_axes(layout: layout_lib.Layout, network: wiring.Network) -> None:
   """Refuses axes that a layout of the catalog lacks and no layer uses."""
   meshes = {named.name: named.mesh for named in catalog.LAYOUTS}
   mesh = meshes.get(layout.name, layout.mesh)
+  placements = [layout.placement(layer) for layer in network.layers]
+  used = {
+    axis
+    for placement in placements
+    for name in layout_lib.DIMENSIONS
+    for axis in getattr(placement, name)
+  }
   for axis, size in layout.mesh.items():
-    if size > 1 and axis not in mesh and not layout.uses(axis):
+    if size > 1 and axis not in mesh and axis not in used:
       raise ValueError(
         f"layout.mesh.{axis} is {size}, but no layer of layout {layout.name!r} "
         f"uses axis {axis!r}, so that its devices would all compute the same, "
         f"expected one of {', '.join(mesh)}. Set config.layout.mesh.{axis}=1, "
-        "or the batch or features of a layer."
+        f"or {', '.join(layout_lib.DIMENSIONS)} of a layer."
       )
 
 

@@ -19,7 +19,8 @@ CAUSES = (
   "initial weights that do not fit the scale of the images (config.network.init"
   "=source and paper are for pixels of 0 to 255 and config.augment.scale=1, he "
   "is for about unit scale)",
-  "biases of 1 in conv2, conv4, conv5, fc6 and fc7, which the first two have",
+  "initial biases far from 0, as those of 1 in alexnet2012, which the first "
+  "two keep",
   "a config.optimizer.learning_rate that is too low or too high",
   "config.network.dropout_scaling=train with init=source, made for test",
   "labels in another order than the images",

@@ -73,6 +73,10 @@ class Run:
       group=self.group,
     )
 
+  def describe_network(self) -> list[str]:
+    """Says where the network is another than the published one."""
+    return settings.describe_published(self.program.network)
+
 
 def make_program(
   config: ml_collections.ConfigDict,

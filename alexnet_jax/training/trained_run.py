@@ -52,7 +52,7 @@ def read(
   path: str,
   *,
   fields: ml_collections.ConfigDict,
-  layout: str | None = None,
+  layout: str | ml_collections.ConfigDict | None = None,
   mesh: Mapping[str, int] | None = None,
   batch_size: int | None = None,
   split: str | None = None,
@@ -62,7 +62,8 @@ def read(
 
   Args:
     fields: a config with all fields, as configs/default.py has them.
-    layout: of the catalog; None: that of the run.
+    layout: a name of the catalog, or `config.layout` of another config; None:
+      that of the run.
     mesh: {axis of the layout: devices}; other axes as the layout has them.
     batch_size, split: None: that of the run, its validation split.
     step: of the checkpoint; None: the newest.
@@ -71,7 +72,7 @@ def read(
     ValueError, TypeError, OSError: there is no run or no such checkpoint, or
       the config has other fields or does not fit; says what to change.
   """
-  config, found = _read_config(path, fields)
+  config, found = read_config(path, fields)
   steps = reader.find_steps(path)
   if not steps:
     raise ValueError(
@@ -83,10 +84,11 @@ def read(
       f"the run in {path!r} has no checkpoint of step {step}, but of "
       f"{', '.join(map(str, steps))}. Set --checkpoint_step."
     )
-  if layout is not None:
+  if isinstance(layout, str):
     catalog.find(layout, field="--layout")
-    config.layout = copy.deepcopy(fields.layout)
-    config.layout.name = layout
+    _name_layout(config, layout)
+  elif layout is not None:
+    config.layout = copy.deepcopy(layout)
   for axis, size in (mesh or {}).items():
     try:
       axes = settings.make_layout(config).mesh
@@ -109,7 +111,7 @@ def read(
     # Without its advice, which is for a config that can be changed.
     reason = str(error).partition(" Set config.")[0]
     raise type(error)(
-      f"the run in {path!r}: {reason} {_advise(config, fields)}"
+      f"the run in {path!r}: {reason} {_advise(config)}"
     ) from error
   return TrainedRun(
     workdir=path,
@@ -121,12 +123,11 @@ def read(
   )
 
 
-def _advise(
-  config: ml_collections.ConfigDict, fields: ml_collections.ConfigDict
-) -> str:
+def _advise(config: ml_collections.ConfigDict) -> str:
   """Says how a run whose config is refused can be evaluated."""
   config = copy.deepcopy(config)
-  config.layout, config.batch_size = fields.layout, 1
+  _name_layout(config, catalog.ONE_DEVICE.name)
+  config.batch_size = 1
   try:
     settings.check(config)
   except (ValueError, TypeError):
@@ -134,17 +135,42 @@ def _advise(
   return "To evaluate it, set --layout, --mesh or --batch_size."
 
 
-def _read_config(
+def _name_layout(config: ml_collections.ConfigDict, name: str) -> None:
+  """Sets a layout of the catalog, as it is there."""
+  layout = config.layout
+  with layout.unlocked():
+    layout.name, layout.axes = name, None
+    for axis in layout.mesh:
+      layout.mesh[axis] = None
+    for group in list(layout):
+      if group in layout_lib.KINDS:
+        layout[group].update(dict.fromkeys(layout[group]))
+      elif group not in layout_lib.FIELDS:
+        del layout[group]
+
+
+def read_config(
   path: str, fields: ml_collections.ConfigDict
 ) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
-  """Returns the config in a workdir, and the `found` facts of its run."""
+  """Returns the config in a workdir, and the `found` facts of its run.
+
+  Args:
+    path: the workdir.
+    fields: a config with all fields, as configs/default.py has them.
+
+  Raises:
+    ValueError, OSError: there is no run, or it has other fields.
+  """
   kept = workdir_lib.read_config(path)
   if kept is None:
     raise ValueError(
       f"there is no run in the workdir {path!r}: it has no config.json. Set "
       "--workdir."
     )
-  known = traverse_util.flatten_dict(fields.to_dict(), sep=".")
+  config = copy.deepcopy(fields)
+  _name_layout(config, config.layout.name)
+  config.network.layers = ml_collections.ConfigDict()
+  known = traverse_util.flatten_dict(config.to_dict(), sep=".")
   workdir_lib.check_version(path, kept, known)
   found = {name for name in kept if name.startswith("found.")}
   if missing := sorted(_FOUND - found):
@@ -164,15 +190,24 @@ def _read_config(
       f"{', '.join(missing)}. Add the values the run was trained with to that "
       f"file; now the defaults are {json.dumps(missing)[1:-1]}."
     )
-  flat = {
-    name: value
-    for name, value in known.items()
-    if not name.startswith("layout.mesh.")
-  } | {name: _to_tuple(value) for name, value in kept.items()}
-  nested = traverse_util.unflatten_dict(flat, sep=".")
-  nested["layout"].setdefault("mesh", {})
-  data_facts = nested.pop("found")
-  return ml_collections.ConfigDict(nested), data_facts
+  try:
+    nested = traverse_util.unflatten_dict(
+      {name: _to_tuple(value) for name, value in kept.items()}, sep="."
+    )
+    data_facts = nested.pop("found")
+    # Wrong types are refused later, as those of other configs.
+    with config.unlocked(), config.ignore_type():
+      for axis in list(config.layout.mesh):
+        if f"layout.mesh.{axis}" not in kept:
+          del config.layout.mesh[axis]
+      config.update(nested)
+  except (AttributeError, LookupError, TypeError, ValueError) as error:
+    reason = str(error).strip().partition("\n")[0]
+    raise ValueError(
+      f"the config.json of the run in {path!r} is damaged: it has names that "
+      f"no config has ({reason}). Restore it, or set --workdir."
+    ) from error
+  return config, data_facts
 
 
 def _to_tuple(value: Any) -> Any:

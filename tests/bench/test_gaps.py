@@ -9,6 +9,7 @@ from alexnet_jax.bench import run as bench_run
 from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.data import pipeline
 from alexnet_jax.training import report
+from tests import short_network
 
 # Two steps to warm up, and three that count. The second of these is started
 # before the one before it ends.
@@ -95,6 +96,8 @@ def test_recorder_notes_the_end_of_each_step_and_what_is_done_meanwhile():
 def test_slow_input_reports_and_checkpoints_are_found_in_a_run(
   tiny_config, tmp_path, monkeypatch
 ):
+  short_network.shorten(tiny_config)
+  tiny_config.network.width = 1 / 8
   tiny_config.log_every_steps = 3
 
   def slow_down(function, seconds):

@@ -61,13 +61,13 @@ def test_steps_are_taken_one_after_the_other():
     taken.append((state, key, images.shape, labels.dtype))
     return state + 1, jax.numpy.zeros(4)
 
-  fc8 = types.SimpleNamespace(features=10)
+  last = types.SimpleNamespace(features=10)
   program = types.SimpleNamespace(
     make_keys=lambda seed: ("init", "steps"),
     init=lambda key: {"init": 0}[key],
     batch_size=3,
     augmentation=types.SimpleNamespace(stored_size=5),
-    network=types.SimpleNamespace(layer=lambda name: fc8),
+    network=types.SimpleNamespace(layers=[last]),
     batch_shardings=None,
   )
   steps = turns.StepRunner(program, take)

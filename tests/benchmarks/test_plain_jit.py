@@ -11,15 +11,16 @@ from flax import nnx
 from alexnet_jax.network import model
 from alexnet_jax.partition import catalog
 from benchmarks import plain_jit
+from tests import build
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("variant", ["plain jit", "constrained"])
-def test_plain_step_trains_the_same_network(
-  variant, program, tiny_network, key
-):
-  parts, _, _ = program(catalog.TWO_COLUMN_DATA)
+@pytest.fixture(scope="module")
+def ours(tiny_network):
+  """Our program, a batch with masks, and its loss, state and updates."""
+  parts = build.make_program(catalog.TWO_COLUMN_DATA)
+  key = jax.random.key(0)
   keys = jax.random.split(key, 3)
   images = np.asarray(jax.random.normal(keys[0], (8, 67, 67, 3)))
   labels = np.arange(8, dtype=np.int32)
@@ -38,12 +39,19 @@ def test_plain_step_trains_the_same_network(
     return cross_entropy(logits, labels).mean()
 
   before = state.parameters
-  expected_loss, gradients = mean_loss(before)
+  loss, gradients = mean_loss(before)
   updates, _ = parts.optimizer.update(gradients, state.optimizer, before)
+  return parts, (state, images, labels, masks), loss, updates
+
+
+@pytest.mark.parametrize("variant", ["plain jit", "constrained"])
+def test_plain_step_trains_the_same_network(variant, ours):
+  parts, given, expected_loss, updates = ours
+  before = given[0].parameters
   step, arguments = plain_jit.make_step(parts, **plain_jit.VARIANTS[variant])
   placed = jax.tree.map(
     lambda value, argument: jax.device_put(value, argument.sharding),
-    (state, images, labels, masks),
+    given,
     arguments,
   )
   after, totals = step(*placed)
@@ -56,8 +64,8 @@ def test_plain_step_trains_the_same_network(
       assert difference <= 1e-4, (layer, name)
 
 
-def test_plain_jit_gathers_the_batch_for_a_grouped_convolution(program):
-  parts, _, _ = program(catalog.DATA_PARALLEL)
+def test_plain_jit_gathers_the_batch_for_a_grouped_convolution():
+  parts = build.make_program(catalog.DATA_PARALLEL)
   plain = plain_jit.find_sent(parts)
   # openxla/xla issue 47945: all images of what conv2 reads, or since jax 0.12
   # of the gradient of what it writes, from all devices to each.
@@ -72,8 +80,8 @@ def test_plain_jit_gathers_the_batch_for_a_grouped_convolution(program):
   assert ("conv2", "all_gather") in {(e.layer, e.kind) for e in extra}
 
 
-def test_tables_show_what_is_not_planned(program):
-  planned = program(catalog.DATA_PARALLEL)[0].plan
+def test_tables_show_what_is_not_planned():
+  planned = build.make_program(catalog.DATA_PARALLEL).plan
   extra = dataclasses.replace(
     planned[-1], layer="conv2", kind="all_gather", elements=4_000
   )

@@ -1,3 +1,5 @@
+import copy
+import json
 import pathlib
 import re
 
@@ -7,8 +9,10 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
+from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.cli import flag_parsing
 from alexnet_jax.settings import fields
+from configs import default
 from tests import processes
 
 # How ml_collections loads the file of a config.
@@ -26,11 +30,14 @@ def parse(monkeypatch):
   def parse(*arguments):
     argv, defined = ["program", *arguments], flags.FlagValues()
     config_flags.DEFINE_config_file(
-      "config", None, "text", flag_values=defined, sys_argv=argv
+      *("config", None, "text"),
+      flag_values=defined,
+      sys_argv=flag_parsing.ARGUMENTS,
     )
     flags.mark_flag_as_required("config", flag_values=defined)
     flags.DEFINE_string("what", "step", "text", flag_values=defined)
     flags.DEFINE_integer("rounds", 1, "text", flag_values=defined)
+    flags.DEFINE_string("workdir", None, "text", flag_values=defined)
     for name in NEW_FLAGS:
       flags.DEFINE_string(name, None, "text", flag_values=defined)
     paths = flag_parsing.PathParser(remedy="Copy it.", accepted=["gs://"])
@@ -64,7 +71,12 @@ def to_layer(name):
 def test_old_field_is_refused_with_the_new_name(old, new, parse, write_config):
   old, new = to_layer(old), to_layer(new)
   expected = f"the field {old} is now called {new}. Set config.{new}."
-  assigned = write_config(f"config.{old} = 1")
+  group, _, name = old.rpartition(".")
+  assigned = write_config(
+    f"config.{group} = {{{name!r}: 1}}"
+    if group == "layout.conv2"
+    else f"config.{old} = 1"
+  )
   for arguments in (
     (f"--config={CONFIG}", f"--config.{old}=1"),
     ("--config", CONFIG, f"--config.{old}", "1"),
@@ -75,7 +87,7 @@ def test_old_field_is_refused_with_the_new_name(old, new, parse, write_config):
     assert str(error.value) == expected
   group, name = f"config.{old}".rsplit(".", 1)
   read = write_config(f"{group}.{name} *= 2")
-  with pytest.raises(ValueError, match=f"line 4 of .* {name}, .* now called"):
+  with pytest.raises(ValueError, match=f"line 4 of .*{name}, .* now called"):
     parse(f"--config={read}")
 
 
@@ -100,8 +112,180 @@ def test_old_flag_or_value_is_refused_with_the_new_one(given, expected, parse):
 
 
 def test_new_names_are_those_of_fields():
-  names = {to_layer(name) for name in flag_parsing._RENAMED_FIELDS.values()}
-  assert names <= fields.FIELDS.keys()
+  names = map(to_layer, flag_parsing._RENAMED_FIELDS.values())
+  assert all(map(fields.find_field, names))
+
+
+# --config.GROUP.FIELD, its value, and the value that the field then has.
+LAYER_FIELDS = [
+  ("layout.fc7.inputs", "('model',)", ("model",)),
+  ("layout.stem.outputs", "()", ()),
+  ("layout.stem.overlap_gather", "true", True),
+  ("network.layers.conv4.features", "192", 192),
+  ("network.layers.conv4.activation", "tanh", "tanh"),
+  ("network.layers.conv4.padding", "(1, 2)", (1, 2)),
+  ("network.layers.conv4.dropout", "false", False),
+  ("network.layers.conv4.dropout_rate", "0.25", 0.25),
+  ("network.layers.conv4.kernel_std", "1e-2", 0.01),
+  ("network.layers.conv1.pool.window", "3", 3),
+  ("network.layers.conv1.pool.kind", "none", "none"),
+  ("network.layers.conv1.lrn.k", "1", 1.0),
+  ("network.layers.conv1.map_lrn.size", "0", 0),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "expected"), LAYER_FIELDS)
+def test_field_of_a_single_layer_is_made_by_its_flag(
+  field, value, expected, parse
+):
+  wiring = "--config.network.wiring=one_gpu"
+  for arguments in (
+    (f"--config.{field}={value}",),
+    (f"--config.{field}=None", f"--config.{field}={value}"),
+    (wiring, f"--config.{field}={value}"),
+    (f"--config.{field}={value}", wiring),
+  ):
+    _, defined = parse(f"--config={CONFIG}", *arguments)
+    found = config_path.get_value(field, defined.config)
+    assert found == expected and type(found) is type(expected)
+    assert defined.config.is_locked
+    assert defined.config[field.split(".")[0]].is_locked
+
+
+def test_flag_changes_a_layer_that_the_file_has(parse, write_config):
+  file = write_config("config.layout.fc7 = {'batch': ('data',)}")
+  _, defined = parse(f"--config={file}", "--config.layout.fc7.inputs=('a',)")
+  assert defined.config.layout.fc7.to_dict() == {
+    "batch": ("data",),
+    "inputs": ("a",),
+  }
+
+
+@pytest.mark.parametrize(
+  ("argument", "expected"),
+  [
+    ("layout.fc7.inptus=1", "no field config.layout.fc7.inptus, expected one"),
+    (
+      "network.layers.conv1.featurs=1",
+      "no field config.network.layers.conv1.f",
+    ),
+    ("network.layers.conv1.pool.side=1", "expected one of window, stride"),
+    (
+      "network.layers.conv1.name=a",
+      "no field config.network.layers.conv1.name",
+    ),
+    ("network.layers.conv1.pool=None", "conv1.pool is None, but it is a group"),
+    ("network.layers.conv1.pool=3", "conv1.pool is '3', but it is a group"),
+    ("network.layers.conv1.stride=a", "conv1.stride is 'a', expected an integ"),
+    (
+      "layout.fc7.arrive=sum",
+      "layout.fc7.arrive is gone: write layout.fc7.out",
+    ),
+    (
+      "layout.fc.arrive=sum",
+      "layout.fc.arrive is gone: write layout.fc.output",
+    ),
+    ("layout.update.inputs=a", "a layer 'update', expected a name"),
+    ("network.layers.keys.stride=1", "a layer 'keys', expected a name"),
+    ("layout.mesh.rows=2", "the config has no field config.layout.mesh.rows"),
+    ("layout.axess=2", "the config has no field config.layout.axess"),
+  ],
+)
+def test_field_that_no_layer_has_is_refused(argument, expected, parse):
+  with pytest.raises(ValueError, match=re.escape(expected)) as error:
+    parse(f"--config={CONFIG}", f"--config.{argument}")
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("line", "expected"),
+  [
+    (
+      "config.layout.fc.batch = ('data')",
+      "layout.fc.batch is 'data', expected a tuple. Write ('data',)",
+    ),
+    ("config.network.layers = 3", "network.layers is '3', expected a ConfigD"),
+    ("config.layout.fc6.arrive = 'sum'", "the field layout.fc6.arrive is gone"),
+    (
+      "config.layout.fc6.inputs = ('data',)",
+      "Write config.layout.fc6 = {'inputs': ...}.",
+    ),
+    (
+      "config.network.layers.conv1.stride = 2",
+      "Write config.network.layers.conv1 = {'stride': ...}.",
+    ),
+  ],
+)
+def test_line_that_sets_a_layer_wrongly_is_told(
+  line, expected, parse, write_config
+):
+  with pytest.raises(ValueError, match="^line 4 of .*mine.py: ") as error:
+    parse(f"--config={write_config(line)}")
+  assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_old_placement_in_a_config_file_is_refused(parse, write_config):
+  file = write_config("config.layout.fc6 = {'arrive': 'sum'}")
+  with pytest.raises(ValueError, match="^the field layout.fc6.arrive is gone"):
+    parse(f"--config={file}")
+  file = write_config(
+    "from alexnet_jax.partition import layout; layout.Placement(arrive='sum')"
+  )
+  with pytest.raises(ValueError, match="a Placement has no arrive: write outp"):
+    parse(f"--config={file}")
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    (None, "there is no config file .*. Set --layout."),
+    ("x = 1", "has no function get_config, expected one that returns a con"),
+    ("def get_config(): return 3", "returns 3, expected an ml_collections.Co"),
+    ("def get_config():\n  1 / 0", "line 2 of .* cannot be run .* set --layo"),
+    ("import nothing_such", "line 1 of .* cannot be run .*nothing_such"),
+    ("def get_config(:", "line 1 of .* cannot be run .*SyntaxError"),
+  ],
+)
+def test_config_of_another_flag_is_refused_by_its_line(
+  text, expected, tmp_path
+):
+  file = tmp_path / "mine.py"
+  if text is not None:
+    file.write_text(text)
+  with pytest.raises((ValueError, OSError), match=expected) as error:
+    flag_parsing.load_config(str(file), flag="layout")
+  assert "\n" not in str(error.value)
+
+
+def test_config_of_another_flag_is_loaded_with_its_variant(write_config):
+  file = write_config("pass")
+  assert flag_parsing.load_config(file, flag="layout").layout.name
+  loaded = flag_parsing.load_config(f"{CONFIG}:imagenet", flag="layout")
+  assert loaded.network.num_classes == 1000
+
+
+def test_workdir_of_a_run_is_a_config(parse, tmp_path, monkeypatch):
+  config = default.get_config()
+  config.batch_size = 7
+  config.layout.fc7 = {"inputs": ("model",)}
+  found = {"dataset": "d", "statistics": "s", "training_images": 48}
+  kept = workdir_lib.flatten_config(config.to_dict(), found)
+  (tmp_path / "config.json").write_text(json.dumps(kept))
+  sets = ("--config.layout.mesh.data=2", "--config.network.lrn_k=1")
+  for arguments in (
+    (f"--config={tmp_path}",),
+    (f"--workdir={tmp_path}",),
+    ("--workdir", str(tmp_path)),
+  ):
+    _, defined = parse(*arguments, *sets)
+    expected = copy.deepcopy(config)
+    expected.layout.mesh.data, expected.network.lrn_k = 2, 1.0
+    assert defined.config.to_dict() == expected.to_dict()
+  # A config that is given goes before that of the run.
+  _, defined = parse(f"--config={CONFIG}", f"--workdir={tmp_path}")
+  assert defined.config.batch_size == 64
+  with pytest.raises(ValueError, match="--config is not given"):
+    parse(f"--workdir={tmp_path / 'none'}")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,22 @@ def test_one_weird_trick_on_eight_devices_at_batch_1024():
   assert ratio == pytest.approx(4.72, abs=0.01)
 
 
+def test_overtaking_is_the_least_where_the_lowest_line_changes():
+  one_weird_trick = build.with_mesh(catalog.ONE_WEIRD_TRICK, data=1, model=2)
+  lines = find_traffic(
+    catalog.TWO_COLUMN, catalog.DATA_PARALLEL, one_weird_trick
+  )
+
+  def find_lowest(batch_size):
+    return min(lines, key=lambda line: line.at(batch_size))
+
+  found = comparison.find_overtakings(lines)
+  assert [one.least for one in found] == [True, False, True]
+  for one in found:
+    lowest = find_lowest(one.batch_size - 1), find_lowest(one.batch_size + 1)
+    assert (lowest == (one.below, one.above)) == one.least
+
+
 def test_layouts_that_send_the_same_share_a_line():
   lines = find_traffic(catalog.DATA_PARALLEL, catalog.FULLY_SHARDED)
   (line,) = lines
@@ -68,14 +84,14 @@ def test_layouts_that_send_the_same_share_a_line():
   assert comparison.find_overtakings(lines) == []
 
 
-def test_line_is_that_of_the_arrivals_at_its_batch():
+def test_line_is_that_of_the_choices_at_its_batch():
   # fc6 alone is split: sums of partial results at a small batch, at a large one
   # pieces of the result, for which the gradients of fc7 have to be summed.
   layout = layout_lib.Layout(
     name="fc6_split",
     mesh={"model": 2},
     layers={
-      "fc6": layout_lib.Placement(features=("model",), arrive="fewest"),
+      "fc6": layout_lib.Placement(features=("model",)),
       "fc8": layout_lib.Placement(batch=("model",)),
     },
   )
@@ -102,9 +118,25 @@ def test_meshes_that_come_to_the_same_are_listed_once_by_the_plainest_name():
   found = names(catalog.ONE_WEIRD_TRICK, catalog.DATA_PARALLEL)
   assert found == [*one_weird_trick, data_parallel]
   assert ("one_weird_trick", 4, 1) in names(catalog.ONE_WEIRD_TRICK)
-  # Although its fc7 would arrive as a sum, were there something to add.
+  # Three axes, of which one or two have one device.
+  found = names(catalog.TWO_COLUMN_DATA, catalog.TWO_COLUMN_2D)
+  assert found == [
+    *(("two_column_data", 2, 2), ("two_column_data", 4, 1)),
+    *(("two_column_2d", 1, 1, 4), ("two_column_2d", 1, 2, 2)),
+    *(("two_column_2d", 2, 1, 2), ("two_column_2d", 2, 2, 1)),
+  ]
+  # Although its fc7 is split by inputs, were there something to add.
   found = names(catalog.DATA_PARALLEL, catalog.TENSOR_PARALLEL)
   assert found == [data_parallel, ("tensor_parallel", 2, 2)]
+
+
+def test_each_mesh_of_a_layout_has_a_line():
+  meshes = [
+    build.with_mesh(catalog.TWO_DIMENSIONAL, data=data, x=x, y=8 // data // x)
+    for data, x in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4))
+  ]
+  lines = [line for line in make_figure(*meshes).lines if line.is_dashed()]
+  assert len(lines) == len(meshes) - 1  # one is solid
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])
@@ -151,6 +183,11 @@ def test_layout_has_its_color_in_every_chart():
       if not name.startswith("_"):  # marks of the batches
         assert colors.setdefault(name, line.get_color()) == line.get_color()
   assert len(colors) == len(set(colors.values())) == 4
+
+
+def test_layouts_of_the_catalog_have_different_colors():
+  names = [layout.name for layout in catalog.LAYOUTS]
+  assert len(set(chart._choose_colors(names).values())) == len(names)
 
 
 @pytest.mark.parametrize(

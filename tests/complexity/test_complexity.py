@@ -136,6 +136,34 @@ def test_disagreement_is_named(lenet):
   assert count.disagreements == ["the program has 7 MAC in no layer"]
 
 
+def test_own_names_are_counted_and_compared_as_any_others(lenet):
+  Layer = wiring.Layer
+  table = wiring.Wiring(
+    name="own",
+    columns=2,
+    layers=(
+      Layer(name="stem", reads="image", features=4, window=3, padding=(0, 2)),
+      Layer(name="sum", reads="own", features=6),
+      Layer(name="fc8", reads="all", features=10, activation="linear"),
+    ),
+  )
+  network = wiring.make_network(table, image_size=7, num_classes=10)
+  count = counts.count(network)
+  assert not count.disagreements
+  # 7 x 7 outputs that read 3 maps; 49 positions of 2 maps each; 6 units.
+  parameters = [(27 + 1) * 4, (49 * 2 + 1) * 6, 6 * 10 + 10]
+  assert [layer.parameters for layer in count.layers] == parameters
+  text = " ".join(tables.remarks(count))
+  assert "fc8 entirely on the first" in text and "splits fc8" in text
+  columns = tables.compare({"own": count, "lenet": lenet}).columns
+  names, own, _, of_lenet = (list(column.cells) for column in columns)
+  assert names[:4] == ["parameters", "  stem", "  sum", "  fc8"]
+  assert own[1:4] == [f"{number:,}" for number in parameters]
+  total = names.index("  sum", 3)
+  assert own[total] == f"{sum(parameters):,}"
+  assert of_lenet[2:4] == ["-", "850"] and of_lenet[total] == "61,706"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("table", catalog.WIRINGS, ids=lambda table: table.name)
 def test_every_wiring_is_counted_alike_three_times(table):

@@ -110,7 +110,7 @@ def test_values_that_would_be_lost_are_refused():
     ),
     (
       make(wirings.BLOCK_DIAGONAL, lrn_k=1.0),
-      "network.lrn_k is 2.0 in alexnet2012 and 1.0 in block_diagonal",
+      r"the lrn of conv1 is Lrn\(size=5, k=2.0, .* and Lrn\(size=5, k=1.0, ",
     ),
   ],
 )

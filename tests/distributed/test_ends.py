@@ -26,10 +26,11 @@ def test_process_that_is_killed_is_named_and_the_run_goes_on(folder):
     processes.last_error(errors),
   )
   fields = many | {"num_epochs": 0.1}
-  for ended in processes.finish(processes.start_training(tmp, fields, count=2)):
-    assert ended.code == 0, ended.errors
-  out = processes.train(tmp, fields, "--simulate_devices=2").out
-  assert "finished already, at step" in out
+  first, second = processes.finish(
+    processes.start_training(tmp, fields, count=2)
+  )
+  assert first.code == second.code == 0, first.errors + second.errors
+  assert "finished already, at step" in first.out
 
 
 def test_process_that_is_stopped_is_named(folder):
@@ -51,10 +52,12 @@ def test_signal_to_one_process_saves_in_all_and_the_run_goes_on(folder):
   many = {
     "num_epochs": 1000.0,
     "checkpoint_every_steps": 100_000,
-    # 23 batches of ten views each take some seconds.
+    # 23 batches of ten views of more pixels each take some seconds.
     "eval_every_steps": 4,
     "validation_views": 10,
     "data.validation_split": "validation",
+    "data.stored_size": 77,
+    "network.image_size": 67,
   }
   running = processes.start_training(tmp, many, count=2)
   processes.wait_for_step(tmp, 4, running)

@@ -145,15 +145,15 @@ def test_link_that_is_cut_ends_both(hosts, folder):
     )
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_process_that_is_stopped_ends_the_other(hosts, folder, stopped):
-  running = begin(hosts, folder(f"stopped {stopped}"))
+# Process 0: test_ends.py.
+def test_process_that_is_stopped_ends_the_other(hosts, folder):
+  first, second = begin(hosts, folder("stopped"))
   # `ip netns exec` has become the program: it is the process itself.
-  running[stopped].send_signal(signal.SIGSTOP)
-  ((code, _, errors),) = processes.finish([running[1 - stopped]], timeout=60)
-  running[stopped].kill()
-  running[stopped].communicate()
+  second.send_signal(signal.SIGSTOP)
+  ((code, _, errors),) = processes.finish([first], timeout=60)
+  second.kill()
+  second.communicate()
   assert code == 69
   assert re.search(
-    rf"because process {stopped} of 2 .* is lost", processes.last_error(errors)
+    r"because process 1 of 2 .* is lost", processes.last_error(errors)
   )

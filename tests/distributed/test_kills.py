@@ -50,8 +50,8 @@ def test_twelve_kills_around_saves_end_all_with_69_and_lose_nothing(tmp_path):
     found = [
       pool.submit(
         kill_around_saves,
-        *(tmp_path / str(seed), count, random.Random(seed), 3),
+        *(tmp_path / str(count), count, random.Random(count), 6),
       )
-      for seed, count in enumerate((2, 4, 2, 4))
+      for count in (2, 3)
     ]
-    assert [one.result() for one in found] == [[]] * 4
+    assert [one.result() for one in found] == [[]] * 2

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,6 @@ PLACES = ((0, 0), (0, 5), (2, 2), (5, 0), (5, 5))
 
 # Where fc8 is gathered, the devices of a column hold copies of the logits.
 COPIES = dataclasses.replace(catalog.TWO_COLUMN, name="copies", layers={})
-QUICK = (COPIES, catalog.ONE_WEIRD_TRICK)
-LAYOUTS = (*QUICK, catalog.TWO_COLUMN_DATA, catalog.FULLY_SHARDED)
 READING = {"threads": 1, "batches_ahead": 1}
 
 
@@ -74,7 +73,9 @@ def predict_split(program, parameters, records, *, views):
   )
 
 
-@pytest.mark.parametrize("layout", build.mark_slow(LAYOUTS, but=QUICK))
+@pytest.mark.parametrize(
+  "layout", [COPIES, catalog.ONE_WEIRD_TRICK], ids=lambda layout: layout.name
+)
 def test_each_image_is_predicted_once_as_by_a_loop(layout, split, expected):
   _, labels, records = split
   parameters, outputs = expected
@@ -175,6 +176,90 @@ def test_command_evaluates_runs_and_their_ensemble_under_another_layout(folder):
     np.testing.assert_allclose(ensemble, (a + b) / 2, rtol=1e-5)
     first = np.argmax(ensemble, axis=1)
     assert np.mean(first != kept["labels"]) == lines[5]["top1_error"]
+
+
+# A network and a layout of one's own, in a config that is not in this folder.
+MINE = """
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import layout
+from configs import default
+
+Layer, Placement = wiring.Layer, layout.Placement
+
+
+def get_config(variant="grid"):
+  config = default.get_config("digits")
+  default.use_wiring(config, wiring.Wiring(name="mine", columns=1, layers=(
+    Layer(name="stem", reads="image", features=8, window=7, stride=3,
+          pool=wiring.Pool(), normalize="across"),
+    Layer(name="block_a", reads="all", features=16, window=3, padding=(1, 1)),
+    Layer(name="hidden", reads="all", features=32, dropout=True),
+    Layer(name="scores", reads="all", features=10, activation="linear"),
+  )))
+  mesh = {"row": 2, "of": 2} if variant == "grid" else {"row": 4}
+  features = ("of",) if variant == "grid" else ()
+  default.use_layout(config, layout.Layout(
+    name=variant, mesh=mesh, conv=Placement(batch=("row",)),
+    fc=Placement(batch=("row",), outputs=features),
+    layers={"hidden": Placement(batch=("row",), inputs=features)},
+  ))
+  return config
+"""
+
+
+@pytest.mark.slow
+def test_own_network_needs_no_file_but_the_workdir(folder):
+  place = folder("own network")
+  config, layout = place / "mine.py", place / "rows.py"
+  config.write_text(MINE)
+  arguments = processes.flags("mine", place, {"network.width": 1.0})
+  run(place, "main", [f"--config={config}", *arguments[1:]])
+  config.rename(layout)
+  stored, data = f"{place}/workdir", f"--data_dir={place.parent}/data"
+  # Resumes, and changes a field that may change.
+  run(
+    *(place, "main"),
+    [f"--workdir={stored}", data, "--config.num_epochs=4"],
+  )
+  printed = run(
+    *(place, "evaluate"),
+    [f"--workdir={stored}", data, f"--layout={layout}:rows", "--mesh=row=2"],
+  )
+  assert "workdir: step 12, layout rows (row=2), 21 images" in printed
+  lines = (place / "workdir" / "config.json").read_text()
+  assert json.loads(lines)["network.order"][1] == "block_a"
+  layout.unlink()
+  printed = run(place, "evaluate", [f"--workdir={stored}", data])
+  assert "step 12, layout grid (row=2, of=2)" in printed
+  for module in ("inspect", "complexity"):
+    printed = run(place, module, [f"--config={stored}"])
+    assert "block_a" in printed and "scores" in printed
+
+
+@pytest.mark.parametrize(
+  ("layout", "expected"),
+  [
+    (
+      "none.py:rows",
+      "there is no config file 'none.py:rows', .* Set --layout.",
+    ),
+    (
+      "alexnet_jax/cli/help_text.py",
+      "has no function get_config, expected one",
+    ),
+  ],
+)
+@pytest.mark.slow
+def test_file_that_gives_no_layout_is_refused(layout, expected, tmp_path):
+  (tmp_path / "config.json").write_text("{}")
+  ((code, printed, errors),) = processes.finish(
+    processes.start(
+      *(tmp_path, 1, [f"--workdir={tmp_path}", f"--layout={layout}"]),
+      module="evaluate",
+    )
+  )
+  assert (code, printed) == (1, "")
+  assert re.fullmatch(f"error: .*{expected}.*\n", errors), errors
 
 
 @pytest.mark.hosts

@@ -20,10 +20,9 @@ FIELDS = {"eval_every_steps": 3}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(folder):
   """A folder with a run of nine steps, that has saved 3, 6 and 9."""
-  tmp = tmp_path_factory.mktemp("faults") / "whole"
-  tmp.mkdir()
+  tmp = folder("whole")
   assert "checkpoints: 3 saved, " in run(tmp).out
   lines = (tmp / "workdir" / "metrics.jsonl").read_text().splitlines()
   saved = [

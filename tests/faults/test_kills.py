@@ -13,10 +13,15 @@ pytestmark = pytest.mark.faults
 def test_killed_at_random_moments_it_ends_as_if_never_killed(folder):
   tmp = folder("random")
   # 90 steps, each of them reported.
-  fields = processes.SMALL | {"num_epochs": 30.0, "log_every_steps": 1}
+  fields = processes.SMALL | {
+    "num_epochs": 30.0,
+    "log_every_steps": 1,
+    "checkpoint_every_steps": 6,
+  }
   done = processes.run(
     [
       *("python", "-m", "tests.faults.kills", "--kills=2", "--seed=1"),
+      "--config=tests/short_network.py:two_device",
       *(f"--workdir={tmp}", f"--data_dir={tmp.parent}/data"),
       *(f"--config.{name}={value}" for name, value in fields.items()),
     ],

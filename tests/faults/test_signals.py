@@ -22,11 +22,14 @@ FIELDS = {
   "checkpoint_every_steps": 100_000,
   "eval_every_steps": 100_000,
 }
-# A validation of ten batches of ten views each: a second, and its compilation.
+# A validation of ten batches of ten views of more pixels each: a second, and
+# its compilation.
 VALIDATES = FIELDS | {
   "eval_every_steps": 4,
   "validation_views": 10,
   "data.validation_split": "validation[:160]",
+  "data.stored_size": 77,
+  "network.image_size": 67,
   "optimizer.schedule": "plateau",
   # No validation but the first is an improvement: each is a drop.
   "optimizer.plateau_min_change": 0.9,
@@ -91,7 +94,7 @@ def test_signal_in_start_up_ends_at_once(sent, folder):
 def test_signal_while_the_step_compiles_ends_at_once(folder):
   tmp = folder("compiles")
   process = begin(tmp, FIELDS, "--compilation_cache=off")
-  processes.wait_for_line(process, "layout one_device")  # then 2 s to compile
+  processes.wait_for_line(process, "layout one_device")  # then 1 s to compile
   time.sleep(0.3)
   _, out, errors = end(process, signal.SIGINT)
   assert "the traced step" not in out  # which is printed after it

@@ -34,9 +34,7 @@ PAIRS = catalog.Layout(
   fc=catalog.Placement(batch=("pair",), features=("member",)),
   layers={
     "conv5": catalog.Placement(batch=("pair", "member"), fsdp=("member",)),
-    "fc7": catalog.Placement(
-      batch=("pair",), features=("member",), arrive="sum"
-    ),
+    "fc7": catalog.Placement(batch=("pair",), inputs=("member",)),
     "fc8": catalog.Placement(batch=("pair", "member")),
   },
 )
@@ -87,19 +85,36 @@ def test_json_has_what_the_tables_show():
   ]
   assert found["layers"][0] == found["layers"][0] | {
     "batch_axes": [],
-    "features_axes": ["column"],
-    "arrive": None,  # every device has the images
+    "inputs_axes": [],
+    "outputs_axes": ["column"],
+    "features_axes": [],
+    "arrives": [],  # every device has the images
+    "overlap_gather": False,
+    "overlaps": False,
+    "inputs": 3,
+    "outputs": 6,
+    "are_partial_sums": False,
+    "kernel": [11, 11, 3, 6],
     # Half of 12 kernels of 11 x 11 x 3, and of 12 biases.
     "parameter_bytes": 4 * (11 * 11 * 3 * 6 + 6),
     "optimizer_bytes": 4 * (11 * 11 * 3 * 6 + 6),
     # 15 x 15 places from 67 pixels, half of 12 maps.
     "activation_bytes": 4 * 64 * 15 * 15 * 6,
     "images": 64,
+    "kept_images": 64,
     "values_per_image": 15 * 15 * 6,
     "multiplications_per_image": 15 * 15 * 11 * 11 * 3 * 6,
     "passes": 2,
     "flops": 2 * 2 * 64 * 15 * 15 * 11 * 11 * 3 * 6,
   }
+  fc7 = found["layers"][6]
+  assert fc7["features_axes"] == fc7["outputs_axes"] == ["column"]
+  assert fc7["arrives"] == ["features gathered over column"]
+  # All 10 logits, from half of the 512 units of fc7: the fewest to send.
+  fc8 = found["layers"][7]
+  assert (fc8["inputs"], fc8["outputs"]) == (256, 10)
+  assert fc8["inputs_axes"] == ["column"] and fc8["are_partial_sums"]
+  assert found["loss_arrives"] == []
   audited = ("planned", "traced", "compiled")
   # 32 maps of 3 x 3 after pooling, both halves; each device sends one.
   assert found["exchanges"][0] == {
@@ -185,10 +200,21 @@ BATCH_NORM = wiring.make_network(
 )
 
 
+# Partial sums of all images, of which each device keeps a fourth.
+SCATTERED = catalog.Layout(
+  name="scattered",
+  mesh={"x": 4},
+  conv=catalog.Placement(batch=("x",)),
+  fc=catalog.Placement(batch=("x",)),
+  layers={"fc6": catalog.Placement(inputs=("x",))},
+)
+
+
 @pytest.mark.parametrize(
   ("layout", "network", "options"),
   [
     *((layout, build.FULL_NETWORK, {}) for layout in catalog.LAYOUTS),
+    (SCATTERED, build.FULL_NETWORK, {}),
     (
       build.with_mesh(catalog.ONE_WEIRD_TRICK, data=2, model=4),
       build.FULL_NETWORK,
@@ -209,7 +235,7 @@ def test_every_figure_follows_from_the_columns_shown(layout, network, options):
   tables = read_tables(print_tables(program))
   total = 0.0
 
-  rows, sums, notes = tables[1]
+  rows, sums, notes = tables[2]
   assert "MB = weights x 4 bytes" in notes
   check_sums(rows, sums, "weights", "MB", "optimizer", "optimizer MB")
   for row in rows:
@@ -227,13 +253,17 @@ def test_every_figure_follows_from_the_columns_shown(layout, network, options):
       "ema_decay" in options and 2 * weights <= optimizer <= 3 * weights
     )
 
-  rows, sums, notes = tables[2]
+  rows, sums, notes = tables[3]
   itemsize = int(re.search(r"x (\d) bytes", notes)[1])
   assert itemsize == (2 if "compute_dtype" in options else 4)
   check_sums(rows, sums, "MB", "GFLOP")
   for row in rows:
     images = number(row["images"])
-    expected = images * number(row["values"]) * itemsize
+    kept = number(row.get("kept", row["images"]))
+    assert kept == (32 if layout is SCATTERED else images) / (
+      2 if layout is SCATTERED else 1
+    )
+    expected = kept * number(row["values"]) * itemsize
     assert to_bytes(row["MB"]) == pytest.approx(expected, abs=501)
     flops = images * number(row["multiplications"]) * 2 * number(row["passes"])
     assert 1e9 * number(row["GFLOP"]) == pytest.approx(flops, abs=501e3)
@@ -241,7 +271,7 @@ def test_every_figure_follows_from_the_columns_shown(layout, network, options):
   if layout is catalog.ONE_DEVICE:
     assert print_tables(program).endswith("one device sends nothing\n")
     return
-  for rows, sums, notes in tables[3:]:
+  for rows, sums, notes in tables[4:]:
     itemsize = re.search(r"x (\d) bytes", notes)
     check_sums(rows, sums, "MB")
     total += to_bytes(sums[0])
@@ -292,16 +322,95 @@ def test_flops_lead_from_the_table_to_the_count_of_the_compiler():
   assert not [line for line in lines if "Winograd" in line]
 
 
-def test_tables_fit_into_80_columns_and_have_nothing_that_says_nothing():
-  for layout in (catalog.TWO_COLUMN, catalog.ONE_WEIRD_TRICK):
+def test_tables_fit_into_80_columns():
+  for layout in (
+    *catalog.LAYOUTS,
+    SCATTERED,
+    build.with_mesh(catalog.TWO_COLUMN_2D, data=2, column=2, model=2),
+  ):
     program = build.make_program(
       *(layout, build.FULL_NETWORK, build.FULL_AUGMENTATION), batch_size=128
     )
     text = print_tables(program, width=80)
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
-    assert " - " not in text and "gather" not in text.split("\n\n")[0]
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80, text
+
+
+def print_layout(layout, network=build.FULL_NETWORK, **options) -> str:
+  """Prints the table of a layout and that of arrivals."""
+  program = build.make_program(
+    *(layout, network, build.FULL_AUGMENTATION), batch_size=128, **options
+  )
+  text = print_tables(program, width=80)
+  return text[: text.index("weights that one device holds")]
+
+
+def test_rows_have_only_the_axes_that_split_something():
   # conv1 of one weird trick: a fourth of the images, all maps.
-  assert re.search(r"conv1 +image +32 of 128 +data x model +3 +96 *\n", text)
+  text = print_layout(catalog.ONE_WEIRD_TRICK)
+  assert re.search(r"conv1 +32 of 128 +data, model +3 +96 *\n", text)
+  assert "over" not in print_layout(catalog.ONE_DEVICE)
+  # The axis `data` has one device.
+  text = print_layout(catalog.TWO_DIMENSIONAL)
+  fc6 = r"fc6 +128 +128 of 256 +x +2,048 of 4,096 +y *\n"
+  assert re.search(fc6, text) and re.search("conv1 +32 of 128 +y, x +3", text)
+
+
+def test_each_layer_says_what_arrives():
+  text = print_layout(catalog.TWO_COLUMN)
+  assert "features: inputs in fc6, fc8 and outputs in fc7," in text
+  assert re.search(r" conv1 +image +- *\n conv2 +column +- *\n", text)
+  text = print_layout(catalog.TWO_DIMENSIONAL)
+  assert "features:" not in text  # the layout has none
+  lines = [line.strip() for line in text.splitlines()]
+  fc6 = lines.index("fc6    all     images exchanged for features over x")
+  assert lines[fc6 + 1 : fc6 + 5] == [
+    "images gathered over y",
+    "inputs: partial sums summed over x",
+    "fc7    all     inputs: partial sums summed over y",
+    "fc8    all     inputs: partial sums summed over x",
+  ]
+  assert "loss   all     features gathered over y" in lines
+  sent = "inputs: partial sums scattered to fc7's images over x"
+  assert sent in print_layout(SCATTERED)
+
+
+def test_overlap_that_does_nothing_is_said():
+  layout = dataclasses.replace(
+    catalog.TWO_COLUMN,
+    layers={
+      "conv4": catalog.Placement(outputs=("column",), overlap_gather=True),
+      "fc6": catalog.Placement(inputs=("column",), overlap_gather=True),
+      "fc7": catalog.Placement(outputs=("column",), overlap_gather=True),
+    },
+  )
+  program = build.make_program(layout, build.FULL_NETWORK)
+  assert summary.describe_idle_overlaps(program) == [
+    "overlap_gather does nothing in conv4 (reads its own column), fc6 (gathers "
+    "no features)"
+  ]
+  # With one device along the axis, nothing is gathered at all.
+  program = build.make_program(
+    build.with_mesh(layout, column=1), build.FULL_NETWORK
+  )
+  (line,) = summary.describe_idle_overlaps(program)
+  assert "fc6, fc7 (gathers no features)" in line
+  program = build.make_program(catalog.TWO_COLUMN, build.FULL_NETWORK)
+  assert summary.describe_idle_overlaps(program) == []
+
+
+def test_layers_repeated_over_several_axes_are_counted_once():
+  layout = catalog.Layout(
+    name="repeated",
+    mesh={"a": 2, "b": 2, "one": 1},
+    conv=catalog.Placement(batch=("a", "b")),
+    fc=catalog.Placement(batch=("a",)),
+    layers={"fc8": catalog.Placement()},
+  )
+  program = build.make_program(layout, build.FULL_NETWORK)
+  assert summary.describe_repeated(program) == [
+    "computed 2 times, once on each device of axis 'b': fc6, fc7",
+    "computed 4 times, once on each device of axes 'a' and 'b': fc8",
+  ]
 
 
 def test_few_bytes_are_not_called_megabytes():
@@ -382,6 +491,22 @@ def test_bad_flag_ends_in_one_line(flags, message):
   assert process.errors.startswith("error: ")
   assert message in process.errors
   assert len(process.errors.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_verify_leaves_out_what_comes_to_the_same():
+  out = run_well(
+    "verify",
+    *("--config=configs/one_device.py", "--config.network.width=0.125"),
+    *("--config.batch_size=8", "--layouts=two_column,two_column_data"),
+    "--devices=2",
+  )
+  lines = [line for line in out.splitlines() if line.endswith("  kept")]
+  # Not two_column_data with one device along data.
+  (one, other) = lines
+  assert re.match(r"two_column +column=2 ", one)
+  assert re.match(r"two_column_data +data=2, column=1 ", other)
+  assert "left out: 1 more layouts and meshes" in out
 
 
 @pytest.mark.slow

@@ -30,8 +30,8 @@ TWO_AXES = layout_lib.Layout(
   name="two_axes",
   mesh={"data": 2, "model": 4},
   conv=Placement(batch=("data", "model")),
-  fc=Placement(features=("data", "model")),
-  layers={"fc8": Placement(features=("data", "model"), arrive="sum")},
+  fc=Placement(outputs=("data", "model")),
+  layers={"fc8": Placement(inputs=("data", "model"))},
 )
 LARGER = (
   build.with_mesh(catalog.ONE_WEIRD_TRICK, data=2, model=4),
@@ -42,12 +42,86 @@ LARGER = (
 )
 # What crossed in 2012; the layout of the catalog sends less.
 AS_BUILT = layout_lib.override(
-  catalog.TWO_COLUMN, mesh={}, placements={"fc6": {"arrive": "gather"}}
+  catalog.TWO_COLUMN,
+  mesh={},
+  placements={"fc6": {"outputs": ("column",)}},
+  rows=wirings.ALEXNET_2012.layers,
+)
+# Partial sums of both kinds, scattered over features and over images.
+SCATTERED = layout_lib.Layout(
+  name="scattered",
+  mesh={"x": 2, "y": 2},
+  conv=Placement(batch=("x", "y")),
+  fc=Placement(batch=("x",), inputs=("y",)),
+  layers={
+    "fc6": Placement(batch=("x",), inputs=("y",)),
+    "fc7": Placement(inputs=("x",), outputs=("y",)),
+  },
+)
+# The devices of a column split it, and normalize with neighbors' maps.
+INSIDE_COLUMNS = layout_lib.Layout(
+  name="inside_columns",
+  mesh={"column": 2, "part": 2},
+  conv=Placement(outputs=("column", "part")),
+  fc=Placement(inputs=("column",), outputs=("part",)),
+  layers={"fc7": Placement(inputs=("part",), outputs=("column",))},
+)
+
+
+def _conv(name, reads, **fields):
+  fields = {"features": 64, "window": 3, "padding": (1, 1)} | fields
+  return wiring.Layer(name=name, reads=reads, **fields)
+
+
+def _dense(name, **fields):
+  return wiring.Layer(name=name, reads="all", **{"features": 512} | fields)
+
+
+# Eleven layers with all that a header may say, in names of any length.
+LONG = wiring.make_network(
+  wiring.Wiring(
+    name="long",
+    columns=2,
+    layers=(
+      _conv(
+        *("first_convolution_of_the_stem", "image"),
+        **{"stride": 2, "normalize": "across", "pool": wiring.Pool()},
+        order=("activation", "pooling", "normalization"),
+      ),
+      _conv("a", "all", normalize="map"),
+      _conv(
+        *("second_convolution_of_the_block", "own"),
+        **{"normalize": "column", "pool": wiring.Pool()},
+        order=("normalization", "pooling", "activation"),
+      ),
+      _conv("b", "all", normalize="column", map_lrn=wiring.Lrn()),
+      _conv("withoutanyunderscoreinthename", "own", normalize="batch"),
+      _conv("WWWWWWWWWWWWWWWW", "all", pool=wiring.Pool(kind="average")),
+      _conv("d", "all"),
+      _dense("first_dense_layer"),
+      _dense("mmmmmmmmmmmmmmmm", normalize="batch"),
+      _dense("another_rather_long_dense_layer"),
+      _dense("the_last_layer_of_all", activation="linear"),
+    ),
+  )
+)
+OWN = layout_lib.Layout(
+  name="own",
+  mesh={"model": 2, "data": 2},
+  conv=Placement(batch=("data",), outputs=("model",)),
+  fc=Placement(batch=("data",), features=("model",)),
 )
 CASES = [
   *(
     (build.FULL_NETWORK, layout)
-    for layout in (*catalog.LAYOUTS, *LARGER, *MIXED, OVERRIDDEN)
+    for layout in (
+      *catalog.LAYOUTS,
+      *LARGER,
+      *MIXED,
+      OVERRIDDEN,
+      SCATTERED,
+      INSIDE_COLUMNS,
+    )
   ),
   (wiring.make_network(wirings.INDEPENDENT_COLUMNS), catalog.TWO_COLUMN),
   (
@@ -55,6 +129,15 @@ CASES = [
     build.with_mesh(catalog.TWO_COLUMN, column=4),
   ),
   (build.make_network(width=1 / 4, init="source"), catalog.TWO_COLUMN),
+  (LONG, OWN),
+  *(
+    (wiring.make_network(table), layout)
+    for table, layout in (
+      (wirings.VGG_11, catalog.TWO_DIMENSIONAL),
+      (wirings.CAFFENET, catalog.ONE_WEIRD_TRICK),
+      (wirings.SOURCE_145, catalog.TWO_COLUMN_2D),
+    )
+  ),
 ]
 
 
@@ -65,6 +148,7 @@ def make_plan(network, layout, batch_size=BATCH_SIZE):
 
 def make_scene(network, layout, batch_size=BATCH_SIZE):
   plan = make_plan(network, layout, batch_size)
+  layout = plan_lib.choose_placements(network, layout, batch_size=batch_size)
   return scene.make_scene(network, layout, plan, batch_size=batch_size)
 
 
@@ -114,6 +198,49 @@ def test_part_and_normalization_of_a_layer_are_named():
   assert texts[fc6 : fc6 + 4] == ["fc6", "dense", "batch", "normalization"]
 
 
+@pytest.mark.parametrize(
+  ("table", "name", "header"),
+  [
+    (
+      *(wirings.CAFFENET, "conv1"),
+      ["11 × 11, stride 4", "max pooling", "local response", "normalization"],
+    ),
+    # The activation comes last, which is not usual.
+    (
+      *(wirings.SOURCE_145, "conv1"),
+      [
+        *("11 × 11, stride 4", "local response", "normalization"),
+        *("max pooling", "relu"),
+      ],
+    ),
+    # Batch normalization comes first in any order.
+    (
+      dataclasses.replace(
+        wirings.CAFFENET,
+        layers=tuple(
+          dataclasses.replace(row, normalize="batch") if row.pool else row
+          for row in wirings.CAFFENET.layers
+        ),
+      ),
+      "conv5",
+      ["3 × 3", "batch", "normalization", "max pooling"],
+    ),
+  ],
+)
+def test_header_follows_the_order_of_the_row(table, name, header):
+  network = wiring.make_network(table)
+  assert captions.layer(network, name) == ([name], header)
+
+
+def test_long_name_is_broken_after_underscores():
+  names = {row.name: captions.layer(LONG, row.name)[0] for row in LONG.layers}
+  assert names["first_convolution_of_the_stem"] == [
+    *("first_", "convolution_", "of_the_stem")
+  ]
+  for name, lines in names.items():
+    assert "".join(lines) == name and max(map(len, lines)) <= 14
+
+
 def test_devices_of_two_columns_meet_where_the_paper_has_them_meet():
   drawn = make_scene(build.FULL_NETWORK, catalog.TWO_COLUMN)
   arrows = {(each.layer, each.source, each.target) for each in drawn.arrows}
@@ -161,7 +288,7 @@ def test_arrows_connect_only_rows_that_differ_in_their_axes():
   ],
 )
 def test_rows_stand_for_groups_of_devices(layout, places, devices):
-  rows = grid.find_rows(layout)
+  rows = grid.find_rows(build.FULL_NETWORK, layout)
   assert [row.position for row in rows] == places
   assert {len(row.devices) for row in rows} == {devices}
   if layout == LARGER[3]:  # they are counted along the mesh
@@ -227,7 +354,11 @@ def test_every_exchange_is_shown_once(case):
     for exchange in crossing
     if exchange
   ]
-  expected = [exchange for exchange in plan if exchange.images]
+  expected = [
+    exchange
+    for exchange in plan
+    if exchange.images and exchange.tensor == plan_lib.ACTIVATION
+  ]
   assert collections.Counter(shown) == collections.Counter(expected)
   entries = captions.table(network, layout, plan, BATCH_SIZE)
   others = {(e.kind, e.layer) for e in plan if e.tensor != plan_lib.ACTIVATION}

@@ -11,6 +11,21 @@ from tests.launch import slurm
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 EVERY = 10
 
+# The interpreter of the jobs: their steps wait for a moment, so that the minute
+# until their time is over costs other tests little.
+PYTHON = f"""#!{sys.executable}
+import runpy, sys, time
+from alexnet_jax.training import report
+advance = report.Reporter.advance
+def wait(self, step):
+  time.sleep(0.05)
+  advance(self, step)
+report.Reporter.advance = wait
+_, _, module, *arguments = sys.argv  # after -m
+sys.argv = [module, *arguments]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
 missing = slurm.find_missing()
 pytestmark = [
   pytest.mark.hosts,
@@ -20,9 +35,13 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
+  python = tmp_path_factory.mktemp("bin") / "python"
+  python.write_text(PYTHON)
+  python.chmod(0o755)
   with slurm.start() as started:
     started.environment |= {
-      "PYTHON": sys.executable,
+      "PYTHON": str(python),
+      "PYTHONPATH": str(processes.ROOT),
       "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
     }
     yield started

@@ -45,9 +45,7 @@ def test_device_gets_the_maps_on_both_sides_of_its_own(key):
     wirings.ALEXNET_2012, columns=1, width=1 / 8, normalization="across"
   )
   routes = plan.choose_routes(network, TENSOR_PARALLEL, batch_size=4)
-  on_mesh = exchange.MeshExchange(
-    routes, specs.make_specs(network, TENSOR_PARALLEL, routes)
-  )
+  on_mesh = exchange.MeshExchange(routes, specs.make_specs(network, routes))
   x = np.array(jax.random.normal(key, (4, 2, 2, 12)))
   split = jax.P("data", None, None, "model")
   mesh = jax.make_mesh((1, 4), ("data", "model"))

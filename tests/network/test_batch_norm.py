@@ -70,7 +70,7 @@ def test_variance_keeps_its_digits_far_from_the_running_mean(ratio, devices):
   layout = build.with_mesh(catalog.DATA_PARALLEL, data=devices)
   routes = plan.choose_routes(NETWORK, layout, batch_size=8)
   on_mesh = mesh_exchange.MeshExchange(
-    routes, specs.make_specs(NETWORK, layout, routes)
+    routes, specs.make_specs(NETWORK, routes)
   )
   rng = np.random.default_rng(ratio)
   x = (2 * (ratio + rng.standard_normal((8, 9, 9, 12)))).astype(np.float32)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,3 +120,102 @@ def test_independent_columns_are_two_networks_up_to_the_logits(key):
   logits = reference.independent_columns(parameters, images)
   # Sums of some hundred float32 products in another order.
   assert relative_difference(found, logits) <= 1e-5
+
+
+def draw_wiring(rng) -> wiring.Wiring:
+  """Up to seven layers of any kind; some of them do not fit each other."""
+
+  def choose(*values):
+    return values[rng.integers(len(values))]
+
+  columns, layers = choose(1, 2), []
+  convolutions, units = int(rng.integers(0, 5)), int(rng.integers(0, 3))
+  for index in range(convolutions):
+    pool = wiring.Pool(
+      window=choose(2, 3),
+      stride=choose(1, 2),
+      kind=choose("max", "average", "stochastic"),
+      padding=choose((0, 0), (0, 1), (1, 1)),
+    )
+    normalize = choose(*wiring.NORMALIZATIONS)
+    layers.append(
+      wiring.Layer(
+        name=f"map{index}",
+        reads=choose("own", "all"),
+        features=choose(4, 8),
+        window=choose(1, 2, 3, 5),
+        stride=choose(1, 1, 2),
+        padding=choose((0, 0), (1, 1), (0, 2), (3, 1)),
+        activation=choose("relu", "sigmoid", "tanh", "linear"),
+        normalize=normalize,
+        lrn=wiring.Lrn(size=choose(1, 3, 5)),
+        map_lrn=choose(None, wiring.Lrn(size=3)),
+        pool=choose(None, pool, pool),
+        order=tuple(rng.permutation(wiring.ORDER).tolist()),
+        dropout=choose(False, True),
+      )
+    )
+  for index in range(units):
+    layers.append(
+      wiring.Layer(
+        name=f"units{index}",
+        reads=choose("own", "all"),
+        features=choose(4, 6),
+        normalize=choose("none", "batch"),
+        dropout=choose(False, True),
+      )
+    )
+  layers.append(
+    wiring.Layer(name="top", reads="all", features=3, activation="linear")
+  )
+  layers[0] = dataclasses.replace(layers[0], reads="image")
+  return wiring.Wiring(name="drawn", columns=columns, layers=tuple(layers))
+
+
+def trace(network):
+  """Parameters, outputs, and sides of normalized maps, by layer."""
+  outputs, sides = {}, {}
+  run_layer, normalize = model.run_layer, model.apply_local_response_norm
+
+  def watch_layer(network, layer, *args, **options):
+    outputs[layer.name] = run_layer(network, layer, *args, **options)
+    return outputs[layer.name]
+
+  def watch_norm(network, layer, x, exchange):
+    sides[layer.name] = x.shape[1] if x.ndim == 4 else 1
+    return normalize(network, layer, x, exchange)
+
+  def run(images, drawn):
+    alexnet = model.AlexNet(network, rngs=nnx.Rngs(params=0))
+    alexnet(images, masks=drawn, uniforms=drawn)
+    return nnx.to_pure_dict(nnx.state(alexnet, nnx.Param))
+
+  side = network.image_size
+  drawn = {
+    name: jax.ShapeDtypeStruct((2, *size.out_shape), jnp.float32)
+    for name, size in network.sizes().items()
+  }
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(model, "run_layer", watch_layer)
+    patch.setattr(model, "apply_local_response_norm", watch_norm)
+    parameters = jax.eval_shape(
+      run, jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32), drawn
+    )
+  return parameters, outputs, sides
+
+
+def test_layers_of_any_wiring_have_the_sizes_of_its_table():
+  rng, fitting = np.random.default_rng(0), 0
+  while fitting < 40:
+    table = draw_wiring(rng)
+    try:
+      network = wiring.make_network(table, image_size=12, num_classes=3)
+    except ValueError:
+      continue
+    fitting += 1
+    parameters, outputs, sides = trace(network)
+    for name, size in network.sizes().items():
+      assert outputs[name].shape == (2, *size.out_shape), table
+      assert sides[name] == size.norm_side, table
+      shapes = {leaf: array.shape for leaf, array in parameters[name].items()}
+      assert shapes == size.shapes, table

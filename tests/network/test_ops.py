@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,167 @@ def test_gradient_of_local_response_norm_is_that_of_its_formula(key):
       sides.append((normalize_columns(moved, 2) * gradient).sum())
     expected[at] = (sides[0] - sides[1]) / 2e-3
   np.testing.assert_allclose(pull(gradient)[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def normalize_in_map(x, size, k, alpha, beta):
+  """Loop over pixels; x: np [n, h, w, c]."""
+  y, half = np.zeros(x.shape), size // 2
+  for i, j in np.ndindex(*x.shape[1:3]):
+    near = x[
+      :, max(0, i - half) : i + half + 1, max(0, j - half) : j + half + 1
+    ]
+    energy = (near.astype(np.float64) ** 2).sum(axis=(1, 2))
+    y[:, i, j] = x[:, i, j] / (k + alpha * energy) ** beta
+  return y
+
+
+@pytest.mark.parametrize(
+  "constants", [(5, 1.0, 4e-5, 0.75), (3, 2.0, 1e-4, 0.6), (7, 1.0, 1e-5, 0.75)]
+)
+def test_normalization_in_a_map_and_its_gradient_are_those_of_a_loop(
+  key, constants
+):
+  x = np.array(60 * jax.random.normal(key, (1, 6, 4, 2)))
+  gradient = np.random.default_rng(0).standard_normal(x.shape, np.float32)
+  named = dict(zip(("size", "k", "alpha", "beta"), constants, strict=True))
+
+  @jax.jit
+  def run(x):
+    y, pull = jax.vjp(lambda x: ops.same_map_norm(x, **named), x)
+    return y, pull(gradient)[0]
+
+  y, found = run(x)
+  # float32 against float64.
+  np.testing.assert_allclose(y, normalize_in_map(x, *constants), rtol=2e-6)
+  # Central differences of the loop, in float64.
+  expected = np.zeros(x.shape)
+  for at in np.ndindex(*x.shape):
+    sides = []
+    for step in (1e-3, -1e-3):
+      moved = x.astype(np.float64)
+      moved[at] += step
+      sides.append((normalize_in_map(moved, *constants) * gradient).sum())
+    expected[at] = (sides[0] - sides[1]) / 2e-3
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_normalization_in_a_map_hides_neither_overflow_nor_nan():
+  for value in (np.nan, 1e19, 3e38):
+    x = np.ones((1, 3, 3, 1), np.float32)
+    x[0, 1, 1] = value
+    y = ops.same_map_norm(x, size=5, k=1.0, alpha=4e-5, beta=0.75)
+    assert np.isnan(y).all(), (value, y)
+
+
+def test_normalization_in_a_map_sums_in_float32(key):
+  x = (60 * jax.random.normal(key, (1, 6, 6, 2))).astype(jnp.bfloat16)
+  y = ops.same_map_norm(x, size=5, k=1.0, alpha=4e-5, beta=0.75)
+  assert y.dtype == jnp.bfloat16
+  wide = np.asarray(x.astype(jnp.float32))
+  expected = normalize_in_map(wide, 5, 1.0, 4e-5, 0.75)
+  # One rounding to eight bits.
+  np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=2**-8)
+
+
+PADDED = [
+  wiring.Pool(window=3, stride=2, padding=(1, 1)),
+  wiring.Pool(window=3, stride=2, padding=(0, 1)),
+  wiring.Pool(window=2, stride=1, padding=(1, 0)),
+  wiring.Pool(window=3, stride=1, padding=(2, 2)),
+  wiring.Pool(window=2, stride=3, padding=(1, 1)),
+]
+
+
+def find_windows(x, row):
+  """Yields (i, j, [(row, column)]): the pixels of the map in each window."""
+  before, after = row.padding
+  counts = [
+    (side + before + after - row.window) // row.stride + 1
+    for side in x.shape[1:3]
+  ]
+  for i, j in np.ndindex(*counts):
+    yield (
+      *(i, j),
+      [
+        (top, left)
+        for top in range(x.shape[1])
+        for left in range(x.shape[2])
+        if 0 <= top + before - i * row.stride < row.window
+        and 0 <= left + before - j * row.stride < row.window
+      ],
+    )
+
+
+@pytest.mark.parametrize("row", PADDED, ids=str)
+@pytest.mark.parametrize("kind", ["window", "slices", "average"])
+def test_pooling_counts_no_pixel_of_its_padding(row, kind):
+  rng = np.random.default_rng(0)
+  # Below 0, where a zero would win; few values, so that many are equal.
+  x = rng.integers(-5, -1, (2, 7, 6, 2)).astype(np.float32)
+  windows = list(find_windows(x, row))
+  shape = (2, windows[-1][0] + 1, windows[-1][1] + 1, 2)
+  gradient = rng.integers(0, 9, shape).astype(np.float32)
+  y, x_gradient = np.zeros(shape), np.zeros(x.shape)
+  for i, j, pixels in windows:
+    values = np.stack([x[:, top, left] for top, left in pixels])
+    if kind == "average":
+      y[:, i, j] = values.mean(axis=0)
+      for top, left in pixels:
+        x_gradient[:, top, left] += gradient[:, i, j] / len(pixels)
+      continue
+    y[:, i, j] = values.max(axis=0)
+    first = values.argmax(axis=0)
+    for n, c in np.ndindex(2, 2):
+      top, left = pixels[first[n, c]]
+      x_gradient[n, top, left, c] += gradient[n, i, j, c]
+  if kind == "average":
+    row = dataclasses.replace(row, kind=kind)
+
+  @jax.jit
+  def run(x):
+    y, pull = jax.vjp(
+      lambda x: pooling.pool(
+        x, row, implementation="slices" if kind == "slices" else "window"
+      ),
+      x,
+    )
+    return y, pull(gradient)[0]
+
+  # Integers are exact; an average is rounded once, its gradient in a sum.
+  tolerance = 1e-6 if kind == "average" else 0
+  for found, expected in zip(run(x), (y, x_gradient), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("row", PADDED[:3], ids=str)
+def test_stochastic_pooling_never_draws_from_its_padding(row):
+  rng = np.random.default_rng(0)
+  row = dataclasses.replace(row, kind="stochastic")
+  x = rng.integers(0, 9, (2, 7, 6, 2)).astype(np.float32)
+  windows = list(find_windows(x, row))
+  shape = (2, windows[-1][0] + 1, windows[-1][1] + 1, 2)
+  uniforms = (rng.integers(0, 997, shape) / 997).astype(np.float32)
+  sampled, average = np.zeros(shape), np.zeros(shape)
+  for i, j, pixels in windows:
+    values = np.stack([x[:, top, left] for top, left in pixels])
+    total = values.sum(axis=0)
+    average[:, i, j] = (values**2).sum(axis=0) / np.maximum(total, 1)
+    for n, c in np.ndindex(2, 2):
+      above = values[:, n, c].cumsum() > uniforms[n, i, j, c] * total[n, c]
+      if above.any():  # else all are 0
+        sampled[n, i, j, c] = values[above.argmax(), n, c]
+  np.testing.assert_array_equal(pooling.pool(x, row, uniforms), sampled)
+  np.testing.assert_allclose(pooling.pool(x, row), average, rtol=1e-6)
+
+
+def test_pooling_with_padding_hides_no_nan():
+  x = np.zeros((1, 4, 4, 1), np.float32)
+  x[0, 0, 0] = np.nan
+  for kind in wiring.POOLINGS:
+    row = wiring.Pool(kind=kind, padding=(1, 1))
+    for implementation in ("window", "slices"):
+      y = pooling.pool(x, row, implementation=implementation)
+      assert np.isnan(y[0, 0, 0, 0]) and np.isfinite(y).sum() == 3
 
 
 def has_no_zero(y) -> bool:

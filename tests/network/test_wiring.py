@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from alexnet_jax.network import catalog as wirings
@@ -51,6 +53,14 @@ PARAMETERS = {
   + (3 * 3 * 64 + 1) * 10,
   # Weights without fc8 as reference section 6 has them, fc8, biases.
   "alexnet_d2l": 46_737_440 + 4_096_000 + (1_376 + 8_192 + 1_000),
+  # As published with the files of Caffe and torchvision.
+  "bvlc_alexnet": 60_965_224,
+  "caffenet": 60_965_224,
+  "torchvision_alexnet": 61_100_840,
+  "source145": 60_965_224,
+  # Tables of 2013's networks that others have made; the paper has no count.
+  "zfnet": (14_208 + 614_656 + 885_120 + 1_327_488 + 884_992) + 58_631_144,
+  "vgg11": 132_863_336,  # torchvision's VGG11_Weights
 }
 
 
@@ -119,3 +129,201 @@ def test_stochastic_pooling_of_values_below_zero_is_refused():
     ValueError, match="conv2 has stochastic .* is tanh, expected relu"
   ):
     wiring.make_network(wirings.STOCHASTIC_POOL2, activation="tanh")
+
+
+def test_constants_of_normalization_are_those_of_the_rows_or_of_a_config():
+  def constants(table, **options):
+    network = wiring.make_network(table, image_size=227, **options)
+    return [
+      (layer.lrn.k, layer.lrn.alpha)
+      for layer in network.layers
+      if layer.normalize != "none"
+    ]
+
+  assert constants(wirings.ALEXNET_2012) == [(2.0, 2e-5)] * 2
+  assert constants(wirings.CAFFENET) == [(1.0, 2e-5)] * 2
+  assert constants(wirings.CAFFENET, lrn_k=3.0) == [(3.0, 2e-5)] * 2
+  assert constants(wirings.CAFFENET, lrn_alpha=1e-4) == [(1.0, 1e-4)] * 2
+
+
+def test_overrides_keep_what_they_do_not_name():
+  network = wiring.make_network(
+    wirings.ZFNET, pooling=(2, 2), normalization="map", activation="tanh"
+  )
+  row = network.layer("conv1")
+  assert row.pool == wiring.Pool(window=2, stride=2, padding=(0, 1))
+  assert (row.normalize, row.activation) == ("map", "tanh")
+  assert row.order == ("activation", "pooling", "normalization")
+  assert network.layer("conv3").normalize == "none"
+  # The second normalization of the released code goes with the first.
+  for wanted in ("none", "batch", "map"):
+    other = wiring.make_network(wirings.SOURCE_145, normalization=wanted)
+    assert other.layer("conv2").map_lrn is None
+  across = wiring.make_network(wirings.SOURCE_145, normalization="across")
+  assert across.layer("conv2").map_lrn.k == 1.0
+
+
+def test_halo_is_half_a_window():
+  rows = [
+    wiring.Layer(
+      name="a", reads="image", features=8, window=3, normalize=kind, lrn=lrn
+    )
+    for kind, lrn in (
+      *(("across", wiring.Lrn()), ("across", wiring.Lrn(size=7))),
+      *(("column", wiring.Lrn()), ("map", wiring.Lrn())),
+    )
+  ]
+  assert [row.halo for row in rows] == [2, 3, 2, 0]
+
+
+# Five layers with names of their own; each case below changes one.
+OWN = wiring.Wiring(
+  name="own",
+  columns=2,
+  layers=(
+    wiring.Layer(
+      name="stem", reads="image", features=8, window=3, pool=wiring.Pool()
+    ),
+    wiring.Layer(
+      name="deep", reads="own", features=8, window=3, normalize="column"
+    ),
+    wiring.Layer(name="hidden", reads="all", features=16, dropout=True),
+    wiring.Layer(name="other", reads="own", features=16),
+    wiring.Layer(name="top", reads="all", features=10, activation="linear"),
+  ),
+)
+
+
+def test_own_wiring_is_accepted():
+  network = wiring.make_network(OWN, image_size=32, num_classes=10)
+  assert [layer.kind for layer in network.layers] == ["conv"] * 2 + ["fc"] * 3
+
+
+@pytest.mark.parametrize(
+  ("layer", "changes", "message"),
+  [
+    ("stem", {"name": "2nd"}, "name of a layer is '2nd', expected a Python id"),
+    ("stem", {"name": "_stem"}, "'_stem', expected .* begins with a letter"),
+    ("stem", {"name": "lambda"}, "'lambda', expected a Python identifier"),
+    ("stem", {"name": 3}, "is 3, expected a Python identifier"),
+    ("stem", {"name": "loss"}, "'loss', expected a name that is not reserved"),
+    ("stem", {"name": "mesh"}, "'mesh', expected a name that is not reserved"),
+    ("deep", {"name": "stem"}, "'stem', expected a name that no layer before"),
+    ("stem", {"reads": "all"}, "stem.reads is 'all', and it is the first .*"),
+    ("deep", {"reads": "image"}, "deep.reads is 'image', and it is after stem"),
+    ("deep", {"reads": "both"}, "deep.reads is 'both', expected one of image"),
+    ("deep", {"features": 0}, "deep.features is 0, expected an integer of 1"),
+    ("deep", {"features": 8.0}, "deep.features is 8.0, expected an integer"),
+    ("deep", {"features": True}, "deep.features is True, expected an integer"),
+    ("deep", {"window": 3.0}, "deep.window is 3.0, expected an integer of 0"),
+    ("deep", {"stride": 0}, "deep.stride is 0, .* 1 or more. Write stride=1"),
+    ("deep", {"padding": 1}, r"deep.padding is 1, .* Write padding=\(1, 1\)"),
+    ("deep", {"padding": (0, -1)}, r"deep.padding is \(0, -1\), expected two"),
+    ("deep", {"padding": (0, 3)}, "deep.padding is .*a window of 3, .* than 3"),
+    ("deep", {"activation": "gelu"}, "deep.activation is 'gelu', expected one"),
+    ("deep", {"normalize": "layer"}, "deep.normalize is 'layer', expected one"),
+    (
+      "deep",
+      {"lrn": wiring.Lrn(size=4)},
+      "deep.lrn.size is 4, expected an odd",
+    ),
+    (
+      "deep",
+      {"lrn": wiring.Lrn(k=0.0)},
+      "deep.lrn.k is 0.0, expected a number",
+    ),
+    ("deep", {"lrn": None}, "deep.lrn is None, expected an Lrn"),
+    (
+      *("stem", {"map_lrn": wiring.Lrn()}),
+      "stem.map_lrn follows .* but normalize is 'none', expected column or",
+    ),
+    ("deep", {"pool": (3, 2)}, r"deep.pool is \(3, 2\), expected None or a P"),
+    (
+      *("deep", {"pool": wiring.Pool(window=2, padding=(2, 0))}),
+      r"deep.pool.padding is \(2, 0\) with a window of 2, .* less than 2",
+    ),
+    (
+      *("deep", {"pool": wiring.Pool(kind="median")}),
+      "deep.pool.kind is 'median', expected one of max, average, stochastic",
+    ),
+    (
+      *("deep", {"order": ("pooling", "activation")}),
+      "deep.order is .*, expected the words activation, normalization, pooling",
+    ),
+    (
+      "deep",
+      {
+        "pool": wiring.Pool(kind="stochastic"),
+        "order": ("normalization", "pooling", "activation"),
+      },
+      "deep.order is .* stochastic .* the activation before the pooling",
+    ),
+    ("deep", {"kernel_std": -0.1}, "deep.kernel_std is -0.1, expected None or"),
+    ("deep", {"bias": float("nan")}, "deep.bias is nan, expected a finite"),
+    ("deep", {"dropout": 0.5}, "deep.dropout is 0.5, expected True or False"),
+    ("deep", {"dropout_rate": 1.0}, "deep.dropout_rate is 1.0, expected None"),
+    ("hidden", {"stride": 2}, "hidden.stride is 2, but its window is 0, .* 1."),
+    ("hidden", {"padding": (1, 1)}, "hidden.padding is .*fully connected"),
+    ("hidden", {"pool": wiring.Pool()}, "hidden.pool is .*fully connected"),
+    (
+      "hidden",
+      {"normalize": "across"},
+      "hidden.normalize is 'across', but its",
+    ),
+    ("other", {"window": 3}, "other.window is 3, and it reads hidden, which"),
+    ("hidden", {"features": 9}, "2 columns do not divide hidden"),
+    (
+      "top",
+      {"activation": "relu"},
+      "top.activation is 'relu', but it is the l",
+    ),
+    ("top", {"dropout": True}, "top.dropout is True, but it is the last layer"),
+    ("top", {"normalize": "batch"}, "top.normalize is 'batch', but .* last"),
+    ("top", {"reads": "own"}, "top.reads is 'own', but it is the last layer"),
+  ],
+)
+def test_wrong_row_is_refused_in_one_line(layer, changes, message):
+  table = wirings.rewire(OWN, "own", **{layer: changes})
+  with pytest.raises(ValueError, match=message) as error:
+    wiring.make_network(table, image_size=32, num_classes=10)
+  assert "\n" not in str(error.value)
+  assert any(word in str(error.value) for word in ("Write ", "Set "))
+
+
+def test_long_value_is_shortened():
+  table = dataclasses.replace(OWN, layers=[*OWN.layers] * 9)
+  with pytest.raises(ValueError, match="layers is .*, expected a t") as error:
+    wiring.check(table)
+  assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"layers": ()}, r"layers is \(\), expected a tuple of one Layer or more"),
+    ({"layers": OWN.layers[0]}, "layers is Layer.*, expected a tuple"),
+    ({"layers": ("conv1",)}, r"layers is \('conv1',\), expected a tuple"),
+    ({"layers": OWN.layers[:2]}, "deep.window is 3, but it is the last layer"),
+    ({"columns": 0}, "wiring 'own': columns is 0, expected an integer of 1"),
+    ({"columns": 3}, "3 columns do not divide stem"),
+    ({"image_channels": 4}, "image_channels is 4, expected 1 or 3"),
+    ({"name": None}, "name is None, expected a word"),
+  ],
+)
+def test_wrong_wiring_is_refused_in_one_line(changes, message):
+  table = dataclasses.replace(OWN, **changes)
+  with pytest.raises(ValueError, match=message) as error:
+    wiring.make_network(table, image_size=32, num_classes=10)
+  assert "\n" not in str(error.value)
+
+
+def test_override_that_a_row_cannot_follow_is_refused():
+  table = wirings.rewire(OWN, "own", hidden={"normalize": "batch"})
+  with pytest.raises(ValueError, match="hidden.normalize is 'across', but its"):
+    wiring.make_network(table, image_size=32, normalization="across")
+  with pytest.raises(ValueError, match="padding is .* with a window of 1"):
+    wiring.make_network(wirings.ZFNET, pooling=(1, 1))
+  with pytest.raises(
+    ValueError, match="conv1.lrn.k is -1.0, expected a number"
+  ):
+    wiring.make_network(wirings.ALEXNET_2012, lrn_k=-1.0)

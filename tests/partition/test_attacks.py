@@ -39,7 +39,10 @@ def trace(function, *, outer=lambda mapped: mapped, check_vma=True):
 
 
 def audited(traced, text, plan):
-  return audit.audit_step(plan, jaxpr=traced.jaxpr, hlo=text, mesh=MESH)
+  layers = list(build.TINY_NETWORK.sizes())
+  return audit.audit_step(
+    plan, jaxpr=traced.jaxpr, hlo=text, layers=layers, mesh=MESH
+  )
 
 
 def sent(found):

@@ -61,6 +61,21 @@ def test_changed_collective_is_explained_in_bytes(planned_kind, changes, note):
   assert note in found.notes[0]
 
 
+def test_wider_collective_takes_no_place_of_another_kind():
+  # XLA's compiler for CPUs sends bfloat16 as float32. The all-gather sends no
+  # more than was planned for the all-to-all of the same layer.
+  planned = [
+    *change(sums(("deep", 2048)), kind="all_to_all", bytes_per_element=2),
+    *change(sums(("deep", 1024)), kind="all_gather", bytes_per_element=2),
+  ]
+  planned = change(planned, tensor="activation", axes=("b",))
+  compiled = change(planned, bytes_per_element=4)
+  found = audit._match_compiled(planned, compiled)
+  assert found.unplanned == []
+  assert found.sent == [each.sent_bytes for each in compiled]
+  assert all("sends 4 bytes an element" in note for note in found.notes)
+
+
 @pytest.mark.parametrize(
   "changes",
   [

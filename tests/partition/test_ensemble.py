@@ -18,7 +18,7 @@ from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.program import compiled_step
 from alexnet_jax.settings import settings
 from alexnet_jax.training import report
-from tests import build, fake_group, runs
+from tests import build, fake_group, runs, short_network
 
 SEED = 3
 
@@ -129,11 +129,13 @@ def test_ensemble_resumes_and_so_does_each_member_alone(
     {"seed": SEED, "ensemble": 2, "layout.name": "two_column"}
     | {"checkpoint_every_steps": 1, "max_to_keep": 10}
   )
+  short_network.shorten(tiny_config)
+  tiny_config.network.width = 1 / 8
   both = tmp_path / "both"
   straight, lines, said, _ = runs.train(tiny_config, both, data_dir)
   assert "2 members of an ensemble at once, with seeds 3 to 4" in said
   # As many as one member has: nothing more is sent.
-  assert "the traced step has the 7 exchanges of the plan and no others" in said
+  assert "the traced step has the 5 exchanges of the plan and no others" in said
   assert "validation mean of 2 members: loss" in said
   # A kill leaves some members ahead; the newest step of all is 2.
   for member, first_lost in enumerate((4, 3)):

@@ -31,10 +31,9 @@ def test_local_shard_is_not_read_from_what_was_gathered(devices):
 
 def test_layers_that_gather_all_columns_and_no_others_overlap(program):
   parts, traced, _ = program(OVERLAPPED, "float64")
-  arrive = {name: load.arrive for name, load in parts.device_loads.items()}
-  # All that read all columns, except fc8, which arrives as a sum.
+  # All that read all columns, except fc8, which is split by its inputs.
   overlapped = {
-    name for name, how in arrive.items() if how.endswith("overlapped")
+    name for name, load in parts.device_loads.items() if load.overlaps
   }
   assert overlapped == {"conv3", "fc6", "fc7"}
   text = str(traced.jaxpr)

@@ -19,41 +19,44 @@ def test_every_named_layout_fits_the_full_size_network(layout):
   ("mesh", "part", "placement", "words"),
   [
     (
-      *({"column": 4}, "conv", {"features": ("column",)}),
+      *({"column": 4}, "conv", {"outputs": ("column",)}),
       ["conv1", "4 devices of axis 'column'", "2 columns", "config.layout"],
     ),
     (
-      *({"column": 2}, "conv", {"features": ("cols",)}),
-      ["conv1", "axis 'cols'", "column=2", "config.layout.conv1.features"],
+      *({"column": 2}, "conv", {"outputs": ("cols",)}),
+      ["conv1", "axis 'cols'", "column=2", "config.layout.conv1.outputs"],
     ),
     (
       *({"data": 3}, "conv", {"batch": ("data",)}),
       ["batch of 128", "3 devices", "conv1", "config.batch_size"],
     ),
     (
-      *({"data": 2}, "conv", {"batch": ("data",), "features": ("data",)}),
-      ["conv1", "both its batch and its features", "'data'"],
+      *({"data": 2}, "conv", {"batch": ("data",), "inputs": ("data",)}),
+      ["conv1", "both its batch and its inputs", "'data'"],
     ),
     (
       *({"model": 3}, "fc", {"features": ("model",)}),
       ["fc6", "4096 features", "3 devices", "config.layout.fc6.features"],
     ),
     (
-      *({"model": 3}, "fc8", {"features": ("model",), "arrive": "sum"}),
-      ["fc8", "3 devices", "4096 channels", "config.layout.fc8.features"],
+      *({"model": 3}, "fc8", {"inputs": ("model",)}),
+      ["fc8", "3 devices", "4096 channels", "config.layout.fc8.inputs"],
     ),
     (
-      *({"model": 12}, "fc6", {"features": ("model",), "arrive": "sum"}),
+      *({"model": 12}, "fc6", {"inputs": ("model",)}),
       ["fc6", "12 devices", "256 channels"],
     ),
     (
-      *({"column": 2}, "conv", {"features": ("column",), "arrive": "sum"}),
-      ["conv1 reads the image", "config.layout.conv1.arrive"],
+      *({"column": 2}, "conv1", {"inputs": ("column",)}),
+      ["conv1 reads the image", "3 channels", "config.layout.conv1.inputs"],
     ),
     (
-      *({"data": 1}, "conv", {"arrive": "scatter"}),
-      ["conv1", "'scatter'", "'gather' or 'sum' or 'fewest'"]
-      + ["config.layout.conv1.arrive"],
+      *({"model": 2}, "conv2", {"inputs": ("model",)}),
+      ["conv2 reads its own column", "one column", "config.layout.conv2"],
+    ),
+    (
+      *({"a": 4}, "conv2", {"outputs": ("a",)}),
+      ["conv2 does not split its columns", "2 columns", "conv2.outputs"],
     ),
     (
       *({"data": 2}, "fc", {"fsdp": ("data",)}),
@@ -115,13 +118,77 @@ def test_unknown_name_lists_the_known_ones():
 def test_override_changes_one_layer_and_one_axis():
   layout = layout_lib.override(
     catalog.TWO_COLUMN_DATA,
+    rows=build.TINY_NETWORK.layers,
     mesh={"data": 4, "column": None},
-    placements={"fc6": {"arrive": "sum", "batch": None, "features": None}},
+    placements={"fc6": {"inputs": ["column"], "batch": None}},
   )
   assert dict(layout.mesh) == {"data": 4, "column": 2}
-  expected = dataclasses.replace(layout.fc, arrive="sum")
-  assert layout.placement("fc6") == expected
-  assert layout.placement("fc7") == catalog.TWO_COLUMN_DATA.fc
+  # `column` leaves the features.
+  expected = Placement(batch=("data",), inputs=("column",))
+  rows = {row.name: row for row in build.TINY_NETWORK.layers}
+  assert layout.placement(rows["fc6"]) == expected
+  assert layout.placement(rows["fc7"]) == catalog.TWO_COLUMN_DATA.fc
+
+
+def test_override_of_a_kind_holds_for_all_of_its_layers():
+  layout = layout_lib.override(
+    catalog.TENSOR_PARALLEL,
+    rows=build.TINY_NETWORK.layers,
+    mesh={},
+    placements={"fc": {"outputs": ()}},
+  )
+  placements = {r.name: layout.placement(r) for r in build.TINY_NETWORK.layers}
+  assert placements["fc6"] == Placement(batch=("data",))
+  assert placements["fc7"] == Placement(batch=("data",), inputs=("model",))
+  assert placements["conv1"] == catalog.TENSOR_PARALLEL.conv
+
+
+WRONG = {
+  "batch=('data',)": {"batch": "data"},
+  "outputs=('data',)": {"outputs": ["data"]},
+  "inputs=('data',)": {"inputs": ("data", 2)},
+  "features=('data',)": {"features": None},
+  "fsdp=('data',)": {"fsdp": {"data": 2}},
+  "overlap_gather=True": {"overlap_gather": "yes"},
+}
+
+
+@pytest.mark.parametrize("remedy", WRONG)
+@pytest.mark.parametrize("layer", ["conv", "fc", "fc7"])
+def test_wrong_type_of_a_field_is_refused_when_the_layout_is_made(
+  layer, remedy
+):
+  ((field, value),) = WRONG[remedy].items()
+  placement = Placement(**WRONG[remedy])
+  parts = {layer: placement}
+  if layer == "fc7":
+    parts = {"layers": parts}
+  with pytest.raises(ValueError) as error:
+    Layout(name="mine", mesh={"data": 2}, **parts)
+  said = str(error.value)
+  assert said.startswith(f"layout 'mine': {layer}.{field} is {value!r}, expect")
+  assert said.endswith(f" Write {remedy}.")
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"mesh": [("data", 2)]}, "mesh is .* Write mesh={'data': 2}."),
+    ({"mesh": {"data": 2.0}}, "mesh has 2.0 devices along 'data'"),
+    ({"fc": {"batch": ("data",)}}, "fc is {'batch': .*}, expected a Placement"),
+    ({"layers": [Placement()]}, "layers is .*, expected a dict of placements"),
+    ({"layers": {6: Placement()}}, "layers places 6, expected a name of let"),
+    ({"layers": {"f 6": Placement()}}, "layers places 'f 6', expected a name"),
+    (
+      {"layers": {"fc": Placement()}},
+      r"layers places 'fc', expected a single layer: .* Write fc=Placement\(",
+    ),
+    ({"layers": {"mesh": Placement()}}, "layers places 'mesh', expected anoth"),
+  ],
+)
+def test_wrong_type_of_a_part_of_a_layout_is_refused(fields, words):
+  with pytest.raises(ValueError, match=f"layout 'mine': {words}"):
+    Layout(**{"name": "mine", "mesh": {"data": 2}} | fields)
 
 
 def test_order_of_axes_is_that_of_the_config_and_must_be_complete():
@@ -142,13 +209,18 @@ def test_layout_survives_its_way_through_a_config(layout):
   default.use_layout(config, own)  # nothing of the first remains
   made = settings.make_layout(config)
   assert list(made.mesh.items()) == list(own.mesh.items())
-  for name in layout_lib.LAYERS:
-    assert made.placement(name) == own.placement(name)
+  for layer in build.TINY_NETWORK.layers:
+    assert made.placement(layer) == own.placement(layer)
 
 
 def test_misspelled_layer_is_refused():
   with pytest.raises(ValueError, match="places a layer 'fc_7', expected one"):
-    Layout(name="x", mesh={"data": 2}, layers={"fc_7": Placement()})
+    layout_lib.override(
+      catalog.TWO_COLUMN,
+      mesh={},
+      placements={"fc_7": {"batch": ()}},
+      rows=build.TINY_NETWORK.layers,
+    )
 
 
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
@@ -157,8 +229,8 @@ def test_two_axes_go_from_the_batch_to_the_features_in_either_order(order):
     name="x",
     mesh={"a": 2, "b": 2},
     conv=Placement(batch=("a", "b")),
-    fc=Placement(features=order),
-    layers={"fc6": Placement(features=order, arrive="sum")},
+    fc=Placement(outputs=order),
+    layers={"fc6": Placement(inputs=order)},
   )
   check.check(layout, build.FULL_NETWORK, batch_size=128)
   routes = plan.choose_routes(build.FULL_NETWORK, layout, batch_size=128)

@@ -1,6 +1,7 @@
 import pytest
 
-from alexnet_jax.network import implementations
+from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import implementations, wiring
 from alexnet_jax.partition import catalog, per_device
 from alexnet_jax.program import compiled_step
 from tests import build
@@ -47,6 +48,80 @@ def test_what_no_axis_splits_is_repeated():
   )
   loads = find_loads(build.with_mesh(catalog.ONE_DEVICE, device=4))
   assert per_device.repeated_fraction(loads) == 0.75
+
+
+def find_arrivals(layout, network=build.FULL_NETWORK):
+  loads = per_device.find_loads(network, layout, batch_size=8)
+  return {name: load.arrives for name, load in loads.items() if load.arrives}
+
+
+def test_arrivals_are_in_order_and_name_what_is_done_with_them():
+  placement = catalog.Placement
+  layout = catalog.Layout(
+    name="mixed",
+    mesh={"one": 1, "x": 2, "y": 2},
+    conv=placement(batch=("one", "x", "y")),
+    fc=placement(inputs=("x", "y", "one")),
+    layers={
+      "conv5": placement(outputs=("x",)),
+      "fc7": placement(batch=("x",), inputs=("y",)),
+      "fc8": placement(batch=("x",)),
+    },
+  )
+  assert find_arrivals(layout) == {
+    # Each device needs all images, and the channels of its column alone.
+    "conv5": ("images gathered over y", "images exchanged for features over x"),
+    # What y scatters are the inputs of fc7, what x scatters its images.
+    "fc6": (
+      "inputs: partial sums scattered to fc7's inputs over y, then scattered "
+      "to fc7's images over x",
+    ),
+    "fc7": ("inputs: partial sums summed over y",),
+  }
+  # fc6 is split by inputs, fc7 by outputs; fc8 reads them where they are.
+  assert find_arrivals(catalog.TWO_COLUMN) == {
+    "conv3": ("features gathered over column",),
+    "fc6": ("inputs: partial sums scattered over column, for fc7 to gather",),
+    "fc7": ("features gathered over column",),
+    "fc8": ("inputs: partial sums summed over column",),
+  }
+
+
+def test_maps_of_neighbors_arrive_for_a_normalization():
+  network = wiring.make_network(wirings.ALEXNET_2012, normalization="across")
+  arrivals = find_arrivals(catalog.TWO_COLUMN, network)
+  halo = "to normalize: 2 maps of each neighbor over column"  # a window of 5
+  assert arrivals["conv1"] == arrivals["conv2"] == (halo,)
+
+
+def test_images_kept_are_fewer_where_partial_sums_are_scattered_over_them():
+  layout = catalog.Layout(
+    name="scattered",
+    mesh={"x": 4},
+    conv=catalog.Placement(batch=("x",)),
+    fc=catalog.Placement(batch=("x",)),
+    layers={"fc6": catalog.Placement(inputs=("x",))},
+  )
+  fc6, fc7 = (find_loads(layout)[name] for name in ("fc6", "fc7"))
+  assert (fc6.images, fc6.kept_images, fc6.values) == (128, 32, 4096)
+  assert (fc7.images, fc7.kept_images) == (32, 32)
+  assert fc6.activation_bytes == 4 * 32 * 4096
+
+
+def test_layouts_that_come_to_the_same_are_found_once():
+  layouts = [
+    build.with_mesh(catalog.TWO_COLUMN_DATA, data=1, column=2),
+    catalog.TWO_COLUMN,
+    build.with_mesh(catalog.TWO_COLUMN_DATA, data=2, column=1),
+    catalog.DATA_PARALLEL,
+    catalog.FULLY_SHARDED,
+  ]
+  found = per_device.find_distinct(build.FULL_NETWORK, layouts, batch_size=8)
+  assert found == [
+    catalog.TWO_COLUMN,
+    catalog.DATA_PARALLEL,
+    catalog.FULLY_SHARDED,
+  ]
 
 
 def test_padding_and_winograd_spare_multiplications():

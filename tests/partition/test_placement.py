@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import host_batches
-from alexnet_jax.network import catalog as wirings
 from alexnet_jax.partition import catalog
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.program import compiled_step, metrics
@@ -15,16 +14,17 @@ from tests import build
 
 Layout, Placement = layout_lib.Layout, layout_lib.Placement
 
-# Layouts that are in no catalog: every kind of reshard between layers.
+# Layouts that are in no catalog: every kind of reshard between layers. Steps on
+# many more are compared in test_random.py.
 MIXED = (
   Layout(  # one exchange for two layers, and a sum that stays sharded
     name="gather_then_sum",
     mesh={"model": 2},
-    conv=Placement(features=("model",)),
-    fc=Placement(features=("model",)),
+    conv=Placement(outputs=("model",)),
+    fc=Placement(outputs=("model",)),
     layers={
-      "conv3": Placement(features=("model",), arrive="sum"),
-      "fc7": Placement(features=("model",), arrive="sum"),
+      "conv3": Placement(inputs=("model",)),
+      "fc7": Placement(inputs=("model",)),
       "fc8": Placement(),
     },
   ),
@@ -32,31 +32,31 @@ MIXED = (
     name="back_and_forth",
     mesh={"data": 2},
     conv=Placement(batch=("data",)),
-    fc=Placement(features=("data",)),
+    fc=Placement(outputs=("data",)),
     layers={
-      "conv5": Placement(features=("data",)),
+      "conv5": Placement(outputs=("data",)),
       "fc7": Placement(batch=("data",)),
-      "fc8": Placement(features=("data",), arrive="sum"),
+      "fc8": Placement(inputs=("data",)),
     },
   ),
   Layout(  # two axes at once from the batch to the features
     name="two_axes",
     mesh={"a": 2, "b": 2},
     conv=Placement(batch=("a", "b")),
-    fc=Placement(features=("a", "b")),
+    fc=Placement(outputs=("a", "b")),
     layers={
-      "fc6": Placement(features=("a", "b"), arrive="sum"),
-      "fc8": Placement(features=("a", "b"), arrive="sum"),
+      "fc6": Placement(inputs=("a", "b")),
+      "fc8": Placement(inputs=("a", "b")),
     },
   ),
   Layout(  # replicated layers between split ones: copies, slices, repetition
     name="here_and_there",
     mesh={"column": 2},
     layers={
-      "conv1": Placement(features=("column",)),
-      "conv3": Placement(features=("column",)),
+      "conv1": Placement(outputs=("column",)),
+      "conv3": Placement(outputs=("column",)),
       "conv5": Placement(batch=("column",)),
-      "fc7": Placement(features=("column",)),
+      "fc7": Placement(outputs=("column",)),
     },
   ),
 )
@@ -109,19 +109,6 @@ def assert_same(found, expected, *, rtol=1e-8, atol=0.0):
       assert np.linalg.norm(difference) <= limit, (layer, name)
 
 
-def check_layouts(layouts, batch, *program, atol=0.0):
-  """Compares three steps on layouts with those on one device.
-
-  Returns the program and the final state of the last layout.
-  """
-  results = []
-  for layout in (catalog.ONE_DEVICE, *layouts):
-    parts = build.make_program(layout, *program, compute_dtype="float64")
-    results.append(run(compile_program(parts), batch, steps=3))
-    assert_same(results[-1], results[0], atol=atol)
-  return parts, results[-1][1]
-
-
 @pytest.fixture(scope="module")
 def one_device(program, tiny_batch):
   return run(program(catalog.ONE_DEVICE, "float64"), tiny_batch)
@@ -131,7 +118,11 @@ OVERRIDDEN = dataclasses.replace(
   layout_lib.override(
     catalog.TWO_COLUMN,
     mesh={},
-    placements={"fc6": {"arrive": "sum"}, "fc8": {"arrive": "gather"}},
+    rows=build.TINY_NETWORK.layers,
+    placements={
+      "fc6": {"inputs": ("column",)},
+      "fc8": {"outputs": ("column",)},
+    },
   ),
   name="overridden",
 )
@@ -139,25 +130,29 @@ OVERRIDDEN = dataclasses.replace(
 
 def overlap_gather(layout: layout_lib.Layout) -> layout_lib.Layout:
   """Returns the layout with overlapped gathers in all layers."""
-  placements = {name: {"overlap_gather": True} for name in layout_lib.LAYERS}
-  overlapped = layout_lib.override(layout, mesh={}, placements=placements)
-  return dataclasses.replace(overlapped, name=f"{layout.name}_overlapped")
+  layers = {
+    row.name: dataclasses.replace(layout.placement(row), overlap_gather=True)
+    for row in build.TINY_NETWORK.layers
+  }
+  name = f"{layout.name}_overlapped"
+  return dataclasses.replace(layout, name=name, layers=layers)
 
 
-# Each of four devices gathers from three others.
-FOUR = build.with_mesh(catalog.ONE_WEIRD_TRICK, data=1, model=4)
 OVERLAPPED = overlap_gather(catalog.TWO_COLUMN)
 
-# Half a minute more, and no preset among them.
-UNUSUAL = [
-  pytest.param(layout, marks=pytest.mark.slow)
-  for layout in (*MIXED, *map(overlap_gather, (FOUR, MIXED[2])))
-]
+
+# Between them, all fields of a placement; `verify` has every layout and mesh.
+PRESETS = (
+  catalog.TWO_COLUMN,
+  catalog.ONE_WEIRD_TRICK,
+  catalog.TWO_COLUMN_SHARDED,
+  catalog.TWO_DIMENSIONAL,
+)
 
 
 @pytest.mark.parametrize(
   "layout",
-  [*catalog.LAYOUTS[1:], OVERRIDDEN, OVERLAPPED, *UNUSUAL],
+  [*PRESETS, OVERRIDDEN, OVERLAPPED],
   ids=lambda layout: layout.name,
 )
 def test_layout_matches_one_device(layout, program, tiny_batch, one_device):
@@ -175,29 +170,13 @@ def test_step_in_float32_is_that_of_float64_up_to_rounding(program, tiny_batch):
     assert_same(found, expected, rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ("table", "columns"),
-  [(wirings.INDEPENDENT_COLUMNS, 2), (wirings.FOUR_COLUMN, 4)],
-  ids=["independent_columns", "four_column"],
-)
-def test_other_wirings_match_one_device(table, columns, tiny_batch):
-  layout = build.with_mesh(catalog.TWO_COLUMN, column=columns)
-  check_layouts([layout], tiny_batch, build.make_network(table))
-
-
 # The implementation that a CPU uses at full width, where compiling is slower.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "layout",
-  [catalog.FULLY_SHARDED, OVERLAPPED],
-  ids=lambda layout: layout.name,
-)
 def test_layout_matches_one_device_with_fewer_multiplications(
-  layout, tiny_batch, one_device
+  tiny_batch, one_device
 ):
   parts = build.make_program(
-    layout, implementations="conv3x3=winograd", compute_dtype="float64"
+    OVERLAPPED, implementations="conv3x3=winograd", compute_dtype="float64"
   )
   assert_same(run(compile_program(parts), tiny_batch), one_device)
 
@@ -248,17 +227,11 @@ def test_draws_are_the_same_on_every_layout(layout, tiny_augmentation, key):
   assert 0.45 < found["mask"].mean() < 0.55  # 4096 draws: 0.5 +- 0.008
 
 
-@pytest.mark.slow
-def test_sum_over_the_channels_of_a_map_matches_one_device(tiny_augmentation):
+def test_sum_over_the_channels_of_a_map_moves_nothing_before():
   # 99 pixels leave a map of 2 x 2 for fc6: its kernel splits at channels, as
-  # conv5 leaves them, so nothing moves before the sums.
-  network = build.make_network(image_size=99)
-  augmentation = dataclasses.replace(
-    tiny_augmentation, stored_size=104, image_size=99
-  )
-  batch = build.make_batch(104)
-  parts, _ = check_layouts([OVERRIDDEN], batch, network, augmentation)
-  kinds = {(e.direction, e.kind) for e in parts.plan if e.layer == "fc6"}
+  # conv5 leaves them.
+  planned = build.make_plan(build.make_network(image_size=99), OVERRIDDEN)
+  kinds = {(e.direction, e.kind) for e in planned if e.layer == "fc6"}
   assert kinds == {("forward", "reduce_scatter"), ("backward", "all_gather")}
 
 

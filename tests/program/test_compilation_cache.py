@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from alexnet_jax.partition import catalog
 from alexnet_jax.program import compilation_cache, compiled_step
 from tests import build, processes
 
@@ -44,11 +43,11 @@ def compile_small(cache):
 
 
 @pytest.mark.slow
-def test_step_from_the_cache_is_the_same_step(folder, tiny_batch, key):
+def test_step_from_the_cache_is_the_same_step(folder, key):
   cache = compilation_cache.open_cache(str(folder))
-  lines, states = [], []
+  lines, states, batch = [], [], build.make_batch(36)
   for _ in range(2):
-    program = build.make_program(catalog.TWO_COLUMN)
+    program = build.make_short_program("two_column")
     with cache.watch("the step") as found:
       compiled, audit = compiled_step.compile_step(program, options=QUICK)
     lines.extend(found.lines())
@@ -56,7 +55,7 @@ def test_step_from_the_cache_is_the_same_step(folder, tiny_batch, key):
     state = program.init(key)
     before = jax.tree.leaves(state.parameters)
     places = find_places(before)
-    state, _ = compiled(state, key, *build.put(program, tiny_batch))
+    state, _ = compiled(state, key, *build.put(program, batch))
     # Where they were, and no longer as they were.
     assert find_places(jax.tree.leaves(state.parameters)) == places
     assert all(leaf.is_deleted() for leaf in before)

@@ -1,9 +1,13 @@
+import dataclasses
 import importlib
 import math
+import re
 
 import pytest
 from flax import traverse_util
 
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.settings import fields, settings
 from configs import default
 from tests import processes
@@ -11,8 +15,9 @@ from tests import processes
 CONFIGS = [
   ".".join(path.relative_to(processes.ROOT).with_suffix("").parts)
   for path in sorted((processes.ROOT / "configs").rglob("*.py"))
-  if path.stem not in ("__init__", "ablations")
+  if path.stem not in ("__init__", "ablations", "stored")
 ]
+Placement = layout_lib.Placement
 INTEGER = fields.Number(integer=True, least=1, most=8)
 FRACTION = fields.Number(most=1, below=True)
 ABOVE_0 = fields.Number(above=True)
@@ -36,8 +41,34 @@ def flat(config):
 @pytest.mark.parametrize("variant", default.VARIANTS)
 def test_table_has_every_field_of_the_default_and_no_other(variant):
   names = flat(default.get_config(variant)).keys()
-  axes = {name for name in names if name.startswith("layout.mesh.")}
-  assert names - axes == fields.FIELDS.keys()
+  groups = re.compile(r"layout\.(mesh|conv|fc)\.")
+  in_groups = {name for name in names if groups.match(name)}
+  assert names - in_groups == fields.FIELDS.keys()
+  assert all(map(fields.find_field, names))
+  for kind in layout_lib.KINDS:
+    placement = {field.name for field in dataclasses.fields(Placement)}
+    assert config_fields(in_groups, f"layout.{kind}.") == placement
+
+
+def config_fields(names, group):
+  """Names of the fields in a group."""
+  found = [name for name in names if name.startswith(group)]
+  return {name.removeprefix(group) for name in found}
+
+
+def test_rows_and_placements_have_the_fields_of_their_classes():
+  for kind, group in (
+    (Placement, "layout.stem"),
+    (wiring.Layer, "network.layers.stem"),
+    (wiring.Pool, "network.layers.stem.pool"),
+    (wiring.Lrn, "network.layers.stem.lrn"),
+    (wiring.Lrn, "network.layers.stem.map_lrn"),
+  ):
+    names = {field.name for field in dataclasses.fields(kind)}
+    names -= {"name", "pool", "lrn", "map_lrn"}
+    assert fields._find_table(group).keys() == names
+    field = fields.find_field(f"{group}.{names.pop()}")
+    assert field.optional and field.has_type(None)
 
 
 @pytest.mark.parametrize("module", CONFIGS)
@@ -77,6 +108,12 @@ def test_kind_accepts_the_values_in_its_range(kind, good, bad):
     *(("batch_size", value) for value in (True, 4.0, None)),
     *(("num_epochs", "1"), ("network.init", 1), ("augment.flip", 1)),
     *(("augment.mean", 77.0), ("layout.mesh.data", 2.0)),
+    *(("layout.fc.batch", "data"), ("layout.stem.inputs", {"a"})),
+    *(("layout.stem.overlap_gather", 1), ("layout.stem.fsdp", 3)),
+    *(("network.layers.stem.features", 8.0), ("network.order", "stem")),
+    *(("network.layers.stem.pool.window", "3"), ("network.lrn_k", "2")),
+    *(("network.layers.stem.lrn.beta", True), ("layout.stem", ("data",))),
+    *(("network.layers.stem.pool", None), ("network.layers", 3)),
   ],
 )
 def test_value_of_another_type_is_a_type_error(name, value):
@@ -100,7 +137,18 @@ def test_value_of_another_type_is_a_type_error(name, value):
     ("network.num_classes", 0, "an integer >= 1"),
     ("network.dropout_rate", 1.0, "a number >= 0 and < 1"),
     ("network.batch_norm_momentum", 1.0, "a number >= 0 and < 1"),
-    ("network.lrn_k", 0.0, "a finite float32 > 0"),
+    ("network.lrn_k", 0.0, "None or a finite float32 > 0"),
+    ("network.image_channels", 2, "None or one of 1, 3"),
+    ("network.order", ("a", "b", "a"), "None or a tuple of names of layers"),
+    ("layout.stem.batch", (1,), "None or a tuple of names of mesh axes"),
+    ("network.layers.stem.reads", "both", "None or one of image, own, all"),
+    ("network.layers.stem.stride", 0, "None or an integer >= 1"),
+    ("network.layers.stem.padding", (2,), r"None or zeros \(before, after\)"),
+    ("network.layers.stem.order", ("pooling",) * 3, "None or activation, norm"),
+    ("network.layers.stem.dropout_rate", 1.0, "None or a number >= 0 and < 1"),
+    ("network.layers.stem.kernel_std", -0.1, "None or a finite float32 >= 0"),
+    ("network.layers.stem.pool.kind", "mean", "None or one of none, max, aver"),
+    ("network.layers.stem.lrn.size", 0, "None or an integer >= 1"),
     ("network.pooling", (3,), r"None or \(window, stride\)"),
   ],
 )
@@ -110,20 +158,52 @@ def test_value_out_of_range_is_a_value_error_in_words(name, value, expected):
     fields.check(values)
 
 
+@pytest.mark.parametrize("field", ["layout.fc.batch", "layout.stem.inputs"])
+def test_forgotten_comma_is_told(field):
+  values = flat(default.get_config()) | {field: "data"}
+  advice = rf"Set config.{field}=\('data',\): a comma makes the tuple.$"
+  with pytest.raises(TypeError, match=advice):
+    fields.check(values)
+
+
+@pytest.mark.parametrize(
+  ("field", "expected"),
+  [
+    ("layout.stem.inptus", "expected one of batch, outputs, inputs"),
+    (
+      "network.layers.stem.featurs",
+      "expected one of reads, .*, map_lrn. Re",
+    ),
+    ("network.layers.stem", "group with any of the .* pool, lrn, map_lrn. Set"),
+    ("network.layers.stem.pool.side", "expected one of window, stride, kind"),
+    ("layout.stem.arrive", r"gone: write layout.stem.outputs \(for gather\)"),
+    ("layout.fc.arrive", r"\.inputs \(for sum\) or .features \(for fewest\)."),
+  ],
+)
+def test_field_that_a_layer_does_not_have_is_refused(field, expected):
+  values = flat(default.get_config()) | {field: "sum"}
+  with pytest.raises(
+    (ValueError, TypeError), match=f"{field}.*{expected}"
+  ) as error:
+    fields.check(values)
+  assert "\n" not in str(error.value)
+
+
 def test_axis_that_no_layer_uses_is_refused():
   config = default.get_config()
   config.layout.name, config.layout.mesh.model = "two_column", 2
   with pytest.raises(ValueError, match=r"model is 2, .* one of column\. Set"):
     settings.check(config)
-  config.layout.fc6.features = ("column", "model")
+  config.layout.fc6 = {"features": ("column", "model")}
   _, layout = settings.check(config)
   assert dict(layout.mesh) == {"column": 2, "model": 2}
 
 
 def test_only_fields_that_do_not_change_results_may_change():
   always = fields.find_changeable()
-  assert {"layout.mesh", "layout.fc8.fsdp", "max_to_keep"} <= always
+  assert {"layout", "max_to_keep"} <= always
   assert not always & {"batch_size", "seed", "network.width", "data.seed"}
+  assert not [name for name in always if name.startswith("network")]
   # The rate falls until the run ends, or follows the validations.
   assert always - fields.find_changeable("cosine") == {"num_epochs"}
   validations = {"eval_every_steps", "validation_views"}

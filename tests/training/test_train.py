@@ -299,13 +299,14 @@ def test_newest_checkpoints_are_kept(train, tmp_path):
 def test_override_on_one_layer_reaches_the_step(tiny_config):
   tiny_config.layout.name = "two_column_data"
   tiny_config.layout.mesh.data = 4
-  tiny_config.layout.fc6.arrive = "sum"
-  tiny_config.layout.fc8.features = ()
-  layout = settings.make_layout(tiny_config)
+  tiny_config.layout.fc6 = {"inputs": ("column",)}
+  tiny_config.layout.fc8 = {"features": ()}
+  network, layout = settings.check(tiny_config)
   assert dict(layout.mesh) == {"data": 4, "column": 2}
-  fc6 = layout.placement("fc6")
-  assert (fc6.arrive, fc6.features) == ("sum", ("column",))
-  assert layout.placement("fc8").features == ()
+  fc6 = layout.placement(network.layer("fc6"))
+  assert (fc6.inputs, fc6.features) == (("column",), ())
+  fc8 = layout.placement(network.layer("fc8"))
+  assert (fc8.batch, fc8.features) == (("data",), ())
 
 
 # Out of range with the plateau schedule.

@@ -1,11 +1,16 @@
 """Runs are read from their workdirs, which have no arrays here."""
 
+import dataclasses
 import json
 
 import pytest
 
 from alexnet_jax.checkpoints import workdir
+from alexnet_jax.network import wiring
+from alexnet_jax.partition import catalog
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.settings import fields as fields_lib
+from alexnet_jax.settings import settings
 from alexnet_jax.training import trained_run
 from configs import default
 
@@ -31,6 +36,210 @@ def read(path, **options):
   return trained_run.read(path, fields=default.get_config(), **options)
 
 
+# What the version before networks of rows wrote to config.json for two_column
+# with layout.fc6.arrive=sum and layout.fc7.features=('column',), in the fields
+# that this one has no more or has otherwise. All other placements were None.
+OLD = {
+  "layout.axes": None,
+  "layout.fc6.arrive": "sum",
+  "layout.fc7.features": ["column"],
+  "layout.mesh.column": None,
+  "layout.mesh.data": None,
+  "layout.mesh.model": None,
+  "layout.name": "two_column",
+  "network.lrn_alpha": 2e-05,
+  "network.lrn_k": 2.0,
+}
+# The same for a layout of its own: conv=Placement(batch=("row", "col")),
+# fc=Placement(batch=("row",), features=("col",), arrive="fewest"), and fc7=
+# Placement(features=("col",), arrive="sum").
+OLD_OWN = {
+  "layout.axes": ["row", "col"],
+  **{
+    f"layout.{layer}.{field}": value
+    for layer, batch, features, arrive in (
+      *((f"conv{n}", ["row", "col"], [], "gather") for n in range(1, 6)),
+      ("fc6", ["row"], ["col"], "fewest"),
+      ("fc7", [], ["col"], "sum"),
+      ("fc8", ["row"], ["col"], "fewest"),
+    )
+    for field, value in (
+      *(("batch", batch), ("features", features), ("arrive", arrive)),
+      *(("fsdp", []), ("overlap_gather", False)),
+    )
+  },
+  "layout.mesh.col": 2,
+  "layout.mesh.row": 2,
+  "layout.name": "mine",
+  "network.lrn_alpha": 1e-4,
+  "network.lrn_k": 2.0,
+}
+
+
+@pytest.fixture
+def make_old_run(make_run):
+  """fields -> the directory of a run that the earlier version saved."""
+
+  def make(fields):
+    path = make_run("old")
+    kept = workdir.read_config(path)
+    old = {
+      name: value
+      for name, value in kept.items()
+      if not name.startswith("layout.")
+      and name not in ("network.order", "network.image_channels")
+    }
+    layers = [f"conv{n}" for n in range(1, 6)] + ["fc6", "fc7", "fc8"]
+    for layer in layers:
+      for field in ("batch", "features", "arrive", "fsdp", "overlap_gather"):
+        old[f"layout.{layer}.{field}"] = None
+    old |= {"layout.allow_unplanned": False, **fields}
+    with open(f"{path}/config.json", "w") as file:
+      json.dump(old, file)
+    return path
+
+  return make
+
+
+def test_run_of_the_earlier_version_has_its_layout(make_old_run):
+  run = read(make_old_run(OLD))
+  # A layout changes no numbers, so its changes of single layers are dropped.
+  assert run.layout == catalog.TWO_COLUMN
+  assert run.config.network.lrn_k is run.config.network.lrn_alpha is None
+  # Layers that are not named have no groups of their own.
+  groups = {"name", "axes", "mesh", "conv", "fc", "allow_unplanned"}
+  assert set(run.config.layout) == groups
+
+
+def test_own_layout_of_the_earlier_version_is_read(make_old_run):
+  Placement = layout_lib.Placement
+  run = read(make_old_run(OLD_OWN))
+  assert run.layout == layout_lib.Layout(
+    name="mine",
+    mesh={"row": 2, "col": 2},
+    conv=Placement(batch=("row", "col")),
+    fc=Placement(batch=("row",), features=("col",)),
+    layers={"fc7": Placement(inputs=("col",))},
+  )
+  assert run.config.network.lrn_alpha == 1e-4
+
+
+@pytest.mark.parametrize(
+  ("table", "changed", "single"),
+  [
+    ("without_conv3", "conv1", {"conv1": layout_lib.Placement()}),
+    ("without_conv3", "conv3", {}),
+    ("four_layer", "conv1", {"conv1": layout_lib.Placement()}),
+    ("lenet5", "fc8", {"fc8": layout_lib.Placement()}),
+  ],
+)
+def test_own_layout_of_a_smaller_network_of_then_is_read(
+  table, changed, single, make_old_run
+):
+  Placement = layout_lib.Placement
+  fields = OLD_OWN | {
+    "network.wiring": table,
+    "network.columns": None,
+    "network.width": 1.0,
+    **{f"layout.{changed}.{name}": [] for name in ("batch", "features")},
+    f"layout.{changed}.arrive": "gather",
+  }
+  if table == "lenet5":  # of its fc6 to fc8, two remain as they were
+    fields |= {"layout.fc7.batch": ["row"], "layout.fc7.arrive": "fewest"}
+  run = read(make_old_run(fields))
+  fc = Placement(batch=("row",), features=("col",))
+  others = {"fc7": Placement(inputs=("col",))}
+  assert run.layout == layout_lib.Layout(
+    name="mine",
+    mesh={"row": 2, "col": 2},
+    conv=Placement(batch=("row", "col")),
+    fc=fc,
+    layers=single | (others if table == "without_conv3" else {}),
+  )
+
+
+@pytest.mark.parametrize(
+  ("damage", "expected"),
+  [
+    ({"layout.fc7.arrive": "foo"}, "fc7.arrive is 'foo', expected one of gath"),
+    ({"layout.fc7.arrive": ["sum"]}, r"fc7.arrive is \['sum'\], expected one"),
+    ({"layout.fc7.batch": 3}, "layout.fc7.batch is 3, expected None or a tup"),
+    ({"layout.conv9.batch": ["row"]}, "places a layer 'conv9', expected one"),
+    ({"layout.conv9.arrive": "sum"}, "conv9.arrive is gone"),
+    ({"network.layers.conv1.lrn.__init__": 1}, "is damaged: .*__init__.* Res"),
+    ({"layout.mesh.row.x": 1}, "is damaged: .* Restore it"),
+  ],
+)
+def test_damaged_config_is_refused_in_one_line(damage, expected, make_old_run):
+  with pytest.raises((ValueError, TypeError), match=expected) as caught:
+    read(make_old_run(OLD_OWN | damage))
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fields", [OLD, OLD_OWN], ids=["catalog", "own"])
+def test_run_of_the_earlier_version_resumes(fields, make_old_run, tiny_config):
+  path = make_old_run(fields)
+  if fields is OLD_OWN:
+    tiny_config.network.lrn_alpha = 1e-4
+  tiny_config.layout.name = "data_parallel"
+  options = {"may_change": fields_lib.find_changeable()}
+  acquired = workdir.acquire({path: tiny_config.to_dict()}, FOUND, **options)
+  assert not acquired.changes
+  for lock in acquired.locks:
+    lock.release()
+  assert read(path).config.to_dict() == tiny_config.to_dict()
+  tiny_config.network.lrn_k = 1.0
+  with pytest.raises(ValueError, match="lrn_k: None in the workdir, 1.0 now"):
+    workdir.acquire({path: tiny_config.to_dict()}, FOUND, **options)
+
+
+def test_checkpoint_of_the_earlier_version_is_of_the_same_run(make_old_run):
+  old = {"layout.conv1.arrive": None, "network.lrn_k": 2.0}
+  for name in ("conv1", "fc8"):
+    for field in ("batch", "features", "arrive", "fsdp", "overlap_gather"):
+      old[f"layout.{name}.{field}"] = None
+  upgraded = workdir.upgrade(old | {"network.wiring": "alexnet2012"})
+  assert upgraded["network.lrn_k"] is None
+  assert not [name for name in upgraded if name.startswith("layout.conv1")]
+  assert workdir.upgrade(upgraded) == upgraded
+
+
+def test_changed_row_is_another_network(make_run, tiny_config):
+  path = make_run("a", steps=())
+  options = {"may_change": fields_lib.find_changeable()}
+  tiny_config.network.layers.conv4 = {"features": 192, "bias": None}
+  tiny_config.layout.fc6 = {"inputs": ("device",)}
+  with pytest.raises(
+    ValueError, match=r"conv4.features: None in the workdir, 192 now\)"
+  ):
+    workdir.acquire({path: tiny_config.to_dict()}, FOUND, **options)
+
+
+def test_own_network_is_read_onto_a_layout_of_a_config(make_run, tiny_config):
+  Layer = wiring.Layer
+  rows = (
+    Layer(name="stem", reads="image", features=8, window=3, stride=4),
+    Layer(name="scores", reads="all", features=10, activation="linear"),
+  )
+  table = wiring.Wiring(name="mine", columns=1, layers=rows)
+  default.use_wiring(tiny_config, table)
+  path = make_run("a")
+  own = layout_lib.Layout(
+    name="split",
+    mesh={"row": 4},
+    layers={"stem": layout_lib.Placement(batch=("row",))},
+  )
+  other = default.get_config()
+  default.use_layout(other, own)
+  run = read(path, layout=other.layout, mesh={"row": 2})
+  assert run.layout == dataclasses.replace(own, mesh={"row": 2})
+  assert [row.name for row in run.network.layers] == ["stem", "scores"]
+  assert run.network == settings.make_network(tiny_config)
+  other.layout.fc6 = {"batch": ("row",)}
+  with pytest.raises(ValueError, match="'split' places a layer 'fc6', .* To e"):
+    read(path, layout=other.layout)
+
+
 def test_run_is_read_as_it_was_configured(make_run, tiny_config):
   tiny_config.layout.name = "two_column_data"
   run = read(make_run("a"))
@@ -41,12 +250,14 @@ def test_run_is_read_as_it_was_configured(make_run, tiny_config):
 
 def test_run_is_read_onto_another_layout(make_run, tiny_config):
   tiny_config.layout.name = "two_column"
-  tiny_config.layout.fc6.arrive = "sum"
+  tiny_config.layout.fc6 = {"inputs": ("column",)}
   options = {"layout": "data_parallel", "mesh": {"data": 4}, "batch_size": 8}
   run = read(make_run("a"), split="train", step=3, **options)
   assert run.layout.name == "data_parallel"
   assert dict(run.layout.mesh) == {"data": 4}
-  assert run.layout.placement("fc6").arrive == "gather"
+  assert run.layout == dataclasses.replace(
+    catalog.DATA_PARALLEL, mesh={"data": 4}
+  )
   assert (run.config.batch_size, run.step) == (8, 3)
   assert run.config.data.validation_split == "train"
 
@@ -62,14 +273,14 @@ def test_axis_that_no_config_has_is_set(make_run):
     (
       {"network.wiring": "mine"},
       {},
-      "^the run in .*: unknown wiring 'mine', expected one of .*alexnet_d2l. "
+      "^the run in .*: unknown wiring 'mine', expected one of .*alexnet_d2l.*. "
       "Evaluate it with the version of alexnet_jax that trained it.$",
     ),
     ({"network.init": "mine"}, {}, "paper, he. Evaluate it with the version"),
     (
       {"layout.name": "mine"},
       {"data": 2},
-      "unknown layout 'mine', expected one of .*two_column_sharded. To "
+      "unknown layout 'mine', expected one of .*two_column_sharded.*. To "
       "evaluate it, set --layout, --mesh or --batch_size.$",
     ),
   ],
@@ -88,7 +299,7 @@ def test_layout_of_a_config_of_its_own_is_read(make_run, tiny_config):
   run = read(make_run("a"))
   assert run.layout.name == "mine"
   assert dict(run.layout.mesh) == {"row": 2}
-  assert run.layout.placement("fc6") == rows
+  assert run.layout == layout
 
 
 @pytest.mark.parametrize(
