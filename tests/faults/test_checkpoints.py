@@ -195,7 +195,7 @@ def test_kill_while_saving_leaves_the_checkpoint_before_it(copied, made):
 @pytest.fixture
 def full(made):
   """A folder on a disk of its own, that has room for two checkpoints."""
-  place = made.parent / "full"
+  place = made.parent / "own_disk"
   place.mkdir()
   size = sum(
     path.stat().st_size for path in (made / "workdir/checkpoints/9").rglob("*")

@@ -195,7 +195,10 @@ def test_wrong_variable_ends_in_one_line_that_names_it(name, value, folder):
 def test_step_that_memory_does_not_hold_ends_in_one_line(folder):
   errors = processes.train(
     folder("memory"),
-    {"network.width": 0.5, "batch_size": 4096, "num_epochs": 200.0},
+    {
+      **{"network.width": 0.5, "batch_size": 4096, "num_epochs": 200.0},
+      **{"network.image_size": 67, "data.stored_size": 77},
+    },
     config="one_device",
     # kB; JAX alone takes half of it.
     prefix=lambda _: ("bash", "-c", 'ulimit -d 2000000; exec "$@"', "bash"),
