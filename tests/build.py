@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from alexnet_jax.data import augment, statistics
 from alexnet_jax.network import catalog as wirings
@@ -58,6 +59,18 @@ SHORT_NETWORK = make_network(
 )
 SHORT_AUGMENTATION = dataclasses.replace(
   FULL_AUGMENTATION, stored_size=36, image_size=35, scale=64.0
+)
+
+
+# Between them, all fields of a placement; `verify` has every layout and mesh.
+PRESETS = (
+  catalog.TWO_COLUMN,
+  catalog.ONE_WEIRD_TRICK,
+  catalog.TWO_COLUMN_SHARDED,
+  catalog.TWO_DIMENSIONAL,
+)
+on_presets = pytest.mark.parametrize(
+  "layout", PRESETS, ids=lambda layout: layout.name
 )
 
 

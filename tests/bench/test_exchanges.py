@@ -18,6 +18,7 @@ def find_exchanges(program, traced):
   return list(collectives.read_traced(traced.jaxpr, names, sizes).collectives)
 
 
+@build.on_presets
 def test_silent_step_sends_nothing_and_computes_the_same_shapes(layout):
   program = build.make_program(layout)
   silent = exchanges.make_silent(program)

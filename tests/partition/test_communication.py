@@ -21,7 +21,7 @@ from alexnet_jax.partition import (
 )
 from alexnet_jax.partition import layout as layout_lib
 from tests import build
-from tests.partition.test_placement import OVERLAPPED, OVERRIDDEN, PRESETS
+from tests.partition.test_placement import OVERLAPPED, OVERRIDDEN
 
 
 def audited(program, *, planned=None):
@@ -42,7 +42,7 @@ def audit_step(planned, traced, compiled, mesh):
 
 @pytest.mark.parametrize(
   "layout",
-  [catalog.ONE_DEVICE, *PRESETS, OVERRIDDEN, OVERLAPPED],
+  [catalog.TWO_COLUMN, catalog.TWO_COLUMN_SHARDED, OVERRIDDEN, OVERLAPPED],
   ids=lambda layout: layout.name,
 )
 def test_step_communicates_as_planned(layout, program):
@@ -90,6 +90,11 @@ def test_grouped_convolution_is_found(groups):
   assert find_grouped_convolutions(lowered.as_text("hlo"))
 
 
+@pytest.mark.parametrize(
+  "layout",
+  [catalog.TWO_COLUMN, catalog.TWO_COLUMN_SHARDED],
+  ids=lambda layout: layout.name,
+)
 def test_no_convolution_is_grouped(layout, program):
   _, traced, compiled = program(layout, "float64")
   hlo = compiled.as_text()

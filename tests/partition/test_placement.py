@@ -141,18 +141,9 @@ def overlap_gather(layout: layout_lib.Layout) -> layout_lib.Layout:
 OVERLAPPED = overlap_gather(catalog.TWO_COLUMN)
 
 
-# Between them, all fields of a placement; `verify` has every layout and mesh.
-PRESETS = (
-  catalog.TWO_COLUMN,
-  catalog.ONE_WEIRD_TRICK,
-  catalog.TWO_COLUMN_SHARDED,
-  catalog.TWO_DIMENSIONAL,
-)
-
-
 @pytest.mark.parametrize(
   "layout",
-  [*PRESETS, OVERRIDDEN, OVERLAPPED],
+  [*build.PRESETS, OVERRIDDEN, OVERLAPPED],
   ids=lambda layout: layout.name,
 )
 def test_layout_matches_one_device(layout, program, tiny_batch, one_device):
@@ -207,6 +198,7 @@ def test_each_device_holds_half_of_every_kernel_at_full_size():
     assert 2 * np.prod(held) == kernel.size, name
 
 
+@build.on_presets
 def test_draws_are_the_same_on_every_layout(layout, tiny_augmentation, key):
   parts = build.make_program(layout)
 

@@ -10,6 +10,7 @@ from alexnet_jax.program import compiled_step
 from tests import build, runs
 
 
+@build.on_presets
 def test_state_is_donated_to_the_step(layout, program):
   parts, _, compiled = program(layout, "float64")
   leaves = len(jax.tree.leaves(parts.abstract_state))
