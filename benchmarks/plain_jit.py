@@ -144,12 +144,9 @@ def make_step(
     devices=program.mesh.devices.flatten(),
   )
   graphdef = model.make_graphdef(network)
-  routes = plan.choose_routes(
-    network, layout, batch_size=n, exchange_dtype=program.exchange_dtype
-  )
   outputs = {}
   for layer in network.layers if constrained else ():
-    sharding = routes[layer.name].output_sharding
+    sharding = program.routes[layer.name].output_sharding
     sides = (None, None) if layer.window else ()
     spec = PartitionSpec(
       sharding.batch or None, *sides, sharding.features or None

@@ -95,8 +95,8 @@ def imagenet() -> ml_collections.ConfigDict:
     placement.outputs = config_dict.placeholder(tuple)
     # Mesh axes that split the input features; partial sums are added.
     placement.inputs = config_dict.placeholder(tuple)
-    # Mesh axes that split the outputs or the inputs, whichever makes the whole
-    # step, all layers and both directions, send fewer bytes.
+    # Mesh axes that split the outputs or the inputs, whichever makes a step
+    # send the fewest bytes, in all layers and both directions.
     placement.features = config_dict.placeholder(tuple)
     # Axes of `batch` over which the kernel is sharded in memory (FSDP), such as
     # ("data",).

@@ -107,7 +107,9 @@ class ExchangeTimes(report.ProgramResult):
 
 def make_silent(program: program_lib.Program) -> program_lib.Program:
   """Returns the program without communication; its results are wrong."""
-  exchange = timing.SilentExchange.replacing(program.exchange)
+  exchange = timing.SilentExchange(
+    program.routes, program.specs, exchange_dtype=program.exchange_dtype
+  )
   return dataclasses.replace(program, exchange=exchange)
 
 

@@ -19,7 +19,6 @@ from alexnet_jax.bench import report
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.network import model, wiring
-from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import timing
 from alexnet_jax.program import program as program_lib
 
@@ -121,17 +120,12 @@ class _SliceOfSum(exchange_lib.NoExchange):
 def cut_layers(program: program_lib.Program) -> tuple[Piece, ...]:
   """Cuts the step of a program into its layers, first to last."""
   network = program.network
-  routes = plan_lib.choose_routes(
-    network,
-    program.layout,
-    batch_size=program.batch_size,
-    exchange_dtype=program.exchange_dtype,
-  )
   state = program.abstract_state
   pieces = []
   for layer in network.layers:
     name, size = layer.name, network.sizes()[layer.name]
-    route, images = routes[name], program.device_loads[name].images
+    route = program.routes[name]
+    images = route.images
     parameters = _to_blocks(state.parameters[name])
     if (name, "kernel") in program.specs.gathers:
       axes, dimension = program.specs.gathers[name, "kernel"]

@@ -523,7 +523,7 @@ def _check_renamed_field(name: str) -> None:
   if new is not None:
     new = new.replace("LAYER", layer)
     raise ValueError(f"the field {name} is now called {new}. Set config.{new}.")
-  if gone := layout_lib.describe_gone(name):
+  if gone := layout_lib.describe_removed_field(name):
     raise ValueError(gone)
 
 
@@ -596,7 +596,7 @@ def _find_reason(error: Exception, line: str) -> str | None:
   """Says what is wrong with a line that sets a field; None: not known."""
   field = _NAMED_FIELD.search(line)
   if isinstance(error, AttributeError) and field:
-    if gone := layout_lib.describe_gone(field[1]):
+    if gone := layout_lib.describe_removed_field(field[1]):
       return gone
     group, _, name = field[1].rpartition(".")
     layer = group.rpartition(".")[2]

@@ -135,7 +135,11 @@ def find_layouts(
     candidate
     for layout in layouts
     for candidate in per_device.find_fitting(
-      workload.network, layout, devices, batch_size=batch_size
+      workload.network,
+      layout,
+      devices,
+      batch_size=batch_size,
+      exchange_dtype=workload.exchange_dtype,
     )
   ]
   for candidate in per_device.find_distinct(
@@ -145,8 +149,11 @@ def find_layouts(
     exchange_dtype=workload.exchange_dtype,
     norms=workload.norms,
   ):
-    loads = workload.find_loads(candidate, batch_size).values()
-    if devices == 1 or any(load.times_computed < devices for load in loads):
+    splits = (
+      candidate.size(candidate.placement(layer).axes)
+      for layer in workload.network.layers
+    )
+    if devices == 1 or max(splits) > 1:
       yield candidate
 
 
@@ -186,7 +193,7 @@ def find_traffic(
     one, two = layout.devices, 2 * layout.devices
     chosen = workload.choose_features(layout, batch_size)
     sent = [
-      make_row(workload, chosen, batch_size=size).planned_bytes
+      sum(exchange.sent_bytes for exchange in workload.make_plan(chosen, size))
       for size in (one, two)
     ]
     per_image = (sent[1] - sent[0]) / (two - one)

@@ -124,7 +124,7 @@ def _to_json(
         "outputs_axes": load.placement.outputs,
         "features_axes": layout.placement(program.network.layer(name)).features,
         "fsdp_axes": load.placement.fsdp,
-        "arrives": load.arrives,
+        "arrives": program.arrivals[name],
         "overlap_gather": load.placement.overlap_gather,
         "overlaps": load.overlaps,
         "inputs": load.inputs,
@@ -144,7 +144,7 @@ def _to_json(
       }
       for name, load in program.device_loads.items()
     ],
-    "loss_arrives": program.loss_arrives,
+    "loss_arrives": program.arrivals[plan_lib.LOSS],
     "exchanges": [
       {
         "layer": line.planned.layer,

@@ -38,21 +38,10 @@ def check(
   for layer in network.layers:
     _check_axes(layout, layer)
     _check_batch(layout, layer, batch_size)
-  find_ways(layout, network)
+  find_alternatives(layout, network)
 
 
-def fits(
-  layout: layout_lib.Layout, network: wiring.Network, *, batch_size: int
-) -> bool:
-  """Whether `check` accepts this layout."""
-  try:
-    check(layout, network, batch_size=batch_size)
-  except ValueError:
-    return False
-  return True
-
-
-def find_ways(
+def find_alternatives(
   layout: layout_lib.Layout, network: wiring.Network
 ) -> dict[str, tuple[layout_lib.Placement, ...]]:
   """Finds the placements of every layer: two where `features` may be either.
@@ -66,16 +55,16 @@ def find_ways(
   sizes = network.sizes()
   found = {}
   for layer in network.layers:
-    ways, errors = [], []
-    for placement in layout.placement(layer).ways:
+    fitting, errors = [], []
+    for placement in layout.placement(layer).alternatives:
       try:
-        _check_way(layout, network, layer, sizes[layer.name], placement)
-        ways.append(placement)
+        _check_placement(layout, network, layer, sizes[layer.name], placement)
+        fitting.append(placement)
       except ValueError as error:
         errors.append(error)
-    if not ways:
+    if not fitting:
       raise errors[0]
-    found[layer.name] = tuple(ways)
+    found[layer.name] = tuple(fitting)
   return found
 
 
@@ -129,7 +118,7 @@ def _check_batch(
     )
 
 
-def _check_way(
+def _check_placement(
   layout: layout_lib.Layout,
   network: wiring.Network,
   layer: wiring.Layer,
@@ -166,7 +155,7 @@ def _check_outputs(
       f"{layer.name} has {layer.features} features, which {in_layout} do not "
       f"divide. {fix}."
     )
-  crosses = layer.normalize == "across" or bool(parts and parts[1])
+  crosses = layout.size(layout.halo_axes(layer, axes, network.columns)) > 1
   if crosses and layer.features // devices < layer.halo:
     raise ValueError(
       f"{layer.name} normalizes with {layer.halo} maps of each neighboring "

@@ -44,7 +44,7 @@ class Placement:
       and the partial sums are added. Of a layer that reads its own column,
       they split the channels of a column.
     features: axes of `outputs` or of `inputs`, after those named there:
-      whichever makes the whole step send fewer bytes, which depends on the
+      whichever makes a step send the fewest bytes, which depends on the
       network, on the other layers' placements and on the batch.
     fsdp: axes of `batch` over which the kernel and its optimizer state are
       stored sharded; gathered at use, and the gradient reduce-scattered.
@@ -66,7 +66,7 @@ class Placement:
     return self.batch + self.outputs + self.inputs + self.features
 
   @property
-  def ways(self) -> tuple[Placement, ...]:
+  def alternatives(self) -> tuple[Placement, ...]:
     """The placements that this one may become: without `features`.
 
     Those of `outputs` first; one if there are no `features`.
@@ -154,6 +154,22 @@ class Layout:
         is_one = self.size(split) == columns  # column on each device
         return (split, inside) if is_one or not inside else None
     return None
+
+  def halo_axes(
+    self, layer: wiring.Layer, outputs: tuple[str, ...], columns: int
+  ) -> tuple[str, ...]:
+    """Returns the axes along which a layer normalizes with neighbors' maps.
+
+    Args:
+      outputs: axes that split its outputs.
+      columns: of the network.
+    """
+    if layer.normalize == "across":
+      return outputs
+    if layer.normalize != "column":
+      return ()
+    _, inside = self.split_columns(outputs, columns) or ((), ())
+    return inside
 
 
 def _check_mesh(layout: Layout) -> None:
@@ -293,7 +309,7 @@ def _change(placement: Placement, fields: Mapping[str, object]) -> Placement:
   return dataclasses.replace(placement, **(left | given))
 
 
-def describe_gone(field: str) -> str | None:
+def describe_removed_field(field: str) -> str | None:
   """Says in a sentence what replaces a field of old placements; else None.
 
   Args:

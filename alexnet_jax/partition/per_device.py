@@ -1,4 +1,4 @@
-"""What one device holds and computes of each layer."""
+"""What one device receives, holds and computes of each layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from alexnet_jax.network import wiring
-from alexnet_jax.partition import check
+from alexnet_jax.partition import check, resharding
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.partition import specs as specs_lib
@@ -24,8 +24,6 @@ class DeviceLoad:
 
   Attributes:
     placement: of the layer, without `features`: these are outputs or inputs.
-    arrives: what comes from other devices, step by step, in words; see
-      `describe_arrival`.
     overlaps: whether it computes with its own inputs while others arrive.
     inputs: channels or units of the input that are read here.
     outputs: maps or units that are computed here.
@@ -48,7 +46,6 @@ class DeviceLoad:
   """
 
   placement: layout_lib.Placement = dataclasses.field(compare=False)
-  arrives: tuple[str, ...] = dataclasses.field(compare=False)
   overlaps: bool
   inputs: int
   outputs: int
@@ -96,24 +93,20 @@ def find_loads(
   specs = specs_lib.make_specs(network, routes)
   loads = {}
   sizes = network.sizes()
-  for layer, following in itertools.pairwise((*network.layers, None)):
+  for layer in network.layers:
     name, size = layer.name, sizes[layer.name]
     route, placement = routes[name], routes[name].placement
     shards = {
-      tensor: plan_lib.shard_shape(shape, spec, layout)
+      tensor: specs_lib.shard_shape(shape, spec, layout)
       for (tensor, shape), spec in zip(
         size.shapes.items(), specs.parameters[name].values(), strict=True
       )
     }
-    kept_images = route.images // layout.size(route.scatter_images)
     outputs = layout.size(placement.outputs)
     parts = outputs * layout.size(placement.inputs)
     values = size.outputs // layout.size(route.output_sharding.features)
     loads[name] = DeviceLoad(
       placement=placement,
-      arrives=plan_lib.describe_arrival(
-        layout, layer, route, following, routes
-      ),
       overlaps=route.overlap_gather,
       inputs=size.channels // layout.size(route.input_sharding.features),
       outputs=size.kernel[-1] // outputs,
@@ -121,10 +114,10 @@ def find_loads(
       kernel=shards[plan_lib.KERNEL],
       parameters=sum(map(math.prod, shards.values())),
       images=route.images,
-      kept_images=kept_images,
+      kept_images=route.kept_images,
       values=values,
       activation_bytes=(
-        plan_lib.DTYPE_BYTES[compute_dtype] * kept_images * values
+        plan_lib.DTYPE_BYTES[compute_dtype] * route.kept_images * values
       ),
       multiplications=size.multiplications // parts,
       unpadded=_unpadded_fraction(layer, size),
@@ -148,21 +141,114 @@ def _unpadded_fraction(layer: wiring.Layer, sizes: wiring.Sizes) -> float:
   return (read / (sizes.map_side * layer.window)) ** 2  # of two directions
 
 
+def describe_arrivals(
+  network: wiring.Network, layout: layout_lib.Layout, routes: plan_lib.Routes
+) -> dict[str, tuple[str, ...]]:
+  """Says what each layer, and the loss, receives from other devices, in order.
+
+  Args:
+    layout, routes: of the network, from `plan.choose_routes`.
+
+  Returns:
+    {layer: steps}, the last one for `loss`: what is gathered or exchanged
+    before the layer, what becomes of its partial sums after it, and the maps
+    that it normalizes with; for example `inputs: partial sums scattered to
+    fc7's inputs over model`. Empty: nothing arrives.
+  """
+  arrivals = {}
+  for name, following in itertools.pairwise(routes):
+    route = routes[name]
+    arrivals[name] = (
+      *_describe_reshards(layout, route),
+      *_describe_sums(layout, route, following, routes),
+      *_describe_halo(layout, network.layer(name), route),
+    )
+  loss = plan_lib.LOSS
+  return arrivals | {loss: tuple(_describe_reshards(layout, routes[loss]))}
+
+
+def _describe_reshards(
+  layout: layout_lib.Layout, route: resharding.LayerRoute
+) -> Iterator[str]:
+  """Yields what arrives for the input of a layer, or of the loss, in order."""
+  words = {resharding.BATCH: "images", resharding.CHANNELS: "features"}
+  for reshard in route.reshards:
+    if reshard.sends and layout.size(reshard.axes) > 1:
+      what = words[reshard.source]
+      how = "gathered"
+      if reshard.kind == "all_to_all":
+        how = f"exchanged for {words[reshard.target]}"
+      yield f"{what} {how} {_over(layout, reshard.axes)}"
+
+
+def _describe_sums(
+  layout: layout_lib.Layout,
+  route: resharding.LayerRoute,
+  following: str,
+  routes: plan_lib.Routes,
+) -> Iterator[str]:
+  """Yields what becomes of a layer's partial sums.
+
+  Args:
+    following: the next layer, or the loss.
+  """
+  sums = []
+  for kind, axes, dimension in route.additions:
+    if layout.size(axes) == 1:
+      continue
+    over = _over(layout, axes)
+    if kind == "sum":
+      sums.append(f"summed {over}")
+      continue
+    if dimension == resharding.BATCH:
+      sums.append(f"scattered to {following}'s images {over}")
+    elif set(axes) <= set(routes[following].input_sharding.features):
+      sums.append(f"scattered to {following}'s inputs {over}")
+    else:
+      sums.append(f"scattered {over}, for {following} to gather")
+  if sums:
+    yield f"inputs: partial sums {', then '.join(sums)}"
+
+
+def _describe_halo(
+  layout: layout_lib.Layout, layer: wiring.Layer, route: resharding.LayerRoute
+) -> Iterator[str]:
+  """Yields the maps of neighbors with which a layer is normalized."""
+  if layer.halo and layout.size(route.halo_axes) > 1:
+    maps = f"{layer.halo} map{'s' if layer.halo > 1 else ''}"
+    over = _over(layout, route.halo_axes)
+    yield f"to normalize: {maps} of each neighbor {over}"
+
+
+def _over(layout: layout_lib.Layout, axes: Iterable[str]) -> str:
+  return f"over {' x '.join(plan_lib.crossed_axes(axes, layout.mesh))}"
+
+
 def find_fitting(
   network: wiring.Network,
   layout: layout_lib.Layout,
   devices: int,
   *,
   batch_size: int,
+  exchange_dtype: str = "float32",
 ) -> Iterator[layout_lib.Layout]:
-  """Yields a layout on each mesh of that many devices that it allows."""
+  """Yields a layout on each mesh of that many devices that it allows.
+
+  Args:
+    batch_size, exchange_dtype: as for `plan.make_plan`.
+  """
   for candidate in layout_lib.find_meshes(layout, devices):
-    if check.fits(candidate, network, batch_size=batch_size):
-      try:
-        plan_lib.choose_routes(network, candidate, batch_size=batch_size)
-      except ValueError:
-        continue  # the orders of axes of two layers do not fit together
-      yield candidate
+    try:
+      check.check(candidate, network, batch_size=batch_size)
+      plan_lib.choose_routes(
+        network,
+        candidate,
+        batch_size=batch_size,
+        exchange_dtype=exchange_dtype,
+      )
+    except ValueError:
+      continue  # it does not fit, or the orders of axes of two layers do not
+    yield candidate
 
 
 def find_distinct(

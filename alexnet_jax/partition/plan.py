@@ -13,9 +13,7 @@ import functools
 import itertools
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
-
-import jax
+from collections.abc import Callable, Iterable, Mapping
 
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import check, resharding
@@ -29,6 +27,7 @@ PARAMETERS = (KERNEL, BIAS, SCALE)
 # The norms that the optimizer needs of sharded kernels: "layer" and tensor.
 UPDATE, NORM = "update", "norm"
 LOSS = resharding.LOSS
+Routes = Mapping[str, resharding.LayerRoute]
 # In a program, these tensors have a scope of their own inside their layer's.
 NAMED_SCOPES = (*PARAMETERS, EDGES, STATISTICS, NORM)
 
@@ -139,17 +138,23 @@ def make_plan(
   routes = choose_routes(
     network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
   )
+  sizes = network.sizes()
   listed = [
     collective
     for name, route in routes.items()
     for collective in _list_layer(
-      network, layout, name, route, itemsize=DTYPE_BYTES[exchange_dtype]
+      network,
+      layout,
+      name,
+      route,
+      size=sizes.get(name),
+      itemsize=DTYPE_BYTES[exchange_dtype],
     )
   ]
   # Parameters and norms last: those of activations in forward order.
   plan = sorted(listed, key=lambda one: one.tensor in PARAMETERS)
-  axes = specs_lib.make_specs(network, routes).kernel_axes
-  if norms and layout.size(axes) > 1:
+  axes = specs_lib.make_specs(network, routes).kernel_axes if norms else ()
+  if layout.size(axes) > 1:
     plan.append(
       Collective(
         layer=UPDATE,
@@ -174,15 +179,16 @@ def choose_routes(
   *,
   batch_size: int,
   exchange_dtype: str = "float32",
-) -> Mapping[str, resharding.LayerRoute]:
+) -> Routes:
   """Finds the routes of a step; once for each input.
 
   Where the layout says `features`, these become outputs or inputs so that the
   plan of the whole step has the fewest bytes. What one layer splits changes
-  what other layers send, so the ways of all layers are compared, by dynamic
-  programming over the layers: what remains to be sent depends only on how the
-  last output is sharded, and on what the next layer splits. Of equal ways it
-  takes the one in which the earliest layer splits its outputs.
+  what other layers send, so the alternatives of all layers are compared, by
+  dynamic programming over the layers and the loss: what remains to be sent
+  depends only on how the last output is sharded, and on what the next layer
+  splits. Of equal ones it takes that in which the earliest layer splits its
+  outputs.
 
   Args: those of `make_plan`.
 
@@ -193,66 +199,63 @@ def choose_routes(
     ValueError: two layers name their axes in orders that do not fit together.
   """
   sizes = network.sizes()
-  ways = check.find_ways(layout, network)
-  list_layer = functools.partial(
-    _list_layer, network, layout, itemsize=DTYPE_BYTES[exchange_dtype]
-  )
+  alternatives = check.find_alternatives(layout, network)
   first = network.layers[0].name
-  # (sharding of the input, way of the layer) -> the best until there: bytes,
-  # which of the ways were taken, the routes.
+  # (sharding of the input, placement of the layer) -> the best until there:
+  # bytes, which of the alternatives were taken, the routes.
   best = {
-    (resharding.ActivationSharding(batch=way.batch), way): (0, (taken,), ())
-    for taken, way in enumerate(ways[first])
+    (resharding.ActivationSharding(batch=one.batch), one): (0, (taken,), ())
+    for taken, one in enumerate(alternatives[first])
   }
-  for layer, following in itertools.pairwise((*network.layers, None)):
+  # None: the loss, and nothing after it.
+  for layer, following in itertools.pairwise((*network.layers, None, None)):
     reached: dict = {}
     errors = []
-    for (sharding, way), (sent, taken, routes) in best.items():
-      for index, next_way in enumerate(
-        ways[following.name] if following else (None,)
+    name = layer.name if layer else LOSS
+    for (sharding, placement), (sent, taken, routes) in best.items():
+      for index, next_placement in enumerate(
+        alternatives[following.name] if following else (None,)
       ):
         try:
-          route = resharding.find_route(
-            network,
-            layout,
-            layer,
-            following,
-            sharding,
-            size=sizes[layer.name],
-            placement=way,
-            next_placement=next_way,
-            batch_size=batch_size,
-          )
+          if layer is None:
+            route = resharding.find_loss_route(
+              network, layout, sharding, batch_size=batch_size
+            )
+          else:
+            route = resharding.find_route(
+              network,
+              layout,
+              layer,
+              following,
+              sharding,
+              size=sizes[name],
+              placement=placement,
+              next_placement=next_placement,
+              batch_size=batch_size,
+            )
         except ValueError as error:
           errors.append(error)
           continue
-        collectives = list_layer(layer.name, route)
+        collectives = _list_layer(
+          network,
+          layout,
+          name,
+          route,
+          size=sizes.get(name),
+          itemsize=DTYPE_BYTES[exchange_dtype],
+        )
         candidate = (
           sent + sum(collective.sent_bytes for collective in collectives),
           (*taken, index),
           (*routes, route),
         )
-        state = route.output_sharding, next_way
+        state = route.output_sharding, next_placement
         if state not in reached or candidate[:2] < reached[state][:2]:
           reached[state] = candidate
     if not reached:
       raise errors[0]
     best = reached
-  finished, errors = [], []
-  for (sharding, _), (sent, taken, routes) in best.items():
-    try:
-      loss = resharding.find_loss_route(
-        network, layout, sharding, batch_size=batch_size
-      )
-    except ValueError as error:
-      errors.append(error)
-      continue
-    collectives = list_layer(LOSS, loss)
-    sent += sum(collective.sent_bytes for collective in collectives)
-    finished.append((sent, taken, (*routes, loss)))
-  if not finished:
-    raise errors[0]
-  *_, routes = min(finished, key=lambda found: found[:2])
+  *_, routes = min(best.values(), key=lambda found: found[:2])
   names = [*sizes, LOSS]
   # Shared by all who ask.
   return types.MappingProxyType(dict(zip(names, routes, strict=True)))
@@ -284,6 +287,7 @@ def _list_layer(
   name: str,
   route: resharding.LayerRoute,
   *,
+  size: wiring.Sizes | None,
   itemsize: int,
 ) -> list[Collective]:
   """Lists the collectives of one layer, or of the loss.
@@ -291,6 +295,7 @@ def _list_layer(
   Those of activations come first, those of parameters last.
 
   Args:
+    size: of the layer; None for the loss.
     itemsize: bytes of an activation while it is sent.
   """
   wide = max(itemsize, DTYPE_BYTES["float32"])
@@ -315,20 +320,23 @@ def _list_layer(
         )
       )
 
-  _add_activations(add, route, layout, itemsize=itemsize)
-  if name == LOSS:
+  def add_both(tensor, kind, *what) -> None:
+    """Adds a collective and its transpose in the backward pass."""
+    add(FORWARD, tensor, kind, *what)
+    add(BACKWARD, tensor, TRANSPOSES[kind], *what)
+
+  _add_activations(add, add_both, route, layout, itemsize=itemsize)
+  if size is None:
     axes = route.output_sharding.varying
     add(FORWARD, ACTIVATION, "sum", axes, LOSS_VALUES)
     return plan
-  layer, size = network.layer(name), network.sizes()[name]
+  layer = network.layer(name)
   specs = specs_lib.make_layer_specs(network, layer, size, route)
   if halo := layer.halo:
     axes = route.halo_axes
-    images = route.images // layout.size(route.scatter_images)
+    images = route.kept_images
     edges = 2 * halo * layout.size(axes) * size.norm_side**2
-    what = (axes, images * edges, images, itemsize)
-    add(FORWARD, EDGES, "all_gather", *what)
-    add(BACKWARD, EDGES, "reduce_scatter", *what)
+    add_both(EDGES, "all_gather", axes, images * edges, images, itemsize)
   if specs.statistics:
     features = layer.features // layout.size(route.output_sharding.features)
     sum_axes = specs.gradient_sums[STATISTICS]
@@ -336,17 +344,18 @@ def _list_layer(
     for direction, numbers in ((FORWARD, 1), (FORWARD, 1), (BACKWARD, 2)):
       add(direction, STATISTICS, "sum", sum_axes, numbers * features)
   for tensor, shape in size.shapes.items():
-    elements = math.prod(shard_shape(shape, specs.parameters[tensor], layout))
+    elements = math.prod(
+      specs_lib.shard_shape(shape, specs.parameters[tensor], layout)
+    )
     axes, _ = specs.gathers.get(tensor, ((), 0))
-    gathered = elements * layout.size(axes)
-    add(FORWARD, tensor, "all_gather", axes, gathered)
-    add(BACKWARD, tensor, "reduce_scatter", axes, gathered)
+    add_both(tensor, "all_gather", axes, elements * layout.size(axes))
     add(BACKWARD, tensor, "sum", specs.gradient_sums[tensor], elements)
   return plan
 
 
 def _add_activations(
   add: Callable[..., None],
+  add_both: Callable[..., None],
   route: resharding.LayerRoute,
   layout: layout_lib.Layout,
   *,
@@ -356,114 +365,20 @@ def _add_activations(
   for reshard in route.reshards:
     axes, elements, images = reshard.axes, reshard.elements, reshard.images
     if reshard.sends:
-      what = (axes, elements * layout.size(axes), images, itemsize)
-      kind = reshard.kind
-      add(FORWARD, ACTIVATION, kind, *what)
-      add(BACKWARD, ACTIVATION, TRANSPOSES[kind], *what)
+      held = elements * layout.size(axes)
+      add_both(ACTIVATION, reshard.kind, axes, held, images, itemsize)
     elif not reshard.copied and not route.reads_images:
       add(BACKWARD, ACTIVATION, "sum", axes, elements, images)
   elements, images = route.partial_elements, route.images
   for kind, axes, dimension in route.additions:
     what = (axes, elements, images, itemsize)
-    add(FORWARD, ACTIVATION, kind, *what)
-    if kind in TRANSPOSES:
-      add(BACKWARD, ACTIVATION, TRANSPOSES[kind], *what)
-      elements //= layout.size(axes)
-      if dimension == resharding.BATCH:
-        images //= layout.size(axes)
-
-
-def describe_arrival(
-  layout: layout_lib.Layout,
-  layer: wiring.Layer,
-  route: resharding.LayerRoute,
-  following: wiring.Layer | None,
-  routes: Mapping[str, resharding.LayerRoute],
-) -> tuple[str, ...]:
-  """Says what a layer receives from other devices, in order.
-
-  Args:
-    layout: of the routes.
-    route: of the layer.
-    following: the next layer; None: the loss follows.
-    routes: of all layers, from `plan.choose_routes`.
-
-  Returns:
-    What is gathered or exchanged before the layer, what becomes of its partial
-    sums after it, and the maps that it normalizes with; for example `inputs:
-    partial sums scattered to fc7's inputs over model`. Empty: nothing arrives.
-  """
-  return (
-    *_describe_reshards(layout, route),
-    *_describe_sums(layout, route, following, routes),
-    *_describe_halo(layout, layer, route),
-  )
-
-
-def describe_loss_arrival(
-  network: wiring.Network,
-  layout: layout_lib.Layout,
-  *,
-  batch_size: int,
-  exchange_dtype: str = "float32",
-) -> tuple[str, ...]:
-  """Says how the loss receives complete logits; arguments of `make_plan`."""
-  routes = choose_routes(
-    network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
-  )
-  return tuple(_describe_reshards(layout, routes[LOSS]))
-
-
-def _describe_reshards(
-  layout: layout_lib.Layout, route: resharding.LayerRoute
-) -> Iterator[str]:
-  """Yields what arrives for the input of a layer, or of the loss, in order."""
-  words = {resharding.BATCH: "images", resharding.CHANNELS: "features"}
-  for reshard in route.reshards:
-    if reshard.sends and layout.size(reshard.axes) > 1:
-      what = words[reshard.source]
-      how = "gathered"
-      if reshard.kind == "all_to_all":
-        how = f"exchanged for {words[reshard.target]}"
-      yield f"{what} {how} {_over(layout, reshard.axes)}"
-
-
-def _describe_sums(
-  layout: layout_lib.Layout,
-  route: resharding.LayerRoute,
-  following: wiring.Layer | None,
-  routes: Mapping[str, resharding.LayerRoute],
-) -> Iterator[str]:
-  sums = []
-  for kind, axes, dimension in route.additions:
-    if layout.size(axes) == 1:
+    if kind == "sum":  # its transpose sends nothing
+      add(FORWARD, ACTIVATION, kind, *what)
       continue
-    over = _over(layout, axes)
-    if kind == "sum":
-      sums.append(f"summed {over}")
-      continue
-    name, after = following.name, routes[following.name].input_sharding
+    add_both(ACTIVATION, kind, *what)
+    elements //= layout.size(axes)
     if dimension == resharding.BATCH:
-      sums.append(f"scattered to {name}'s images {over}")
-    elif set(axes) <= set(after.features):
-      sums.append(f"scattered to {name}'s inputs {over}")
-    else:
-      sums.append(f"scattered {over}, for {name} to gather")
-  if sums:
-    yield f"inputs: partial sums {', then '.join(sums)}"
-
-
-def _describe_halo(
-  layout: layout_lib.Layout, layer: wiring.Layer, route: resharding.LayerRoute
-) -> Iterator[str]:
-  if layer.halo and layout.size(route.halo_axes) > 1:
-    maps = f"{layer.halo} map{'s' if layer.halo > 1 else ''}"
-    over = _over(layout, route.halo_axes)
-    yield f"to normalize: {maps} of each neighbor {over}"
-
-
-def _over(layout: layout_lib.Layout, axes: Iterable[str]) -> str:
-  return f"over {' x '.join(crossed_axes(axes, layout.mesh))}"
+      images //= layout.size(axes)
 
 
 def sent_along(plan: Iterable[Collective]) -> dict[str, int]:
@@ -485,16 +400,3 @@ def crossed_axes(
   """Returns the axes that have several devices, in the order of the mesh."""
   wanted = set(axes)
   return tuple(axis for axis in mesh if axis in wanted and mesh[axis] > 1)
-
-
-def shard_shape(
-  shape: tuple[int, ...],
-  spec: jax.sharding.PartitionSpec,
-  layout: layout_lib.Layout,
-) -> tuple[int, ...]:
-  """Returns the shape of one device's shard of an array of a global shape."""
-  axes = [*spec, *[None] * (len(shape) - len(spec))]
-  return tuple(
-    size // layout.size((names,) if isinstance(names, str) else names or ())
-    for size, names in zip(shape, axes, strict=True)
-  )

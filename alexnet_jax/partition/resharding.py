@@ -82,6 +82,11 @@ class Reshard:
     """Whether the forward pass sends anything."""
     return self.kind in ("all_gather", "all_to_all")
 
+  @property
+  def gathers_features(self) -> bool:
+    """Whether it gathers features along its axes, and no images."""
+    return (self.kind, self.source) == ("all_gather", CHANNELS)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerRoute:
@@ -100,6 +105,8 @@ class LayerRoute:
     sum_axes: axes along which they are added, and replicated.
     partial_elements: of the partial sums on one device.
     images: whose partial sums, or outputs, one device computes.
+    kept_images: whose outputs it keeps: fewer, if partial sums are scattered
+      over images.
     halo_axes: axes along which neighboring maps are on other devices, for a
       local response normalization.
     reads_images: whether the layer reads the image, which needs no gradient.
@@ -115,6 +122,7 @@ class LayerRoute:
   sum_axes: tuple[str, ...] = ()
   partial_elements: int = 0
   images: int = 0
+  kept_images: int = 0
   halo_axes: tuple[str, ...] = ()
   reads_images: bool = False
 
@@ -151,7 +159,7 @@ def find_route(
     layout: a layout that `check.check` has accepted for it.
     size: of the layer.
     following: the next layer; None: the loss follows.
-    placement, next_placement: of these two, from `check.find_ways`.
+    placement, next_placement: of these two, from `check.find_alternatives`.
     batch_size: images in a step, over all devices.
 
   Raises:
@@ -179,7 +187,6 @@ def find_route(
   )
   features = placement.outputs + to_outputs
   images = batch_size // layout.size(placement.batch)
-  columns = layout.split_columns(features, network.columns)
   return LayerRoute(
     placement=placement,
     reshards=reshards,
@@ -197,7 +204,7 @@ def find_route(
       placement.overlap_gather
       and layer.reads == "all"
       and bool(reshards)
-      and (reshards[-1].kind, reshards[-1].source) == ("all_gather", CHANNELS)
+      and reshards[-1].gathers_features
       and layout.size(reshards[-1].axes) > 1
     ),
     scatter_outputs=to_outputs,
@@ -207,10 +214,8 @@ def find_route(
     ),
     partial_elements=images * size.outputs // layout.size(placement.outputs),
     images=images,
-    halo_axes={
-      "across": features,
-      "column": columns[1] if columns else (),
-    }.get(layer.normalize, ()),
+    kept_images=images // layout.size(to_images),
+    halo_axes=layout.halo_axes(layer, features, network.columns),
     reads_images=layer.reads == "image",
   )
 
@@ -307,14 +312,13 @@ def _may_split(
 ) -> bool:
   """Whether the outputs of a layer can be normalized if they are split so."""
   devices = layout.size(features)
-  columns = layout.split_columns(features, network.columns)
-  inside = layer.normalize == "column" and (columns is None or columns[1])
-  crosses = layer.normalize == "across" or inside
-  return not (
-    layer.features % devices
-    or (layer.normalize == "column" and columns is None)
-    or (crosses and devices > 1 and layer.features // devices < layer.halo)
-  )
+  if layer.features % devices:
+    return False
+  if layer.normalize == "column":
+    if layout.split_columns(features, network.columns) is None:
+      return False
+  crosses = layout.size(layout.halo_axes(layer, features, network.columns)) > 1
+  return not crosses or layer.features // devices >= layer.halo
 
 
 def _find_reshards(

@@ -196,6 +196,19 @@ def spec_axes(spec: PartitionSpec) -> tuple[str, ...]:
   )
 
 
+def shard_shape(
+  shape: tuple[int, ...],
+  spec: PartitionSpec,
+  layout: layout_lib.Layout,
+) -> tuple[int, ...]:
+  """Returns the shape of one device's shard of an array of a global shape."""
+  axes = [*spec, *[None] * (len(shape) - len(spec))]
+  return tuple(
+    size // layout.size((names,) if isinstance(names, str) else names or ())
+    for size, names in zip(shape, axes, strict=True)
+  )
+
+
 def to_shardings(mesh: jax.sharding.Mesh, specs):
   """Replaces each PartitionSpec of a pytree by a sharding on `mesh`."""
   return jax.tree.map(

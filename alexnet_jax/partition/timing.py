@@ -215,12 +215,6 @@ class SilentExchange(exchange_lib.MeshExchange):
   what is computed between the exchanges takes the same time.
   """
 
-  @classmethod
-  def replacing(cls, exchange: exchange_lib.MeshExchange) -> SilentExchange:
-    """Makes a silent exchange for the same layers."""
-    dtype = exchange._exchange_dtype
-    return cls(exchange._routes, exchange._specs, exchange_dtype=dtype)
-
   def _gather(
     self, x: jax.Array, axes: tuple[str, ...], dimension: int
   ) -> jax.Array:

@@ -36,6 +36,7 @@ class Program:
   Attributes:
     nested_axes: the axes of the mesh in the order in which devices are put on
       them, slowest first.
+    routes: of each layer and of the loss, from `plan.choose_routes`.
     views: of each image in an evaluation: 1, the center crop, or the first so
       many of the augmentation.
     label_smoothing: of the training loss; see `metrics.totals`.
@@ -51,6 +52,7 @@ class Program:
   batch_size: int
   mesh: jax.sharding.Mesh
   nested_axes: tuple[str, ...]
+  routes: plan_lib.Routes
   specs: specs.Specs
   exchange: exchange_lib.MeshExchange
   plan: tuple[plan_lib.Collective, ...]
@@ -272,15 +274,10 @@ class Program:
       exchange_dtype=self.exchange_dtype,
     )
 
-  @property
-  def loss_arrives(self) -> tuple[str, ...]:
-    """How the loss receives complete logits, in words."""
-    return plan_lib.describe_loss_arrival(
-      self.network,
-      self.layout,
-      batch_size=self.batch_size,
-      exchange_dtype=self.exchange_dtype,
-    )
+  @functools.cached_property
+  def arrivals(self) -> dict[str, tuple[str, ...]]:
+    """What each layer, and the loss, receives from other devices, in words."""
+    return per_device.describe_arrivals(self.network, self.layout, self.routes)
 
   @functools.cached_property
   def optimizer_bytes(self) -> dict[str, int]:
@@ -359,6 +356,7 @@ def make_program(
     batch_size=batch_size,
     mesh=mesh,
     nested_axes=mesh_lib.nest_axes(ensemble.add_axis(layout), sent),
+    routes=routes,
     specs=array_specs,
     exchange=exchange_lib.MeshExchange(
       routes, array_specs, exchange_dtype=exchange_dtype

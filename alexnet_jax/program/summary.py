@@ -105,7 +105,7 @@ def _describe_features(program: program_lib.Program) -> list[str]:
   layout, names = program.layout, {"inputs": [], "outputs": []}
   for layer in program.network.layers:
     if features := layout.placement(layer).features:
-      inputs = program.device_loads[layer.name].placement.inputs
+      inputs = program.routes[layer.name].placement.inputs
       field = "inputs" if set(features) <= set(inputs) else "outputs"
       names[field] += [layer.name] if layout.size(features) > 1 else []
   became = [f"{field} in {', '.join(of)}" for field, of in names.items() if of]
@@ -120,18 +120,18 @@ def _make_arrival_table(
   """Makes a row per layer: what it reads, and what arrives, step by step."""
   network = program.network
   own = "column" if network.columns > 1 else "all"  # the only column is all
-  reads, arrives = {}, {}
-  for layer in network.layers:
-    reads[layer.name] = own if layer.reads == "own" else layer.reads
-    arrives[layer.name] = program.device_loads[layer.name].arrives
-  if program.loss_arrives:
-    reads["loss"], arrives["loss"] = "all", program.loss_arrives
+  reads = {
+    layer.name: own if layer.reads == "own" else layer.reads
+    for layer in network.layers
+  }
+  if program.arrivals[plan_lib.LOSS]:
+    reads[plan_lib.LOSS] = "all"
   table = make_table(None, "layer", "reads", "arrives from other devices")
   used = sum(max(map(len, cells)) + 2 for cells in (reads, reads.values()))
-  for name, steps in arrives.items():
+  for name in reads:
     lines = [
       line
-      for step in steps
+      for step in program.arrivals[name]
       for line in textwrap.wrap(
         step,
         max(78 - used, 40),

@@ -439,7 +439,7 @@ def _find_table(group: str) -> Mapping[str, Field] | None:
 
 def _make_unknown_error(name: str, value: Any) -> Exception:
   """Makes the error for a field that there is not."""
-  if gone := layout_lib.describe_gone(name):
+  if gone := layout_lib.describe_removed_field(name):
     return ValueError(gone)
   group, _, last = name.rpartition(".")
   table = _find_table(name)

@@ -549,7 +549,7 @@ def read(program):
 def test_step_that_sums_gradients_in_a_loop_is_counted():
   program = build.make_short_program("data_parallel")
   attacked = dataclasses.replace(
-    program, exchange=SumsOften(program.exchange._routes, program.specs)
+    program, exchange=SumsOften(program.routes, program.specs)
   )
   gradients = sum(size.parameters for size in program.network.sizes().values())
   # Two devices send what they sum once; the loss adds four numbers.
@@ -561,7 +561,7 @@ def test_callbacks_in_a_step_are_refused():
   program = build.make_short_program("data_parallel")
   attacked = dataclasses.replace(
     program,
-    exchange=CallsTheHost(program.exchange._routes, program.specs),
+    exchange=CallsTheHost(program.routes, program.specs),
     optimizer=watch_updates(program.optimizer),
   )
   assert read(program).refused == ()

@@ -2,7 +2,7 @@ import pytest
 
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import implementations, wiring
-from alexnet_jax.partition import catalog, per_device
+from alexnet_jax.partition import catalog, per_device, plan
 from alexnet_jax.program import compiled_step
 from tests import build
 
@@ -51,8 +51,9 @@ def test_what_no_axis_splits_is_repeated():
 
 
 def find_arrivals(layout, network=build.FULL_NETWORK):
-  loads = per_device.find_loads(network, layout, batch_size=8)
-  return {name: load.arrives for name, load in loads.items() if load.arrives}
+  routes = plan.choose_routes(network, layout, batch_size=8)
+  arrivals = per_device.describe_arrivals(network, layout, routes)
+  return {name: steps for name, steps in arrivals.items() if steps}
 
 
 def test_arrivals_are_in_order_and_name_what_is_done_with_them():
