@@ -67,7 +67,7 @@ def draw(
   """Draws a network on a layout; the same arguments give the same file.
 
   Args:
-    layout: a layout that `check.check` has accepted for it.
+    layout: from `plan.choose_placements`: without `features`.
     plan: from `plan.make_plan` for the two.
     path: `.svg` or `.png`.
 

@@ -136,12 +136,14 @@ def find_rows(network: wiring.Network, layout: layout_lib.Layout) -> list[Row]:
   While there are more than `MAX_ROWS`, rows stop distinguishing axes: first
   those that split no layer's features, then the largest. Of a single axis that
   splits features, the first two positions and the last one have rows.
+
+  Args:
+    layout: from `plan.choose_placements`: without `features`.
   """
   feature_axes = {
     axis
-    for layer in network.layers
-    for axis in layout.placement(layer).axes
-    if axis not in layout.placement(layer).batch
+    for placement in map(layout.placement, network.layers)
+    for axis in placement.outputs + placement.inputs
   }
   axes = [axis for axis, size in layout.mesh.items() if size > 1]
   while layout.size(axes) > MAX_ROWS and (

@@ -354,27 +354,24 @@ def describe_repeated(program: program_lib.Program) -> list[str]:
 
 def describe_idle_overlaps(program: program_lib.Program) -> list[str]:
   """Names the layers whose `overlap_gather` does nothing, and says why."""
-  gathers = {
-    collective.layer
-    for collective in program.plan
-    if collective.tensor == plan_lib.ACTIVATION
-    and (collective.kind, collective.direction)
-    == ("all_gather", plan_lib.FORWARD)
-  }
   idle: dict[str, list[str]] = {}
-  for name, load in program.device_loads.items():
-    layer = program.network.layer(name)
-    if not load.placement.overlap_gather or load.overlaps:
+  for layer in program.network.layers:
+    route = program.routes[layer.name]
+    if not route.placement.overlap_gather or route.overlap_gather:
       continue
+    gathers = any(
+      reshard.gathers_features and program.layout.size(reshard.axes) > 1
+      for reshard in route.reshards
+    )
     if layer.reads == "image":
       reason = "reads the image"
     elif layer.reads == "own":
       reason = "reads its own column"
-    elif name not in gathers:
+    elif not gathers:
       reason = "gathers no features"
     else:
       reason = "does not gather features last"
-    idle.setdefault(reason, []).append(name)
+    idle.setdefault(reason, []).append(layer.name)
   if not idle:
     return []
   reasons = [f"{', '.join(of)} ({reason})" for reason, of in idle.items()]

@@ -398,6 +398,35 @@ def test_overlap_that_does_nothing_is_said():
   assert summary.describe_idle_overlaps(program) == []
 
 
+def test_gather_of_images_is_no_gather_of_features():
+  fc = catalog.Placement(
+    batch=("data",), outputs=("model",), overlap_gather=True
+  )
+  layout = dataclasses.replace(catalog.ONE_WEIRD_TRICK, fc=fc)
+  program = build.make_program(layout, build.FULL_NETWORK)
+  assert program.arrivals["fc6"] == ("images gathered over model",)
+  assert summary.describe_idle_overlaps(program) == [
+    "overlap_gather does nothing in fc6 (gathers no features)"
+  ]
+
+
+def test_features_that_are_not_gathered_last_do_not_overlap():
+  layout = catalog.Layout(
+    name="features_first",
+    mesh={"x": 2, "y": 2},
+    conv=catalog.Placement(batch=("y",), outputs=("x",)),
+    fc=catalog.Placement(outputs=("x",), overlap_gather=True),
+  )
+  program = build.make_program(layout)
+  assert program.arrivals["fc6"] == (
+    "features gathered over x",
+    "images gathered over y",
+  )
+  assert summary.describe_idle_overlaps(program) == [
+    "overlap_gather does nothing in fc6 (does not gather features last)"
+  ]
+
+
 def test_layers_repeated_over_several_axes_are_counted_once():
   layout = catalog.Layout(
     name="repeated",

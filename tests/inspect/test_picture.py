@@ -146,9 +146,13 @@ def make_plan(network, layout, batch_size=BATCH_SIZE):
   return build.make_plan(network, layout, batch_size=batch_size)
 
 
+def choose(network, layout, batch_size=BATCH_SIZE):
+  return plan_lib.choose_placements(network, layout, batch_size=batch_size)
+
+
 def make_scene(network, layout, batch_size=BATCH_SIZE):
   plan = make_plan(network, layout, batch_size)
-  layout = plan_lib.choose_placements(network, layout, batch_size=batch_size)
+  layout = choose(network, layout, batch_size)
   return scene.make_scene(network, layout, plan, batch_size=batch_size)
 
 
@@ -288,7 +292,8 @@ def test_arrows_connect_only_rows_that_differ_in_their_axes():
   ],
 )
 def test_rows_stand_for_groups_of_devices(layout, places, devices):
-  rows = grid.find_rows(build.FULL_NETWORK, layout)
+  network = build.FULL_NETWORK
+  rows = grid.find_rows(network, choose(network, layout, batch_size=64))
   assert [row.position for row in rows] == places
   assert {len(row.devices) for row in rows} == {devices}
   if layout == LARGER[3]:  # they are counted along the mesh
@@ -308,6 +313,7 @@ def test_exchange_inside_a_group_is_a_loop():
 
 def test_norms_of_the_update_are_in_the_sum_and_nowhere_else():
   network, layout = build.FULL_NETWORK, catalog.TWO_COLUMN_SHARDED
+  layout = choose(network, layout)
   plan = make_plan(network, layout)
   with_norms = build.make_plan(
     network, layout, batch_size=BATCH_SIZE, norms=True
@@ -402,6 +408,7 @@ def test_no_text_touches_another_text_a_box_or_an_arrow(case):
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 def test_same_layout_gives_the_same_file(suffix, tmp_path):
   network, layout = build.FULL_NETWORK, catalog.TWO_COLUMN_SHARDED
+  layout = choose(network, layout)
   plan = make_plan(network, layout)
   files = [tmp_path / f"{name}.{suffix}" for name in ("one", "other")]
   for file in files:
@@ -417,7 +424,8 @@ def test_same_layout_gives_the_same_file(suffix, tmp_path):
 
 def test_name_is_drawn_as_text(tmp_path):
   layout = dataclasses.replace(catalog.TWO_COLUMN, name=r"_$\none$ [v1]")
-  plan = make_plan(build.FULL_NETWORK, layout)
+  layout = choose(build.FULL_NETWORK, layout, batch_size=8)
+  plan = make_plan(build.FULL_NETWORK, layout, batch_size=8)
   path = tmp_path / "a.svg"
   draw.draw(build.FULL_NETWORK, layout, plan, batch_size=8, path=str(path))
   assert r"_$\none$ [v1]" in path.read_text()
