@@ -73,15 +73,11 @@ def local_response_norm(
     raise ValueError(f"{groups} groups do not divide {channels} channels.")
   grouped = x.reshape(*x.shape[:-1], groups, channels // groups)
   grouped = widen(grouped)
-  if with_halo is None and beta == 0.75:
-    y = _normalize(grouped, _CHANNELS, size, k, alpha)
+  if with_halo is None:
+    y = _normalize(grouped, _CHANNELS, size, k, alpha, beta)
   else:
-    window, padding = grouped, size // 2
-    if with_halo is not None:
-      window, padding = widen(with_halo[..., None, :]), 0
-    energy = _window_sum(
-      lax.square(window), _CHANNELS, size=size, padding=padding
-    )
+    window = widen(with_halo[..., None, :])
+    energy = _window_sum(lax.square(window), _CHANNELS, size=size, padding=0)
     y = grouped / _power(k + alpha * energy, beta)
   return y.reshape(x.shape).astype(x.dtype)
 
@@ -105,47 +101,46 @@ def same_map_norm(
 
   Source: `rnorm` of cuda-convnet, layer.py and layers-145.cfg.
   """
-  wide = widen(x)
-  if beta == 0.75:
-    y = _normalize(wide, _MAP, size, k, alpha)
-  else:
-    energy = _window_sum(lax.square(wide), _MAP, size=size, padding=size // 2)
-    y = wide / _power(k + alpha * energy, beta)
-  return y.astype(x.dtype)
+  return _normalize(widen(x), _MAP, size, k, alpha, beta).astype(x.dtype)
 
 
 # Axes of a window over channels, and in a map, of f32[n, h, w, c].
 _CHANNELS, _MAP = (-1,), (1, 2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def _normalize(
-  x: jax.Array, axes: tuple[int, ...], size: int, k: float, alpha: float
+  x: jax.Array,
+  axes: tuple[int, ...],
+  size: int,
+  k: float,
+  alpha: float,
+  beta: float,
 ) -> jax.Array:
-  """Normalizes over windows along some axes of x, with a beta of 3/4.
+  """Normalizes over windows along some axes of x, with zeros around it.
 
   The custom gradient is again one sum over windows, and reuses the forward
   result: a third of the passes over memory.
   """
-  return _normalize_forward(x, axes, size, k, alpha)[0]
+  return _normalize_forward(x, axes, size, k, alpha, beta)[0]
 
 
-def _normalize_forward(x, axes, size, k, alpha):
+def _normalize_forward(x, axes, size, k, alpha, beta):
   energy = _window_sum(lax.square(x), axes, size=size, padding=size // 2)
   denominator = k + alpha * energy
-  y = x / _power(denominator, 0.75)
+  y = x / _power(denominator, beta)
   return y, (x, y, denominator)
 
 
-def _normalize_backward(axes, size, k, alpha, residuals, gradient):
+def _normalize_backward(axes, size, k, alpha, beta, residuals, gradient):
   del k
   x, y, denominator = residuals
   # Over all values that have x in their window, which is as wide on both sides.
   from_neighbors = _window_sum(
     gradient * y / denominator, axes, size=size, padding=size // 2
   )
-  own = gradient / _power(denominator, 0.75)
-  return (own - 2.0 * 0.75 * alpha * x * from_neighbors,)
+  own = gradient / _power(denominator, beta)
+  return (own - 2.0 * beta * alpha * x * from_neighbors,)
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)

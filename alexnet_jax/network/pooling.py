@@ -1,4 +1,4 @@
-"""Pooling: of max pooling two implementations, average, and stochastic pooling.
+"""Max pooling in two implementations, average and stochastic pooling.
 
 XLA's own gradient of a maximum over windows searches every window once more.
 `max_pool_by_slices` takes one direction of the map after the other: the largest
@@ -29,10 +29,16 @@ def pool(
   *,
   implementation: str = "window",
 ) -> jax.Array:
-  """Pools as a row of the table says; see the function of each kind.
+  """Pools a map as a row of the table says; the kinds have functions below.
 
   Args:
+    x: f32[n, h, w, c], or bf16.
+    uniforms: f32[n, h', w', c] in [0, 1), for stochastic pooling in training;
+      else None.
     implementation: of max pooling, see `implementations.Implementations.pool`.
+
+  Returns:
+    f32[n, h', w', c], in the type of x.
   """
   sides = x.shape[1:3]
   if any(row.padding):
