@@ -378,10 +378,10 @@ def use_wiring(
 def _check_type(value: object, expected: type) -> None:
   if not isinstance(value, expected):
     word = expected.__name__
+    field = {"Layout": "layout.name", "Wiring": "network.wiring"}[word]
     raise ValueError(
       f"use_{word.lower()} got {wiring_lib.shorten(value)}, expected a {word}. "
-      f"Write {word}(name='mine', ...); config.{word.lower()}"
-      f"{'.name' if word == 'Layout' else '.wiring'} sets one of the catalog."
+      f"Write {word}(name='mine', ...); config.{field} sets one of the catalog."
     )
 
 

@@ -168,7 +168,8 @@ def draw_wiring(
         ["relu", "relu", "sigmoid", *([] if stochastic else ["tanh", "linear"])]
       )
       fields["dropout"] = rng.random() < 0.15
-      fields["dropout_rate"] = rng.choice([None, 0.2])
+      rate = rng.choice([None, 0.2])
+      fields["dropout_rate"] = rate if fields["dropout"] else None
     rows.append(wiring_lib.Layer(**fields))
   table = wiring_lib.Wiring(
     name="drawn",

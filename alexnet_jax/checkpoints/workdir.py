@@ -29,8 +29,8 @@ from typing import Any
 from flax import traverse_util
 
 from alexnet_jax.checkpoints import metadata, reader
+from alexnet_jax.network import catalog
 from alexnet_jax.program import program as program_lib
-from alexnet_jax.program import step as step_lib
 
 # The rows of networks; runs have different ones.
 _ROWS = "network.layers."
@@ -140,10 +140,12 @@ def read_config(path: str) -> dict[str, Any] | None:
 
 
 def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """Rewrites the fields of a run that a version before networks of rows saved.
+  """Rewrites the fields of a run that an earlier version saved.
 
-  That version had eight layers, each with its placement in all configs, and
-  `arrive` in place of `outputs`, `inputs` and `features`.
+  The version before networks of rows had eight layers, each with its placement
+  in all configs, and `arrive` in place of `outputs`, `inputs` and `features`.
+  The one after it accepted, and ignored, a dropout rate of a layer without
+  dropout.
 
   Args:
     fields: of any version, by their full names.
@@ -157,7 +159,7 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: a placement has values that no version wrote.
   """
   if "layout.conv1.arrive" not in fields:
-    return dict(fields)
+    return {**fields, **dict.fromkeys(_find_idle_rates(fields))}
   kept: dict[str, Any] = {"network.order": None, "network.image_channels": None}
   placements: dict[str, dict[str, Any]] = {}
   for name, value in fields.items():
@@ -167,7 +169,8 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
       kept[name] = value
   # What all wirings of then have.
   for name, value in (("network.lrn_k", 2.0), ("network.lrn_alpha", 2e-5)):
-    kept[name] = None if kept.get(name) == value else kept.get(name)
+    if kept.get(name) == value:
+      kept[name] = None
   is_own = all(None not in one.values() for one in placements.values())
   lacked = _LACKED.get(str(fields.get("network.wiring")), ())
   upgraded = {
@@ -180,7 +183,10 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
   groups = {}
   for kind in ("conv", "fc"):
     of_kind = {k: v for k, v in upgraded.items() if k.startswith(kind)}
-    groups[kind] = _find_most_common([*of_kind.values()])
+    # The first of those that occur most often.
+    groups[kind] = max(
+      of_kind.values(), key=[*of_kind.values()].count, default={}
+    )
     groups |= {k: v for k, v in of_kind.items() if v != groups[kind]}
   return kept | {
     f"layout.{group}.{name}": value
@@ -189,11 +195,23 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _find_most_common(
-  placements: Sequence[dict[str, Any]],
-) -> dict[str, Any]:
-  """Returns the first of those that occur most often."""
-  return max(placements, key=placements.count, default={})
+def _find_idle_rates(fields: Mapping[str, Any]) -> list[str]:
+  """Names the dropout rates of layers that have no dropout."""
+  have_dropout = {
+    row.name
+    for table in catalog.WIRINGS
+    for row in table.layers
+    if table.name == fields.get("network.wiring") and row.dropout
+  }
+  idle = []
+  for name in fields:
+    group, _, field = name.rpartition(".")
+    if group.startswith(_ROWS) and field == "dropout_rate":
+      dropout = fields.get(f"{group}.dropout")
+      if dropout is None:  # as in the wiring
+        dropout = group.removeprefix(_ROWS) in have_dropout
+      idle += [] if dropout else [name]
+  return idle
 
 
 def _upgrade_placement(layer: str, old: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,7 +290,7 @@ def acquire(
         )
       lines += foreign
       if lines and saved is not None and path in accept_for:
-        _check_fits(path, accept_for[path].abstract_state, changes=lines)
+        _check_fits(path, accept_for[path], changes=lines)
       backup = f"config.step_{step or 0}.json" if lines else None
       writes.append((path, fields, backup, foreign.values()))
       changes |= dict.fromkeys(
@@ -402,11 +420,11 @@ def _accept_foreign(path: str, step: int) -> None:
 
 
 def _check_fits(
-  path: str, like: step_lib.TrainState, *, changes: Sequence[str]
+  path: str, program: program_lib.Program, *, changes: Sequence[str]
 ) -> None:
   """Refuses changes with which the newest checkpoint no longer fits."""
   try:
-    reader.check_newest_fits(path, like)
+    reader.check_newest_fits(path, program.abstract_state)
   except metadata.CheckpointError as error:
     listed = "; ".join(changes).rstrip(".")
     raise ValueError(f"{error} Changed fields: {listed}.") from error

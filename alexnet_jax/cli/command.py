@@ -87,9 +87,31 @@ def define_config(
   return holder
 
 
-def load_config(path: str, *, flag: str) -> ml_collections.ConfigDict:
-  """See `flag_parsing.load_config`."""
-  return flag_parsing.load_config(path, flag=flag)
+def find_layout(
+  name: str | None, *, flag: str
+) -> str | ml_collections.ConfigDict | None:
+  """Returns a layout's name, or the fields that define one.
+
+  Args:
+    name: of a layout, of a config file, NAME.py or NAME.py:VARIANT, or the path
+      of a workdir with a / in it, which no layout has; None stays.
+    flag: whose value it is, for an error.
+
+  Raises:
+    ValueError, FileNotFoundError: there is no such file or workdir, or it has
+      no layout.
+  """
+  if name is None or not (
+    os.sep in name or name.partition(":")[0].endswith(".py")
+  ):
+    return name
+  config = flag_parsing.load_config(name, flag=flag)
+  if not isinstance(getattr(config, "layout", None), ml_collections.ConfigDict):
+    raise ValueError(
+      f"the config of {name!r} has no group layout, expected one. Start from "
+      f"configs/default.py, or set --{flag}."
+    )
+  return config.layout
 
 
 def define_path(

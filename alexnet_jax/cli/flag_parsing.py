@@ -58,12 +58,6 @@ _RENAMED_VALUES = {
 }
 # In the workdir of a run, and the config file that reads it.
 _STORED, _STORED_CONFIG = "config.json", "configs/stored.py"
-# Fields of a row that are groups.
-_ROW_GROUPS = {
-  "pool": wiring.Pool,
-  "lrn": wiring.Lrn,
-  "map_lrn": wiring.Lrn,
-}
 # A field on the command line, such as `--config.network.width`.
 _FIELD_FLAG = re.compile(r"--?(no)?config\.(?P<name>[^=]*)", re.DOTALL)
 _FIELD_NAME = re.compile(r"[a-zA-Z]\w*(\.[a-zA-Z]\w*)*")
@@ -219,19 +213,31 @@ def to_local_path(path: str, *, remedy: str) -> str:
   return expanded
 
 
-def find_config(path: str) -> str:
+def _is_workdir(path: str) -> bool:
+  return path != "" and os.path.isfile(os.path.join(path, _STORED))
+
+
+def find_config(path: str, *, flag: str = "config") -> str:
   """Finds a config, PATH or PATH:VARIANT, here or in the installed package.
 
   The workdir of a run stands for the config that is stored in it.
 
+  Args:
+    flag: whose value it is, for an error.
+
   Raises:
     FileNotFoundError: it is in neither.
-    ValueError: see `to_local_path`.
+    ValueError: see `to_local_path`; or a workdir has a variant.
   """
   path = to_local_path(path, remedy="Copy the file here.")
-  if path and os.path.isfile(os.path.join(path, _STORED)):
+  if _is_workdir(path):
     return find_config(f"{_STORED_CONFIG}:{path}")
   file, colon, variant = path.partition(":")
+  if _is_workdir(file):
+    raise ValueError(
+      f"--{flag} is {path!r}, but {file!r} is the workdir of a run, which has "
+      f"no variants. Set --{flag}={file}."
+    )
   if os.path.exists(file) and not os.path.isdir(file):
     return path
   if os.path.normpath(file).split(os.sep)[0] == "configs":
@@ -257,11 +263,13 @@ def load_config(path: str, *, flag: str) -> ConfigDict:
       names the line that cannot be run.
   """
   try:
-    file, _, variant = find_config(path).partition(":")
+    file, _, variant = find_config(path, flag=flag).partition(":")
+    if not file.endswith(".py"):
+      raise FileNotFoundError
   except FileNotFoundError:
     raise FileNotFoundError(
-      f"there is no config file {path[:500]!r}, in this folder or in the "
-      f"installed configs/. Set --{flag}."
+      f"there is no config file {path[:500]!r}, NAME.py, in this folder or in "
+      f"the installed configs/, and no workdir of a run. Set --{flag}."
     ) from None
   spec = importlib.util.spec_from_file_location(f"config_of_{flag}", file)
   module = importlib.util.module_from_spec(spec)
@@ -384,8 +392,8 @@ def _find_layer_field(name: str) -> _LayerField | None:
       kind = layout_lib.Placement
     case ["network", "layers", layer, _]:
       kind = wiring.Layer
-    case ["network", "layers", layer, part, _] if part in _ROW_GROUPS:
-      kind = _ROW_GROUPS[part]
+    case ["network", "layers", layer, part, _] if part in wiring.PARTS:
+      kind = type(wiring.PARTS[part])
     case _:
       return None
   if hasattr(ConfigDict, layer):
@@ -401,7 +409,7 @@ def _find_layer_field(name: str) -> _LayerField | None:
       f"the config has no field config.{name}, expected one of "
       f"{', '.join(types)}. Set config.{'.'.join(group)}.FIELD."
     )
-  is_group = field in _ROW_GROUPS
+  is_group = field in wiring.PARTS
   return _LayerField(
     group, field, ConfigDict if is_group else _find_type(types[field])
   )
@@ -446,10 +454,9 @@ def _add_field(group: ConfigDict, field: _LayerField) -> None:
 
 
 def _find_type(hint: Any) -> type:
-  """The type of a field's values: tuple of `tuple[str, ...]`."""
-  first = next(one for one in (*typing.get_args(hint), hint) if one)
-  is_optional = type(None) in typing.get_args(hint)
-  hint = first if is_optional else hint
+  """The type of a field's values: float of `float | None`, or tuple."""
+  if type(None) in typing.get_args(hint):
+    hint = typing.get_args(hint)[0]
   return typing.get_origin(hint) or hint
 
 
@@ -473,7 +480,7 @@ def _mute_absl() -> Iterator[None]:
 
 
 def _check_flags(argv: Sequence[str]) -> None:
-  """Refuses old names, names that no field can have, and very long values.
+  """Refuses old names, what names no field, and very long values.
 
   Python's parser may fail on a very long value.
   """
@@ -498,6 +505,28 @@ def _check_flags(argv: Sequence[str]) -> None:
       )
     if field:
       _check_renamed_field(field["name"])
+      _check_no_group(field["name"], value if equals else following)
+
+
+def _check_no_group(name: str, value: str) -> None:
+  """Refuses a value of a layer, whose group the config need not have.
+
+  ml_collections would say that there is no such field.
+  """
+  match name.split("."):
+    case ["layout", layer] if layer not in layout_lib.FIELDS:
+      raise ValueError(
+        f"the config has no field config.{name}, expected name, axes or "
+        "allow_unplanned. A layer is a group of fields: set them one by one, "
+        f"such as --config.{name}.{_find_example(name)}."
+      )
+    case ["network", "layers", _]:
+      pass
+    case ["network", "layers", _, part] if part in wiring.PARTS:
+      pass
+    case _:
+      return
+  raise _make_group_error(f"config.{name}", value)
 
 
 def _check_renamed_flag(flag: str, value: str) -> None:
@@ -514,17 +543,20 @@ def _check_renamed_flag(flag: str, value: str) -> None:
 
 
 def _check_renamed_field(name: str) -> None:
+  if renamed := _describe_renamed(name):
+    raise ValueError(renamed)
+
+
+def _describe_renamed(name: str) -> str | None:
+  """Says what has replaced a field, by its full name; None for no old name."""
   group, _, rest = name.partition(".")
-  layer = rest.partition(".")[0]
-  is_layer = group == "layout" and "." in rest
-  new = _RENAMED_FIELDS.get(
-    f"layout.LAYER.{rest.partition('.')[2]}" if is_layer else name
-  )
-  if new is not None:
-    new = new.replace("LAYER", layer)
-    raise ValueError(f"the field {name} is now called {new}. Set config.{new}.")
-  if gone := layout_lib.describe_removed_field(name):
-    raise ValueError(gone)
+  layer, _, field = rest.partition(".")
+  is_layer = group == "layout" and field
+  new = _RENAMED_FIELDS.get(f"layout.LAYER.{field}" if is_layer else name)
+  if new is None:
+    return layout_lib.describe_removed_field(name)
+  new = new.replace("LAYER", layer)
+  return f"the field {name} is now called {new}. Set config.{new}."
 
 
 def _check_renamed_fields() -> None:
@@ -596,14 +628,11 @@ def _find_reason(error: Exception, line: str) -> str | None:
   """Says what is wrong with a line that sets a field; None: not known."""
   field = _NAMED_FIELD.search(line)
   if isinstance(error, AttributeError) and field:
-    if gone := layout_lib.describe_removed_field(field[1]):
-      return gone
+    if renamed := _describe_renamed(field[1]):
+      return renamed
     group, _, name = field[1].rpartition(".")
     layer = group.rpartition(".")[2]
     if group in (f"layout.{layer}", f"network.layers.{layer}"):
-      if new := _RENAMED_FIELDS.get(f"layout.LAYER.{name}"):
-        new = new.replace("LAYER", layer)
-        return f"it has {field[1]}, which is now called {new}."
       return (
         f"no field of layer {layer} is set yet. Write config.{group} = "
         f"{{{name!r}: ...}}."
@@ -617,9 +646,15 @@ def _find_reason(error: Exception, line: str) -> str | None:
     return None
   name = field[1] if field else other["field"]
   expected = other["expected"].rpartition(".")[2]
+  if expected == "ConfigDict":
+    return (
+      f"{name} is {other['value']!r}, but it is a group of fields. Set them "
+      "one by one; configs/default.py lists them."
+    )
   reason = f"{name} is {other['value']!r}, expected a {expected}."
   if (other["given"], expected) == ("str", "tuple"):
-    reason += f" Write ({other['value']!r},): a comma makes the tuple."
+    words = tuple(word.strip() for word in other["value"].split(","))
+    reason += f" Write {words!r}: a comma makes the tuple."
   return reason
 
 
@@ -664,14 +699,40 @@ def _name_value(error: flags.IllegalFlagValueError) -> Exception:
       return ValueError(
         f"--{name} is {value}, expected {expected}. Set --{name}."
       )
-  return _make_group_error(name, value)
+  return _make_group_error(name, said["value"])
 
 
 def _make_group_error(name: str, value: str) -> Exception:
+  """Makes the error for a value of a group of fields, a flag by its name."""
+  shown = value if value == "None" else reprlib.repr(value)
+  reason = f"--{name} is {shown}, but it is a group of fields."
+  layer, _, part = name.rpartition(".")
+  if part in wiring.PARTS and value.lower() in ("none", "false", "0", "()"):
+    for field, none in (wiring.NO_PART[part] or {}).items():
+      return ValueError(f"{reason} For none set --{name}.{field}={none}.")
+    return ValueError(f"{reason} For none set --{layer}.normalize=none.")
   return ValueError(
-    f"--{name} is {value}, but it is a group of fields. Set its fields one by "
-    f"one, as --{name}.FIELD=VALUE; configs/default.py lists all fields."
+    f"{reason} Set them one by one, such as --{name}."
+    f"{_find_example(name.removeprefix('config.'))}."
   )
+
+
+def _find_example(group: str) -> str:
+  """Returns how a field of a group is set, after the group's full name."""
+  match group.split("."):
+    case ["layout", "mesh"]:
+      return "data=2"
+    case ["layout", _]:
+      return "outputs=\"('model',)\""
+    case ["network", "layers"]:
+      return "conv4.features=192"
+    case ["network", "layers", _]:
+      return "features=192"
+    case [*_, "pool"]:
+      return "kind=average"
+    case [*_, "lrn" | "map_lrn"]:
+      return "size=5"
+  return "FIELD=VALUE; configs/default.py lists all fields"
 
 
 def _name_field(error: Exception, argv: Sequence[str]) -> Exception:

@@ -14,7 +14,6 @@ import os
 import shlex
 from collections.abc import Sequence
 
-import ml_collections
 import rich.console
 from absl import app, flags
 from ml_collections import config_flags
@@ -49,8 +48,9 @@ _VIEWS = command.define_list(
 _LAYOUT = flags.DEFINE_string(
   "layout",
   None,
-  "A layout of the catalog, or a config file, NAME.py or NAME.py:VARIANT, for "
-  "the layout of its config. Default: that of each run.",
+  "A layout of the catalog; or a config file, NAME.py or NAME.py:VARIANT, or "
+  "the workdir of a run, as runs/NAME, for the layout of its config. Default: "
+  "that of each run.",
 )
 _MESH = command.define_list(
   "mesh", [], "Devices along axes of the layout, such as data=4,column=2."
@@ -159,20 +159,6 @@ def _find_mesh() -> dict[str, int]:
   return mesh
 
 
-def _find_layout() -> str | ml_collections.ConfigDict | None:
-  """Parses --layout: the name of a layout, or the fields that define one."""
-  name = _LAYOUT.value
-  if name is None or not name.partition(":")[0].endswith(".py"):
-    return name
-  config = command.load_config(name, flag="layout")
-  if not isinstance(getattr(config, "layout", None), ml_collections.ConfigDict):
-    raise ValueError(
-      f"the config of {name!r} has no group layout, expected one. Start from "
-      "configs/default.py, or set --layout."
-    )
-  return config.layout
-
-
 def _find_runs() -> list[trained_run.TrainedRun]:
   """Reads the runs of --workdir, with the layouts to evaluate them with."""
   paths = _WORKDIR.value
@@ -191,7 +177,7 @@ def _find_runs() -> list[trained_run.TrainedRun]:
   steps = {}
   if _CHECKPOINT_STEP.value is None:
     steps = members.find_common_steps(paths)
-  layout = _find_layout()
+  layout = command.find_layout(_LAYOUT.value, flag="layout")
   runs = [
     trained_run.read(
       path,

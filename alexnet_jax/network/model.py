@@ -266,7 +266,7 @@ def apply_local_response_norm(
   constants = dataclasses.asdict(layer.lrn)
   if layer.normalize == "map":
     x = ops.same_map_norm(x, **constants)
-  elif layer.normalize in ("column", "across"):
+  elif layer.normalize in wiring.OVER_MAPS:
     groups, with_halo = x.shape[-1] * network.columns // layer.features, None
     if layer.normalize == "across" or not groups:  # or a part of one column
       groups, with_halo = 1, exchange.add_halo(layer.name, x, layer.halo)

@@ -21,6 +21,8 @@ _LONGEST_VALUE = 80
 READS = ("image", "own", "all")
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
 NORMALIZATIONS = ("none", "column", "across", "map", "batch")
+# Normalizations over maps, which a second one in the same map may follow.
+OVER_MAPS = ("column", "across")
 POOLINGS = ("max", "average", "stochastic")
 DROPOUT_SCALINGS = ("test", "train")
 # What follows the product of a layer, in the order of Krizhevsky et al. 2012,
@@ -88,6 +90,13 @@ class Lrn:
   beta: float = 0.75
 
 
+# Parts of a row, which are groups of fields in a config: as they start where a
+# row has none and a config sets a field of one.
+PARTS = {"pool": Pool(), "lrn": Lrn(), "map_lrn": Lrn()}
+# The field by which a config says that a row has no such part.
+NO_PART = {"pool": {"kind": "none"}, "lrn": None, "map_lrn": {"size": 0}}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
   """One row of the table: a convolution or a fully connected layer.
@@ -115,7 +124,8 @@ class Layer:
     pool: None for no pooling.
     order: of what follows the product, a permutation of `ORDER`.
     dropout: whether dropout follows.
-    dropout_rate: probability that a value is dropped; None for the network's.
+    dropout_rate: probability that a value is dropped; None for the network's,
+      and without dropout.
     kernel_std: standard deviation of the initial kernel; None for He scaling,
       sqrt(2 / fan-in).
     bias: initial bias.
@@ -149,7 +159,7 @@ class Layer:
 
     Within a column, only if devices split it.
     """
-    return self.lrn.size // 2 if self.normalize in ("column", "across") else 0
+    return self.lrn.size // 2 if self.normalize in OVER_MAPS else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -405,7 +415,8 @@ def _widen(layer: Layer, width: float) -> Layer:
     raise ValueError(
       f"network.width {width} makes {features:g} features of the "
       f"{layer.features} of {layer.name}, expected an integer of 1 or more. "
-      "Set config.network.width."
+      "Set config.network.width or "
+      f"config.network.layers.{layer.name}.features."
     )
   return dataclasses.replace(layer, features=int(features))
 
@@ -428,7 +439,7 @@ def _override(
     activation=activation or layer.activation,
     normalize=normalize,
     lrn=dataclasses.replace(layer.lrn, **constants),
-    map_lrn=layer.map_lrn if normalize in _OVER_MAPS else None,
+    map_lrn=layer.map_lrn if normalize in OVER_MAPS else None,
     pool=pool,
   )
 
@@ -491,7 +502,9 @@ _PADDING = _Rule(
 _POOL_RULES = {
   "window": _integer(1, 3),
   "stride": _integer(1, 2),
-  "kind": _one_of(POOLINGS, "max"),
+  "kind": dataclasses.replace(
+    _one_of(POOLINGS, "max"), example="'max', or pool=None for none"
+  ),
   "padding": _PADDING,
 }
 _LRN_RULES = {
@@ -570,8 +583,6 @@ _WIRING_RULES = {
     "(Layer(...), Layer(...))",
   ),
 }
-# Normalizations over maps, which a second one in the same map may follow.
-_OVER_MAPS = ("column", "across")
 # Fields that a fully connected layer leaves as they are; it has no map.
 _OF_MAPS = ("stride", "padding", "pool", "map_lrn")
 
@@ -681,11 +692,17 @@ def _check_layer(label: str, layer: Layer) -> None:
       f"less than {layer.window} on each side",
       "padding=(0, 0), or a larger window",
     )
-  if layer.map_lrn is not None and layer.normalize not in _OVER_MAPS:
+  if layer.dropout_rate is not None and not layer.dropout:
+    _refuse(
+      f"{label}.dropout_rate is {layer.dropout_rate}, but its dropout is False",
+      "None",
+      "dropout=True, or dropout_rate=None",
+    )
+  if layer.map_lrn is not None and layer.normalize not in OVER_MAPS:
     _refuse(
       f"{label}.map_lrn follows a normalization over maps, but normalize is "
       f"{layer.normalize!r}",
-      f"{' or '.join(_OVER_MAPS)}",
+      f"{' or '.join(OVER_MAPS)}",
       "map_lrn=None, or normalize='map' with its constants in lrn",
     )
   pool = layer.pool

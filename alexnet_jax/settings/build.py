@@ -188,8 +188,11 @@ def make_optimizer(
   )
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-  """Refuses fields of `config.optimizer` that contradict each other.
+def check(config: ml_collections.ConfigDict, layers: Sequence[str]) -> None:
+  """Refuses fields of `config.optimizer` that contradict something.
+
+  Args:
+    layers: names of the network's layers.
 
   Raises:
     ValueError: names the fields, their values and what was expected.
@@ -206,24 +209,10 @@ def check(config: ml_collections.ConfigDict) -> None:
       "optimizer.schedule=plateau, whose drops have no known epochs. Set "
       "config.optimizer.conv1_rates=(), or config.optimizer.schedule."
     )
-  make_plateau(config)  # drop_factor must be below 1
-
-
-def check_layers(
-  config: ml_collections.ConfigDict, layers: Sequence[str]
-) -> None:
-  """Refuses learning rates of a layer that the network does not have.
-
-  Args:
-    layers: names of the network's layers.
-
-  Raises:
-    ValueError: names the field and the layers.
-  """
-  rates = config.optimizer.conv1_rates
-  if rates and optimizer.CONV1 not in layers:
+  if rule.conv1_rates and optimizer.CONV1 not in layers:
     raise ValueError(
-      f"optimizer.conv1_rates is {rates}, but the network has no layer "
-      f"{optimizer.CONV1}, only {', '.join(layers)}, expected (). Set "
+      f"optimizer.conv1_rates is {rule.conv1_rates}, but the network has no "
+      f"layer {optimizer.CONV1}, only {', '.join(layers)}, expected (). Set "
       "config.optimizer.conv1_rates=()."
     )
+  make_plateau(config)  # drop_factor must be below 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,6 +134,16 @@ class Text(Field):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Name(Text):
+  """The name of a mesh axis or of a layer, which is a group of fields."""
+
+  expected = "a name of letters, digits and _"
+
+  def accepts(self, value: str) -> bool:
+    return super().accepts(value) and value.isidentifier()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuple(Field):
   """A tuple of values.
 
@@ -177,7 +188,7 @@ def _switch(**options) -> Choice:
 
 def _axes(**options) -> Tuple:
   return Tuple(
-    parts=(Text(),),
+    parts=(Name(),),
     any_length=True,
     expected="a tuple of names of mesh axes, such as ('data',)",
     **options,
@@ -300,7 +311,7 @@ FIELDS = {
   "layout.allow_unplanned": _switch(),
   "network.wiring": Text(),
   "network.order": Tuple(
-    parts=(Text(),),
+    parts=(Name(),),
     any_length=True,
     expected="a tuple of names of layers, such as ('conv1', 'fc2')",
     optional=True,
@@ -393,12 +404,9 @@ def check(values: Mapping[str, Any]) -> None:
     has_type = field.has_type(value)
     if has_type and (value is None or field.accepts(value)):
       continue
-    advice = f"Set config.{name}."
-    if isinstance(field, Tuple) and isinstance(value, str):
-      advice = f"Set config.{name}={(value,)!r}: a comma makes the tuple."
     raise (ValueError if has_type else TypeError)(
       f"{name} is {wiring.shorten(value)}, expected {_describe(field)}. "
-      f"{advice}"
+      f"Set config.{name}{_write_names(field, value)}."
     )
 
 
@@ -437,6 +445,24 @@ def _find_table(group: str) -> Mapping[str, Field] | None:
   return None
 
 
+def _write_names(field: Field, value: Any) -> str:
+  """Returns the end of an advice: a tuple of the names in `column,data`.
+
+  Empty for other fields and values.
+  """
+  texts = (value,) if isinstance(value, str) else value
+  is_of_names = isinstance(field, Tuple) and isinstance(field.parts[0], Name)
+  if not is_of_names or not isinstance(texts, tuple | list):
+    return ""
+  if not all(isinstance(text, str) for text in texts):
+    return ""
+  if not (words := tuple(re.findall(r"\w+", " ".join(texts)))):
+    return ""
+  if isinstance(value, str):
+    return f"={words!r}: a comma makes the tuple"
+  return f"={words!r}; on the command line in double quotes"
+
+
 def _make_unknown_error(name: str, value: Any) -> Exception:
   """Makes the error for a field that there is not."""
   if gone := layout_lib.describe_removed_field(name):
@@ -445,7 +471,8 @@ def _make_unknown_error(name: str, value: Any) -> Exception:
   table = _find_table(name)
   if name == _LAYERS or table is not None:
     known = "layers" if name == _LAYERS else f"fields {_list_fields(table)}"
-    example = "{'kind': 'none'}" if "kind" in (table or ()) else "{...}"
+    part = wiring.NO_PART.get(last) if name != f"{_LAYERS}.{last}" else None
+    example = part or f"{{{next(iter(table or ('conv4',)))!r}: ...}}"
     return TypeError(
       f"{name} is {wiring.shorten(value)}, expected a group with any of the "
       f"{known}. Set config.{name} = {example}, or remove it."

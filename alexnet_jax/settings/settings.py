@@ -18,17 +18,17 @@ from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.settings import build, fields
 
-# Groups of a row, as they are where a row has none and some field is set, and
-# the field that says that it has none.
-_PARTS = {"pool": wiring.Pool(), "lrn": wiring.Lrn(), "map_lrn": wiring.Lrn()}
-_NO_PART = {"pool": {"kind": "none"}, "lrn": None, "map_lrn": {"size": 0}}
 
-
-def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
+def make_layout(
+  config: ml_collections.ConfigDict, network: wiring.Network
+) -> layout_lib.Layout:
   """Returns the named layout with the sizes and placements of a config.
 
   A config that sets every placement defines a layout of its own, whose name is
   not in the catalog.
+
+  Args:
+    network: from `make_network`; its layers are those that may be placed.
 
   Raises:
     ValueError: there is no such layout or no such layer in the network, or the
@@ -64,7 +64,7 @@ def make_layout(config: ml_collections.ConfigDict) -> layout_lib.Layout:
     axes=axes,
     mesh=mesh,
     placements=values,
-    rows=make_network(config).layers,
+    rows=network.layers,
   )
 
 
@@ -165,11 +165,11 @@ def to_fields(table: wiring.Wiring) -> dict[str, Any]:
   """
   layers = {}
   for row in table.layers:
-    fields = dataclasses.asdict(row)
-    del fields["name"]
+    values = dataclasses.asdict(row)
+    del values["name"]
     layers[row.name] = {
-      name: _NO_PART[name] if name in _PARTS and value is None else value
-      for name, value in fields.items()
+      name: wiring.NO_PART.get(name) if value is None else value
+      for name, value in values.items()
     }
   return {
     "wiring": table.name,
@@ -229,7 +229,9 @@ def _start_wiring(
     name=network.wiring,
     columns=network.columns,
     layers=tuple(
-      # Unset it is He scaling, as in a row in Python.
+      # None elsewhere means unset, the default of a row. Here a field that is
+      # there and None is He scaling, as in a row in Python, from which
+      # `use_wiring` writes it; one that is left out is unset.
       wiring.Layer(name=name, reads="", features=0, kernel_std=None)
       if "kernel_std" in rows[name]
       else wiring.Layer(name=name, reads="", features=0)
@@ -246,10 +248,10 @@ def _change_row(layer: wiring.Layer, row: Mapping[str, Any]) -> wiring.Layer:
   Raises:
     ValueError: a group says that the row has no such part, and has its fields.
   """
-  fields = _drop_unset(row)
-  for name, none in _NO_PART.items():
-    if part := _drop_unset(fields.pop(name, {})):
-      start = getattr(layer, name) or _PARTS[name]
+  values = _drop_unset(row)
+  for name, none in wiring.NO_PART.items():
+    if part := _drop_unset(values.pop(name, {})):
+      start = getattr(layer, name) or wiring.PARTS[name]
       is_none = none is not None and none.items() <= part.items()
       if is_none and (others := part.keys() - none):
         ((kind, value),) = none.items()
@@ -259,14 +261,14 @@ def _change_row(layer: wiring.Layer, row: Mapping[str, Any]) -> wiring.Layer:
           f"{', '.join(sorted(others))} is set, expected another {kind}. Set "
           f"config.{field}.{kind}."
         )
-      fields[name] = None if is_none else dataclasses.replace(start, **part)
-  return dataclasses.replace(layer, **fields)
+      values[name] = None if is_none else dataclasses.replace(start, **part)
+  return dataclasses.replace(layer, **values)
 
 
-def _drop_unset(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_unset(values: Mapping[str, Any]) -> dict[str, Any]:
   return {
     name: tuple(value) if isinstance(value, list) else value
-    for name, value in fields.items()
+    for name, value in values.items()
     if value is not None
   }
 
@@ -290,10 +292,9 @@ def check(
     )
   fields.check(traverse_util.flatten_dict(config.to_dict(), sep="."))
   _check_relations(config)
-  build.check(config)
   network = make_network(config)
-  build.check_layers(config, [layer.name for layer in network.layers])
-  layout = make_layout(config)
+  build.check(config, [layer.name for layer in network.layers])
+  layout = make_layout(config, network)
   if ensemble_lib.AXIS in layout.mesh:
     raise ValueError(
       f"layout {layout.name!r} has an axis {ensemble_lib.AXIS!r}, a name that "

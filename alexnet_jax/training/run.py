@@ -42,8 +42,9 @@ class Run:
       plateau rule scales it.
     plateau: the rule that the validation errors drive; None: there is none.
     locks: of the workdirs, in the process that writes them.
-    changes: lines on variables without effect, and on fields that have changed
-      since the last start.
+    changes: lines on a network that is another than the published one, on
+      variables without effect, and on fields that have changed since the last
+      start.
   """
 
   config: ml_collections.ConfigDict
@@ -72,10 +73,6 @@ class Run:
       every=self.config.keep_every_steps,
       group=self.group,
     )
-
-  def describe_network(self) -> list[str]:
-    """Says where the network is another than the published one."""
-    return settings.describe_published(self.program.network)
 
 
 def make_program(
@@ -209,7 +206,11 @@ def prepare(
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
     cache=cache,
     locks=acquired.locks if acquired else (),
-    changes=(*environment.describe_unused(), *changes),
+    changes=(
+      *settings.describe_published(network),
+      *environment.describe_unused(),
+      *changes,
+    ),
   )
 
 

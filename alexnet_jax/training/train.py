@@ -166,7 +166,6 @@ def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:
   console.print(summary.make_plan_table(program), highlight=False)
   report.print_lines(
     console,
-    *run.describe_network(),
     *(summary.describe_axes(program, run.group.hosts) if several else []),
     *summary.describe_repeated(program),
     *summary.describe_idle_overlaps(program),

@@ -91,7 +91,8 @@ def read(
     config.layout = copy.deepcopy(layout)
   for axis, size in (mesh or {}).items():
     try:
-      axes = settings.make_layout(config).mesh
+      network = settings.make_network(config)
+      axes = settings.make_layout(config, network).mesh
     except (ValueError, TypeError):
       break  # `settings.check` raises it again below
     if axis not in axes:

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
 from alexnet_jax.checkpoints import workdir as workdir_lib
-from alexnet_jax.cli import flag_parsing
+from alexnet_jax.cli import command, flag_parsing
 from alexnet_jax.settings import fields
 from configs import default
 from tests import processes
@@ -87,7 +87,7 @@ def test_old_field_is_refused_with_the_new_name(old, new, parse, write_config):
     assert str(error.value) == expected
   group, name = f"config.{old}".rsplit(".", 1)
   read = write_config(f"{group}.{name} *= 2")
-  with pytest.raises(ValueError, match=f"line 4 of .*{name}, .* now called"):
+  with pytest.raises(ValueError, match=f"line 4 of .*{name},? .*now called"):
     parse(f"--config={read}")
 
 
@@ -198,13 +198,53 @@ def test_field_that_no_layer_has_is_refused(argument, expected, parse):
 
 
 @pytest.mark.parametrize(
+  ("argument", "expected"),
+  [
+    (
+      "network.layers.conv4=8",
+      "one, such as --config.network.layers.conv4.fea",
+    ),
+    ("network.layers.conv4=None", "conv4 is None, but it is a group of fields"),
+    ("network.layers=8", "such as --config.network.layers.conv4.features=192."),
+    ("layout.fc7=('model',)", "such as --config.layout.fc7.outputs="),
+    ("layout.fc7 None", "A layer is a group of fields: set them one by one"),
+    ("layout.fc=3", "such as --config.layout.fc.outputs="),
+    ("layout.mesh=4", "such as --config.layout.mesh.data=2."),
+    ("optimizer=4", "such as --config.optimizer.FIELD=VALUE; configs/default"),
+    ("network.layers.conv1.pool=max", "conv1.pool.kind=average."),
+    (
+      "network.layers.conv1.pool=none",
+      "For none set --config.network.layers.c",
+    ),
+    ("network.layers.conv1.pool None", "conv1.pool.kind=none."),
+    ("network.layers.conv1.map_lrn=None", "conv1.map_lrn.size=0."),
+    ("network.layers.conv1.lrn=none", "layers.conv1.normalize=none."),
+  ],
+)
+def test_value_of_a_group_is_refused_with_a_field_inside(
+  argument, expected, parse
+):
+  with pytest.raises(ValueError, match=re.escape(expected)) as error:
+    parse(f"--config={CONFIG}", *f"--config.{argument}".split(" "))
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
   ("line", "expected"),
   [
     (
       "config.layout.fc.batch = ('data')",
       "layout.fc.batch is 'data', expected a tuple. Write ('data',)",
     ),
-    ("config.network.layers = 3", "network.layers is '3', expected a ConfigD"),
+    ("config.network.layers = 3", "network.layers is '3', but it is a group o"),
+    (
+      "config.layout.axes = 'column, data'",
+      "expected a tuple. Write ('column', 'data'): a comma makes the tuple.",
+    ),
+    (
+      "config.layout.fc6.stored *= 2",
+      "layout.fc6.stored is now called layout.fc6.fsdp. Set config.layout.fc6.",
+    ),
     ("config.layout.fc6.arrive = 'sum'", "the field layout.fc6.arrive is gone"),
     (
       "config.layout.fc6.inputs = ('data',)",
@@ -264,6 +304,27 @@ def test_config_of_another_flag_is_loaded_with_its_variant(write_config):
   assert loaded.network.num_classes == 1000
 
 
+@pytest.mark.parametrize(
+  ("layout", "expected"),
+  [
+    ("runs/none", "config file 'runs/none', NAME.py, .* no workdir of a run"),
+    ("RUN/config.json", "there is no config file .*, NAME.py, .* Set --layout"),
+    ("none.py", "there is no config file 'none.py'.* Set --layout."),
+    ("RUN:imagenet", "run, which has no variants. Set --layout=.*/workdir.$"),
+  ],
+)
+def test_file_or_workdir_without_a_layout_is_refused(
+  layout, expected, tmp_path
+):
+  (tmp_path / "workdir").mkdir()
+  (tmp_path / "workdir" / "config.json").write_text("{}")
+  layout = layout.replace("RUN", str(tmp_path / "workdir"))
+  with pytest.raises((ValueError, OSError), match=expected) as error:
+    command.find_layout(layout, flag="layout")
+  assert "\n" not in str(error.value)
+  assert command.find_layout("two_column", flag="layout") == "two_column"
+
+
 def test_workdir_of_a_run_is_a_config(parse, tmp_path, monkeypatch):
   config = default.get_config()
   config.batch_size = 7
@@ -281,6 +342,11 @@ def test_workdir_of_a_run_is_a_config(parse, tmp_path, monkeypatch):
     expected = copy.deepcopy(config)
     expected.layout.mesh.data, expected.network.lrn_k = 2, 1.0
     assert defined.config.to_dict() == expected.to_dict()
+  with pytest.raises(ValueError, match="run, which has no variants. Set --con"):
+    parse(f"--config={tmp_path}:imagenet")
+  # It is a layout, too.
+  found = command.find_layout(str(tmp_path), flag="layout")
+  assert found.fc7.inputs == ("model",)
   # A config that is given goes before that of the run.
   _, defined = parse(f"--config={CONFIG}", f"--workdir={tmp_path}")
   assert defined.config.batch_size == 64

@@ -104,7 +104,7 @@ def test_one_column_is_the_network_without_groups():
   ("arguments", "message"),
   [
     ({"columns": 3}, "3 columns do not divide conv2"),
-    ({"width": 0.3}, "28.8 features of the 96 of conv1"),
+    ({"width": 0.3}, "28.8 features of the 96 of conv1, .*layers.conv1.feat"),
     ({"image_size": 60}, "for an image of 60 pixels"),
     ({"init": "xavier"}, "expected one of source, paper, he"),
     ({"activation": "gelu"}, "expected one of relu, tanh, sigmoid"),

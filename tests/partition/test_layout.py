@@ -207,7 +207,7 @@ def test_layout_survives_its_way_through_a_config(layout):
   config = default.get_config("digits")
   default.use_layout(config, catalog.TWO_COLUMN)
   default.use_layout(config, own)  # nothing of the first remains
-  made = settings.make_layout(config)
+  made = settings.make_layout(config, settings.make_network(config))
   assert list(made.mesh.items()) == list(own.mesh.items())
   for layer in build.TINY_NETWORK.layers:
     assert made.placement(layer) == own.placement(layer)

@@ -47,7 +47,10 @@ def test_drawn_network_and_layout_survive_their_way_through_a_config():
     default.use_wiring(config, problem.table)
     default.use_layout(config, layout)
     config.network.update(problem.size)
-    network, made = settings.make_network(config), settings.make_layout(config)
+    network, made = (
+      settings.make_network(config),
+      settings.make_layout(config, settings.make_network(config)),
+    )
     assert network == problem.network
     assert list(made.mesh.items()) == list(layout.mesh.items())
     for layer in network.layers:

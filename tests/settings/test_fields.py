@@ -166,6 +166,15 @@ def test_forgotten_comma_is_told(field):
     fields.check(values)
 
 
+@pytest.mark.parametrize("field", ["layout.axes", "layout.stem.inputs"])
+def test_names_in_one_text_are_told_apart(field):
+  # As ml_collections reads column,data on a command line.
+  values = flat(default.get_config()) | {field: ("column,data",)}
+  advice = rf"Set config.{field}=\('column', 'data'\); on the command line"
+  with pytest.raises(ValueError, match=advice):
+    fields.check(values)
+
+
 @pytest.mark.parametrize(
   ("field", "expected"),
   [

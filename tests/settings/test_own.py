@@ -104,7 +104,9 @@ def test_run_of_an_own_wiring_needs_only_its_workdir(table, tmp_path):
   assert stored.to_dict() == config.to_dict()
   assert found == FOUND
   assert settings.make_network(stored) == settings.make_network(config)
-  assert settings.make_layout(stored) == settings.make_layout(config)
+  assert settings.make_layout(
+    stored, settings.make_network(stored)
+  ) == settings.make_layout(config, settings.make_network(config))
 
 
 def test_single_fields_change_a_wiring_of_the_catalog():
@@ -269,7 +271,7 @@ def test_catalog_layout_may_place_layers_that_a_network_lacks():
 
 def placements(config):
   """{layer: its placement} of a config."""
-  layout = settings.make_layout(config)
+  layout = settings.make_layout(config, settings.make_network(config))
   rows = settings.make_network(config).layers
   return {row.name: layout.placement(row) for row in rows}
 
@@ -331,7 +333,7 @@ def test_own_layout_replaces_the_one_before():
   second = layout_lib.Layout(name="second", mesh={"b": 4})
   default.use_layout(config, first)
   default.use_layout(config, second)
-  assert settings.make_layout(config) == second
+  assert settings.make_layout(config, settings.make_network(config)) == second
 
 
 @pytest.mark.parametrize("value", ["two_column", {"name": "mine"}, None])
@@ -349,7 +351,7 @@ def test_unset_field_of_an_own_layout_is_named(field):
   kind, name = field.split(".")
   config.layout[kind][name] = None
   with pytest.raises(ValueError, match=f"layout.{field} is None.*'mine'"):
-    settings.make_layout(config)
+    settings.make_layout(config, settings.make_network(config))
 
 
 # Numbers of parameters by the papers and the released files: 60,965,224 with

@@ -150,6 +150,14 @@ WRONG_WIRINGS = {
     {"hidden": {"dropout_rate": 1.5}},
     ["hidden.dropout_rate is 1.5", "below 1", "Write dropout_rate="],
   ),
+  "rate without dropout": (
+    {"meet": {"dropout_rate": 0.3}},
+    ["meet.dropout_rate is 0.3", "its dropout is False", "dropout_rate=None"],
+  ),
+  "pooling that is none": (
+    {"stem": {"pool": Pool(kind="none")}},
+    ["stem.pool.kind is 'none'", "one of max", "or pool=None for none"],
+  ),
 }
 WRONG_LAYOUTS = {
   "forgotten comma": (

@@ -204,6 +204,32 @@ def test_checkpoint_of_the_earlier_version_is_of_the_same_run(make_old_run):
   assert workdir.upgrade(upgraded) == upgraded
 
 
+def test_dropout_rate_without_dropout_of_an_earlier_run_is_dropped(
+  make_run, tiny_config
+):
+  path = make_run("a")
+  earlier = workdir.read_config(path) | {
+    "network.layers.conv3.dropout_rate": 0.2,
+    "network.layers.fc6.dropout_rate": 0.3,
+    "network.layers.fc6.dropout": False,
+    "network.layers.fc7.dropout_rate": 0.4,
+  }
+  workdir.write_config(path, earlier)
+  network = read(path).network
+  rates = [network.layer(name).dropout_rate for name in ("conv3", "fc6", "fc7")]
+  assert rates == [None, None, 0.4]
+  rows = {"fc6": {"dropout": False}, "fc7": {"dropout_rate": 0.4}}
+  tiny_config.network.layers = rows
+  options = {"may_change": fields_lib.find_changeable()}
+  acquired = workdir.acquire({path: tiny_config.to_dict()}, FOUND, **options)
+  assert not acquired.changes
+
+
+def test_fields_that_an_earlier_run_lacks_are_not_invented():
+  old = {"layout.conv1.arrive": None, "network.wiring": "four_layer"}
+  assert "network.lrn_k" not in workdir.upgrade(old)
+
+
 def test_changed_row_is_another_network(make_run, tiny_config):
   path = make_run("a", steps=())
   options = {"may_change": fields_lib.find_changeable()}
