@@ -62,12 +62,16 @@ SHORT_AUGMENTATION = dataclasses.replace(
 )
 
 
-# Between them, all fields of a placement; `verify` has every layout and mesh.
+def slow(*values):
+  """Marks values of a parameter, which say what others say, as slow."""
+  return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+# The first two have, between them, all fields of a placement but
+# `overlap_gather`; `verify` has every layout and mesh.
 PRESETS = (
-  catalog.TWO_COLUMN,
-  catalog.ONE_WEIRD_TRICK,
-  catalog.TWO_COLUMN_SHARDED,
-  catalog.TWO_DIMENSIONAL,
+  *(catalog.TWO_COLUMN_SHARDED, catalog.TWO_DIMENSIONAL),
+  *slow(catalog.TWO_COLUMN, catalog.ONE_WEIRD_TRICK),
 )
 on_presets = pytest.mark.parametrize(
   "layout", PRESETS, ids=lambda layout: layout.name

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -177,6 +177,26 @@ def run_case(case: Case) -> Outcome:
   except Exception:
     return Outcome("wrong", traceback.format_exc(limit=-4))
   return found
+
+
+def check_cases(cases: Iterable[Case], *, least: int = 1) -> None:
+  """Runs cases.
+
+  Args:
+    least: how many must run, and not be refused.
+
+  Raises:
+    AssertionError: cases went wrong, which it shows as literals; or few ran.
+  """
+  outcomes = [(case, run_case(case)) for case in cases]
+  wrong = [
+    describe(case, outcome)
+    for case, outcome in outcomes
+    if outcome.kind == "wrong"
+  ]
+  assert not wrong, "\n".join(wrong)
+  ran = sum(outcome.kind == "ran" for _, outcome in outcomes)
+  assert ran >= least, f"{ran} of {len(outcomes)} cases ran, expected {least}"
 
 
 def _run_program(case: Case, program: program_lib.Program) -> Outcome:

@@ -110,6 +110,28 @@ def run(command, cache, *, timeout=200, **options) -> Ended:
   return finish([open_process(command, cache, **options)], timeout)[0]
 
 
+def run_forked(cases, cache, *, timeout=300) -> list[Ended]:
+  """Runs commands in forks of one process, see `tests/faults/forked.py`.
+
+  Args:
+    cases: for each command its module below alexnet_jax, its arguments, and an
+      existing folder, where it runs.
+    cache: folder for compiled programs, and of the list of the cases.
+    timeout: of all, in seconds.
+  """
+  names = ("module", "arguments", "folder")
+  listed = [dict(zip(names, case, strict=True)) for case in cases]
+  file = pathlib.Path(cache) / "cases.json"
+  file.write_text(json.dumps(listed, default=str))
+  command = ["python", "-m", "tests.faults.forked", str(file)]
+  done = run(command, cache, timeout=timeout)
+  assert done.code == 0, done.errors
+  return [
+    Ended(ended["code"], ended["out"], ended["errors"])
+    for ended in json.loads(done.out)
+  ]
+
+
 def open_local(
   tmp, count, devices, fields=None, *, config="two_device", **options
 ) -> subprocess.Popen:

@@ -80,6 +80,11 @@ def draw_cases(
     yield Case(problem, layout, dtypes, inits=rng.random() < 0.08)
 
 
+def draw_of_catalog(table: wiring_lib.Wiring) -> Iterator[Case]:
+  """Draws the cases of a network of the catalog that are tested."""
+  return draw_cases(0, table=table, cases=3)
+
+
 def draw_problem(
   rng: random.Random, table: wiring_lib.Wiring | None, most_layers: int
 ) -> Problem:

@@ -11,7 +11,7 @@ from alexnet_jax.data import ilsvrc
 from tests import small_sets
 
 CLASSES = ("n01440764", "n02105855", "n03062245", "n13037406")
-TRAINING = 60  # of each class
+TRAINING = 30  # of each class
 VALIDATION = 40
 CMYK = "n03062245_4620.JPEG"
 PNG = "n02105855_2933.JPEG"

@@ -1,6 +1,5 @@
 """The command line as a person meets it: real processes."""
 
-import concurrent.futures
 import pathlib
 import re
 import subprocess
@@ -62,33 +61,49 @@ BAD_INPUT = {
 }
 
 
+# Those of a process of their own; the others are forks of one, which need no
+# imports.
+ALONE = ("more devices than there are", "misspelled field")
+
 SMALL = ("--config.network.width=0.125", "--config.batch_size=16")
 SMALL += ("--config.log_every_steps=1",)
 
 
+def make_flags(tmp, config, *flags):
+  places = f"--workdir={tmp}/workdir", f"--data_dir={tmp}/data"
+  return [f"--config=configs/{config}", *places, *flags]
+
+
 def run(tmp, config, *flags):
-  command = [
-    *("python", "-m", "alexnet_jax.main", f"--config=configs/{config}"),
-    *(f"--workdir={tmp}/workdir", f"--data_dir={tmp}/data", *flags),
-  ]
-  return processes.run(command, pathlib.Path(tempfile.gettempdir()))
+  flags = make_flags(tmp, config, *flags)
+  return processes.run(
+    ["python", "-m", "alexnet_jax.main", *flags],
+    pathlib.Path(tempfile.gettempdir()),
+  )
 
 
 @pytest.fixture(scope="module")
 def bad_runs(tmp_path_factory):
-  """Every bad input, two at a time."""
-
-  def start(case):
-    tmp = tmp_path_factory.mktemp("bad")
+  """The folder of every bad input, and how its command ends."""
+  found, forked = {}, {}
+  for name, (given, _) in BAD_INPUT.items():
+    tmp = tmp_path_factory.mktemp("bad") / "here"
+    tmp.mkdir()
     (tmp / "file").touch()
-    given, _ = BAD_INPUT[case]
+    config, flags = "two_device.py", given
     if isinstance(given, str):
-      return tmp, run(tmp, given)
-    flags = [flag.format(tmp=tmp) for flag in given]
-    return tmp, run(tmp, "two_device.py", *flags)
-
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    return dict(zip(BAD_INPUT, pool.map(start, BAD_INPUT), strict=True))
+      config, flags = given, []
+    flags = [flag.format(tmp=tmp) for flag in flags]
+    if name in ALONE:
+      found[name] = tmp, run(tmp, config, *flags)
+    else:
+      forked[name] = "main", make_flags(tmp, config, *flags), tmp
+  ended = processes.run_forked(
+    forked.values(), tmp_path_factory.mktemp("forked")
+  )
+  for (name, (*_, tmp)), end in zip(forked.items(), ended, strict=True):
+    found[name] = tmp, end
+  return found
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
@@ -114,7 +129,14 @@ print("said")
 """
 
 
-@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize(
+  "closed",
+  [
+    (2,),
+    (0, 1, 2),
+    *(pytest.param((number,), marks=pytest.mark.slow) for number in (0, 1)),
+  ],
+)
 def test_no_file_takes_the_place_of_a_closed_stream(closed, tmp_path):
   script = STREAMS.replace("CLOSED", str(closed))
   ended = processes.run(
@@ -125,7 +147,16 @@ def test_no_file_takes_the_place_of_a_closed_stream(closed, tmp_path):
   assert (ended.errors == "") == (2 in closed)
 
 
-@pytest.mark.parametrize("kilobytes", [300_000, 1_000_000, 2_000_000])
+@pytest.mark.parametrize(
+  "kilobytes",
+  [
+    300_000,
+    *(
+      pytest.param(number, marks=pytest.mark.slow)
+      for number in (1_000_000, 2_000_000)
+    ),
+  ],
+)
 def test_small_address_space_is_refused(kilobytes, tmp_path):
   command = f"ulimit -v {kilobytes}; exec {sys.executable} -m alexnet_jax.main"
   ended = processes.run(["bash", "-c", command], tmp_path)

@@ -51,12 +51,18 @@ GRID = layout.Layout(
     "verdict": Placement(batch=("rows",), fsdp=("rows",)),
   },
 )
+ROWS = layout.Layout(
+  name="rows",
+  mesh={"rows": 4},
+  conv=Placement(batch=("rows",)),
+  fc=Placement(batch=("rows",)),
+)
 
 
-def get_config():
+def get_config(variant="grid"):
   config = default.get_config("digits")
   default.use_wiring(config, ELEVEN)
-  default.use_layout(config, GRID)
+  default.use_layout(config, {"grid": GRID, "rows": ROWS}[variant])
   return config
 """
 NAMES = ("entry", "squeeze", "mix", "deep1", "deep11", "wide", "join", "tail")
@@ -80,21 +86,28 @@ def test_own_network_of_eleven_layers_outlives_its_config_file(folder):
   assert "rows=2, parts=2" in printed
   assert processes.metrics(place)[-1]["step"] == 9
 
-  config.unlink()
+  # The config is where the run does not look for it.
+  rows = config.rename(place / "rows.py")
   stored = f"--workdir={workdir}", f"--data_dir={place.parent}/data"
   run(place, "main", *stored, "--config.num_epochs=5")
   trained = processes.metrics(place)[-1]
   assert trained["step"] == 15
+  order = json.loads((workdir / "config.json").read_text())["network.order"]
+  assert tuple(order) == NAMES
 
-  found = place / "two_column.json"
-  chosen = "--layout=two_column", "--mesh=column=2", f"--json={found}"
-  heading = "step 15, layout two_column (column=2), 21 images"
+  found = place / "rows.json"
+  chosen = f"--layout={rows}:rows", "--mesh=rows=2", f"--json={found}"
+  heading = "step 15, layout rows (rows=2), 21 images"
   assert heading in run(place, "evaluate", *stored, *chosen)
   line = json.loads(found.read_text())["lines"][0]
   assert line["top1_error"] == trained["validation_top1_error"]
   # Another layout adds up in another order, in float32.
   loss = pytest.approx(trained["validation_loss"], rel=1e-5)
   assert line["loss"] == loss
+
+  rows.unlink()
+  heading = "step 15, layout grid (rows=2, parts=2), 21 images"
+  assert heading in run(place, "evaluate", *stored)
 
   picture = place / "grid.svg"
   source = f"--config={workdir}"

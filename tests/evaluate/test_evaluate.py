@@ -178,64 +178,6 @@ def test_command_evaluates_runs_and_their_ensemble_under_another_layout(folder):
     assert np.mean(first != kept["labels"]) == lines[5]["top1_error"]
 
 
-# A network and a layout of one's own, in a config that is not in this folder.
-MINE = """
-from alexnet_jax.network import wiring
-from alexnet_jax.partition import layout
-from configs import default
-
-Layer, Placement = wiring.Layer, layout.Placement
-
-
-def get_config(variant="grid"):
-  config = default.get_config("digits")
-  default.use_wiring(config, wiring.Wiring(name="mine", columns=1, layers=(
-    Layer(name="stem", reads="image", features=8, window=7, stride=3,
-          pool=wiring.Pool(), normalize="across"),
-    Layer(name="block_a", reads="all", features=16, window=3, padding=(1, 1)),
-    Layer(name="hidden", reads="all", features=32, dropout=True),
-    Layer(name="scores", reads="all", features=10, activation="linear"),
-  )))
-  mesh = {"row": 2, "of": 2} if variant == "grid" else {"row": 4}
-  features = ("of",) if variant == "grid" else ()
-  default.use_layout(config, layout.Layout(
-    name=variant, mesh=mesh, conv=Placement(batch=("row",)),
-    fc=Placement(batch=("row",), outputs=features),
-    layers={"hidden": Placement(batch=("row",), inputs=features)},
-  ))
-  return config
-"""
-
-
-@pytest.mark.slow
-def test_own_network_needs_no_file_but_the_workdir(folder):
-  place = folder("own network")
-  config, layout = place / "mine.py", place / "rows.py"
-  config.write_text(MINE)
-  arguments = processes.flags("mine", place, {"network.width": 1.0})
-  run(place, "main", [f"--config={config}", *arguments[1:]])
-  config.rename(layout)
-  stored, data = f"{place}/workdir", f"--data_dir={place.parent}/data"
-  # Resumes, and changes a field that may change.
-  run(
-    *(place, "main"),
-    [f"--workdir={stored}", data, "--config.num_epochs=4"],
-  )
-  printed = run(
-    *(place, "evaluate"),
-    [f"--workdir={stored}", data, f"--layout={layout}:rows", "--mesh=row=2"],
-  )
-  assert "workdir: step 12, layout rows (row=2), 21 images" in printed
-  lines = (place / "workdir" / "config.json").read_text()
-  assert json.loads(lines)["network.order"][1] == "block_a"
-  layout.unlink()
-  printed = run(place, "evaluate", [f"--workdir={stored}", data])
-  assert "step 12, layout grid (row=2, of=2)" in printed
-  for module in ("inspect", "complexity"):
-    printed = run(place, module, [f"--config={stored}"])
-    assert "block_a" in printed and "scores" in printed
-
-
 @pytest.mark.parametrize(
   ("layout", "expected"),
   [

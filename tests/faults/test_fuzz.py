@@ -1,6 +1,5 @@
 """Bad input ends a real process with one line that names it."""
 
-import json
 import os
 
 import pytest
@@ -147,22 +146,16 @@ def ended(tmp_path_factory):
     folder = tmp / f"here{number}"
     folder.mkdir()
     arguments = [a.format(tmp=tmp, config=config) for a in arguments]
-    cases.append(
-      {"module": module, "arguments": arguments, "folder": str(folder)}
-    )
-  (tmp / "cases").write_text(json.dumps(cases))
-  command = ["python", "-m", "tests.faults.forked", str(tmp / "cases")]
-  done = processes.run(command, tmp / "cache", timeout=300)
-  assert done.code == 0, done.errors
-  return tmp, json.loads(done.out)
+    cases.append((module, arguments, folder))
+  return tmp, processes.run_forked(cases, tmp)
 
 
 @pytest.mark.parametrize("number", range(len(FLAGS)))
 def test_wrong_flag_or_file_ends_in_one_line_that_names_it(number, ended):
   tmp, found = ended
   expected = FLAGS[number][2].format(tmp=tmp)
-  errors = found[number]["errors"]
-  assert found[number]["code"] == 1, (FLAGS[number], errors)
+  code, _, errors = found[number]
+  assert code == 1, (FLAGS[number], errors)
   assert errors.count("\n") == 1 and errors.startswith("error: "), errors
   assert expected in errors
   assert len(errors) < 2500

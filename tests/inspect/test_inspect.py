@@ -485,41 +485,47 @@ def test_layout_of_a_config_outside_the_package_is_inspected(own_config):
   assert picture.read_text().startswith("<?xml")
 
 
-def test_own_layout_can_be_changed_and_not_renamed_to_a_preset(own_config):
-  for flag, message in (
-    (
-      "conv2.fsdp=('sister',)",
-      "error: conv2 splits its weights over axis 'sister'",
-    ),
-    ("name=two_column", "a layout of its own under the name 'two_column'"),
-  ):
-    process = run(
-      "inspect", f"--config={own_config}", f"--config.layout.{flag}"
-    )
-    assert process.code == 1 and process.errors.startswith("error: ")
-    assert message in process.errors
+# What is wrong -> flags, words of the error.
+BAD_FLAGS = {
+  "axis that a changed layout lacks": (
+    ["--config={own}", "--config.layout.conv2.fsdp=('sister',)"],
+    "error: conv2 splits its weights over axis 'sister'",
+  ),
+  "own layout with the name of a preset": (
+    ["--config={own}", "--config.layout.name=two_column"],
+    "a layout of its own under the name 'two_column'",
+  ),
+  "picture of another kind": ([CONFIG, "--picture=a.pdf"], "a.pdf"),
+  "topology": ([CONFIG, "--topology=v5e:2"], "unknown topology 'v5e:2'"),
+  "type": ([CONFIG, "--config.exchange_dtype=half"], "float32, bfloat16"),
+  "format": ([CONFIG, "--format=yaml"], "format"),
+  "too few devices": (
+    [CONFIG, "--simulate_devices=1"],
+    "are 1 (cpu). Set config.layout.mesh lower, or simulate them on the CPU "
+    "with --simulate_devices=2.",
+  ),
+}
 
 
-@pytest.mark.parametrize(
-  ("flags", "message"),
-  [
-    (["--picture=a.pdf"], "a.pdf"),
-    (["--topology=v5e:2"], "unknown topology 'v5e:2'"),
-    (["--config.exchange_dtype=half"], "float32, bfloat16"),
-    (["--format=yaml"], "format"),
-    (
-      ["--simulate_devices=1"],
-      "are 1 (cpu). Set config.layout.mesh lower, or simulate them on the CPU "
-      "with --simulate_devices=2.",
-    ),
-  ],
-)
-def test_bad_flag_ends_in_one_line(flags, message):
-  process = run("inspect", CONFIG, *flags)
-  assert process.code == 1
-  assert process.errors.startswith("error: ")
-  assert message in process.errors
-  assert len(process.errors.strip().splitlines()) == 1
+@pytest.fixture(scope="module")
+def bad_flags(own_config, tmp_path_factory):
+  """How the commands with bad flags end."""
+  tmp = tmp_path_factory.mktemp("bad")
+  cases = []
+  for number, (flags, _) in enumerate(BAD_FLAGS.values()):
+    (tmp / f"here{number}").mkdir()
+    flags = [flag.format(own=own_config) for flag in flags]
+    cases.append(("inspect", flags, tmp / f"here{number}"))
+  ended = processes.run_forked(cases, tmp)
+  return dict(zip(BAD_FLAGS, ended, strict=True))
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_bad_flag_ends_in_one_line(case, bad_flags):
+  code, _, errors = bad_flags[case]
+  assert code == 1
+  (line,) = errors.strip().splitlines()
+  assert line.startswith("error: ") and BAD_FLAGS[case][1] in line
 
 
 @pytest.mark.slow

@@ -9,11 +9,21 @@ from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import ops, pooling, wiring
 from tests import reference
 
+# In one program: an operation at a time takes longer to compile.
+local_response_norm = jax.jit(
+  ops.local_response_norm,
+  static_argnames=("groups", "size", "k", "alpha", "beta"),
+)
+pool = jax.jit(pooling.pool, static_argnums=1, static_argnames="implementation")
+stochastic_pool = jax.jit(
+  pooling.stochastic_pool, static_argnames=("size", "stride")
+)
+
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_local_response_norm_matches_loop_in_each_column(key, groups):
   x = np.array(60 * jax.random.normal(key, (2, 4, 5, 16)))
-  y = ops.local_response_norm(x, groups=groups)
+  y = local_response_norm(x, groups=groups)
   # float32 against float64.
   np.testing.assert_allclose(y, normalize_columns(x, groups), rtol=2e-6)
 
@@ -25,7 +35,7 @@ def normalize_columns(x, groups):
 
 def test_local_response_norm_takes_any_power(key):
   x = np.array(60 * jax.random.normal(key, (1, 2, 2, 8)))
-  y = ops.local_response_norm(x, groups=1, size=3, k=1.0, alpha=1e-3, beta=0.6)
+  y = local_response_norm(x, groups=1, size=3, k=1.0, alpha=1e-3, beta=0.6)
   expected = reference.local_response_norm(x, 3, 1.0, 1e-3, 0.6)
   np.testing.assert_allclose(y, expected, rtol=2e-6)
 
@@ -33,7 +43,7 @@ def test_local_response_norm_takes_any_power(key):
 def test_gradient_of_local_response_norm_is_that_of_its_formula(key):
   x = np.array(60 * jax.random.normal(key, (2, 3, 2, 16)))
   gradient = np.array(jax.random.normal(key, x.shape))
-  _, pull = jax.vjp(lambda x: ops.local_response_norm(x, groups=2), x)
+  _, pull = jax.vjp(lambda x: local_response_norm(x, groups=2), x)
   # Central differences of the loops, in float64.
   expected = np.zeros(x.shape)
   for at in np.ndindex(*x.shape):
@@ -193,8 +203,8 @@ def test_stochastic_pooling_never_draws_from_its_padding(row):
       above = values[:, n, c].cumsum() > uniforms[n, i, j, c] * total[n, c]
       if above.any():  # else all are 0
         sampled[n, i, j, c] = values[above.argmax(), n, c]
-  np.testing.assert_array_equal(pooling.pool(x, row, uniforms), sampled)
-  np.testing.assert_allclose(pooling.pool(x, row), average, rtol=1e-6)
+  np.testing.assert_array_equal(pool(x, row, uniforms), sampled)
+  np.testing.assert_allclose(pool(x, row), average, rtol=1e-6)
 
 
 def test_pooling_with_padding_hides_no_nan():
@@ -203,7 +213,7 @@ def test_pooling_with_padding_hides_no_nan():
   for kind in wiring.POOLINGS:
     row = wiring.Pool(kind=kind, padding=(1, 1))
     for implementation in ("window", "slices"):
-      y = pooling.pool(x, row, implementation=implementation)
+      y = pool(x, row, implementation=implementation)
       assert np.isnan(y[0, 0, 0, 0]) and np.isfinite(y).sum() == 3
 
 
@@ -216,7 +226,7 @@ def test_overflow_in_local_response_norm_is_not_hidden(beta):
   for magnitude in (1e8, 1e14, 1e15, 1e16, 1e19, 1e25, 3e38):
     x = np.full((1, 1, 1, 8), magnitude, np.float32)
     for halo in (None, np.full((1, 1, 1, 12), magnitude, np.float32)):
-      y = ops.local_response_norm(x, groups=1, beta=beta, with_halo=halo)
+      y = local_response_norm(x, groups=1, beta=beta, with_halo=halo)
       assert has_no_zero(y), (magnitude, y)
       if magnitude < 1e15:  # float32 against float64
         windows = x if halo is None else halo
@@ -239,13 +249,13 @@ def test_stochastic_pooling_hides_neither_overflow_nor_nan():
     x = np.ones((1, 2, 2, 1), np.float32)
     x[0, 1] = value  # two of four: their sum overflows
     for uniforms in (np.zeros((1, 1, 1, 1), np.float32), None):
-      y = pooling.stochastic_pool(x, uniforms, size=2, stride=2)
+      y = stochastic_pool(x, uniforms, size=2, stride=2)
       assert not np.isfinite(y).any(), (value, uniforms, y)
 
 
 def test_neighbors_do_not_cross_a_column(key):
   x = np.array(60 * jax.random.normal(key, (1, 1, 1, 96)))
-  together, split = (ops.local_response_norm(x, groups=n) for n in (1, 2))
+  together, split = (local_response_norm(x, groups=n) for n in (1, 2))
   # Reference: only channels 46 to 49 of conv1 see across the boundary.
   changed = np.flatnonzero(np.any(split != together, axis=(0, 1, 2)))
   assert changed.tolist() == [46, 47, 48, 49]
@@ -253,9 +263,9 @@ def test_neighbors_do_not_cross_a_column(key):
 
 def test_local_response_norm_refuses_bad_sizes():
   with pytest.raises(ValueError, match="size is 4"):
-    ops.local_response_norm(np.ones((1, 1, 1, 4), np.float32), groups=1, size=4)
+    local_response_norm(np.ones((1, 1, 1, 4), np.float32), groups=1, size=4)
   with pytest.raises(ValueError, match="3 groups do not divide 4"):
-    ops.local_response_norm(np.ones((1, 1, 1, 4), np.float32), groups=3)
+    local_response_norm(np.ones((1, 1, 1, 4), np.float32), groups=3)
 
 
 @pytest.mark.parametrize("side", [13, 15, 16])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.partition import exchange
+from tests import build
 from tests.partition.test_placement import OVERLAPPED
 
 
@@ -29,14 +30,14 @@ def test_local_shard_is_not_read_from_what_was_gathered(devices):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_layers_that_gather_all_columns_and_no_others_overlap(program):
-  parts, traced, _ = program(OVERLAPPED, "float64")
+def test_layers_that_gather_all_columns_and_no_others_overlap():
+  parts = build.make_program(OVERLAPPED)
   # All that read all columns, except fc8, which is split by its inputs.
   overlapped = {
     name for name, load in parts.device_loads.items() if load.overlaps
   }
   assert overlapped == {"conv3", "fc6", "fc7"}
-  text = str(traced.jaxpr)
+  text = str(parts.trace().jaxpr)
   # Of five convolutions, conv3 has two: each forward, by kernel, and by input
   # but for conv1, with its one column on a device.
   assert text.count("conv_general_dilated[") == 3 * 6 - 1

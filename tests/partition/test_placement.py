@@ -1,16 +1,21 @@
-"""Placement never changes the numbers."""
+"""Placement never changes the numbers, and sends what is planned."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from alexnet_jax.data import host_batches
-from alexnet_jax.partition import catalog
+from alexnet_jax.partition import audit, catalog, collectives
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.program import compiled_step, metrics
 from tests import build
+from tests.partition.test_communication import (
+  audited,
+  find_grouped_convolutions,
+)
 
 Layout, Placement = layout_lib.Layout, layout_lib.Placement
 
@@ -141,24 +146,94 @@ def overlap_gather(layout: layout_lib.Layout) -> layout_lib.Layout:
 OVERLAPPED = overlap_gather(catalog.TWO_COLUMN)
 
 
-@pytest.mark.parametrize(
+# Compiled once for all tests of them.
+on_compiled = pytest.mark.parametrize(
   "layout",
-  [*build.PRESETS, OVERRIDDEN, OVERLAPPED],
+  [*build.PRESETS, OVERLAPPED, *build.slow(OVERRIDDEN)],
   ids=lambda layout: layout.name,
 )
+
+
+@on_compiled
 def test_layout_matches_one_device(layout, program, tiny_batch, one_device):
   assert_same(run(program(layout, "float64"), tiny_batch), one_device)
+
+
+@on_compiled
+def test_step_communicates_as_planned(layout, program):
+  found = audited(program(layout, "float64"))
+  assert found.unplanned == () and found.missing == ()
+  assert sorted(found.traced) == sorted(found.plan)
+  # XLA's CPU compiler keeps every collective.
+  assert sorted(found.compiled) == sorted(found.plan)
+
+
+@on_compiled
+def test_no_convolution_is_grouped(layout, program):
+  _, traced, compiled = program(layout, "float64")
+  hlo = compiled.as_text()
+  # Forward, and backward for the kernel and all inputs but the image.
+  assert len(re.findall(r"= .* convolution\(", hlo)) >= 14
+  assert find_grouped_convolutions(hlo) == []
+  assert find_grouped_convolutions(traced.lower().as_text("hlo")) == []
+
+
+@on_compiled
+def test_state_is_donated_to_the_step(layout, program):
+  parts, _, compiled = program(layout, "float64")
+  leaves = len(jax.tree.leaves(parts.abstract_state))
+  header = compiled.as_text().partition("\n")[0]
+  aliases = re.search(r"input_output_alias=\{(.*?)\}, \w+=", header)[1]
+  # Parameters, velocity, and the counts of steps: each in its own place.
+  assert len(re.findall(r"\(\d+, \{\}", aliases)) == leaves
+
+
+# Those of float64 may send in other types.
+@pytest.mark.parametrize(
+  "layout",
+  [catalog.TWO_COLUMN_DATA, catalog.FULLY_SHARDED, OVERLAPPED],
+  ids=lambda layout: layout.name,
+)
+def test_step_in_float32_is_traced_as_planned(layout):
+  parts = build.make_program(layout)
+  layers = [*parts.network.sizes(), "loss", "update"]
+  found = collectives.read_traced(parts.trace().jaxpr, layers, parts.mesh.shape)
+  assert found.refused == ()
+  assert sorted(found.collectives) == sorted(parts.plan)
+
+
+def test_no_collective_of_two_column_has_the_size_of_a_parameter(
+  program, tiny_network
+):
+  found = audited(program(catalog.TWO_COLUMN))
+  assert {e.tensor for e in found.compiled} == {"activation"}
+  sizes = {s.parameters for s in tiny_network.sizes().values()}
+  sizes |= {np.prod(s.kernel) for s in tiny_network.sizes().values()}
+  assert not sizes & {e.elements for e in found.compiled}
+
+
+def test_plan_with_one_too_many_is_found_by_name_of_layer(program):
+  two_column = program(catalog.TWO_COLUMN)
+  plan = two_column[0].plan
+  extra = dataclasses.replace(plan[0], layer="conv5", elements=1_234)
+  found = audited(two_column, planned=(*plan, extra))
+  assert found.unplanned == ()
+  assert len(found.missing) == 1 and "conv5 forward" in found.missing[0]
+  with pytest.raises(audit.PlanMismatch, match="but missing: .*conv5 forward"):
+    audit.check(found)
 
 
 def test_step_in_float32_is_that_of_float64_up_to_rounding(program, tiny_batch):
   # Draws and first weights are the same. Sums of up to 3,025 products; after
   # more steps, near ties in a pooling window amplify their rounding.
-  for layout in (catalog.ONE_DEVICE, catalog.TWO_COLUMN):
-    found, expected = (
-      run(program(layout, dtype), tiny_batch, steps=2)
-      for dtype in ("float32", "float64")
+  found, expected = (
+    run(program(layout, dtype), tiny_batch, steps=2)
+    for layout, dtype in (
+      (catalog.TWO_COLUMN, "float32"),
+      (catalog.ONE_DEVICE, "float64"),
     )
-    assert_same(found, expected, rtol=1e-5)
+  )
+  assert_same(found, expected, rtol=1e-5)
 
 
 # The implementation that a CPU uses at full width, where compiling is slower.

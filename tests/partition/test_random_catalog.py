@@ -3,13 +3,11 @@
 import pytest
 
 from alexnet_jax.network import catalog
-from tests import random_cases
-from tests.partition.test_random import check_cases
+from tests import cases, random_cases
 
 pytestmark = pytest.mark.slow
 
 
-# 115 cases of 23 networks.
 @pytest.mark.parametrize("table", catalog.WIRINGS, ids=lambda table: table.name)
 def test_network_is_refused_or_computes_as_one_device(table):
-  check_cases(random_cases.draw_cases(0, table=table, cases=5))
+  cases.check_cases(random_cases.draw_of_catalog(table))

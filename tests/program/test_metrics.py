@@ -1,10 +1,13 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.data import host_batches
 from alexnet_jax.program import metrics
+
+totals = jax.jit(metrics.totals, static_argnames="smoothing")
 
 
 def test_totals_match_a_loop():
@@ -17,15 +20,15 @@ def test_totals_match_a_loop():
     order = np.argsort(-row)
     top1 += label != order[0]
     top5 += label not in order[:5]
-  totals = metrics.totals(jnp.asarray(logits), jnp.asarray(labels))
-  np.testing.assert_allclose(totals, [loss, top1, top5, 50], rtol=1e-6)
+  found = totals(jnp.asarray(logits), jnp.asarray(labels))
+  np.testing.assert_allclose(found, [loss, top1, top5, 50], rtol=1e-6)
 
 
 def test_padding_counts_for_nothing():
   logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
   labels = jnp.array([0, 1, host_batches.PADDING, host_batches.PADDING])
   np.testing.assert_allclose(
-    metrics.totals(logits, labels), metrics.totals(logits[:2], labels[:2])
+    totals(logits, labels), totals(logits[:2], labels[:2])
   )
 
 
@@ -33,7 +36,7 @@ def test_missing_numbers_are_errors():
   labels, logits = jnp.array([0]), np.zeros((3, 1, 10), np.float32)
   logits[0], logits[1, 0, 0], logits[2, 0, 1:] = np.nan, np.nan, np.nan
   for each in logits:
-    assert metrics.totals(jnp.asarray(each), labels)[1:3].tolist() == [1, 1]
+    assert totals(jnp.asarray(each), labels)[1:3].tolist() == [1, 1]
 
 
 def test_ties_rank_as_in_numpy():
@@ -42,21 +45,21 @@ def test_ties_rank_as_in_numpy():
   labels = rng.integers(0, 20, 200, dtype=np.int32)
   order = np.argsort(-logits, axis=1, kind="stable")
   _, expected = np.nonzero(order == labels[:, None])
-  found = metrics.ranks(jnp.asarray(logits), jnp.asarray(labels))
+  found = jax.jit(metrics.ranks)(jnp.asarray(logits), jnp.asarray(labels))
   np.testing.assert_array_equal(found, expected)
 
 
 def test_ties_are_errors_as_often_as_chance_has_it():
   equal = jnp.zeros((10, 10)), jnp.arange(10)  # each class once
-  assert metrics.totals(*equal)[1:].tolist() == [9, 5, 10]
+  assert totals(*equal)[1:].tolist() == [9, 5, 10]
 
 
 def test_smoothed_loss_is_that_of_spread_labels_and_errors_stay():
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(6, 5)).astype(np.float32)
   labels = np.array([0, 1, 2, 3, 4, host_batches.PADDING], np.int32)
-  plain = metrics.totals(logits, labels)
-  found = metrics.totals(logits, labels, smoothing=0.1)
+  plain = totals(logits, labels)
+  found = totals(logits, labels, smoothing=0.1)
   loss = 0.0
   for row, label in zip(logits[:5].astype(np.float64), labels, strict=False):
     log_p = row - np.log(np.exp(row).sum())
