@@ -43,6 +43,7 @@ def test_every_stage_of_the_input_is_measured(tmp_path):
 
 
 # A start that fails: test_startup.py.
+@pytest.mark.slow
 def test_benchmark_that_fails_ends_in_one_line(tmp_path):
   process = bench(tmp_path, "--what=input", "--config.data.name=cifar10")
   assert process.code == 1

@@ -22,7 +22,7 @@ from alexnet_jax.program import summary
 from tests import build, processes
 
 # A layout of a user: pairs of devices split the fully connected layers, each
-# convolution splits the batch, and conv5 is stored sharded.
+# convolution splits the batch, and conv2 is stored sharded.
 OWN_CONFIG = """
 from alexnet_jax.partition import catalog
 from configs import default
@@ -33,7 +33,7 @@ PAIRS = catalog.Layout(
   conv=catalog.Placement(batch=("pair", "member")),
   fc=catalog.Placement(batch=("pair",), features=("member",)),
   layers={
-    "conv5": catalog.Placement(batch=("pair", "member"), fsdp=("member",)),
+    "conv2": catalog.Placement(batch=("pair", "member"), fsdp=("member",)),
     "fc7": catalog.Placement(batch=("pair",), inputs=("member",)),
     "fc8": catalog.Placement(batch=("pair", "member")),
   },
@@ -43,7 +43,7 @@ def get_config(variant="digits"):
   config = default.get_config(variant)
   config.batch_size = 16
   config.num_epochs = 0.05
-  config.network.width = 1 / 8
+  config.network.update({"wiring": "lenet5", "width": 1.0, "image_size": 28})
   default.use_layout(config, PAIRS)
   return config
 """
@@ -520,6 +520,7 @@ def bad_flags(own_config, tmp_path_factory):
   return dict(zip(BAD_FLAGS, ended, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD_FLAGS)
 def test_bad_flag_ends_in_one_line(case, bad_flags):
   code, _, errors = bad_flags[case]

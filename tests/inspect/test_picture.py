@@ -38,7 +38,6 @@ LARGER = (
   build.with_mesh(catalog.ONE_WEIRD_TRICK, data=8, model=8),
   build.with_mesh(catalog.DATA_PARALLEL, data=8),
   build.with_mesh(catalog.TWO_COLUMN_DATA, data=4, column=2),
-  TWO_AXES,
 )
 # What crossed in 2012; the layout of the catalog sends less.
 AS_BUILT = layout_lib.override(
@@ -115,29 +114,31 @@ CASES = [
   *(
     (build.FULL_NETWORK, layout)
     for layout in (
-      *catalog.LAYOUTS,
-      *LARGER,
-      *MIXED,
-      OVERRIDDEN,
-      SCATTERED,
-      INSIDE_COLUMNS,
+      *(catalog.ONE_DEVICE, catalog.TWO_COLUMN, catalog.ONE_WEIRD_TRICK),
+      *(catalog.TWO_COLUMN_SHARDED, catalog.TWO_DIMENSIONAL),
+      *(TWO_AXES, OVERRIDDEN, SCATTERED, INSIDE_COLUMNS),
     )
   ),
-  (wiring.make_network(wirings.INDEPENDENT_COLUMNS), catalog.TWO_COLUMN),
   (
     wiring.make_network(wirings.FOUR_COLUMN),
     build.with_mesh(catalog.TWO_COLUMN, column=4),
   ),
-  (build.make_network(width=1 / 4, init="source"), catalog.TWO_COLUMN),
   (LONG, OWN),
+  (wiring.make_network(wirings.VGG_11), catalog.TWO_DIMENSIONAL),
+  (wiring.make_network(wirings.SOURCE_145), catalog.TWO_COLUMN_2D),
+]
+MORE_CASES = [
   *(
-    (wiring.make_network(table), layout)
-    for table, layout in (
-      (wirings.VGG_11, catalog.TWO_DIMENSIONAL),
-      (wirings.CAFFENET, catalog.ONE_WEIRD_TRICK),
-      (wirings.SOURCE_145, catalog.TWO_COLUMN_2D),
+    (build.FULL_NETWORK, layout)
+    for layout in (
+      *(catalog.DATA_PARALLEL, catalog.TWO_COLUMN_DATA),
+      *(catalog.TENSOR_PARALLEL, catalog.FULLY_SHARDED, catalog.TWO_COLUMN_2D),
+      *(*LARGER, *MIXED),
     )
   ),
+  (wiring.make_network(wirings.INDEPENDENT_COLUMNS), catalog.TWO_COLUMN),
+  (build.make_network(width=1 / 4, init="source"), catalog.TWO_COLUMN),
+  (wiring.make_network(wirings.CAFFENET), catalog.ONE_WEIRD_TRICK),
 ]
 
 
@@ -157,7 +158,7 @@ def make_scene(network, layout, batch_size=BATCH_SIZE):
 
 
 @pytest.fixture(
-  params=CASES,
+  params=[*CASES, *build.slow(*MORE_CASES)],
   ids=lambda case: "-".join(
     [case[0].name, case[1].name, *map(str, case[1].mesh.values())]
   ),
@@ -405,7 +406,7 @@ def test_no_text_touches_another_text_a_box_or_an_arrow(case):
       assert not extent.count_contains(points), (text.get_text(), arrow)
 
 
-@pytest.mark.parametrize("suffix", ["svg", "png"])
+@pytest.mark.parametrize("suffix", ["svg", *build.slow("png")])
 def test_same_layout_gives_the_same_file(suffix, tmp_path):
   network, layout = build.FULL_NETWORK, catalog.TWO_COLUMN_SHARDED
   layout = choose(network, layout)

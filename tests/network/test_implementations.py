@@ -11,7 +11,7 @@ from flax import nnx
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.network import model, pooling, winograd, wiring
-from tests import build, reference
+from tests import build, reference, short_network
 
 PLAIN = implementations_lib.PLAIN
 # Each differs from the plain ones in one operation.
@@ -25,7 +25,7 @@ OTHERS = [
 @pytest.mark.parametrize(
   "size, stride", [(3, 2), (2, 2), (3, 1), (2, 3), (5, 3)]
 )
-@pytest.mark.parametrize("side", [13, 16])
+@pytest.mark.parametrize("side", [16, *build.slow(13)])
 def test_pooling_by_slices_is_that_by_windows(key, size, stride, side):
   # Few values, so that many windows have two that are equal.
   x = jax.random.randint(key, (2, side, side + 1, 3), 0, 4).astype(jnp.float32)
@@ -50,7 +50,12 @@ def test_pooling_by_slices_is_that_by_windows(key, size, stride, side):
 
 
 @pytest.mark.parametrize(
-  "side, padding", [(13, (1, 1)), (8, (0, 0)), (9, (0, 2)), (6, (4, 3))]
+  "side, padding",
+  [
+    *((13, (1, 1)), (6, (4, 3))),
+    pytest.param(8, (0, 0), marks=pytest.mark.slow),
+    pytest.param(9, (0, 2), marks=pytest.mark.slow),
+  ],
 )
 def test_fewer_multiplications_give_the_convolution(key, side, padding):
   x = np.array(jax.random.normal(key, (2, side, side + 1, 6)))
@@ -106,10 +111,14 @@ def gradients(network, chosen, key, *, dtype="float32"):
   return jax.jit(jax.value_and_grad(loss))(parameters)
 
 
+# A convolution of each kind, pooling, a sum of biases.
+NETWORK = build.make_network(short_network.WIRING, image_size=35)
+
+
 @pytest.fixture(scope="module")
-def plain(tiny_network):
+def plain():
   """Loss and gradients of the plain implementations."""
-  return gradients(tiny_network, PLAIN, jax.random.key(0))
+  return gradients(NETWORK, PLAIN, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -121,10 +130,10 @@ def plain(tiny_network):
   ids=str,
 )
 def test_every_implementation_gives_loss_and_gradients_of_the_plain_one(
-  tiny_network, key, plain, chosen
+  key, plain, chosen
 ):
   loss, expected = plain
-  found_loss, found = gradients(tiny_network, chosen, key)
+  found_loss, found = gradients(NETWORK, chosen, key)
   np.testing.assert_allclose(found_loss, loss, rtol=2e-6)
   for (path, leaf), other in zip(
     jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
@@ -141,9 +150,9 @@ def test_every_implementation_gives_loss_and_gradients_of_the_plain_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chosen", OTHERS, ids=str)
-def test_every_implementation_works_in_bfloat16(tiny_network, key, chosen):
-  loss, expected = gradients(tiny_network, PLAIN, key, dtype="bfloat16")
-  found_loss, found = gradients(tiny_network, chosen, key, dtype="bfloat16")
+def test_every_implementation_works_in_bfloat16(key, chosen):
+  loss, expected = gradients(NETWORK, PLAIN, key, dtype="bfloat16")
+  found_loss, found = gradients(NETWORK, chosen, key, dtype="bfloat16")
   # Eight bits of mantissa.
   np.testing.assert_allclose(found_loss, loss, rtol=2**-8)
   for leaf, other in zip(

@@ -331,6 +331,22 @@ def test_fields_of_a_kind_change_an_own_layout_but_for_its_single_layers():
   settings.check(config)
 
 
+def test_own_layout_can_be_changed_and_not_renamed_to_a_preset():
+  config = make_config()
+  fields = {"mesh": {"a": 2}, "conv": Placement(batch=("a",))}
+  default.use_layout(config, layout_lib.Layout(name="mine", **fields))
+  config.layout.conv2 = {"fsdp": ("sister",)}
+  message = "conv2 splits its weights over axis 'sister'"
+  with pytest.raises(ValueError, match=message):
+    settings.check(config)
+  config.layout.conv2 = {"fsdp": ("a",)}
+  settings.check(config)
+  config.layout.name = "two_column"
+  message = "a layout of its own under the name 'two_column'"
+  with pytest.raises(ValueError, match=message):
+    settings.check(config)
+
+
 def test_own_layout_replaces_the_one_before():
   config = make_config()
   first = layout_lib.Layout(
