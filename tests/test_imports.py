@@ -15,12 +15,14 @@ PACKAGE = ROOT / "alexnet_jax"
 PARTS = {
   **dict.fromkeys(("network", "data", "distributed"), ()),
   **dict.fromkeys(("partition", "optim"), ("network",)),
+  "planner": ("network", "partition"),
   "program": ("partition", "network", "optim", "distributed"),
-  "settings": ("data", "network", "optim", "partition"),
+  "settings": ("data", "network", "optim", "partition", "planner"),
   **dict.fromkeys(
     ("checkpoints", "cli"), ("program", "partition", "network", "distributed")
   ),
 }
+PARTS["cli"] += ("planner",)
 PARTS["training"] = tuple(name for name in PARTS if name != "cli")
 # What only some files may import or use: a pattern of full names, and these.
 RESERVED = {
@@ -98,9 +100,9 @@ def test_module_imports_and_uses_only_what_it_may(module):
 
 def test_package_stays_easy_to_survey():
   graphlib.TopologicalSorter(GRAPH).prepare()  # a circle is an error
-  assert sum(map(len, GRAPH.values())) <= 500
+  assert sum(map(len, GRAPH.values())) <= 605
   modules = [name for name in TREES if not name.endswith("__init__")]
-  assert len(modules) <= 125
+  assert len(modules) <= 136
   top = {name for name in modules if "/" not in name} - {"__main__"}
   assert len(top) <= 3
   # Each module is a command, is imported, or is started by its name.

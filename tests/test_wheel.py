@@ -89,5 +89,9 @@ def test_wheel_trains_evaluates_inspects_and_verifies(run, tmp_path):
   )
   assert "step 4, layout two_column" in evaluated
   assert "fc8" in run(".inspect", "--config=configs/recipes/paper.py:digits")
+  # The machines are in the wheel.
+  assert "k20" in run(
+    ".search", "--config=configs/two_device.py", "--machine=k20"
+  )
   verified = run(".verify", *SMALL[:2], "--layouts=two_column", "--devices=2")
   assert "two_column" in verified and "kept" in verified

@@ -28,11 +28,18 @@ its convolution or product alone, and of the other parts of the step.
 --what=exchange: how long a step waits for its exchanges, and the time of each
 exchange alone.
 
+--what=machine --json=mine.json: a machine file for the planner: layers and the
+other parts of a step in the shapes that layouts of as many devices give them,
+and collectives over each kind of link. Started by a launcher, as main, it
+measures the devices of all processes. In a file that exists, what was measured
+of other networks and batches stays.
+
 Only run, startup and input need data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from alexnet_jax.distributed import malloc
@@ -47,6 +54,7 @@ from alexnet_jax.bench import (
   exchanges,
   implementations,
   layers,
+  machine,
   report,
   startup,
   step,
@@ -55,6 +63,7 @@ from alexnet_jax.bench import input as bench_input
 from alexnet_jax.bench import run as bench_run
 from alexnet_jax.cli import command
 from alexnet_jax.data import sets, source
+from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import audit
 from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.program import compilation_cache, compiler_options, devices
@@ -75,7 +84,7 @@ _CONFIG = command.define_config()
 _WHAT = flags.DEFINE_enum(
   "what",
   "step",
-  [*_OF_PROGRAM, "run", "startup", "input"],
+  [*_OF_PROGRAM, "machine", "run", "startup", "input"],
   "What to measure.",
 )
 _DATA_DIR = command.define_data_dir()
@@ -102,19 +111,72 @@ _STEPS = flags.DEFINE_integer(
   "For the run: how many steps it has.",
   lower_bound=bench_run.FEWEST,
 )
+_JSON = command.define_path(
+  "json", "For the machine: the file to write, or to add to; required."
+)
+_LINK_GBITS = flags.DEFINE_float(
+  "link_gbits",
+  None,
+  "For the machine: nominal rate of the link between processes or hosts, in "
+  "Gbit/s and one direction. Default: the best rate of a collective.",
+  lower_bound=1e-6,
+)
+command.check_finite(_LINK_GBITS)
+_DISTRIBUTED = command.define_distributed()
+_START_TIMEOUT = command.define_start_timeout()
 _FORMAT = command.define_format()
 
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
-  with (
-    command.exit_on_error(
-      *(ValueError, TypeError, OSError, FloatingPointError),
-      *(audit.PlanMismatch, source.RecordError),
-    ),
-    devices.explain_out_of_memory(),
-  ):
-    result = _measure()
+  errors = (
+    *(ValueError, TypeError, OSError, FloatingPointError),
+    *(audit.PlanMismatch, source.RecordError),
+  )
+  with contextlib.ExitStack() as stack:
+    with command.exit_on_error(*errors):
+      _check_flags()
+    group = group_lib.alone()
+    if _WHAT.value == "machine":
+      same = settings.find_shared_fields(_CONFIG.value) | {
+        f"--{flag.name}": str(flag.value) for flag in (_ROUNDS, _LINK_GBITS)
+      }
+      group = stack.enter_context(
+        command.start_group(_DISTRIBUTED, _START_TIMEOUT, same=same)
+      )
+    with (
+      command.exit_on_error(*errors, group=group),
+      devices.explain_out_of_memory(),
+    ):
+      result = _measure(group)
+  if group.is_first:
+    _show(result)
+
+
+def _check_flags() -> None:
+  """Checks the config, and flags of one measurement only.
+
+  Raises:
+    ValueError, TypeError: names the flag or field.
+  """
+  settings.check(_CONFIG.value)
+  settings.check_single(_CONFIG.value, command="bench")
+  if _WHAT.value == "machine":
+    if _JSON.value is None:
+      raise ValueError(
+        "--what=machine writes a file, and none is named. Set --json, for "
+        "example --json=mine.json."
+      )
+    return
+  for flag in (_JSON, _LINK_GBITS):
+    if flag.value is not None:
+      raise ValueError(
+        f"--{flag.name} is {flag.value!r}, but --what={_WHAT.value} does not "
+        f"use it. Set --what=machine, or leave --{flag.name} out."
+      )
+
+
+def _show(result: report.Result) -> None:
   if _FORMAT.value == "json":
     print(command.to_json(report.to_data(result)))
     return
@@ -126,11 +188,29 @@ def main(argv: list[str]) -> None:
     command.print_line(console, line)
 
 
-def _measure() -> report.Result:
-  settings.check(_CONFIG.value)
-  settings.check_single(_CONFIG.value, command="bench")
+def _measure(group: group_lib.Group) -> report.Result:
   rounds = _ROUNDS.value or (3 if _WHAT.value == "startup" else 5)
   match _WHAT.value:
+    case "machine":
+      if group.is_first:  # which writes it
+        command.check_path(_JSON.value, flag="json", endings=(".json",))
+      _, layout = settings.check(_CONFIG.value)
+      run_lib.start_devices(
+        _CONFIG.value, layout, group, _SIMULATE_DEVICES.value
+      )
+      console = command.make_console(group)
+      console.quiet |= _FORMAT.value == "json"
+      program, options = _make_program()
+      with command.mute_gloo(group, program.mesh):
+        return machine.measure(
+          program,
+          options,
+          rounds=rounds,
+          path=_JSON.value,
+          group=group,
+          console=console,
+          link_gbits=_LINK_GBITS.value,
+        )
     case "run":
       return bench_run.measure(
         _CONFIG.value,

@@ -19,6 +19,9 @@ from alexnet_jax.bench import report
 from alexnet_jax.network import exchange as exchange_lib
 from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.network import model, wiring
+from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.partition import specs as specs_lib
 from alexnet_jax.partition import timing
 from alexnet_jax.program import program as program_lib
 
@@ -48,7 +51,11 @@ class Piece:
 
   def run(self, parameters, statistics, x, drawn) -> jax.Array:
     """The forward pass; returns the output of the layer."""
-    kernel = self.parameters["kernel"].shape
+    exchange = _SliceOfSum(self.parameters["bias"].shape[0])
+    return self._run(parameters, statistics, x, drawn, exchange)
+
+  def _run(self, parameters, statistics, x, drawn, exchange) -> jax.Array:
+    kernel = parameters["kernel"].shape
     abstract = nnx.eval_shape(
       lambda: model.LayerVariables(self.layer, kernel, jnp.zeros(kernel))
     )
@@ -60,7 +67,7 @@ class Piece:
       x,
       masks=drawn.get("masks", {}),  # None would mean evaluation
       uniforms=drawn.get("uniforms"),
-      exchange=_SliceOfSum(self.parameters["bias"].shape[0]),
+      exchange=exchange,
       implementations=self.implementations,
     )
 
@@ -106,6 +113,49 @@ class Piece:
       products["by input"] = by_input, (x, kernel, y)
     return products | {"by kernel": (by_kernel, (x, kernel, y))}
 
+  def rest(
+    self, kept_images: int
+  ) -> dict[str, tuple[Callable, tuple[Block, ...]]]:
+    """Returns {name: (function, its blocks)} of what follows the product.
+
+    The names are `forward` and `forward and backward`.
+
+    Args:
+      kept_images: whose outputs are kept here; see `per_device.DeviceLoad`.
+    """
+    small = {**self.parameters}
+    del small["kernel"]  # of which only the product knows
+    product = self.product
+    outputs = small["bias"].shape[0]
+    shape = (kept_images, *product.shape[1:-1], outputs)
+    drawn = _find_drawn(self.layer, (kept_images, *self.y.shape[1:]))
+
+    def forward(small, statistics, product, drawn):
+      parameters = small | {"kernel": jnp.zeros((1, outputs))}
+      return self._run(parameters, statistics, product, drawn, _Given())
+
+    def both(small, statistics, product, drawn, gradient):
+      y, pull = jax.vjp(
+        lambda small, product: forward(small, statistics, product, drawn),
+        small,
+        product,
+      )
+      return y, pull(gradient)
+
+    blocks = small, self.statistics, Block(shape, product.dtype), drawn
+    y = jax.eval_shape(forward, *blocks)
+    return {
+      "forward": (forward, blocks),
+      "forward and backward": (both, (*blocks, y)),
+    }
+
+
+class _Given(exchange_lib.NoExchange):
+  """Takes the input of a layer for its product, and computes none."""
+
+  def multiply(self, layer, product, x, kernel) -> jax.Array:
+    return x
+
 
 class _SliceOfSum(exchange_lib.NoExchange):
   """Keeps this device's slice of the outputs of a sum, without the sum."""
@@ -119,22 +169,52 @@ class _SliceOfSum(exchange_lib.NoExchange):
 
 def cut_layers(program: program_lib.Program) -> tuple[Piece, ...]:
   """Cuts the step of a program into its layers, first to last."""
-  network = program.network
-  state = program.abstract_state
-  pieces = []
+  return cut_layout(
+    program.network,
+    program.layout,
+    program.routes,
+    compute_dtype=program.compute_dtype,
+    implementations=program.implementations,
+  )
+
+
+def cut_layout(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  routes: plan_lib.Routes,
+  *,
+  compute_dtype: str,
+  implementations: implementations_lib.Implementations,
+) -> tuple[Piece, ...]:
+  """Cuts a step into its layers, on devices that need not exist.
+
+  Args:
+    layout, routes: of the network, from `plan.choose_routes`.
+    compute_dtype, implementations: as in `program.Program`.
+  """
+  sizes, pieces = network.sizes(), []
   for layer in network.layers:
-    name, size = layer.name, network.sizes()[layer.name]
-    route = program.routes[name]
-    images = route.images
-    parameters = _to_blocks(state.parameters[name])
-    if (name, "kernel") in program.specs.gathers:
-      axes, dimension = program.specs.gathers[name, "kernel"]
+    name, size = layer.name, sizes[layer.name]
+    route, images = routes[name], routes[name].images
+    specs = specs_lib.make_layer_specs(network, layer, size, route)
+
+    def to_block(shape, spec) -> Block:
+      return Block(specs_lib.shard_shape(shape, spec, layout), jnp.float32)
+
+    parameters = {
+      tensor: to_block(shape, specs.parameters[tensor])
+      for tensor, shape in size.shapes.items()
+    }
+    if "kernel" in specs.gathers:
+      axes, dimension = specs.gathers["kernel"]
       shape = list(parameters["kernel"].shape)
-      shape[dimension] *= program.layout.size(axes)
+      shape[dimension] *= layout.size(axes)
       parameters["kernel"] = Block(tuple(shape), jnp.float32)
-    statistics = _to_blocks(state.statistics.get(name, {}))
-    axes = route.input_sharding.features
-    channels = size.channels // program.layout.size(axes)
+    statistics = {
+      tensor: to_block((layer.features,), spec)
+      for tensor, spec in specs.statistics.items()
+    }
+    channels = size.channels // layout.size(route.input_sharding.features)
     if layer.window:
       side = int(size.positions**0.5)
       shape = (images, side, side, channels)
@@ -142,38 +222,37 @@ def cut_layers(program: program_lib.Program) -> tuple[Piece, ...]:
       shape = (images, size.positions, channels)
     else:
       shape = (images, channels)
-    x = Block(shape, program.compute_dtype)
+    x = Block(shape, compute_dtype)
     # The logits are f32, as of `model.apply_kernel`.
     is_last = layer is network.layers[-1]
     out_dtype = np.promote_types(x.dtype, np.float32) if is_last else x.dtype
     outputs = parameters["bias"].shape[0]
     out_shape = (images, *size.out_shape[:-1], outputs)
-    drawn = {}
-    if layer.dropout:
-      drawn["masks"] = {name: Block(out_shape, jnp.bool)}
-    if layer.pool and layer.pool.kind == "stochastic":
-      drawn["uniforms"] = {name: Block(out_shape, jnp.float32)}
     pieces.append(
       Piece(
         layer=layer,
         network=network,
-        implementations=program.implementations,
+        implementations=implementations,
         parameters=parameters,
         statistics=statistics,
         x=x,
-        drawn=drawn,
+        drawn=_find_drawn(layer, out_shape),
         y=Block(out_shape, out_dtype),
       )
     )
   return tuple(pieces)
 
 
-def _to_blocks(leaves: Mapping[str, Block]) -> dict[str, Block]:
-  """The shards of arrays on one device."""
-  return {
-    name: Block(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
-    for name, leaf in leaves.items()
-  }
+def _find_drawn(
+  layer: wiring.Layer, out_shape: tuple[int, ...]
+) -> dict[str, dict[str, Block]]:
+  """The random numbers of a layer with outputs of a shape; see `Piece`."""
+  drawn = {}
+  if layer.dropout:
+    drawn["masks"] = {layer.name: Block(out_shape, jnp.bool)}
+  if layer.pool and layer.pool.kind == "stochastic":
+    drawn["uniforms"] = {layer.name: Block(out_shape, jnp.float32)}
+  return drawn
 
 
 @dataclasses.dataclass(frozen=True)

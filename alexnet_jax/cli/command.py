@@ -29,6 +29,7 @@ from alexnet_jax.distributed import cluster, environment, preemption
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.network import implementations as implementations_lib
 from alexnet_jax.partition import mesh
+from alexnet_jax.planner import machine as machine_lib
 from alexnet_jax.program import compiler_options
 
 # Columns of text that goes to a file or a pipe.
@@ -223,6 +224,65 @@ def define_topology() -> flags.FlagHolder:
   )
 
 
+def define_machine(*, required: bool = False) -> flags.FlagHolder:
+  return define_path(
+    "machine",
+    "Predict the time of a step on this machine: a JSON file, or one of "
+    f"{', '.join(machine_lib.names())}.",
+    remedy=READ_HERE,
+    required=required,
+  )
+
+
+def define_hosts() -> flags.FlagHolder:
+  return flags.DEFINE_string(
+    "hosts",
+    None,
+    "How the devices of --machine are spread: hosts x devices in each, e.g. "
+    "2x4. Default: as its file says.",
+  )
+
+
+def parse_hosts(value: str) -> tuple[int, int]:
+  """Parses a value of --hosts: hosts, and devices in each.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", value)
+  if not found:
+    raise ValueError(
+      f"--hosts is {value!r}, expected hosts x devices in each. Set "
+      "--hosts=2x4."
+    )
+  return int(found[1]), int(found[2])
+
+
+def load_machine(
+  name: str | None, hosts: str | None
+) -> machine_lib.Machine | None:
+  """Loads a machine, with hosts of so many devices if that is asked for.
+
+  Args:
+    name, hosts: the values of --machine and --hosts.
+
+  Returns:
+    None if neither is given.
+
+  Raises:
+    ValueError, OSError: there is no such machine, or it has no such hosts.
+  """
+  if name is None:
+    if hosts is not None:
+      raise ValueError(
+        f"--hosts={hosts} says nothing without a machine. Set --machine, or "
+        "leave --hosts out."
+      )
+    return None
+  machine = machine_lib.load(name)
+  return machine.with_hosts(*parse_hosts(hosts)) if hosts else machine
+
+
 def define_xla_options() -> flags.FlagHolder:
   return flags.DEFINE_enum(
     "xla_options",
@@ -258,7 +318,9 @@ def define_compilation_cache() -> flags.FlagHolder:
 def check_finite(holder: flags.FlagHolder) -> None:
   """Makes a flag refuse inf and nan; nan passes all bounds of absl."""
   flags.register_validator(
-    holder.name, math.isfinite, "expected a finite number"
+    holder.name,
+    lambda value: value is None or math.isfinite(value),
+    "expected a finite number",
   )
 
 

@@ -24,6 +24,8 @@ _KINDS = {
   "comma separated list of strings": "A,B,...",
   "multi path": "PATH",
 }
+# Of a line, without the two spaces before it.
+_WIDTH = 78
 _CONFIG_FIELD = """\
   --config.FIELD=VALUE
       Sets one field of the config, e.g. --config.batch_size=64;
@@ -75,7 +77,12 @@ def _describe(flag: flags.Flag) -> str:
   text = " ".join(
     flag.help.removeprefix(f"<{'|'.join(values or ())}>: ").split()
   )
+  if values and len(usage) > _WIDTH:
+    usage = f"--{flag.name}=NAME"
+    text += f" One of {', '.join(values)}."
   text = re.sub(r";? repeat this option to specify a list of values$", "", text)
   if flag.default not in (None, False, "", []) and "Default: " not in text:
     text += f" Default: {flag.default_as_str.strip(chr(39))}."
-  return f"  {usage}\n" + textwrap.indent(textwrap.fill(text, 74), " " * 6)
+  return f"  {usage}\n" + textwrap.indent(
+    textwrap.fill(text, _WIDTH - 4), " " * 6
+  )

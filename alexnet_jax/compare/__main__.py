@@ -2,12 +2,13 @@
 
     python -m alexnet_jax.compare --config=configs/one_device.py:imagenet \\
       --layouts=data_parallel,two_column,one_weird_trick \\
-      --devices=2,8 --batch_sizes=128,1024
+      --devices=2,8 --batch_sizes=128,1024 --machine=dgx_h100
 
-Prints a table of what one device sends, planned and in the compiled step, what
-it computes and holds, and which part of the work is repeated; then the batches
-from which another layout sends least. Each layout is tried on every mesh of its
-axes that it allows. Exits with 1 if a step does not communicate as planned.
+Prints tables of what one device sends, planned and in the compiled step, what
+it computes and holds, and which part of the work is repeated; with a machine,
+what a step takes there; then the batches from which another layout sends least.
+Each layout is tried on every mesh of its axes that it allows. Exits with 1 if a
+step does not communicate as planned.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ import copy
 import dataclasses
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
+import rich.progress
 from absl import app, flags
 
 from alexnet_jax.cli import command
-from alexnet_jax.compare import chart, comparison
-from alexnet_jax.network import wiring
+from alexnet_jax.compare import chart, comparison, tables
+from alexnet_jax.data import ilsvrc, sets
 from alexnet_jax.partition import layout as layout_lib
-from alexnet_jax.program import compiled_step, summary
+from alexnet_jax.planner import machine as machine_lib
+from alexnet_jax.planner import price
+from alexnet_jax.program import compiled_step
 from alexnet_jax.settings import settings
+from alexnet_jax.settings import workload as workload_lib
 from alexnet_jax.training import run as run_lib
 
 _CONFIG = command.define_config()
@@ -36,10 +41,14 @@ _TOPOLOGY = command.define_topology()
 _LAYOUTS = command.define_list(
   "layouts", [], "Names of layouts. Default: the catalog and the config's."
 )
-_DEVICES = command.define_list("devices", ["2", "4", "8"], "Device counts.")
+_DEVICES = command.define_list(
+  "devices", ["2", "4", "8"], "Device counts. With --hosts: all of these."
+)
 _BATCH_SIZES = command.define_list(
   "batch_sizes", [], "Images in a step. Default: the config's."
 )
+_MACHINE = command.define_machine()
+_HOSTS = command.define_hosts()
 _COMPILE = flags.DEFINE_bool(
   "compile", True, "Compile every step, for its memory and its audit."
 )
@@ -48,9 +57,8 @@ _CHART = command.define_path(
 )
 _FORMAT = command.define_format()
 
-# The rows of each number of devices and batch; the lines of each number.
-Groups = Sequence[Sequence[comparison.Row]]
-Traffic = Mapping[int, Sequence[comparison.Traffic]]
+# (devices, batch) -> the rows, before anything is compiled.
+Groups = Mapping[tuple[int, int], Sequence[comparison.Row]]
 
 
 def main(argv: list[str]) -> None:
@@ -60,21 +68,24 @@ def main(argv: list[str]) -> None:
     network, layout = settings.check(config)
     settings.check_single(config, command="compare")
     layouts = settings.choose_layouts(layout, _LAYOUTS.value)
-    workload = comparison.Workload(
-      network=network,
-      exchange_dtype=config.exchange_dtype,
-      norms=config.optimizer.trust_coefficient is not None,
-    )
-    counts = command.parse_counts("devices", _DEVICES.value)
+    machine = command.load_machine(_MACHINE.value, _HOSTS.value)
+    counts = _choose_counts(machine)
     sizes = command.parse_counts(
       "batch_sizes", _BATCH_SIZES.value or [config.batch_size]
     )
     if _CHART.value:
       command.check_path(_CHART.value, flag="chart", endings=command.PICTURES)
-    cases = {
-      (count, size): _find_layouts(workload, layouts, count, size)
+    configs = {size: _with_batch_size(config, size) for size in sizes}
+    workloads = {
+      size: workload_lib.make_workload(configs[size], network) for size in sizes
+    }
+    groups = {
+      (count, size): _make_rows(
+        config, workloads[size], layouts, count, machine=machine
+      )
       for count, size in itertools.product(counts, sizes)
     }
+    epoch = _find_epoch(config) if machine else None
     devices = None
     if _COMPILE.value:
       devices = command.choose_devices(
@@ -83,13 +94,22 @@ def main(argv: list[str]) -> None:
         simulated=_SIMULATE_DEVICES.value,
         topology_name=_TOPOLOGY.value,
       )
-    groups = [
-      _make_group(config, workload, fitting, size, devices)
-      for (_, size), fitting in cases.items()
-    ]
+    is_json = _FORMAT.value == "json"
+    console = command.make_console(file=sys.stderr if is_json else None)
+    done = []
+    for rows in _compile(configs, groups, devices, console):
+      done.append(rows)
+      if not is_json:
+        command.print_table(
+          console, tables.make_bytes_table(network.name, rows)
+        )
+        if machine:
+          command.print_table(
+            console, tables.make_time_table(rows, machine, epoch)
+          )
     traffic = {
       count: comparison.find_traffic(
-        workload, cases[count, sizes[0]], batch_size=sizes[0]
+        workloads[sizes[0]], [row.layout for row in groups[count, sizes[0]]]
       )
       for count in counts
     }
@@ -101,152 +121,153 @@ def main(argv: list[str]) -> None:
         exchange_dtype=config.exchange_dtype,
         path=_CHART.value,
       )
-  if _FORMAT.value == "json":
-    print(command.to_json(_to_json(network, groups, traffic)))
+  if is_json:
+    found = tables.to_json(
+      network.name, done, traffic, machine=machine, epoch=epoch
+    )
+    print(command.to_json(found))
   else:
-    _print_tables(network, groups, traffic)
-  agrees = all(row.agrees is not False for rows in groups for row in rows)
+    if machine:
+      console.print()
+      for line in tables.describe_time(epoch):
+        command.print_line(console, line)
+    tables.print_traffic(console, traffic)
+    if _CHART.value:
+      command.print_line(console, f"\nthe chart is in {_CHART.value}")
+  agrees = all(row.agrees is not False for rows in done for row in rows)
   sys.exit(0 if agrees else 1)
 
 
-def _find_layouts(
-  workload: comparison.Workload,
-  layouts: Sequence[layout_lib.Layout],
-  count: int,
-  size: int,
-) -> list[layout_lib.Layout]:
-  """Finds the layouts on meshes of `count` devices that a batch fits.
+def _choose_counts(machine: machine_lib.Machine | None) -> list[int]:
+  """Chooses the numbers of devices; with --hosts, all that these have.
 
   Raises:
-    ValueError: no layout fits.
+    ValueError: --devices has no counts, or more than --hosts has.
   """
-  fitting = list(
-    comparison.find_layouts(workload, layouts, count, batch_size=size)
-  )
+  if _HOSTS.value and not _DEVICES.present:
+    return [machine.devices]
+  counts = command.parse_counts("devices", _DEVICES.value)
+  if _HOSTS.value and max(counts) > machine.devices:
+    raise ValueError(
+      f"--devices has {max(counts)}, but --hosts={_HOSTS.value} are "
+      f"{machine.devices} devices. Set --devices or --hosts."
+    )
+  return counts
+
+
+def _with_batch_size(
+  config: ml_collections.ConfigDict, batch_size: int
+) -> ml_collections.ConfigDict:
+  config = copy.deepcopy(config)
+  config.batch_size = batch_size
+  return config
+
+
+def _find_epoch(config: ml_collections.ConfigDict) -> tables.Epoch:
+  """Finds the images of an epoch: those of the config's set, if it is here."""
+  name, split = config.data.name, config.data.train_split
+  images = sets.count_images(name, split)
+  if images is None:
+    return tables.Epoch(
+      images=ilsvrc.IMAGES["train"], dataset="ImageNet (ILSVRC 2012)"
+    )
+  return tables.Epoch(images=images, dataset=f"{name}, {split}")
+
+
+def _make_rows(
+  config: ml_collections.ConfigDict,
+  workload: price.Workload,
+  layouts: Sequence[layout_lib.Layout],
+  count: int,
+  *,
+  machine: machine_lib.Machine | None,
+) -> list[comparison.Row]:
+  """Makes a row of each layout on each mesh of `count` devices that it fits.
+
+  The fastest first, if there is a machine, else those that send least.
+
+  Raises:
+    ValueError: no layout fits, or the machine does not.
+  """
+  fitting = list(comparison.find_layouts(workload, layouts, count))
   if not fitting:
     raise ValueError(
       f"none of the layouts {', '.join(layout.name for layout in layouts)} "
       f"splits {workload.network.name} over {count} devices with a batch of "
-      f"{size}. Set --layouts, --devices or --batch_sizes."
+      f"{workload.batch_size}. Set --layouts, --devices or --batch_sizes."
     )
-  return fitting
-
-
-def _make_group(
-  config: ml_collections.ConfigDict,
-  workload: comparison.Workload,
-  layouts: Sequence[layout_lib.Layout],
-  batch_size: int,
-  devices: Sequence[jax.Device] | None,
-) -> list[comparison.Row]:
-  """Makes the rows of one device count and one batch, least bytes first."""
-  rows = []
-  config = copy.deepcopy(config)
-  config.batch_size = batch_size
-  for layout in layouts:
-    row = comparison.make_row(workload, layout, batch_size=batch_size)
-    if _COMPILE.value:
-      compiled, audit = compiled_step.compile_step(
-        run_lib.make_program(config, workload.network, layout, devices=devices)
-      )
-      row = dataclasses.replace(
-        row,
-        compiled_bytes=sum(sent.sent_bytes for sent in audit.compiled),
-        memory_bytes=compiled_step.find_memory(compiled).get("peak"),
-        agrees=audit.agrees,
-      )
-    rows.append(row)
+  pricer = price.Pricer(machine, workload) if machine else None
+  rows = [
+    comparison.make_row(
+      workload,
+      layout,
+      pricer=pricer,
+      order=tuple(layout.mesh)
+      if settings.keeps_order(config, layout)
+      else None,
+    )
+    for layout in fitting
+  ]
+  if machine:
+    return sorted(rows, key=lambda row: row.prediction.seconds)
   return sorted(rows, key=lambda row: row.planned_bytes)
 
 
-def _print_tables(
-  network: wiring.Network, groups: Groups, traffic: Traffic
-) -> None:
-  console = command.make_console()
-  table = summary.make_table(
-    f"network {network.name}: one device in one step, in MB of 10^6 bytes",
-    *("layout", "mesh", "> batch", "> activations", "> parameters", "> sent"),
-    *("> compiled", "> x least", "> memory", "> GFLOP", "> repeated"),
+def _compile(
+  configs: Mapping[int, ml_collections.ConfigDict],
+  groups: Groups,
+  devices: Sequence[jax.Device] | None,
+  console: command.PlainConsole,
+) -> Iterator[list[comparison.Row]]:
+  """Yields each group as soon as all of its steps are compiled.
+
+  Args:
+    configs: by batch.
+    devices: to compile for; None: nothing is compiled.
+    console: has a bar if it is a terminal.
+  """
+  if devices is None:
+    yield from map(list, groups.values())
+    return
+  with rich.progress.Progress(
+    rich.progress.TextColumn("compiles"),
+    rich.progress.MofNCompleteColumn(),
+    rich.progress.BarColumn(),
+    rich.progress.TimeElapsedColumn(),
+    rich.progress.TextColumn("{task.fields[text]}", markup=False),
+    console=console,
+    disable=not console.is_terminal,
+    transient=True,
+  ) as bar:
+    task = bar.add_task(
+      "compiles", total=sum(map(len, groups.values())), text=""
+    )
+    for (count, size), rows in groups.items():
+      compiled = []
+      for row in rows:
+        bar.update(
+          task, text=f"{row.layout.name}, {count} devices, {size:,} images"
+        )
+        compiled.append(_compile_row(configs[size], row, devices))
+        bar.advance(task)
+      yield compiled
+
+
+def _compile_row(
+  config: ml_collections.ConfigDict,
+  row: comparison.Row,
+  devices: Sequence[jax.Device],
+) -> comparison.Row:
+  network = settings.make_network(config)
+  compiled, audit = compiled_step.compile_step(
+    run_lib.make_program(config, network, row.layout, devices=devices)
   )
-  for rows in groups:
-    sent = [row.planned_bytes for row in rows if row.planned_bytes]
-    for row in rows:
-      compiled = _to_mb(row.compiled_bytes)
-      table.add_row(
-        row.layout.name,
-        layout_lib.format_mesh(row.layout.mesh),
-        f"{row.batch_size:,}",
-        *map(_to_mb, (row.activation_bytes, row.parameter_bytes)),
-        _to_mb(row.planned_bytes),
-        f"{compiled}, UNPLANNED" if row.agrees is False else compiled,
-        f"{row.planned_bytes / min(sent):.2f}" if sent else "-",
-        _to_mb(row.memory_bytes),
-        f"{row.flops / 1e9:,.1f}",
-        f"{row.repeated:.1%}",
-      )
-    table.add_section()
-  command.print_table(console, table)
-  for count, lines in traffic.items():
-    overtakings = comparison.find_overtakings(lines)
-    least = [overtaking for overtaking in overtakings if overtaking.least]
-    if least:
-      text = "batches from which another layout sends least"
-    else:
-      text = "the same layout sends least at any batch"
-    console.print(f"\n{count} devices: {text}")
-    for overtaking in least:
-      command.print_line(
-        console,
-        f"  {overtaking.batch_size:>9,.0f}: below it, "
-        f"{comparison.describe(overtaking.below)} sends less, above it "
-        f"{comparison.describe(overtaking.above)}",
-      )
-    if others := len(overtakings) - len(least):
-      console.print(
-        f"  {others} more pairs send the same at some batch: --format=json, or "
-        "fewer --layouts"
-      )
-  if _CHART.value:
-    command.print_line(console, f"\nthe chart is in {_CHART.value}")
-
-
-def _to_json(network: wiring.Network, groups: Groups, traffic: Traffic) -> dict:
-  """Returns what the tables show."""
-  return {
-    "network": network.name,
-    "rows": [
-      {
-        "layout": row.layout.name,
-        "mesh": dict(row.layout.mesh),
-        "devices": row.layout.devices,
-        "batch": row.batch_size,
-        **{
-          field: getattr(row, field)
-          for field in (
-            *("activation_bytes", "parameter_bytes", "planned_bytes"),
-            *("compiled_bytes", "memory_bytes", "flops", "repeated", "agrees"),
-          )
-        },
-      }
-      for rows in groups
-      for row in rows
-    ],
-    "overtakings": [
-      {
-        "devices": count,
-        "below": comparison.describe(overtaking.below),
-        "above": comparison.describe(overtaking.above),
-        "batch": overtaking.batch_size,
-        "least": overtaking.least,
-      }
-      for count, lines in traffic.items()
-      for overtaking in comparison.find_overtakings(lines)
-    ],
-  }
-
-
-def _to_mb(number: int | None) -> str:
-  return "-" if number is None else f"{number / 1e6:,.2f}"
+  return dataclasses.replace(
+    row,
+    compiled_bytes=sum(sent.sent_bytes for sent in audit.compiled),
+    memory_bytes=compiled_step.find_memory(compiled).get("peak"),
+    agrees=audit.agrees,
+  )
 
 
 if __name__ == "__main__":

@@ -11,51 +11,10 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import per_device
 from alexnet_jax.partition import plan as plan_lib
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Workload:
-  """What is computed, whatever the layout; see `plan.make_plan`."""
-
-  network: wiring.Network
-  exchange_dtype: str = "float32"
-  norms: bool = False
-
-  def make_plan(
-    self, layout: layout_lib.Layout, batch_size: int
-  ) -> tuple[plan_lib.Collective, ...]:
-    return plan_lib.make_plan(
-      self.network,
-      layout,
-      batch_size=batch_size,
-      exchange_dtype=self.exchange_dtype,
-      norms=self.norms,
-    )
-
-  def choose_features(
-    self, layout: layout_lib.Layout, batch_size: int
-  ) -> layout_lib.Layout:
-    """Replaces each `features` of a layout by the outputs or inputs it is."""
-    return plan_lib.choose_placements(
-      self.network,
-      layout,
-      batch_size=batch_size,
-      exchange_dtype=self.exchange_dtype,
-    )
-
-  def find_loads(
-    self, layout: layout_lib.Layout, batch_size: int
-  ) -> dict[str, per_device.DeviceLoad]:
-    return per_device.find_loads(
-      self.network,
-      layout,
-      batch_size=batch_size,
-      exchange_dtype=self.exchange_dtype,
-    )
+from alexnet_jax.planner import price
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,13 +54,15 @@ class Row:
   """One layout on one mesh at one batch; bytes of one device in one step.
 
   Attributes:
+    batch_size: images in a step, over all devices.
     activation_bytes: sent for everything except gradients and weights.
     parameter_bytes: sent for gradients and weights.
     flops: computed, forward and backward.
     repeated: part of the work that repeats other devices' work, 0 to 1.
     compiled_bytes: sent by the compiled step; None: not compiled.
-    memory_bytes: at the peak of a step; None: not known.
+    memory_bytes: at the peak of the compiled step; None: not known.
     agrees: whether the audit agrees; None: not compiled.
+    prediction: of the step's time, and of its memory; None: without a machine.
   """
 
   layout: layout_lib.Layout
@@ -113,6 +74,7 @@ class Row:
   compiled_bytes: int | None = None
   memory_bytes: int | None = None
   agrees: bool | None = None
+  prediction: price.Prediction | None = None
 
   @property
   def planned_bytes(self) -> int:
@@ -120,11 +82,9 @@ class Row:
 
 
 def find_layouts(
-  workload: Workload,
+  workload: price.Workload,
   layouts: Iterable[layout_lib.Layout],
   devices: int,
-  *,
-  batch_size: int,
 ) -> Iterator[layout_lib.Layout]:
   """Yields each layout on each mesh of that many devices that it allows.
 
@@ -138,14 +98,14 @@ def find_layouts(
       workload.network,
       layout,
       devices,
-      batch_size=batch_size,
+      batch_size=workload.batch_size,
       exchange_dtype=workload.exchange_dtype,
     )
   ]
   for candidate in per_device.find_distinct(
     workload.network,
     candidates,
-    batch_size=batch_size,
+    batch_size=workload.batch_size,
     exchange_dtype=workload.exchange_dtype,
     norms=workload.norms,
   ):
@@ -158,42 +118,58 @@ def find_layouts(
 
 
 def make_row(
-  workload: Workload, layout: layout_lib.Layout, *, batch_size: int
+  workload: price.Workload,
+  layout: layout_lib.Layout,
+  *,
+  pricer: price.Pricer | None = None,
+  order: Sequence[str] | None = None,
 ) -> Row:
-  """Makes a row from the plan, before anything compiles."""
-  loads = workload.find_loads(layout, batch_size)
+  """Makes a row from the plan, before anything compiles.
+
+  Args:
+    pricer: of the workload on a machine; None: no time is predicted.
+    order: see `price.predict`.
+  """
+  loads = workload.find_loads(layout)
   sent = {True: 0, False: 0}
-  for exchange in workload.make_plan(layout, batch_size):
+  for exchange in workload.make_plan(layout):
     is_parameter = exchange.tensor in plan_lib.PARAMETERS
     sent[is_parameter] += exchange.sent_bytes
   return Row(
     layout=layout,
-    batch_size=batch_size,
+    batch_size=workload.batch_size,
     activation_bytes=sent[False],
     parameter_bytes=sent[True],
     flops=sum(load.flops for load in loads.values()),
     repeated=per_device.repeated_fraction(loads),
+    prediction=pricer and price.predict(pricer, layout, order=order),
   )
 
 
 def find_traffic(
-  workload: Workload,
-  layouts: Iterable[layout_lib.Layout],
-  *,
-  batch_size: int,
+  workload: price.Workload, layouts: Iterable[layout_lib.Layout]
 ) -> list[Traffic]:
   """Finds the line of each layout, through what it sends at two batches.
 
-  Args:
-    batch_size: at which `features` become outputs or inputs, the same along
-      the line, although another batch may choose otherwise.
+  At the batch of the workload `features` become outputs or inputs, the same
+  along the line, although another batch may choose otherwise.
   """
   lines = {}
   for layout in layouts:
     one, two = layout.devices, 2 * layout.devices
-    chosen = workload.choose_features(layout, batch_size)
+    chosen = plan_lib.choose_placements(
+      workload.network,
+      layout,
+      batch_size=workload.batch_size,
+      exchange_dtype=workload.exchange_dtype,
+    )
     sent = [
-      sum(exchange.sent_bytes for exchange in workload.make_plan(chosen, size))
+      sum(
+        exchange.sent_bytes
+        for exchange in dataclasses.replace(
+          workload, batch_size=size
+        ).make_plan(chosen)
+      )
       for size in (one, two)
     ]
     per_image = (sent[1] - sent[0]) / (two - one)

@@ -142,6 +142,15 @@ def check_classes(builder: tfds.core.DatasetBuilder, num_classes: int) -> None:
     )
 
 
+def count_images(name: str, split: str) -> int | None:
+  """Counts the images of a split; None unless the set is prepared."""
+  try:
+    splits = find_builder(name, data_dir=None).info.splits
+    return splits[split].num_examples if splits else None
+  except (ValueError, KeyError, OSError, ImportError):
+    return None
+
+
 def open_splits(
   builder: tfds.core.DatasetBuilder,
   splits: tuple[str, ...],

@@ -3,10 +3,11 @@
     python -m alexnet_jax.inspect --config=configs/two_device.py:imagenet
 
 Lists what each device holds, computes and sends, what of it the traced and the
-compiled step send, and the compiler's memory analysis. Needs no data. Compiles
-for the attached devices, for simulated ones, or for a TPU slice that is not
-attached (--topology=v5e:2x4). Exits with 1 if the step does not communicate as
-planned.
+compiled step send, and the compiler's memory analysis. With --machine, also the
+time that each layer takes on a machine, and what shares a host. Needs no data.
+Compiles for the attached devices, for simulated ones, or for a TPU slice that
+is not attached (--topology=v5e:2x4). Exits with 1 if the step does not
+communicate as planned.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ import sys
 from collections.abc import Sequence
 
 import jax
+import rich.console
 from absl import app
 
 from alexnet_jax.cli import command
 from alexnet_jax.inspect import draw, tables
+from alexnet_jax.inspect import hosts as hosts_lib
 from alexnet_jax.partition import audit as audit_lib
+from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh
 from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.planner import machine as machine_lib
+from alexnet_jax.planner import price
 from alexnet_jax.program import (
   compilation_cache,
   compiled_step,
@@ -30,6 +36,7 @@ from alexnet_jax.program import (
 )
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.settings import settings
+from alexnet_jax.settings import workload as workload_lib
 from alexnet_jax.training import run as run_lib
 
 _CONFIG = command.define_config()
@@ -38,6 +45,8 @@ _FORMAT = command.define_format()
 _PICTURE = command.define_path(
   "picture", "Draw the layout to this file, .svg or .png."
 )
+_MACHINE = command.define_machine()
+_HOSTS = command.define_hosts()
 _TOPOLOGY = command.define_topology()
 _XLA_OPTIONS = command.define_xla_options()
 _COMPILATION_CACHE = command.define_compilation_cache()
@@ -52,6 +61,15 @@ def main(argv: list[str]) -> None:
       )
     config = _CONFIG.value
     network, layout = settings.check(config)
+    machine = command.load_machine(_MACHINE.value, _HOSTS.value)
+    if machine:
+      settings.check_single(config, command="inspect --machine")
+      _check_hosts(machine, layout)
+      # Refuses a machine that does not fit, before anything is compiled.
+      pricer = price.Pricer(
+        machine, workload_lib.make_workload(config, network)
+      )
+      machine.check_devices(layout.devices)
     devices = command.choose_devices(
       config.ensemble * layout.devices,
       simulated=_SIMULATE_DEVICES.value,
@@ -64,6 +82,11 @@ def main(argv: list[str]) -> None:
     options = compiler_options.choose(
       program.mesh.devices.flat, mode=_XLA_OPTIONS.value
     )
+    prediction = hosts = None
+    if machine:
+      order = program.nested_axes
+      prediction = price.predict(pricer, layout, order=order)
+      hosts = hosts_lib.find_hosts(machine, layout, order)
     if _PICTURE.value:
       draw.draw(
         program.network,
@@ -76,15 +99,41 @@ def main(argv: list[str]) -> None:
         program.plan,
         batch_size=program.batch_size,
         path=_PICTURE.value,
+        hosts=hosts,
       )
   with cache.watch("the step") as compilation:
     compiled, audit = compiled_step.compile_step(program, options=options.used)
   if _FORMAT.value == "json":
-    print(command.to_json(_to_json(program, compiled, audit, options)))
+    found = _to_json(program, compiled, audit, options)
+    if machine:
+      found["predicted"] = tables.time_to_json(prediction, machine, hosts)
+    print(command.to_json(found))
   else:
     lines = (*options.lines(), *compilation.lines())
-    _print_tables(program, compiled, audit, lines)
+    times = []
+    if machine:
+      times.append(
+        tables.make_time_tables(prediction, machine, program.nested_axes)
+      )
+    _print_tables(program, compiled, audit, lines, times)
   sys.exit(0 if audit.agrees else 1)
+
+
+def _check_hosts(
+  machine: machine_lib.Machine, layout: layout_lib.Layout
+) -> None:
+  """Refuses --hosts of other devices than a layout has.
+
+  Raises:
+    ValueError: names both numbers.
+  """
+  if _HOSTS.value and machine.devices != layout.devices:
+    raise ValueError(
+      f"--hosts={_HOSTS.value} are {machine.devices} devices, but layout "
+      f"{layout.name!r} has {layout.devices} "
+      f"({layout_lib.format_mesh(layout.mesh)}). Set --hosts or "
+      "config.layout.mesh."
+    )
 
 
 def _to_json(
@@ -176,12 +225,14 @@ def _print_tables(
   compiled: jax.stages.Compiled,
   audit: audit_lib.Audit,
   lines: Sequence[str],
+  times: Sequence[rich.console.Group],
 ) -> None:
   console = command.make_console()
   for group in (
     summary.make_layout_table(program),
     tables.make_load_tables(program),
     summary.make_plan_table(program, audit.lines),
+    *times,
   ):
     command.print_table(console, group)
   console.print()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from alexnet_jax.inspect import hosts as hosts_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
@@ -60,11 +62,17 @@ def to_kind(kind: str) -> str:
 
 
 def title(
-  network: wiring.Network, layout: layout_lib.Layout, batch_size: int
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  batch_size: int,
+  hosts: hosts_lib.Hosts | None = None,
 ) -> tuple[str, str]:
   """Returns the layout's name, and what the picture was computed from."""
   mesh = layout_lib.format_mesh(layout.mesh)
   size = network.image_size
+  if hosts:
+    devices = math.prod(hosts.inside.values())
+    mesh += f"  ·  {hosts.count} {hosts.word}s × {devices} devices"
   return layout.name, (
     f"mesh {mesh}  ·  network {network.name}  ·  {size} × {size} pixels  ·  "
     f"{batch_size} images in a step"
@@ -72,12 +80,16 @@ def title(
 
 
 def crossing(
-  forward: plan_lib.Collective | None, backward: plan_lib.Collective | None
+  forward: plan_lib.Collective | None,
+  backward: plan_lib.Collective | None,
+  hosts: hosts_lib.Hosts | None = None,
 ) -> list[str]:
   """Describes the exchanges of an activation; either may be missing."""
   exchange = forward or backward
   lines = [to_kind(exchange.kind)]
   lines += textwrap.wrap(f"over {' × '.join(exchange.axes)}", 18)
+  if hosts and hosts.cross(exchange.axes):
+    lines.append(hosts.between_word)
   if forward is None:
     return [*lines, "backward pass", to_text(backward.sent_bytes)]
   lines += [
@@ -90,6 +102,12 @@ def crossing(
       f"by {to_kind(backward.kind)}",
     ]
   return lines
+
+
+def frame(hosts: hosts_lib.Hosts, numbers: Sequence[int]) -> str:
+  """Names the hosts of a frame."""
+  same = ", the same on each" if len(numbers) > 1 else ""
+  return f"{hosts.name(numbers)}{same}"
 
 
 def layer(network: wiring.Network, name: str) -> tuple[list[str], list[str]]:
@@ -173,6 +191,7 @@ def table(
   layout: layout_lib.Layout,
   plan: Sequence[plan_lib.Collective],
   batch_size: int,
+  hosts: hosts_lib.Hosts | None = None,
 ) -> list[Entry]:
   """Returns what belongs to single layers, not between two of them."""
   entries = []
@@ -205,6 +224,8 @@ def table(
     header = (f"{first} {second}",)
     if len(header[0]) >= 26:
       header = (first, *textwrap.wrap(second, 26))
+    if hosts and hosts.cross(axes):
+      header += (hosts.between_word,)
     cells = {name: to_text(number) for name, number in sent.items()}
     entries.append(Entry(header=header, kind=kind, cells=cells))
   return entries

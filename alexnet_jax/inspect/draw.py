@@ -14,6 +14,7 @@ from matplotlib import figure, lines, patches
 
 from alexnet_jax.cli import command
 from alexnet_jax.inspect import grid
+from alexnet_jax.inspect import hosts as hosts_lib
 from alexnet_jax.inspect import scene as scene_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
@@ -39,11 +40,13 @@ DASHES = {
   "all_to_all": (0, (6, 1.5, 1.5, 1.5)),
   "sum": "-",
 }
-CARD, CARD_EDGE = "#f6f6f4", "#d4d4d0"
+CARD, CARD_EDGE, FRAME_EDGE = "#f6f6f4", "#d4d4d0", "#8c8c86"
 FRONT, TOP, RIGHT, WINDOW = "#dbe3ec", "#edf1f6", "#c3cfdc", "#8fa3ba"
 EDGE = "#4a5868"
 PARTIAL = (0, (2.5, 1.5))
 HATCH = "/////"
+# Of exchanges, and of those between hosts.
+LINE_WIDTHS = {False: 1.1, True: 2.6}
 
 # Text as outlines in SVG, which looks the same whatever fonts a viewer has.
 STYLE = {
@@ -63,6 +66,7 @@ def draw(
   *,
   batch_size: int,
   path: str,
+  hosts: hosts_lib.Hosts | None = None,
 ) -> None:
   """Draws a network on a layout; the same arguments give the same file.
 
@@ -70,12 +74,15 @@ def draw(
     layout: from `plan.choose_placements`: without `features`.
     plan: from `plan.make_plan` for the two.
     path: `.svg` or `.png`.
+    hosts: of the devices; None: they are not shown.
 
   Raises:
     ValueError: the file cannot be written.
   """
   command.check_path(path, flag="picture", endings=command.PICTURES)
-  scene = scene_lib.make_scene(network, layout, plan, batch_size=batch_size)
+  scene = scene_lib.make_scene(
+    network, layout, plan, batch_size=batch_size, hosts=hosts
+  )
   metadata = {"Date": None} if path.endswith(".svg") else None
   with matplotlib.style.context(["default", STYLE]):
     to_figure(scene).savefig(path, dpi=DOTS_PER_INCH, metadata=metadata)
@@ -85,6 +92,8 @@ def to_figure(scene: scene_lib.Scene) -> figure.Figure:
   """Makes a figure of the scene, in its size."""
   result = figure.Figure(figsize=(scene.width, scene.height))
   canvas = _Canvas(result, scene)
+  for frame in scene.frames:
+    canvas.add_frame(frame)
   for row in scene.rows:
     canvas.add_card(row)
   for y in scene.rules:
@@ -95,7 +104,7 @@ def to_figure(scene: scene_lib.Scene) -> figure.Figure:
   for link in scene.links:
     canvas.add_link(link)
   for arrow in scene.arrows:
-    canvas.add_arrow(arrow.kind, arrow.start, arrow.end)
+    canvas.add_arrow(arrow.kind, arrow.start, arrow.end, crosses=arrow.crosses)
   for mark in scene.marks:
     canvas.add_mark(mark)
   for label in scene.labels:
@@ -147,6 +156,21 @@ class _Canvas:
       )
     )
 
+  def add_frame(self, frame: scene_lib.Frame) -> None:
+    x = scene_lib.MARGIN - 0.14
+    self._axes.add_patch(
+      patches.FancyBboxPatch(
+        (x, frame.y),
+        self._width - 2 * x,
+        frame.height,
+        boxstyle="round,pad=0,rounding_size=0.1",
+        facecolor="none",
+        edgecolor=FRAME_EDGE,
+        lw=1.0,
+        zorder=0,
+      )
+    )
+
   def add_card(self, row: grid.Row) -> None:
     """Adds a card for a device, or a pile of them for a group."""
     x, y = scene_lib.MARGIN, row.y - row.height / 2
@@ -185,7 +209,14 @@ class _Canvas:
       ends, dashes = [start, link.end], (0, (3, 2))
       self.add_line(ends, COLORS["quiet"], width=0.6, dashes=dashes, layer=3)
 
-  def add_arrow(self, kind: str, start: grid.Point, end: grid.Point) -> None:
+  def add_arrow(
+    self,
+    kind: str,
+    start: grid.Point,
+    end: grid.Point,
+    *,
+    crosses: bool = False,
+  ) -> None:
     self._add_fancy_arrow(
       start,
       end,
@@ -194,12 +225,16 @@ class _Canvas:
       ls=DASHES[kind],
       shrinkB=5 if kind in grid.SUMS else 0,
       zorder=4,
+      crosses=crosses,
     )
 
-  def _add_fancy_arrow(self, start, end, *, shrinkB=0, **looks) -> None:
+  def _add_fancy_arrow(
+    self, start, end, *, shrinkB=0, crosses=False, **looks
+  ) -> None:
+    width = LINE_WIDTHS[crosses]
     self._axes.add_patch(
       patches.FancyArrowPatch(
-        start, end, lw=1.1, shrinkA=0, shrinkB=shrinkB, **looks
+        start, end, lw=width, shrinkA=0, shrinkB=shrinkB, **looks
       )
     )
 
@@ -218,6 +253,7 @@ class _Canvas:
           arrowstyle="<|-|>,head_length=3,head_width=1.5",
           color=color,
           zorder=5,
+          crosses=mark.crosses,
         )
       case "leader":
         ends = [(x, y + 0.02), (x, y + mark.length)]
@@ -235,6 +271,8 @@ class _Canvas:
           to -= 0.06
           self._add_plus((to, y), color)
         self.add_arrow(mark.kind, (x, y), (to, y))
+      case "crossing":
+        self.add_line([(x, y), (to, y)], color, width=LINE_WIDTHS[True])
       case "repeated":
         self._add_polygon(frame, FRONT, hatch=HATCH)
       case "partial":

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+from alexnet_jax.inspect import hosts as hosts_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
@@ -21,6 +22,7 @@ SUMS = ("sum", "reduce_scatter")
 MAX_ROWS = 4
 
 TEXT, UNITS_TEXT = 0.62, 0.46  # width of the text above and below maps, units
+FRAME = (0.3, 0.16)  # inside the frame of a host, above and below its rows
 GAP, STAGE = 0.45, 0.75  # between columns: without exchange, for each exchange
 SLANT = (0.3, 0.26)  # of a cuboid's third edge, relative to its height
 DAMPING = 0.4  # sizes are drawn to this power, or small ones would vanish
@@ -37,12 +39,15 @@ class Row:
   Attributes:
     position: mesh axis -> index along it, for the axes that rows distinguish.
     devices: their numbers, counted through the mesh, slowest axis first.
+    hosts: on which they are; () if hosts are not shown. Those of two rows are
+      the same or all different.
     y: its middle.
     height: of its card.
   """
 
   position: Mapping[str, int]
   devices: tuple[int, ...]
+  hosts: tuple[int, ...] = ()
   y: float = 0.0
   height: float = 0.0
 
@@ -130,7 +135,11 @@ class Column:
     ]
 
 
-def find_rows(network: wiring.Network, layout: layout_lib.Layout) -> list[Row]:
+def find_rows(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  hosts: hosts_lib.Hosts | None = None,
+) -> list[Row]:
   """Finds the rows: one per device, or per group of devices if they are many.
 
   While there are more than `MAX_ROWS`, rows stop distinguishing axes: first
@@ -139,6 +148,7 @@ def find_rows(network: wiring.Network, layout: layout_lib.Layout) -> list[Row]:
 
   Args:
     layout: from `plan.choose_placements`: without `features`.
+    hosts: their rows stand together.
   """
   feature_axes = {
     axis
@@ -167,8 +177,14 @@ def find_rows(network: wiring.Network, layout: layout_lib.Layout) -> list[Row]:
       for number, device in enumerate(devices)
       if position.items() <= device.items()
     )
-    rows.append(Row(position=position, devices=numbers))
-  return rows
+    rows.append(
+      Row(
+        position=position,
+        devices=numbers,
+        hosts=hosts.find(position) if hosts else (),
+      )
+    )
+  return sorted(rows, key=lambda row: row.hosts)
 
 
 def arrange_rows(
@@ -180,9 +196,12 @@ def arrange_rows(
   for row, before in zip(rows, [None, *rows], strict=False):
     if before:
       y += 0.5 if is_gap(before, row) else 0.2
+      y += FRAME[1] if row.hosts != before.hosts else 0.0
+    if row.hosts and (not before or row.hosts != before.hosts):
+      y += FRAME[0]
     arranged.append(dataclasses.replace(row, y=y + height / 2, height=height))
     y += height
-  return arranged, y + 0.3
+  return arranged, y + 0.3 + (FRAME[1] if rows[0].hosts else 0.0)
 
 
 def is_gap(before: Row, row: Row) -> bool:

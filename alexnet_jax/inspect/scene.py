@@ -3,7 +3,8 @@
 Computed from network, layout and plan alone, around the rows and columns of
 `grid.py`. From top to bottom: a title; the exchanges in words, each above its
 gap; the layers' names; a card per row; a table of what belongs to single
-layers; a legend; a total. In inches, y downwards.
+layers; a legend; a total. With hosts, a frame around the cards of each, and
+what crosses hosts is wider. In inches, y downwards.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from alexnet_jax.inspect import captions, grid
+from alexnet_jax.inspect import hosts as hosts_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
@@ -40,7 +42,10 @@ class Label:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arrow:
-  """The part of an exchange of a layer from one row to another."""
+  """The part of an exchange of a layer from one row to another.
+
+  `crosses`: from one host to another.
+  """
 
   layer: str
   kind: str
@@ -49,6 +54,7 @@ class Arrow:
   target: int
   start: grid.Point
   end: grid.Point
+  crosses: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +71,8 @@ class Mark:
 
   `plus`: a sum ends here. `loop`: an exchange within the group of a row.
   `leader`: from a label, `length` downwards, to its arrows. `swatch`: a spot
-  of color. The legend also has `arrow`, `link`, `repeated` and `partial`.
+  of color. The legend also has `arrow`, `link`, `repeated`, `partial` and
+  `crossing`. `crosses`: it is of an exchange between hosts.
   """
 
   sign: str
@@ -73,6 +80,15 @@ class Mark:
   y: float
   kind: str = "quiet"
   length: float = 0.0
+  crosses: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frame:
+  """A frame around the cards of a host, or of several that are the same."""
+
+  y: float  # of its top
+  height: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +103,7 @@ class Scene:
   arrows: tuple[Arrow, ...]
   marks: tuple[Mark, ...]
   rules: tuple[float, ...]
+  frames: tuple[Frame, ...]
   labels: tuple[Label, ...]
 
 
@@ -96,9 +113,10 @@ def make_scene(
   plan: Sequence[plan_lib.Collective],
   *,
   batch_size: int,
+  hosts: hosts_lib.Hosts | None = None,
 ) -> Scene:
   """Arranges the picture, from top to bottom; arguments as for `draw.draw`."""
-  rows = grid.find_rows(network, layout)
+  rows = grid.find_rows(network, layout, hosts)
   unit = 0.95 if len(rows) < 3 else 0.72
   headers = {
     name: captions.layer(network, name)
@@ -110,7 +128,7 @@ def make_scene(
     x=MARGIN + HEADERS,
     unit=unit,
   )
-  name, source = captions.title(network, layout, batch_size)
+  name, source = captions.title(network, layout, batch_size, hosts)
   total = captions.total(plan)
   width = max(
     columns[-1].end + 0.2 + MARGIN,
@@ -122,7 +140,7 @@ def make_scene(
     Label(x=MARGIN, y=0.66, text=source, align="left", size=9.5, tone="quiet"),
   ]
 
-  notes_end = 0.9 + max(map(_notes_height, columns))
+  notes_end = 0.9 + max(_notes_height(column, hosts) for column in columns)
   names_start = notes_end + 0.2
   names_end = names_start + LINE * max(
     len(names) + len(texts) for names, texts in headers.values()
@@ -130,7 +148,7 @@ def make_scene(
   rows, table_start = grid.arrange_rows(rows, names_end + 0.085, unit)
   cards_start = rows[0].y - rows[0].height / 2
   for column in columns:
-    parts += _notes(column, notes_end, cards_start)
+    parts += _notes(column, notes_end, cards_start, hosts)
     names, texts = headers[column.box.layer]
     header = [*names, *texts]
     parts += _stack(column.middle, names_start, header, bold=len(names))
@@ -150,23 +168,23 @@ def make_scene(
         parts.append(_link(column, before, box))
       before = box
       for stage in column.stages:
-        parts += [*_arrows(stage, rows, index), *_signs(stage, row)]
-  parts += _gap_labels(rows)
+        parts += [*_arrows(stage, rows, index), *_signs(stage, row, hosts)]
+  parts += [*_gap_labels(rows), *_frames(rows, hosts)]
 
   y, rules = table_start, []
-  for entry in captions.table(network, layout, plan, batch_size):
+  for entry in captions.table(network, layout, plan, batch_size, hosts):
     rules.append(y)
     height = 0.1 + LINE * len(entry.header)
     parts += _entry(entry, columns, y + height / 2)
     y += height
   rules.append(y)
-  legend, y = _legend(boxes, parts, y + 0.25, width)
+  legend, y = _legend(boxes, parts, y + 0.25, width, hosts)
   y += 0.28
   parts.append(Label(x=MARGIN, y=y, text=total, align="left", bold=True))
   parts += legend
-  labels, links, arrows, marks = (
+  labels, links, arrows, marks, frames = (
     tuple(part for part in parts if isinstance(part, kind))
-    for kind in (Label, Link, Arrow, Mark)
+    for kind in (Label, Link, Arrow, Mark, Frame)
   )
   return Scene(
     width=width,
@@ -177,6 +195,7 @@ def make_scene(
     arrows=arrows,
     marks=marks,
     rules=tuple(rules),
+    frames=frames,
     labels=labels,
   )
 
@@ -216,23 +235,26 @@ def _width(bold: Iterable[str], others: Iterable[str]) -> float:
   )
 
 
-def _notes_height(column: grid.Column) -> float:
-  notes = [captions.crossing(*crossing) for crossing in column.crossings]
+def _notes_height(column: grid.Column, hosts: hosts_lib.Hosts | None) -> float:
+  notes = [captions.crossing(*crossing, hosts) for crossing in column.crossings]
   return sum(NOTE + LINE * len(lines) for lines in notes)
 
 
 def _notes(
-  column: grid.Column, end: float, leaders_end: float
+  column: grid.Column,
+  end: float,
+  leaders_end: float,
+  hosts: hosts_lib.Hosts | None,
 ) -> Iterator[Label | Mark]:
   """Describes the exchanges in a column's gap, down to y = `end`.
 
   The words of each exchange are above its part of the gap, those of a later
   one below those of an earlier one, so that no leader crosses words.
   """
-  y = end - _notes_height(column)
+  y = end - _notes_height(column, hosts)
   stages = {stage: (x + to) / 2 for stage, x, to in column.stages}
   for forward, backward in column.crossings:
-    texts = captions.crossing(forward, backward)
+    texts = captions.crossing(forward, backward, hosts)
     exchange = forward or backward
     kind, sent = exchange.kind, captions.to_text(exchange.sent_bytes)
     x = stages.get(forward, (column.gap + column.start) / 2)
@@ -267,6 +289,24 @@ def _gap_labels(rows: Sequence[grid.Row]) -> list[Label]:
     for before, row in itertools.pairwise(rows)
     if grid.is_gap(before, row)
   ]
+
+
+def _frames(
+  rows: Sequence[grid.Row], hosts: hosts_lib.Hosts | None
+) -> Iterator[Frame | Label]:
+  """Makes a frame around the rows of each host, with its name."""
+  if hosts is None:
+    return
+  above, below = grid.FRAME
+  for numbers, of_host in itertools.groupby(rows, key=lambda row: row.hosts):
+    together = list(of_host)
+    first, last = together[0], together[-1]
+    y = first.y - first.height / 2 - above + 0.02
+    end = last.y + last.height / 2 + below
+    yield Frame(y=y, height=end - y)
+    text = captions.frame(hosts, numbers)
+    x, y = MARGIN + INDENT, y + 0.14
+    yield Label(x=x, y=y, text=text, align="left", bold=True)
 
 
 def _sizes(box: grid.Box, x: float) -> list[Label]:
@@ -311,6 +351,7 @@ def _arrows(
       target=index,
       start=(x, row.y),
       end=(to, target.y),
+      crosses=row.hosts != target.hosts,
     )
     for source, row in enumerate(rows)
     if source != index
@@ -322,13 +363,21 @@ def _arrows(
 
 
 def _signs(
-  stage: tuple[plan_lib.Collective, float, float], row: grid.Row
+  stage: tuple[plan_lib.Collective, float, float],
+  row: grid.Row,
+  hosts: hosts_lib.Hosts | None,
 ) -> Iterator[Mark]:
   exchange, x, to = stage
   kind = exchange.kind
-  if not set(exchange.axes) <= set(row.position):
-    x = (x + to) / 2 - 0.12
-    yield Mark(sign="loop", kind=kind, x=x, y=row.y - 0.04, length=0.24)
+  if inside := set(exchange.axes) - set(row.position):
+    yield Mark(
+      sign="loop",
+      kind=kind,
+      x=(x + to) / 2 - 0.12,
+      y=row.y - 0.04,
+      length=0.24,
+      crosses=hosts is not None and hosts.cross(inside),
+    )
   if kind in grid.SUMS:
     yield Mark(sign="plus", kind=kind, x=to, y=row.y)
 
@@ -352,6 +401,7 @@ def _legend(
   parts: Sequence[Label | Link | Arrow | Mark],
   y: float,
   width: float,
+  hosts: hosts_lib.Hosts | None,
 ) -> tuple[list[Label | Mark], float]:
   """Explains the signs that occur; returns the last line's y, too."""
   arrows = [part for part in parts if isinstance(part, Arrow)]
@@ -365,11 +415,13 @@ def _legend(
     ("loop", any(mark.sign == "loop" for mark in marks)),
     ("partial", any(box.partial for box in boxes)),
     ("repeated", any(box.repeated for box in boxes)),
+    ("crossing", any(part.crosses for part in (*arrows, *marks))),
   ):
     entries += [(sign, "quiet")] if occurs else []
   legend, x = [], MARGIN
   for sign, kind in entries:
     text = captions.SIGNS.get(sign) or captions.to_kind(kind)
+    text = hosts.between_word if sign == "crossing" else text
     length = {"swatch": 0.08, "loop": 0.24}.get(sign, 0.36)
     end = x + length + 0.1 + 0.067 * len(text)
     if end > width - MARGIN:

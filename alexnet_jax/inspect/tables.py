@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import jax
 import rich.console
+import rich.table
 
+from alexnet_jax.inspect import hosts as hosts_lib
+from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import per_device
 from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.planner import machine as machine_lib
+from alexnet_jax.planner import price
 from alexnet_jax.program import compiled_step, summary
 from alexnet_jax.program import program as program_lib
 
@@ -82,6 +90,120 @@ def make_load_tables(program: program_lib.Program) -> rich.console.Group:
     "one",
     "  image, forward; passes: forward, gradient of the kernel, of the input",
   )
+
+
+def make_time_tables(
+  prediction: price.Prediction,
+  machine: machine_lib.Machine,
+  order: Sequence[str],
+) -> rich.console.Group:
+  """Makes a row per layer of the time it takes, and says what shares a host.
+
+  Args:
+    order: see `price.predict`.
+  """
+  table = summary.make_table(
+    None,
+    *("layer", "> forward", "> backward", "> update", "> exchange"),
+    *("> gradients", "> sum"),
+  )
+  fields = ("forward", "backward", "update", "exchange", "gradients", "seconds")
+  layers = {
+    "augmentation": price.LayerTime(forward=prediction.augmentation),
+    **prediction.layers,
+  }
+  for name, layer in layers.items():
+    table.add_row(
+      name, *(summary.to_ms(getattr(layer, field)) for field in fields)
+    )
+  table.add_section()
+  sums = [
+    sum(getattr(layer, field) for layer in layers.values()) for field in fields
+  ]
+  table.add_row("sum", *map(summary.to_ms, sums))
+  shortest, longest = prediction.overlapped_seconds, prediction.seconds
+  batch = prediction.workload.batch_size
+  mbs = [
+    f"{summary.with_unit(round(sent))} over {level}"
+    for level, sent in prediction.bytes_by_level.items()
+  ]
+  needs, has = (
+    summary.with_unit(round(number))
+    for number in (prediction.memory_bytes, machine.memory_bytes)
+  )
+  too_much = prediction.memory_bytes > machine.memory_bytes
+  lines = [
+    f"a step: {summary.to_ms_range(shortest, longest)} ms, if all that may "
+    "overlap does .. if nothing does",
+    f"  {batch / longest:,.0f} to {batch / shortest:,.0f} images/s on "
+    f"{prediction.layout.devices} devices",
+    f"one device sends, on average: {', '.join(mbs)}",
+    f"one device needs about {needs} of its {has} of memory"
+    f"{': NOT ENOUGH' * too_much}",
+  ]
+  shared = []
+  if hosts := hosts_lib.find_hosts(machine, prediction.layout, order):
+    shared = [
+      f"\nwhich devices share a {hosts.word}: their indices along each axis",
+      hosts_lib.make_table(hosts),
+    ]
+  return rich.console.Group(
+    f"\nwhat a step takes on machine {machine.name}, predicted, in ms",
+    *(table, *lines),
+    *describe_levels(prediction.layout, machine, order),
+    *shared,
+  )
+
+
+def describe_levels(
+  layout: layout_lib.Layout,
+  machine: machine_lib.Machine,
+  order: Sequence[str],
+) -> list[str]:
+  """Says over which links of a machine each axis runs.
+
+  Args:
+    order: see `price.predict`.
+  """
+  hosts = hosts_lib.find_hosts(machine, layout, order)
+  levels = price.Nested(layout, order, machine.links).levels
+  lines = []
+  for axis, size in layout.mesh.items():
+    runs = []
+    for link, before, after in zip(
+      machine.links, levels, levels[1:], strict=False
+    ):
+      joined = after[axis] // before[axis]
+      if joined == 1:
+        continue
+      where = f"over {link.name}"
+      if hosts:
+        is_outermost = link is machine.links[-1]
+        inside = f"inside a {hosts.word}"
+        where = f"{hosts.between_word if is_outermost else inside}, {where}"
+      runs.append(where if joined == size else f"{joined} {where}")
+    if runs:
+      lines.append(f"axis {axis}: {size} devices, {'; '.join(runs)}")
+  return lines
+
+
+def time_to_json(
+  prediction: price.Prediction,
+  machine: machine_lib.Machine,
+  hosts: hosts_lib.Hosts | None,
+) -> dict:
+  """Returns what `make_time_tables` shows, in seconds and bytes."""
+  found = {"machine": machine.name, **prediction.to_json()}
+  found["layers"] = {
+    name: dataclasses.asdict(layer) for name, layer in prediction.layers.items()
+  }
+  if hosts:
+    found["hosts"] = {
+      "count": hosts.count,
+      "axes_inside": dict(hosts.inside),
+      "axes_between": dict(hosts.between),
+    }
+  return found
 
 
 def describe_memory(compiled: jax.stages.Compiled) -> list[str]:

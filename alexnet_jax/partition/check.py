@@ -58,7 +58,7 @@ def find_alternatives(
     fitting, errors = [], []
     for placement in layout.placement(layer).alternatives:
       try:
-        _check_placement(layout, network, layer, sizes[layer.name], placement)
+        check_placement(layout, network, layer, sizes[layer.name], placement)
         fitting.append(placement)
       except ValueError as error:
         errors.append(error)
@@ -118,7 +118,7 @@ def _check_batch(
     )
 
 
-def _check_placement(
+def check_placement(
   layout: layout_lib.Layout,
   network: wiring.Network,
   layer: wiring.Layer,

@@ -90,41 +90,63 @@ def find_loads(
   routes = plan_lib.choose_routes(
     network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
   )
-  specs = specs_lib.make_specs(network, routes)
-  loads = {}
   sizes = network.sizes()
-  for layer in network.layers:
-    name, size = layer.name, sizes[layer.name]
-    route, placement = routes[name], routes[name].placement
-    shards = {
-      tensor: specs_lib.shard_shape(shape, spec, layout)
-      for (tensor, shape), spec in zip(
-        size.shapes.items(), specs.parameters[name].values(), strict=True
-      )
-    }
-    outputs = layout.size(placement.outputs)
-    parts = outputs * layout.size(placement.inputs)
-    values = size.outputs // layout.size(route.output_sharding.features)
-    loads[name] = DeviceLoad(
-      placement=placement,
-      overlaps=route.overlap_gather,
-      inputs=size.channels // layout.size(route.input_sharding.features),
-      outputs=size.kernel[-1] // outputs,
-      is_partial=layout.size(placement.inputs) > 1,
-      kernel=shards[plan_lib.KERNEL],
-      parameters=sum(map(math.prod, shards.values())),
-      images=route.images,
-      kept_images=route.kept_images,
-      values=values,
-      activation_bytes=(
-        plan_lib.DTYPE_BYTES[compute_dtype] * route.kept_images * values
-      ),
-      multiplications=size.multiplications // parts,
-      unpadded=_unpadded_fraction(layer, size),
-      passes=2 if route.reads_images else 3,
-      times_computed=(layout.devices // (layout.size(placement.batch) * parts)),
+  return {
+    layer.name: find_load(
+      network,
+      layout,
+      layer,
+      routes[layer.name],
+      size=sizes[layer.name],
+      compute_dtype=compute_dtype,
     )
-  return loads
+    for layer in network.layers
+  }
+
+
+def find_load(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  layer: wiring.Layer,
+  route: resharding.LayerRoute,
+  *,
+  size: wiring.Sizes,
+  compute_dtype: str,
+) -> DeviceLoad:
+  """Finds one device's load of a layer from its route.
+
+  Args:
+    size: of the layer.
+    compute_dtype: a key of `plan.DTYPE_BYTES`.
+  """
+  placement = route.placement
+  specs = specs_lib.make_layer_specs(network, layer, size, route)
+  shards = {
+    tensor: specs_lib.shard_shape(shape, specs.parameters[tensor], layout)
+    for tensor, shape in size.shapes.items()
+  }
+  outputs = layout.size(placement.outputs)
+  parts = outputs * layout.size(placement.inputs)
+  values = size.outputs // layout.size(route.output_sharding.features)
+  return DeviceLoad(
+    placement=placement,
+    overlaps=route.overlap_gather,
+    inputs=size.channels // layout.size(route.input_sharding.features),
+    outputs=size.kernel[-1] // outputs,
+    is_partial=layout.size(placement.inputs) > 1,
+    kernel=shards[plan_lib.KERNEL],
+    parameters=sum(map(math.prod, shards.values())),
+    images=route.images,
+    kept_images=route.kept_images,
+    values=values,
+    activation_bytes=(
+      plan_lib.DTYPE_BYTES[compute_dtype] * route.kept_images * values
+    ),
+    multiplications=size.multiplications // parts,
+    unpadded=_unpadded_fraction(layer, size),
+    passes=2 if route.reads_images else 3,
+    times_computed=(layout.devices // (layout.size(placement.batch) * parts)),
+  )
 
 
 def _unpadded_fraction(layer: wiring.Layer, sizes: wiring.Sizes) -> float:

@@ -62,6 +62,9 @@ class Collective:
       exchanges or sums.
     images: whose activations these are; 0 for gradients and the loss.
     bytes_per_element: as in `DTYPE_BYTES`.
+    strided: whether it gathers, scatters or exchanges along a dimension that is
+      not the first of its array. Then a device also copies the array, since
+      what is sent is contiguous.
   """
 
   layer: str
@@ -73,6 +76,7 @@ class Collective:
   elements: int
   images: int = dataclasses.field(default=0, compare=False)
   bytes_per_element: int = 4
+  strided: bool = dataclasses.field(default=False, compare=False)
 
   @property
   def elements_per_image(self) -> int:
@@ -142,7 +146,7 @@ def make_plan(
   listed = [
     collective
     for name, route in routes.items()
-    for collective in _list_layer(
+    for collective in list_layer(
       network,
       layout,
       name,
@@ -153,22 +157,10 @@ def make_plan(
   ]
   # Parameters and norms last: those of activations in forward order.
   plan = sorted(listed, key=lambda one: one.tensor in PARAMETERS)
-  axes = specs_lib.make_specs(network, routes).kernel_axes if norms else ()
-  if layout.size(axes) > 1:
-    plan.append(
-      Collective(
-        layer=UPDATE,
-        direction=FORWARD,
-        tensor=NORM,
-        kind="sum",
-        axes=crossed_axes(axes, layout.mesh),
-        devices=layout.size(axes),
-        elements=2 * len(network.layers),
-        bytes_per_element=max(
-          DTYPE_BYTES[exchange_dtype], DTYPE_BYTES["float32"]
-        ),
-      )
-    )
+  if norms:
+    axes = specs_lib.make_specs(network, routes).kernel_axes
+    itemsize = DTYPE_BYTES[exchange_dtype]
+    plan += list_norms(network, layout, axes, itemsize=itemsize)
   return tuple(plan)
 
 
@@ -236,7 +228,7 @@ def choose_routes(
         except ValueError as error:
           errors.append(error)
           continue
-        collectives = _list_layer(
+        collectives = list_layer(
           network,
           layout,
           name,
@@ -281,7 +273,7 @@ def choose_placements(
   return dataclasses.replace(layout, layers=placements)
 
 
-def _list_layer(
+def list_layer(
   network: wiring.Network,
   layout: layout_lib.Layout,
   name: str,
@@ -298,11 +290,91 @@ def _list_layer(
     size: of the layer; None for the loss.
     itemsize: bytes of an activation while it is sent.
   """
+  plan, add, add_both = _start(name, layout, itemsize=itemsize)
+  _add_activations(add, add_both, route, layout, itemsize=itemsize)
+  if size is None:
+    axes = route.output_sharding.varying
+    add(FORWARD, ACTIVATION, "sum", axes, LOSS_VALUES)
+    return plan
+  layer = network.layer(name)
+  specs = specs_lib.make_layer_specs(network, layer, size, route)
+  if halo := layer.halo:
+    axes = route.halo_axes
+    images = route.kept_images
+    edges = 2 * halo * layout.size(axes) * size.norm_side**2
+    what = (axes, images * edges, images, itemsize)
+    add_both(EDGES, "all_gather", *what, strided=True)
+  if specs.statistics:
+    features = layer.features // layout.size(route.output_sharding.features)
+    sum_axes = specs.gradient_sums[STATISTICS]
+    # The mean, then the variance around it; both gradients together.
+    for direction, numbers in ((FORWARD, 1), (FORWARD, 1), (BACKWARD, 2)):
+      add(direction, STATISTICS, "sum", sum_axes, numbers * features)
+  for tensor, shape in size.shapes.items():
+    elements = math.prod(
+      specs_lib.shard_shape(shape, specs.parameters[tensor], layout)
+    )
+    axes, dimension = specs.gathers.get(tensor, ((), 0))
+    gathered = elements * layout.size(axes)
+    # The inputs of a dense kernel are its first dimension.
+    strided = (dimension, layer.window) != (layout_lib.INPUTS, 0)
+    add_both(tensor, "all_gather", axes, gathered, strided=strided)
+    add(BACKWARD, tensor, "sum", specs.gradient_sums[tensor], elements)
+  return plan
+
+
+def list_activations(
+  name: str,
+  route: resharding.LayerRoute,
+  layout: layout_lib.Layout,
+  *,
+  itemsize: int,
+) -> list[Collective]:
+  """Lists those of `list_layer` that belong to its input and partial sums."""
+  plan, add, add_both = _start(name, layout, itemsize=itemsize)
+  _add_activations(add, add_both, route, layout, itemsize=itemsize)
+  return plan
+
+
+def list_norms(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  axes: Iterable[str],
+  *,
+  itemsize: int,
+) -> list[Collective]:
+  """Lists the sum of the norms of all kernels, if any is split.
+
+  Args:
+    axes: that split any stored kernel.
+    itemsize: bytes of an activation while it is sent.
+  """
+  plan, add, _ = _start(UPDATE, layout, itemsize=itemsize)
+  add(FORWARD, NORM, "sum", tuple(axes), 2 * len(network.layers))
+  return plan
+
+
+def _start(
+  name: str, layout: layout_lib.Layout, *, itemsize: int
+) -> tuple[list[Collective], Callable[..., None], Callable[..., None]]:
+  """Starts a list of a layer's collectives.
+
+  Returns:
+    The list, a function that adds a collective to it, and one that adds a
+    collective and its transpose in the backward pass.
+  """
   wide = max(itemsize, DTYPE_BYTES["float32"])
   plan: list[Collective] = []
 
   def add(
-    direction, tensor, kind, axes, elements, images=0, itemsize=wide
+    direction,
+    tensor,
+    kind,
+    axes,
+    elements,
+    images=0,
+    itemsize=wide,
+    strided=False,
   ) -> None:
     devices = layout.size(axes)
     if devices > 1:  # else nothing is sent
@@ -317,40 +389,15 @@ def _list_layer(
           elements=elements,
           images=images,
           bytes_per_element=itemsize,
+          strided=strided,
         )
       )
 
-  def add_both(tensor, kind, *what) -> None:
-    """Adds a collective and its transpose in the backward pass."""
-    add(FORWARD, tensor, kind, *what)
-    add(BACKWARD, tensor, TRANSPOSES[kind], *what)
+  def add_both(tensor, kind, *what, strided) -> None:
+    add(FORWARD, tensor, kind, *what, strided=strided)
+    add(BACKWARD, tensor, TRANSPOSES[kind], *what, strided=strided)
 
-  _add_activations(add, add_both, route, layout, itemsize=itemsize)
-  if size is None:
-    axes = route.output_sharding.varying
-    add(FORWARD, ACTIVATION, "sum", axes, LOSS_VALUES)
-    return plan
-  layer = network.layer(name)
-  specs = specs_lib.make_layer_specs(network, layer, size, route)
-  if halo := layer.halo:
-    axes = route.halo_axes
-    images = route.kept_images
-    edges = 2 * halo * layout.size(axes) * size.norm_side**2
-    add_both(EDGES, "all_gather", axes, images * edges, images, itemsize)
-  if specs.statistics:
-    features = layer.features // layout.size(route.output_sharding.features)
-    sum_axes = specs.gradient_sums[STATISTICS]
-    # The mean, then the variance around it; both gradients together.
-    for direction, numbers in ((FORWARD, 1), (FORWARD, 1), (BACKWARD, 2)):
-      add(direction, STATISTICS, "sum", sum_axes, numbers * features)
-  for tensor, shape in size.shapes.items():
-    elements = math.prod(
-      specs_lib.shard_shape(shape, specs.parameters[tensor], layout)
-    )
-    axes, _ = specs.gathers.get(tensor, ((), 0))
-    add_both(tensor, "all_gather", axes, elements * layout.size(axes))
-    add(BACKWARD, tensor, "sum", specs.gradient_sums[tensor], elements)
-  return plan
+  return plan, add, add_both
 
 
 def _add_activations(
@@ -365,8 +412,10 @@ def _add_activations(
   for reshard in route.reshards:
     axes, elements, images = reshard.axes, reshard.elements, reshard.images
     if reshard.sends:
-      held = elements * layout.size(axes)
-      add_both(ACTIVATION, reshard.kind, axes, held, images, itemsize)
+      what = (axes, elements * layout.size(axes), images, itemsize)
+      dimensions = {reshard.source, reshard.target}
+      strided = resharding.CHANNELS in dimensions
+      add_both(ACTIVATION, reshard.kind, *what, strided=strided)
     elif not reshard.copied and not route.reads_images:
       add(BACKWARD, ACTIVATION, "sum", axes, elements, images)
   elements, images = route.partial_elements, route.images
@@ -375,7 +424,8 @@ def _add_activations(
     if kind == "sum":  # its transpose sends nothing
       add(FORWARD, ACTIVATION, kind, *what)
       continue
-    add_both(ACTIVATION, kind, *what)
+    strided = dimension == resharding.CHANNELS
+    add_both(ACTIVATION, kind, *what, strided=strided)
     elements //= layout.size(axes)
     if dimension == resharding.BATCH:
       images //= layout.size(axes)

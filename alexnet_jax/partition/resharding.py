@@ -165,8 +165,53 @@ def find_route(
   Raises:
     ValueError: two layers name their axes in orders that do not fit together.
   """
+  reshards, input_sharding = find_entry(
+    network,
+    layout,
+    layer,
+    sharding,
+    size=size,
+    placement=placement,
+    batch_size=batch_size,
+  )
+  to_outputs, to_images = find_scatters(
+    network,
+    layout,
+    layer,
+    following,
+    placement=placement,
+    next_placement=next_placement,
+  )
+  return make_route(
+    network,
+    layout,
+    layer,
+    reshards,
+    input_sharding,
+    to_outputs,
+    to_images,
+    size=size,
+    placement=placement,
+    batch_size=batch_size,
+  )
+
+
+def find_entry(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  layer: wiring.Layer,
+  sharding: ActivationSharding,
+  *,
+  size: wiring.Sizes,
+  placement: layout_lib.Placement,
+  batch_size: int,
+) -> tuple[tuple[Reshard, ...], ActivationSharding]:
+  """Finds the reshards into a layer, and the sharding of its input after them.
+
+  The first part of `find_route`; see there.
+  """
   wanted = _find_wanted(network, layout, layer, placement)
-  reshards, input_sharding = _find_reshards(
+  return _find_reshards(
     layer.name,
     sharding,
     wanted,
@@ -177,14 +222,28 @@ def find_route(
       axis for axis in placement.outputs if axis not in wanted.features
     ),
   )
-  to_outputs, to_images = _find_scatters(
-    network,
-    layout,
-    layer,
-    following,
-    placement=placement,
-    next_placement=next_placement,
-  )
+
+
+def make_route(
+  network: wiring.Network,
+  layout: layout_lib.Layout,
+  layer: wiring.Layer,
+  reshards: tuple[Reshard, ...],
+  input_sharding: ActivationSharding,
+  to_outputs: tuple[str, ...],
+  to_images: tuple[str, ...],
+  *,
+  size: wiring.Sizes,
+  placement: layout_lib.Placement,
+  batch_size: int,
+) -> LayerRoute:
+  """Makes the route of a layer from what precedes and follows its product.
+
+  Args:
+    reshards, input_sharding: from `find_entry`.
+    to_outputs, to_images: from `find_scatters`.
+    size, placement, batch_size: as in `find_route`.
+  """
   features = placement.outputs + to_outputs
   images = batch_size // layout.size(placement.batch)
   return LayerRoute(
@@ -259,7 +318,7 @@ def _find_wanted(
   )
 
 
-def _find_scatters(
+def find_scatters(
   network: wiring.Network,
   layout: layout_lib.Layout,
   layer: wiring.Layer,

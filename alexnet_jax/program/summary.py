@@ -400,6 +400,18 @@ def to_mb(number: int) -> str:
   return f"{number:,} B" if 0 < number < 10_000 else f"{number / 1e6:,.3f}"
 
 
+def to_ms(seconds: float) -> str:
+  """Formats seconds as milliseconds, `1.20` or `1,235`."""
+  number = seconds * 1e3
+  digits = 2 if number < 100 else 1 if number < 1000 else 0
+  return f"{number:,.{digits}f}"
+
+
+def to_ms_range(shortest: float, longest: float) -> str:
+  """Formats seconds as milliseconds, `1.20..1.35`."""
+  return "..".join(dict.fromkeys(map(to_ms, (shortest, longest))))
+
+
 def with_unit(number: int) -> str:
   """Formats bytes for a sentence: `1.049 MB`, `16 B`."""
   text = to_mb(number)

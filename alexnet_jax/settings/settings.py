@@ -68,6 +68,16 @@ def make_layout(
   )
 
 
+def keeps_order(
+  config: ml_collections.ConfigDict, layout: layout_lib.Layout
+) -> bool:
+  """Whether a config orders the axes of a layout; else their bytes do.
+
+  It orders those of its own layout, not of another one.
+  """
+  return config.layout.axes is not None and config.layout.name == layout.name
+
+
 def choose_layouts(
   config_layout: layout_lib.Layout, names: Sequence[str]
 ) -> list[layout_lib.Layout]:

@@ -117,10 +117,7 @@ def make_program(
     views=1 if config.validation_views == 1 else augmentation.num_views,
     devices=devices,
     members=config.ensemble,
-    # The config orders the axes of its own layout, not of another one.
-    keep_order=(
-      config.layout.axes is not None and config.layout.name == layout.name
-    ),
+    keep_order=settings.keeps_order(config, layout),
   )
 
 

@@ -123,3 +123,50 @@ def test_error_is_not_taken_for_that_of_an_output_that_is_gone(
 def test_every_console_prints_names_as_they_are():
   files = (processes.ROOT / "alexnet_jax").rglob("*.py")
   assert not [f for f in files if "rich.console.Console(" in f.read_text()]
+
+
+@pytest.mark.parametrize(
+  ("value", "expected"), [("2x4", (2, 4)), ("1x1", (1, 1)), ("64x8", (64, 8))]
+)
+def test_hosts_are_parsed(value, expected):
+  assert command.parse_hosts(value) == expected
+
+
+@pytest.mark.parametrize("value", ["8", "2*4", "0x4", "2x", "2x4x2", "-2x4"])
+def test_other_hosts_are_refused(value):
+  with pytest.raises(ValueError, match=r"--hosts is .* Set --hosts=2x4\."):
+    command.parse_hosts(value)
+
+
+def test_machine_is_loaded_with_its_hosts():
+  assert command.load_machine(None, None) is None
+  assert command.load_machine("h100_2x4", None).devices == 8
+  machine = command.load_machine("h100_2x4", "8x2")
+  assert machine.devices == 16
+  assert [link.joins_devices for link in machine.links] == [2, None]
+
+
+@pytest.mark.parametrize(
+  ("name", "hosts", "message"),
+  [
+    (None, "2x4", "without a machine. Set --machine, or leave --hosts out"),
+    ("abacus", None, "unknown machine 'abacus', expected .*dgx_h100"),
+    ("nosuch.json", None, "there is no machine file nosuch.json"),
+    ("k20", "2x4", "one level of links, .* Set --machine, or leave --hosts"),
+    ("h100_2x4", "2x8", "8 devices in a host are more than the 4 that"),
+  ],
+)
+def test_machine_that_cannot_be_used_is_refused(name, hosts, message):
+  with pytest.raises(ValueError, match=message) as error:
+    command.load_machine(name, hosts)
+  assert "\n" not in str(error.value)
+
+
+def test_file_that_is_no_machine_is_refused(tmp_path):
+  path = tmp_path / "wrong.json"
+  path.write_text("{")
+  with pytest.raises(ValueError, match="wrong.json is no JSON"):
+    command.load_machine(str(path), None)
+  path.write_text('{"name": 3}')
+  with pytest.raises(ValueError, match="wrong.json"):
+    command.load_machine(str(path), None)

@@ -530,10 +530,10 @@ def test_every_flag_with_a_path_expands_it():
   assert {*names} == {
     *("dataset", "layout", "split", "topology", "implementations", "detail"),
     *("views", "mesh", "layouts", "devices", "batch_sizes", "wirings"),
-    *("variants", "only"),
+    *("variants", "only", "hosts", "memory", "networks", "rates", "rate"),
   }
   assert {*paths} == {
     *("workdir", "new_workdir", "data_dir", "manual_dir", "compilation_cache"),
     *("picture", "chart", "json", "predictions", "markdown", "folder"),
-    "torch_python",
+    *("torch_python", "machine", "write", "map", "plot"),
   }

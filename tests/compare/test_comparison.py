@@ -8,19 +8,24 @@ from alexnet_jax.cli import command
 from alexnet_jax.compare import chart, comparison
 from alexnet_jax.partition import catalog
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.planner import price
 from tests import build
 
-WORKLOAD = comparison.Workload(network=build.FULL_NETWORK)
+WORKLOAD = price.Workload(network=build.FULL_NETWORK, batch_size=128)
 PARAMETERS = 60_965_224
+
+
+def at(batch_size):
+  return dataclasses.replace(WORKLOAD, batch_size=batch_size)
 
 
 def row(layout, batch_size, **mesh):
   layout = build.with_mesh(layout, **(mesh or layout.mesh))
-  return comparison.make_row(WORKLOAD, layout, batch_size=batch_size)
+  return comparison.make_row(at(batch_size), layout)
 
 
 def find_traffic(*layouts, batch_size=128):
-  return comparison.find_traffic(WORKLOAD, layouts, batch_size=batch_size)
+  return comparison.find_traffic(at(batch_size), layouts)
 
 
 def test_two_columns_send_an_eighth_of_data_parallelism_at_batch_128():
@@ -107,7 +112,7 @@ def test_line_is_that_of_the_choices_at_its_batch():
 
 def test_meshes_that_come_to_the_same_are_listed_once_by_the_plainest_name():
   def names(*layouts):
-    found = comparison.find_layouts(WORKLOAD, layouts, 4, batch_size=8)
+    found = comparison.find_layouts(at(8), layouts, 4)
     return [(layout.name, *layout.mesh.values()) for layout in found]
 
   one_weird_trick = [("one_weird_trick", 1, 4), ("one_weird_trick", 2, 2)]
@@ -233,6 +238,5 @@ def test_plan_is_that_of_the_dtype_of_the_exchange():
   bfloat16 = comparison.make_row(
     dataclasses.replace(WORKLOAD, exchange_dtype="bfloat16"),
     catalog.TWO_COLUMN,
-    batch_size=128,
   )
   assert float32.planned_bytes == 2 * bfloat16.planned_bytes

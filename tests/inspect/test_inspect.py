@@ -485,6 +485,43 @@ def test_layout_of_a_config_outside_the_package_is_inspected(own_config):
   assert picture.read_text().startswith("<?xml")
 
 
+@pytest.mark.parametrize("format", ["table", "json"])
+def test_time_of_each_layer_is_predicted_in_the_order_of_the_mesh(
+  own_config, format
+):
+  picture = own_config.parent / "hosts.svg"
+  out = run_well(
+    "inspect",
+    *(f"--config={own_config}", "--machine=h100_2x4", "--hosts=2x2"),
+    *(f"--picture={picture}", f"--format={format}"),
+  )
+  assert "<!-- host 0 -->" in picture.read_text()
+  if format == "table":
+    # As the config orders the axes, and not by their bytes.
+    lines = (
+      "axis pair: 2 devices, between hosts, over 100 Gb/s network",
+      "axis member: 2 devices, inside a host, over NVLink 4",
+      " 1     1     0 to 1 ",
+    )
+    shown = out.splitlines()
+    assert not set(lines) - set(shown), out
+    sums = [line for line in shown if line.startswith(" sum ")]
+    total = number(sums[-1].split()[-1])
+    ((shortest, longest),) = re.findall(r"a step: (.+)\.\.(.+) ms, if", out)
+    assert number(shortest) < number(longest) == total
+    return
+  found = json.loads(out)["predicted"]
+  assert found["machine"] == "h100_2x4"
+  assert found["hosts"]["axes_between"] == {"pair": 2, "member": 1}
+  assert found["overlapped_seconds"] < found["seconds"]
+  layers = [
+    sum(seconds for part, seconds in layer.items() if part != "overlapped")
+    for layer in found["layers"].values()
+  ]
+  total = found["augmentation_seconds"] + sum(layers)
+  assert total == pytest.approx(found["seconds"], rel=1e-9)
+
+
 # What is wrong -> flags, words of the error.
 BAD_FLAGS = {
   "axis that a changed layout lacks": (
@@ -499,6 +536,15 @@ BAD_FLAGS = {
   "topology": ([CONFIG, "--topology=v5e:2"], "unknown topology 'v5e:2'"),
   "type": ([CONFIG, "--config.exchange_dtype=half"], "float32, bfloat16"),
   "format": ([CONFIG, "--format=yaml"], "format"),
+  "hosts without a machine": (
+    [CONFIG, "--hosts=1x2"],
+    "--hosts=1x2 says nothing without a machine",
+  ),
+  "hosts of other devices": (
+    [CONFIG, "--machine=dgx_h100", "--hosts=2x2"],
+    "--hosts=2x2 are 4 devices, but layout 'two_column' has 2 (column=2). Set "
+    "--hosts or config.layout.mesh.",
+  ),
   "too few devices": (
     [CONFIG, "--simulate_devices=1"],
     "are 1 (cpu). Set config.layout.mesh lower, or simulate them on the CPU "
@@ -569,8 +615,12 @@ def test_topology_is_checked_before_libtpu_is_asked():
 def test_compare_reports_the_memory_that_inspect_reports():
   flags = (CONFIG, "--config.network.width=0.25", "--format=json")
   inspected = json.loads(run_well("inspect", *flags))
-  compared = json.loads(
-    run_well("compare", *flags, "--layouts=two_column", "--devices=2")
-  )
-  (row,) = compared["rows"]
-  assert row["memory_bytes"] == inspected["memory"]["peak"]
+  # Also where more devices are simulated than the mesh has.
+  flags += ("--layouts=two_column,two_column_data", "--devices=2,4")
+  compared = json.loads(run_well("compare", *flags))
+  (memory,) = [
+    row["memory_bytes"]
+    for row in compared["rows"]
+    if row["layout"] == "two_column"
+  ]
+  assert memory == inspected["memory"]["peak"]

@@ -12,11 +12,13 @@ import pytest
 from matplotlib.backends import backend_agg
 
 from alexnet_jax.inspect import captions, draw, grid, scene
+from alexnet_jax.inspect import hosts as hosts_lib
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import catalog, check
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.planner import machine as machine_lib
 from tests import build
 from tests.partition.test_placement import MIXED, OVERRIDDEN
 
@@ -151,10 +153,19 @@ def choose(network, layout, batch_size=BATCH_SIZE):
   return plan_lib.choose_placements(network, layout, batch_size=batch_size)
 
 
-def make_scene(network, layout, batch_size=BATCH_SIZE):
+def make_scene(network, layout, batch_size=BATCH_SIZE, hosts=None):
   plan = make_plan(network, layout, batch_size)
   layout = choose(network, layout, batch_size)
-  return scene.make_scene(network, layout, plan, batch_size=batch_size)
+  return scene.make_scene(
+    network, layout, plan, batch_size=batch_size, hosts=hosts
+  )
+
+
+def find_hosts(layout, count, order=None):
+  """Spreads a layout over so many hosts, its axes in their order."""
+  machine = machine_lib.load("dgx_h100")
+  machine = machine.with_hosts(count, layout.devices // count)
+  return hosts_lib.find_hosts(machine, layout, order or tuple(layout.mesh))
 
 
 @pytest.fixture(
@@ -378,7 +389,90 @@ def test_every_exchange_is_shown_once(case):
 
 
 def test_no_text_touches_another_text_a_box_or_an_arrow(case):
-  drawn = make_scene(*case)
+  check_texts(make_scene(*case))
+
+
+# The rows of a host stand together, or all hosts have the same rows, or the
+# rows in between are left out.
+HOSTS = [
+  (layout, find_hosts(layout, count, order))
+  for layout, count, order in (
+    (catalog.TWO_COLUMN, 2, None),
+    (catalog.TWO_COLUMN_DATA, 2, ("column", "data")),
+    (TWO_AXES, 4, None),
+    (build.with_mesh(catalog.ONE_WEIRD_TRICK, data=2, model=4), 2, None),
+    (build.with_mesh(catalog.ONE_WEIRD_TRICK, data=8, model=8), 8, None),
+    (build.with_mesh(catalog.ONE_WEIRD_TRICK, data=1, model=8), 2, None),
+    (build.with_mesh(catalog.DATA_PARALLEL, data=8), 2, None),
+  )
+]
+on_hosts = pytest.mark.parametrize(
+  ("layout", "hosts"),
+  HOSTS,
+  ids=[f"{one.name}-{i}" for i, (one, _) in enumerate(HOSTS)],
+)
+
+
+@on_hosts
+def test_picture_of_hosts_can_be_read(layout, hosts):
+  check_texts(make_scene(build.FULL_NETWORK, layout, hosts=hosts))
+
+
+@on_hosts
+def test_each_row_is_in_the_frame_of_its_hosts(layout, hosts):
+  drawn = make_scene(build.FULL_NETWORK, layout, hosts=hosts)
+  names = [
+    label for label in drawn.labels if label.bold and hosts.word in label.text
+  ]
+  assert len(names) == len(drawn.frames)
+  for row in drawn.rows:
+    (frame,) = [
+      frame
+      for frame in drawn.frames
+      if frame.y < row.y - row.height / 2
+      and row.y + row.height / 2 < frame.y + frame.height
+    ]
+    (name,) = [
+      name.text for name in names if frame.y < name.y < frame.y + frame.height
+    ]
+    assert name == captions.frame(hosts, row.hosts)
+    assert name.startswith(f"host{'s' * (len(row.hosts) > 1)} {row.hosts[0]}")
+
+
+@on_hosts
+def test_what_crosses_hosts_is_wide_and_said(layout, hosts):
+  drawn = make_scene(build.FULL_NETWORK, layout, hosts=hosts)
+  for arrow in drawn.arrows:
+    rows = drawn.rows[arrow.source], drawn.rows[arrow.target]
+    assert arrow.crosses == (rows[0].hosts != rows[1].hosts)
+    assert not arrow.crosses or hosts.cross(arrow.axes)
+  plan = make_plan(build.FULL_NETWORK, layout)
+  texts = [label.text for label in drawn.labels]
+  assert texts.count("between hosts") >= any(
+    hosts.cross(each.axes) for each in plan
+  )
+  assert "2 hosts × 1 devices" in " ".join(texts) or (
+    layout is not catalog.TWO_COLUMN
+  )
+
+
+def test_rows_of_a_host_stand_together():
+  order = ("column", "data")
+  hosts = find_hosts(catalog.TWO_COLUMN_DATA, 2, order)
+  drawn = make_scene(build.FULL_NETWORK, catalog.TWO_COLUMN_DATA, hosts=hosts)
+  columns = [row.position["column"] for row in drawn.rows]
+  assert columns == [0, 0, 1, 1]
+  assert all(arrow.crosses for arrow in drawn.arrows)
+  hosts = find_hosts(catalog.TWO_COLUMN_DATA, 2)
+  drawn = make_scene(build.FULL_NETWORK, catalog.TWO_COLUMN_DATA, hosts=hosts)
+  assert [row.position["column"] for row in drawn.rows] == [0, 1, 0, 1]
+  assert not any(arrow.crosses for arrow in drawn.arrows)
+  header = ["gradients: sum over data", "between hosts"]
+  texts = [label.text for label in drawn.labels]
+  assert texts[texts.index(header[0]) :][:2] == header
+
+
+def check_texts(drawn):
   with matplotlib.style.context(["default", draw.STYLE]):
     figure = draw.to_figure(drawn)
     renderer = backend_agg.FigureCanvasAgg(figure).get_renderer()

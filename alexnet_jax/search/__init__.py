@@ -1,0 +1,1 @@
+"""Searches the fastest layout on a machine."""

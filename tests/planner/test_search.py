@@ -1,0 +1,198 @@
+"""The search against an enumeration of all layouts."""
+
+import dataclasses
+import itertools
+import random
+
+import pytest
+
+from alexnet_jax.network import catalog as wirings
+from alexnet_jax.network import wiring as wiring_lib
+from alexnet_jax.partition import check
+from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.planner import price, search
+from tests.planner import machines
+
+DIMENSIONS = ("batch", "outputs", "inputs")
+
+
+def make_network(*names):
+  """A part of AlexNet on small images, with both columns."""
+  rows = tuple(
+    row for row in wirings.ALEXNET_2012.layers if not names or row.name in names
+  )
+  wiring = dataclasses.replace(wirings.ALEXNET_2012, name="part", layers=rows)
+  return wiring_lib.make_network(
+    wiring, width=0.25, image_size=67, num_classes=12
+  )
+
+
+FOUR = ("conv1", "conv4", "fc6", "fc8")
+
+
+def list_placements(axes):
+  """Every placement of a layer over some axes, written independently."""
+  found = set()
+  for order in itertools.permutations(axes):
+    for taken in itertools.product((None, *DIMENSIONS), repeat=len(axes)):
+      fields = {
+        name: tuple(a for a, d in zip(order, taken, strict=True) if d == name)
+        for name in DIMENSIONS
+      }
+      for count in range(len(fields["batch"]) + 1):
+        for fsdp in itertools.combinations(sorted(fields["batch"]), count):
+          found.add(layout_lib.Placement(**fields, fsdp=fsdp))
+  return sorted(found, key=repr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Some:
+  """A kind of layouts: some placements of each layer, with any `fsdp`."""
+
+  allowed: dict
+  name: str = "some"
+
+  def admits(self, layer, placement):
+    return dataclasses.replace(placement, fsdp=()) in self.allowed[layer.name]
+
+
+def enumerate_best(pricer, sizes, goal, allowed):
+  """The least over all layouts on one mesh, and their number.
+
+  Args:
+    sizes: of its axes, slowest first.
+    allowed: {layer: placements}.
+  """
+  network = pricer.workload.network
+  mesh = dict(zip(search.AXES, sizes, strict=False))
+  axes = [axis for axis in mesh if mesh[axis] > 1]
+  choices = [
+    [
+      one
+      for one in list_placements(axes)
+      if dataclasses.replace(one, fsdp=()) in allowed[layer.name]
+    ]
+    for layer in network.layers
+  ]
+  names = [layer.name for layer in network.layers]
+  best, count = None, 0
+  for placements in itertools.product(*choices):
+    layout = layout_lib.Layout(
+      name="one",
+      mesh=mesh,
+      layers={
+        name: dataclasses.replace(
+          placement, overlap_gather=goal.least == "overlapped"
+        )
+        for name, placement in zip(names, placements, strict=True)
+      },
+    )
+    try:
+      check.check(layout, network, batch_size=pricer.workload.batch_size)
+      prediction = price.predict(pricer, layout, order=tuple(mesh))
+    except ValueError:
+      continue
+    count += 1
+    if goal.admits(prediction):
+      value = goal.measure(prediction)
+      best = value if best is None else min(best, value)
+  plan_lib.choose_routes.cache_clear()
+  return best, count
+
+
+def compare_with_enumeration(
+  network,
+  devices,
+  machine,
+  *,
+  draw=None,
+  norms=False,
+  batch_size=8,
+  memory=None,
+):
+  """Asserts that both find the same on every mesh; returns layouts tried.
+
+  Args:
+    draw: placements of each layer to look at, drawn; None: all.
+    memory: part of what the fastest layout needs that may be used.
+  """
+  workload = price.Workload(
+    network=network, batch_size=8, norms=norms, stored_size=77
+  )
+  pricer = price.Pricer(machine, workload)
+  rng = random.Random(f"{devices} {draw} {norms}")
+  tried = 0
+  for sizes in search.find_meshes(machine.links, devices):
+    axes = search.AXES[: len(sizes)] if devices > 1 else ()
+    plain = [one for one in list_placements(axes) if not one.fsdp]
+    # Doing the same everywhere fits anything, so there is always a layout.
+    same = layout_lib.Placement()
+    allowed = {
+      layer.name: plain
+      if draw is None
+      else [same, *rng.sample(plain, min(draw - 1, len(plain)))]
+      for layer in network.layers
+    }
+    mesh = search._Mesh(workload, sizes)
+    for least in ("time", "overlapped", "memory"):
+      goal = search.Goal(least=least)
+      found = search._Search(pricer, mesh, goal, Some(allowed)).find_fastest(
+        float("inf")
+      )
+      best, count = enumerate_best(pricer, sizes, goal, allowed)
+      tried += count
+      assert (found is None) == (best is None)
+      if found is None:
+        continue
+      assert goal.measure(found.prediction) == pytest.approx(best, rel=1e-9)
+      if memory and least == "time":
+        goal = search.Goal(memory_bytes=memory * found.prediction.memory_bytes)
+        found = search._Search(pricer, mesh, goal, Some(allowed)).find_fastest(
+          float("inf")
+        )
+        best, _ = enumerate_best(pricer, sizes, goal, allowed)
+        assert (found is None) == (best is None)
+        if found is not None:
+          assert found.prediction.seconds == pytest.approx(best, rel=1e-9)
+  return tried
+
+
+@pytest.mark.parametrize("machine", [machines.FLAT, machines.TWO_HOSTS])
+def test_search_of_four_layers_on_two_devices_is_exact(machine):
+  tried = compare_with_enumeration(make_network(*FOUR), 2, machine, memory=0.8)
+  assert tried > 600
+
+
+def test_search_with_norms_is_exact():
+  compare_with_enumeration(
+    make_network(*FOUR), 2, machines.TWO_HOSTS, norms=True
+  )
+
+
+def test_search_of_drawn_placements_on_four_devices_is_exact():
+  tried = compare_with_enumeration(
+    make_network(*FOUR), 4, machines.TWO_HOSTS, draw=4
+  )
+  assert tried > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [machines.FLAT, machines.TWO_HOSTS])
+def test_search_of_four_layers_on_four_devices_is_exact(machine):
+  tried = compare_with_enumeration(
+    make_network(*FOUR), 4, machine, draw=7, memory=0.9
+  )
+  assert tried > 1000
+
+
+@pytest.mark.slow
+def test_search_of_eight_layers_is_exact():
+  for devices, machine, draw in (
+    (2, machines.FLAT, 3),
+    (4, machines.TWO_HOSTS, 2),
+  ):
+    tried = compare_with_enumeration(
+      make_network(), devices, machine, draw=draw
+    )
+    assert tried > 1000

@@ -1,0 +1,127 @@
+"""The command, on a network of four layers and two hosts."""
+
+import io
+import json
+
+import pytest
+
+from alexnet_jax.cli import command, flag_parsing
+from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.planner import machine as machine_lib
+from alexnet_jax.planner import price
+from alexnet_jax.planner import search as search_lib
+from alexnet_jax.search import report, write
+from alexnet_jax.settings import settings, workload
+from tests import processes, short_network
+
+
+@pytest.fixture(scope="module")
+def config():
+  config = short_network.get_config("one_device")
+  config.batch_size = 32
+  return config
+
+
+@pytest.fixture(scope="module")
+def answer(config):
+  machine = machine_lib.load("h100_2x4")
+  network, _ = settings.check(config)
+  what = workload.make_workload(config, network)
+  space = search_lib.Space(what, 4)
+  kinds = space.find_kinds(machine)
+  links = [link.name for link in machine.links[:1]]
+  return report.Answer(
+    machine=machine,
+    goal=search_lib.Goal(),
+    search_seconds=0.1,
+    kinds=kinds,
+    catalog=report.find_best_meshes(
+      price.Pricer(machine, what), 4, search_lib.Goal()
+    ),
+    changes=[
+      report.Change(
+        link=link,
+        most=most,
+        found=space.find_change(machine, kinds[0], link, most),
+      )
+      for link in links
+      for most in report.MOST_FACTORS
+    ],
+  )
+
+
+def test_no_layout_is_faster_than_the_first(answer):
+  times = [found.prediction.seconds for found in answer.kinds]
+  assert times == sorted(times)
+  assert times[0] <= min(one.seconds for one in answer.catalog) * (1 + 1e-9)
+
+
+def test_change_is_where_another_layout_saves_a_hundredth(answer):
+  for change in answer.changes:
+    if change.found is None:
+      continue
+    factor, rival = change.found
+    pricer = price.Pricer(
+      answer.machine.scale_link(change.link, factor),
+      answer.best.prediction.workload,
+    )
+    own, other = (
+      price.predict(pricer, one.layout, order=tuple(one.layout.mesh)).seconds
+      for one in (answer.best, rival)
+    )
+    assert other == pytest.approx(0.99 * own, rel=1e-3)
+
+
+def test_tables_say_where_the_time_goes(answer):
+  console = command.make_console(file=io.StringIO())
+  report.show(answer, console, top=3)
+  text = console.file.getvalue()
+  assert "one_weird_trick" in text and "another layout saves 1 %" in text
+  for layer in answer.best.prediction.workload.network.layers:
+    assert f"\n {layer.name}" in text
+  assert max(len(line.rstrip()) for line in text.splitlines()) <= 140, text
+  json.loads(command.to_json(report.to_json(answer)))
+
+
+def test_written_config_has_the_layout_and_all_else(answer, config, tmp_path):
+  path = tmp_path / "best.py"
+  write.write_config(str(path), config, answer)
+  written = flag_parsing.load_config(str(path), flag="config")
+  network, layout = settings.check(written)
+  expected, _ = settings.check(config)
+  assert network == expected and written.batch_size == 32
+  assert tuple(layout.mesh) == tuple(answer.best.layout.mesh)
+  assert [layout.placement(row) for row in network.layers] == [
+    answer.best.layout.placement(row) for row in network.layers
+  ]
+  # The axes are nested as the search has placed them.
+  assert settings.keeps_order(written, layout)
+  assert isinstance(layout, layout_lib.Layout)
+
+
+def test_wrong_flags_end_in_one_line(tmp_path):
+  cases = [
+    (["--machine=k20", "--memory=3"], "--memory is '3', expected a number"),
+    (["--machine=k20", "--memory=1MB"], "the least is 0.0"),
+    (["--machine=dgx_h100", "--devices=12"], "12 devices do not fill blocks"),
+    (["--machine=k20", "--write=a.txt"], "does not end in .py. Set --write"),
+    (
+      ["--machine=k20", "--write=a.py", "--batch_sizes=64,128"],
+      "--write is for one batch",
+    ),
+  ]
+  config = f"--config={processes.ROOT}/configs/one_device.py"
+  folders = [tmp_path / str(number) for number in range(len(cases))]
+  for folder in folders:
+    folder.mkdir()
+  ended = processes.run_forked(
+    [
+      ("search", [config, *arguments], folder)
+      for (arguments, _), folder in zip(cases, folders, strict=True)
+    ],
+    tmp_path,
+  )
+  for (_, message), (code, out, errors) in zip(cases, ended, strict=True):
+    assert code == 1 and not out, errors
+    assert message in errors and errors.count("\n") == 1, errors
+  assert not [*tmp_path.glob("*/a.*")]

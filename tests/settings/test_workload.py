@@ -1,0 +1,30 @@
+import pytest
+
+from alexnet_jax.settings import settings, workload
+from alexnet_jax.training import run as run_lib
+from configs import two_device
+
+
+@pytest.mark.parametrize(
+  ("changes", "slots"),
+  [
+    ({}, 1),
+    ({"optimizer.ema_decay": 0.9}, 2),
+    ({"grad_accumulation_steps": 2}, 2),
+    ({"optimizer.ema_decay": 0.9, "grad_accumulation_steps": 2}, 3),
+    ({"optimizer.trust_coefficient": 0.001, "exchange_dtype": "bfloat16"}, 1),
+  ],
+)
+def test_workload_is_that_of_the_program(changes, slots):
+  config = two_device.get_config()
+  config.network.width = 1 / 8
+  config.update_from_flattened_dict(changes)
+  network, layout = settings.check(config)
+  found = workload.make_workload(config, network)
+  program = run_lib.make_program(config, network, layout)
+  assert found.optimizer_slots == slots
+  for name, load in program.device_loads.items():
+    assert program.optimizer_bytes[name] == slots * load.parameter_bytes
+  assert found.make_plan(layout) == program.plan
+  assert found.find_loads(layout) == program.device_loads
+  assert found.stored_size == program.augmentation.stored_size
