@@ -10,6 +10,7 @@ import pytest
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.partition import catalog, plan
 from alexnet_jax.partition import layout as layout_lib
+from alexnet_jax.planner import machine as machine_lib
 from alexnet_jax.settings import fields, settings
 from tests import processes
 
@@ -72,8 +73,25 @@ def test_pages_name_every_layout_and_wiring_of_the_catalog():
     assert ablation or f"| `{table.name}` |" in networks
 
 
+def test_the_machine_of_the_page_is_a_machine_file():
+  (text,) = re.findall(r"```json\n(.*?)```", read_page("planner"), re.DOTALL)
+  machine = machine_lib.from_json(json.loads(text), name="planner.md")
+  table = read_page("planner")
+  # Eight devices on two hosts, and each of its fields is explained.
+  machine.check_devices(8)
+  assert machine.with_hosts(4, 2).devices == 8
+  for place in machine.sources:
+    name = re.sub(r"\[\d+\]", "[]", place)
+    known = any(
+      f"| `{part}` |" in table for part in (name, name.rpartition(".")[0])
+    )
+    assert known, place
+  for what in machine_lib.PARTS:
+    assert f"| `{what}` |" in table
+
+
 def test_pages_set_fields_that_there_are():
-  for page in ("partition", "networks", "training", "design"):
+  for page in ("partition", "networks", "training", "design", "planner"):
     for name in re.findall(r"--config\.([\w.]+)=", read_page(page)):
       assert fields.find_field(name), name
 
