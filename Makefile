@@ -8,7 +8,8 @@
 # make faults sets up .venv and injects faults into running processes
 # make slices sets up .venv with libtpu and compiles for TPU slices
 # make lint   sets up .venv and checks the style
-# make docs   sets up .venv and makes the tables and pictures of docs/ again
+# make docs   sets up .venv and makes the tables and pictures of layouts in docs/
+#             again; docs/planner.md has the commands of its own
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -59,10 +59,10 @@ from alexnet_jax.cli import command
 from alexnet_jax.distributed import cluster
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
+from alexnet_jax.planner import machine as machine_lib
 from benchmarks import links_cases, links_network
 
 RATES = ("100mbit", "300mbit", "1gbit", "3gbit", "10gbit", "unshaped")
-KINDS = ("sum", "all_gather", "reduce_scatter", "all_to_all")
 # Bytes of the complete array.
 SIZES = (2**10, 2**14, 2**18, 2**22, 2**25)
 # One process starts so much later than the other, as in a step. If it finds the
@@ -208,7 +208,9 @@ def measure_collectives(
   """Measures each kind of collective at a rate, but for the longest."""
   link.shape(rate)
   achieved = results.find(kind="rate", rate=rate)["bytes_per_second"]
-  for kind, size, late in itertools.product(KINDS, SIZES, LATE_SECONDS):
+  for kind, size, late in itertools.product(
+    machine_lib.COLLECTIVES, SIZES, LATE_SECONDS
+  ):
     key = {"kind": "collective", "rate": rate, "collective": kind}
     key |= {"bytes": size, "late_seconds": late}
     elements = size // _FLOAT32
@@ -369,13 +371,13 @@ def list_cases(cases: Iterable[links_cases.Case], rates: Sequence[str]) -> None:
 def define_flags() -> None:
   command.define_list("networks", ["full", "half"], "full, half, small.")
   command.define_list("batch_sizes", ["16", "32", "64"], "Images in a step.")
-  command.define_list("rates", list(RATES), "Of the link: of tc, or unshaped.")
+  command.define_list("rates", list(RATES), "Rates as tc writes them.")
   command.define_list("layouts", [], "Names of layouts; empty: all.")
   flags.DEFINE_integer("random", 20, "Random layouts.", lower_bound=0)
   flags.DEFINE_integer(
     "parts_batch_size", 32, "Images in a step of which parts are measured."
   )
-  flags.DEFINE_integer("seed", 0, "Of the random layouts.")
+  flags.DEFINE_integer("seed", 0, "Seed of the random layouts.")
   command.define_path("json", "The file of the results.")
   flags.DEFINE_boolean("list", False, "Only list the cases.")
 

@@ -76,25 +76,18 @@ def make_network(name: str) -> wiring.Network:
   return settings.check(make_config(name, _BATCH_SIZE))[0]
 
 
-def from_fields(fields: Mapping[str, Any]) -> layout_lib.Layout:
+def from_fields(
+  fields: Mapping[str, Any], network: wiring.Network
+) -> layout_lib.Layout:
   """The inverse of `layout.to_fields`, also after a round trip through JSON."""
-
-  def make(values):
-    return layout_lib.Placement(
-      **{
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()
-      }
-    )
-
-  rest = dict(fields)
-  name, axes, mesh = (rest.pop(field) for field in ("name", "axes", "mesh"))
-  kinds = {kind: make(rest.pop(kind)) for kind in layout_lib.KINDS}
-  return layout_lib.Layout(
-    name=name,
-    mesh={axis: mesh[axis] for axis in axes},
-    layers={layer: make(values) for layer, values in rest.items()},
-    **kinds,
+  placements = dict(fields)
+  name, axes, mesh = (placements.pop(key) for key in ("name", "axes", "mesh"))
+  return layout_lib.override(
+    layout_lib.Layout(name=name, mesh={}),
+    axes=axes,
+    mesh=mesh,
+    placements=placements,
+    rows=network.layers,
   )
 
 

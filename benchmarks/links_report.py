@@ -32,6 +32,7 @@ from alexnet_jax.cli import command
 from alexnet_jax.planner import machine as machine_lib
 from alexnet_jax.planner import price
 from alexnet_jax.program import summary
+from alexnet_jax.settings import build, settings
 from benchmarks import links, links_cases, links_network
 
 # A layout may be so much slower than the fastest and still count as that.
@@ -68,7 +69,19 @@ def make_machine(lines: Sequence[Line], rate: str) -> machine_lib.Machine:
   Args:
     lines: of the file.
     rate: at which collectives were measured.
+
+  Raises:
+    ValueError: the file lacks what the machine is made of.
   """
+  measured = {line["rate"] for line in lines if line["kind"] == "collective"}
+  if not {rate, links_network.UNSHAPED} <= measured or len(measured) < 2:
+    raise ValueError(
+      f"--rate is {rate!r}, but the file has collectives at "
+      f"{', '.join(sorted(measured)) or 'no rate'}, expected a rate of these "
+      f"and {links_network.UNSHAPED}. Set --rate."
+    )
+  if rate == links_network.UNSHAPED:
+    raise ValueError("--rate is unshaped, expected a limited rate. Set --rate.")
   parts = [line for line in lines if line["kind"] == "parts"]
   if not parts:
     raise ValueError(
@@ -81,7 +94,9 @@ def make_machine(lines: Sequence[Line], rate: str) -> machine_lib.Machine:
     bytes_per_second=links_network.to_bytes_per_second(rate),
     shared_by=1,
     latency_seconds=0.0,
-    software={kind: _fit(lines, kind, rate) for kind in links.KINDS},
+    software={
+      kind: _fit(lines, kind, rate) for kind in machine_lib.COLLECTIVES
+    },
   )
   return machine_lib.Machine(
     name="two_hosts",
@@ -132,11 +147,7 @@ def predict(lines: Sequence[Line], machine: machine_lib.Machine) -> list[Step]:
     key = case["network"], case["batch_size"], line["rate"]
     if key not in pricers:
       config = links_cases.make_config(*key[:2])
-      workload = price.Workload(
-        network=links_cases.make_network(key[0]),
-        batch_size=key[1],
-        stored_size=config.data.stored_size,
-      )
+      workload = build.make_workload(config, settings.make_network(config))
       (link,) = machine.links
       link = dataclasses.replace(
         link,
@@ -144,7 +155,8 @@ def predict(lines: Sequence[Line], machine: machine_lib.Machine) -> list[Step]:
       )
       shaped = dataclasses.replace(machine, links=(link,))
       pricers[key] = price.Pricer(shaped, workload)
-    layout = links_cases.from_fields(case["layout"])
+    workload = pricers[key].workload
+    layout = links_cases.from_fields(case["layout"], workload.network)
     steps.append(
       Step(
         network=key[0],
@@ -161,9 +173,10 @@ def predict(lines: Sequence[Line], machine: machine_lib.Machine) -> list[Step]:
 
 def to_groups(steps: Iterable[Step]) -> dict[tuple, list[Step]]:
   groups = collections.defaultdict(list)
-  for step in steps:
+  # Cases visit the rates forward and backward in turns.
+  for step in sorted(steps, key=lambda step: links.RATES.index(step.rate)):
     groups[step.group].append(step)
-  return dict(groups)
+  return dict(sorted(groups.items(), key=lambda group: group[0][:2]))
 
 
 def make_table(steps: Sequence[Step]) -> rich.table.Table:
@@ -211,11 +224,16 @@ def make_lines(steps: Sequence[Step]) -> list[str]:
     for group in groups
   )
   worst = max(steps, key=lambda step: abs(step.error))
-  return [
+  lines = [
     f"{len(steps)} steps: mean absolute error "
     f"{statistics.mean(map(abs, errors)):.1%}, worst {worst.error:+.1%} "
     f"({worst.layout}, {worst.network}, batch {worst.batch_size}, "
     f"{worst.rate})",
+  ]
+  if not groups:
+    return lines
+  return [
+    *lines,
     f"Kendall's tau: {min(map(find_tau, groups)):.2f} at the least, "
     f"{statistics.median(map(find_tau, groups)):.2f} in the median of "
     f"{len(groups)} groups",
@@ -264,7 +282,7 @@ def draw(steps: Sequence[Step], path: str) -> None:
 def define_flags() -> None:
   command.define_path("json", "The file of benchmarks.links.", required=True)
   command.define_path("plot", "Draw predicted over measured, .svg or .png.")
-  flags.DEFINE_string("rate", "1gbit", "At which collectives were measured.")
+  flags.DEFINE_string("rate", "1gbit", "Rate whose collectives were measured.")
   flags.DEFINE_boolean("steps", False, "Also print every step.")
 
 

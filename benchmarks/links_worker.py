@@ -37,7 +37,6 @@ from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import catalog, timing
 from alexnet_jax.partition import mesh as mesh_lib
-from alexnet_jax.planner import machine as machine_lib
 from alexnet_jax.program import compiled_step, compiler_options
 from alexnet_jax.program import devices as devices_lib
 from alexnet_jax.settings import settings
@@ -144,8 +143,9 @@ class Worker:
     """
     begin = time.perf_counter()
     config = links_cases.make_config(network, batch_size)
-    placed = links_cases.from_fields(layout)
-    program = run_lib.make_program(config, settings.check(config)[0], placed)
+    wired = settings.make_network(config)
+    placed = links_cases.from_fields(layout, wired)
+    program = run_lib.make_program(config, wired, placed)
     devices_lib.check_memory(program, batches_ahead=config.data.batches_ahead)
     options = compiler_options.choose(jax.devices(), mode="auto").used
     compiled, audit = compiled_step.compile_step(program, options=options)
@@ -173,16 +173,7 @@ class Worker:
     timer = self._timer
     return {
       "measured": [
-        {
-          "what": part.what,
-          "geometry": part.geometry,
-          "dtype": timer.dtype,
-          "work": dict(
-            zip(machine_lib.PARTS[part.what].work, part.work, strict=True)
-          ),
-          "seconds": timer.time_part(part),
-        }
-        for part in parts_lib.find_parts(program)
+        timer.measure(part) for part in parts_lib.find_parts(program)
       ],
       "flops_per_second": timer.flops_per_second,
       "bytes_per_second": timer.bytes_per_second,

@@ -65,7 +65,6 @@ from alexnet_jax.cli import command
 from alexnet_jax.data import sets, source
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import audit
-from alexnet_jax.partition import mesh as mesh_lib
 from alexnet_jax.program import compilation_cache, compiler_options, devices
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.settings import settings
@@ -139,7 +138,8 @@ def main(argv: list[str]) -> None:
     group = group_lib.alone()
     if _WHAT.value == "machine":
       same = settings.find_shared_fields(_CONFIG.value) | {
-        f"--{flag.name}": str(flag.value) for flag in (_ROUNDS, _LINK_GBITS)
+        f"--{flag.name}": str(flag.value)
+        for flag in (_ROUNDS, _LINK_GBITS, _XLA_OPTIONS, _IMPLEMENTATIONS)
       }
       group = stack.enter_context(
         command.start_group(_DISTRIBUTED, _START_TIMEOUT, same=same)
@@ -194,13 +194,11 @@ def _measure(group: group_lib.Group) -> report.Result:
     case "machine":
       if group.is_first:  # which writes it
         command.check_path(_JSON.value, flag="json", endings=(".json",))
-      _, layout = settings.check(_CONFIG.value)
-      run_lib.start_devices(
-        _CONFIG.value, layout, group, _SIMULATE_DEVICES.value
+      is_json = _FORMAT.value == "json"
+      console = command.make_console(
+        group, file=sys.stderr if is_json else None
       )
-      console = command.make_console(group)
-      console.quiet |= _FORMAT.value == "json"
-      program, options = _make_program()
+      program, options = _make_program(group)
       with command.mute_gloo(group, program.mesh):
         return machine.measure(
           program,
@@ -225,7 +223,7 @@ def _measure(group: group_lib.Group) -> report.Result:
       _open_builder()  # prepares `digits` if needed
       return startup.measure(sys.argv[1:], rounds=rounds)
     case "input":
-      program, _ = _make_program()
+      program, _ = _make_program(group)
       records, _ = run_lib.open_splits(_CONFIG.value, _open_builder())
       return bench_input.measure(
         records,
@@ -238,15 +236,14 @@ def _measure(group: group_lib.Group) -> report.Result:
         seconds=_SECONDS.value,
       )
     case what:
-      return _OF_PROGRAM[what](*_make_program(), rounds=rounds)
+      return _OF_PROGRAM[what](*_make_program(group), rounds=rounds)
 
 
-def _make_program() -> tuple[program_lib.Program, report.Options]:
+def _make_program(
+  group: group_lib.Group,
+) -> tuple[program_lib.Program, report.Options]:
   network, layout = settings.check(_CONFIG.value)
-  mesh_lib.simulate_devices(
-    _SIMULATE_DEVICES.value or layout.devices,
-    only_cpu=_SIMULATE_DEVICES.value is not None,
-  )
+  run_lib.start_devices(_CONFIG.value, layout, group, _SIMULATE_DEVICES.value)
   program = run_lib.make_program(
     _CONFIG.value, network, layout, implementations=_IMPLEMENTATIONS.value
   )

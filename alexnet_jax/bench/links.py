@@ -34,9 +34,22 @@ def measure(
   timer: parts_lib.Timer,
   devices: Sequence[jax.Device],
   link_gbits: float | None,
-  number: Callable,
+  number: Callable[[float, str], dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[str]]:
-  """Measures collectives along each level; returns links of a machine file."""
+  """Measures collectives along each level of links.
+
+  Args:
+    link_gbits: nominal rate of the outermost link in one direction, Gbit/s;
+      None: the best that a collective reaches.
+    number: makes a number with its source from a value and a note.
+
+  Returns:
+    Links of a machine file, and remarks to print.
+
+  Raises:
+    ValueError: there is no link that `link_gbits` could be of, or processes or
+      hosts hold unequal numbers; see `make_level_mesh`.
+  """
   hosts = timer.group.hosts
   mesh = make_level_mesh(devices, hosts)
   names = mesh_lib.find_links(mesh, dict(enumerate(hosts)))

@@ -1,11 +1,8 @@
 """Writes a machine file for the planner: the devices at hand and their links.
 
-Of each layer it measures the product, and what follows it, in the shapes that
+It measures each layer's product, and what follows it, in the shapes that
 layouts of these devices give it; besides, the update, the augmentation, random
 numbers, and collectives of several sizes along each level of links.
-
-All devices compute the same at once. Of a call on simulated devices, the time
-of one that computes almost nothing is subtracted: a step is a single call.
 """
 
 from __future__ import annotations
@@ -282,19 +279,8 @@ def _measure_parts(
       if not console.is_terminal and time.monotonic() - last > _LINE_SECONDS:
         last = time.monotonic()
         console.print(f"{index} of {len(parts)} parts", highlight=False)
-      seconds = timer.time_part(part)
+      measured.append(timer.measure(part))
       done += expect(part)
-      measured.append(
-        {
-          "what": part.what,
-          "geometry": part.geometry,
-          "dtype": timer.dtype,
-          "work": dict(
-            zip(machine_lib.PARTS[part.what].work, part.work, strict=True)
-          ),
-          "seconds": seconds,
-        }
-      )
   return measured
 
 

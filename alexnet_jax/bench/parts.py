@@ -35,7 +35,7 @@ FORWARD, BACKWARD = machine_lib.FORWARD, machine_lib.BACKWARD
 BOTH = "forward and backward"
 # Matrices, as activations and kernels are.
 _TRANSPOSED = ((512, 256), (1024, 1024), (4096, 2048))
-# Of a call, at least this part is its own work.
+# The smallest part of a call that counts as its own work.
 _LEAST = 0.1
 
 
@@ -273,7 +273,7 @@ class Timer:
   Attributes:
     dtype: of the computation.
     launch_seconds: of a call that computes almost nothing.
-    overhead_seconds: of a call, that a step does not have for each part.
+    overhead_seconds: of a call that are not its work; they are subtracted.
     flops_per_second, bytes_per_second: of one device, and of its memory.
   """
 
@@ -331,6 +331,17 @@ class Timer:
   def subtract_call(self, seconds: float) -> float:
     """Subtracts what a call takes by itself."""
     return max(seconds - self.overhead_seconds, _LEAST * seconds)
+
+  def measure(self, part: Part) -> dict[str, Any]:
+    """Measures a part; returns its entry in a machine file."""
+    names = machine_lib.PARTS[part.what].work
+    return {
+      "what": part.what,
+      "geometry": part.geometry,
+      "dtype": self.dtype,
+      "work": dict(zip(names, part.work, strict=True)),
+      "seconds": self.time_part(part),
+    }
 
   def time_part(self, part: Part) -> dict[str, float]:
     """Returns {pass: seconds} of a part."""

@@ -27,12 +27,12 @@ from absl import app, flags
 from alexnet_jax.cli import command
 from alexnet_jax.compare import chart, comparison, tables
 from alexnet_jax.data import ilsvrc, sets
+from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.planner import machine as machine_lib
 from alexnet_jax.planner import price
 from alexnet_jax.program import compiled_step
-from alexnet_jax.settings import settings
-from alexnet_jax.settings import workload as workload_lib
+from alexnet_jax.settings import build, settings
 from alexnet_jax.training import run as run_lib
 
 _CONFIG = command.define_config()
@@ -75,9 +75,9 @@ def main(argv: list[str]) -> None:
     )
     if _CHART.value:
       command.check_path(_CHART.value, flag="chart", endings=command.PICTURES)
-    configs = {size: _with_batch_size(config, size) for size in sizes}
+    workload = build.make_workload(config, network)
     workloads = {
-      size: workload_lib.make_workload(configs[size], network) for size in sizes
+      size: dataclasses.replace(workload, batch_size=size) for size in sizes
     }
     groups = {
       (count, size): _make_rows(
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     is_json = _FORMAT.value == "json"
     console = command.make_console(file=sys.stderr if is_json else None)
     done = []
-    for rows in _compile(configs, groups, devices, console):
+    for rows in _compile(config, network, groups, devices, console):
       done.append(rows)
       if not is_json:
         command.print_table(
@@ -155,14 +155,6 @@ def _choose_counts(machine: machine_lib.Machine | None) -> list[int]:
   return counts
 
 
-def _with_batch_size(
-  config: ml_collections.ConfigDict, batch_size: int
-) -> ml_collections.ConfigDict:
-  config = copy.deepcopy(config)
-  config.batch_size = batch_size
-  return config
-
-
 def _find_epoch(config: ml_collections.ConfigDict) -> tables.Epoch:
   """Finds the images of an epoch: those of the config's set, if it is here."""
   name, split = config.data.name, config.data.train_split
@@ -214,7 +206,8 @@ def _make_rows(
 
 
 def _compile(
-  configs: Mapping[int, ml_collections.ConfigDict],
+  config: ml_collections.ConfigDict,
+  network: wiring.Network,
   groups: Groups,
   devices: Sequence[jax.Device] | None,
   console: command.PlainConsole,
@@ -222,7 +215,6 @@ def _compile(
   """Yields each group as soon as all of its steps are compiled.
 
   Args:
-    configs: by batch.
     devices: to compile for; None: nothing is compiled.
     console: has a bar if it is a terminal.
   """
@@ -248,17 +240,19 @@ def _compile(
         bar.update(
           task, text=f"{row.layout.name}, {count} devices, {size:,} images"
         )
-        compiled.append(_compile_row(configs[size], row, devices))
+        compiled.append(_compile_row(config, network, row, devices))
         bar.advance(task)
       yield compiled
 
 
 def _compile_row(
   config: ml_collections.ConfigDict,
+  network: wiring.Network,
   row: comparison.Row,
   devices: Sequence[jax.Device],
 ) -> comparison.Row:
-  network = settings.make_network(config)
+  config = copy.deepcopy(config)
+  config.batch_size = row.batch_size
   compiled, audit = compiled_step.compile_step(
     run_lib.make_program(config, network, row.layout, devices=devices)
   )

@@ -134,7 +134,7 @@ def to_json(
   traffic: Traffic,
   *,
   machine: machine_lib.Machine | None,
-  epoch: Epoch,
+  epoch: Epoch | None,
 ) -> dict:
   """Returns what the tables show."""
   found = {

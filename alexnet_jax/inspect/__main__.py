@@ -35,8 +35,7 @@ from alexnet_jax.program import (
   summary,
 )
 from alexnet_jax.program import program as program_lib
-from alexnet_jax.settings import settings
-from alexnet_jax.settings import workload as workload_lib
+from alexnet_jax.settings import build, settings
 from alexnet_jax.training import run as run_lib
 
 _CONFIG = command.define_config()
@@ -66,9 +65,7 @@ def main(argv: list[str]) -> None:
       settings.check_single(config, command="inspect --machine")
       _check_hosts(machine, layout)
       # Refuses a machine that does not fit, before anything is compiled.
-      pricer = price.Pricer(
-        machine, workload_lib.make_workload(config, network)
-      )
+      pricer = price.Pricer(machine, build.make_workload(config, network))
       machine.check_devices(layout.devices)
     devices = command.choose_devices(
       config.ensemble * layout.devices,
@@ -113,7 +110,7 @@ def main(argv: list[str]) -> None:
     times = []
     if machine:
       times.append(
-        tables.make_time_tables(prediction, machine, program.nested_axes)
+        tables.make_time_tables(prediction, machine, program.nested_axes, hosts)
       )
     _print_tables(program, compiled, audit, lines, times)
   sys.exit(0 if audit.agrees else 1)

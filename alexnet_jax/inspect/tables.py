@@ -96,11 +96,13 @@ def make_time_tables(
   prediction: price.Prediction,
   machine: machine_lib.Machine,
   order: Sequence[str],
+  hosts: hosts_lib.Hosts | None,
 ) -> rich.console.Group:
   """Makes a row per layer of the time it takes, and says what shares a host.
 
   Args:
     order: see `price.predict`.
+    hosts: from `hosts.find_hosts`.
   """
   table = summary.make_table(
     None,
@@ -142,7 +144,7 @@ def make_time_tables(
     f"{': NOT ENOUGH' * too_much}",
   ]
   shared = []
-  if hosts := hosts_lib.find_hosts(machine, prediction.layout, order):
+  if hosts:
     shared = [
       f"\nwhich devices share a {hosts.word}: their indices along each axis",
       hosts_lib.make_table(hosts),
@@ -150,7 +152,7 @@ def make_time_tables(
   return rich.console.Group(
     f"\nwhat a step takes on machine {machine.name}, predicted, in ms",
     *(table, *lines),
-    *describe_levels(prediction.layout, machine, order),
+    *describe_levels(prediction.layout, machine, order, hosts),
     *shared,
   )
 
@@ -159,13 +161,14 @@ def describe_levels(
   layout: layout_lib.Layout,
   machine: machine_lib.Machine,
   order: Sequence[str],
+  hosts: hosts_lib.Hosts | None,
 ) -> list[str]:
   """Says over which links of a machine each axis runs.
 
   Args:
     order: see `price.predict`.
+    hosts: from `hosts.find_hosts`.
   """
-  hosts = hosts_lib.find_hosts(machine, layout, order)
   levels = price.Nested(layout, order, machine.links).levels
   lines = []
   for axis, size in layout.mesh.items():

@@ -206,16 +206,30 @@ def _place_devices(
       f"devices ({held}), expected equal numbers. Set config.layout.mesh."
     )
   # Slices of one size divide the devices, so the sizes always have this factor.
-  between, left = [], len(slices)
-  for size in sizes:
-    between.append(math.gcd(size, left))
-    left //= between[-1]
+  between = split_sizes(sizes, len(slices))
   return mesh_utils.create_hybrid_device_mesh(
     [size // factor for size, factor in zip(sizes, between, strict=True)],
     between,
     devices,
     allow_split_physical_axes=True,
   )
+
+
+def split_sizes(sizes: Sequence[int], blocks: int) -> list[int]:
+  """Splits nested axes over blocks of neighbors, such as slices or hosts.
+
+  Args:
+    sizes: of the axes, slowest first.
+    blocks: their number; the product of the sizes is a multiple of it.
+
+  Returns:
+    Of each axis, how many blocks it runs over; inside one it has the rest.
+  """
+  between = []
+  for size in sizes:
+    between.append(math.gcd(size, blocks))
+    blocks //= between[-1]
+  return between
 
 
 def is_simulated(mesh: jax.sharding.Mesh) -> bool:

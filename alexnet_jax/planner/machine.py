@@ -171,6 +171,10 @@ class Machine:
         f"{per_host} devices in a host are more than the {host.joins_devices} "
         f"that {host.name} joins in machine {self.name}. Set --hosts."
       )
+    # One link for all devices of a host, or the same number of them for each.
+    shared_by = math.gcd(between.shared_by, per_host)
+    if between.shared_by == between.unit_devices:
+      shared_by = per_host
     return dataclasses.replace(
       self,
       devices=hosts * per_host,
@@ -180,10 +184,14 @@ class Machine:
         dataclasses.replace(
           between,
           unit_devices=per_host,
-          shared_by=min(between.shared_by, per_host),
+          shared_by=shared_by,
         ),
       ),
     )
+
+  def find_links(self, devices: int) -> tuple[Link, ...]:
+    """Returns the levels of links that so many devices use; () for one."""
+    return tuple(one for one in self.links if devices > one.unit_devices)
 
   def scale_link(self, name: str, factor: float) -> Machine:
     """Returns the machine with one level's links faster by a factor."""

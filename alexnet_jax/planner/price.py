@@ -14,13 +14,13 @@ as much of them as there is computation.
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from scipy import optimize
 
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
@@ -203,7 +203,11 @@ class Prediction:
 
 
 class Pricer:
-  """Prices the parts of a step on one machine."""
+  """Prices the parts of a step on one machine.
+
+  Raises:
+    ValueError: the machine has no peak for the type of the computation.
+  """
 
   def __init__(self, machine: machine_lib.Machine, workload: Workload):
     self.machine, self.workload = machine, workload
@@ -218,6 +222,15 @@ class Pricer:
     self._sizes = workload.network.sizes()
     self._seconds = functools.cache(self._find_seconds)
     self._fit = functools.cache(self._make_fit)
+
+  def scale_link(self, name: str, factor: float) -> Pricer:
+    """Makes a pricer for links of one level that are faster by a factor.
+
+    The prices of computation are shared with this one.
+    """
+    scaled = copy.copy(self)
+    scaled.machine = self.machine.scale_link(name, factor)
+    return scaled
 
   # Computation.
 
@@ -320,6 +333,9 @@ class Pricer:
     measurements then correct the fit: at a measured size it is what was
     measured.
     """
+    # It takes half a second, and only machines that were measured need it.
+    from scipy import optimize
+
     found = [
       one
       for one in self.machine.measured
@@ -454,17 +470,13 @@ class Nested:
 def _find_inside(
   layout: layout_lib.Layout, order: Sequence[str], block: int
 ) -> dict[str, int]:
-  """Returns the devices of each axis in a block of so many neighbors.
-
-  The same as `mesh.py` does with the slices that JAX reports.
-  """
-  left = max(1, layout.devices // block)
-  inside = {}
-  for axis in order:
-    between = math.gcd(layout.mesh[axis], left)
-    left //= between
-    inside[axis] = layout.mesh[axis] // between
-  return inside
+  """Returns the devices of each axis in a block of so many neighbors."""
+  sizes = [layout.mesh[axis] for axis in order]
+  between = mesh_lib.split_sizes(sizes, max(1, layout.devices // block))
+  return {
+    axis: size // factor
+    for axis, size, factor in zip(order, sizes, between, strict=True)
+  }
 
 
 def product_geometry(layer: wiring.Layer, size: wiring.Sizes) -> str:

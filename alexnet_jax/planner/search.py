@@ -136,7 +136,7 @@ class Space:
 
   def find_fastest(
     self,
-    machine: machine_lib.Machine,
+    pricer: price.Pricer,
     *,
     goal: Goal = Goal(),
     kind: Kind = ANY,
@@ -145,18 +145,19 @@ class Space:
     """Finds the fastest layout on a machine; None if there is none.
 
     Args:
+      pricer: of this workload, on the machine.
       kind: what the layers may split.
-      bound: only a better layout, or one as good, is wanted.
+      bound: only a better layout, or one as good, is wanted; seconds, or bytes
+        if the goal is memory.
 
     Raises:
       ValueError: the machine's links do not join so many devices.
     """
-    machine.check_devices(self.devices)
-    pricer = price.Pricer(machine, self.workload)
+    pricer.machine.check_devices(self.devices)
     if goal.memory_bytes is not None:
       # Without a limit it is quicker, and often enough.
       found = self.find_fastest(
-        machine,
+        pricer,
         goal=dataclasses.replace(goal, memory_bytes=None),
         kind=kind,
         bound=bound,
@@ -166,9 +167,11 @@ class Space:
     if kind == ANY:
       bound = min(bound, self._find_bound(pricer, goal))
     best = None
-    for sizes in find_meshes(machine.links, self.devices):
-      mesh = self._meshes.setdefault(sizes, _Mesh(self.workload, sizes))
-      found = _Search(pricer, mesh, goal, kind).find_fastest(bound)
+    for sizes in find_meshes(pricer.machine.links, self.devices):
+      if sizes not in self._meshes:
+        self._meshes[sizes] = _Mesh(self.workload, sizes)
+      search = _Search(pricer, self._meshes[sizes], goal, kind)
+      found = search.find_fastest(bound)
       if found is not None:
         best, bound = found, goal.measure(found.prediction)
     return best
@@ -184,7 +187,7 @@ class Space:
 
   def find_kinds(
     self,
-    machine: machine_lib.Machine,
+    pricer: price.Pricer,
     *,
     goal: Goal = Goal(),
     best: Found | None = None,
@@ -194,8 +197,8 @@ class Space:
     Args:
       best: of any kind, if it is known.
     """
-    found = [best or self.find_fastest(machine, goal=goal)] + [
-      self.find_fastest(machine, goal=goal, kind=kind) for kind in KINDS
+    found = [best or self.find_fastest(pricer, goal=goal)] + [
+      self.find_fastest(pricer, goal=goal, kind=kind) for kind in KINDS
     ]
     distinct: dict[tuple, Found] = {}
     for one in sorted(
@@ -207,7 +210,7 @@ class Space:
 
   def find_change(
     self,
-    machine: machine_lib.Machine,
+    pricer: price.Pricer,
     found: Found,
     link: str,
     most: float,
@@ -237,9 +240,8 @@ class Space:
     """
 
     def price_at(layout: layout_lib.Layout, factor: float) -> float:
-      pricer = price.Pricer(machine.scale_link(link, factor), self.workload)
-      order = tuple(layout.mesh)
-      return goal.measure(price.predict(pricer, layout, order=order))
+      scaled, order = pricer.scale_link(link, factor), tuple(layout.mesh)
+      return goal.measure(price.predict(scaled, layout, order=order))
 
     factor, rival = most, None
     known = list(rivals)
@@ -251,7 +253,7 @@ class Space:
       else:
         # None that is known; so perhaps any other one.
         better = self.find_fastest(
-          machine.scale_link(link, factor),
+          pricer.scale_link(link, factor),
           goal=goal,
           bound=limit * (1 - _TIE),
         )
@@ -279,7 +281,11 @@ def find_catalog(
     fitting
     for layout in catalog.LAYOUTS
     for fitting in per_device.find_fitting(
-      workload.network, layout, devices, batch_size=workload.batch_size
+      workload.network,
+      layout,
+      devices,
+      batch_size=workload.batch_size,
+      exchange_dtype=workload.exchange_dtype,
     )
   )
 

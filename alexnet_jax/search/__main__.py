@@ -30,8 +30,7 @@ from alexnet_jax.planner import machine as machine_lib
 from alexnet_jax.planner import price
 from alexnet_jax.planner import search as search_lib
 from alexnet_jax.search import chart, report, write
-from alexnet_jax.settings import settings
-from alexnet_jax.settings import workload as workload_lib
+from alexnet_jax.settings import build, settings
 
 _CONFIG = command.define_config()
 _MACHINE = command.define_machine(required=True)
@@ -83,6 +82,11 @@ def main(argv: list[str]) -> None:
       command.check_path(_WRITE.value, flag="write", endings=(".py",))
     if _MAP.value:
       command.check_path(_MAP.value, flag="map", endings=command.PICTURES)
+    if _MAP.value and devices == 1:
+      raise ValueError(
+        "--map is over the speed of a link, and one device uses none. Set "
+        "--devices."
+      )
     if _WRITE.value and len(sizes) > 1:
       raise ValueError(
         f"--write is for one batch, and --batch_sizes has {len(sizes)}. Set "
@@ -90,9 +94,9 @@ def main(argv: list[str]) -> None:
       )
     goal = search_lib.Goal(
       least="overlapped" if _OVERLAP.value else "time",
-      memory_bytes=parse_memory(_MEMORY.value, machine.memory_bytes),
+      memory_bytes=report.parse_memory(_MEMORY.value, machine.memory_bytes),
     )
-    workload = workload_lib.make_workload(config, network)
+    workload = build.make_workload(config, network)
     gc.disable()  # of many tuples without cycles: a third of the time
     with _show_progress() as progress:
       answers = [
@@ -138,14 +142,15 @@ def _answer(
   """Finds everything that is shown of one batch size."""
   start = time.monotonic()
   space = search_lib.Space(workload, devices)
-  links = [link for link in machine.links if _joins(link, devices)]
+  pricer = price.Pricer(machine, workload)
+  links = machine.find_links(devices)
   task = progress.add_task(
     f"{workload.batch_size:,} images", total=2 + 2 * len(links)
   )
-  best = space.find_fastest(machine, goal=goal)
+  best = space.find_fastest(pricer, goal=goal)
   seconds = time.monotonic() - start
   if best is None:
-    least = space.find_fastest(machine, goal=search_lib.Goal(least="memory"))
+    least = space.find_fastest(pricer, goal=search_lib.Goal(least="memory"))
     needed = least.prediction.memory_bytes
     raise ValueError(
       f"no layout on {devices} devices of {machine.name} does with "
@@ -154,17 +159,16 @@ def _answer(
       "--memory, --devices or config.batch_size."
     )
   progress.advance(task)
-  kinds = space.find_kinds(machine, goal=goal, best=best)
+  kinds = space.find_kinds(pricer, goal=goal, best=best)
   progress.advance(task)
   changes = []
   for link in links:
     for most in report.MOST_FACTORS:
       change = space.find_change(
-        machine, best, link.name, most, goal=goal, rivals=kinds
+        pricer, best, link.name, most, goal=goal, rivals=kinds
       )
       changes.append(report.Change(link=link.name, most=most, found=change))
       progress.advance(task)
-  pricer = price.Pricer(machine, workload)
   return report.Answer(
     machine=machine,
     goal=goal,
@@ -173,11 +177,6 @@ def _answer(
     catalog=report.find_best_meshes(pricer, devices, goal),
     changes=changes,
   )
-
-
-def _joins(link: machine_lib.Link, devices: int) -> bool:
-  """Whether so many devices use a level of links."""
-  return devices > link.unit_devices
 
 
 def _show_progress() -> rich.progress.Progress:
@@ -191,28 +190,6 @@ def _show_progress() -> rich.progress.Progress:
     transient=True,
     disable=not console.is_terminal,
   )
-
-
-def parse_memory(text: str | None, default: float) -> float:
-  """Parses bytes of memory, as `16GB`, `40GiB` or `500MB`.
-
-  Raises:
-    ValueError: it is none of these.
-  """
-  if text is None:
-    return default
-  units = {"MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30}
-  number, unit = text.rstrip("MGiB"), text[len(text.rstrip("MGiB")) :]
-  try:
-    value = float(number) * units[unit]
-  except (KeyError, ValueError):
-    value = 0.0
-  if not 0 < value < float("inf"):
-    raise ValueError(
-      f"--memory is {text!r}, expected a number above 0 with one of "
-      f"{', '.join(units)}. Set --memory=16GB."
-    )
-  return value
 
 
 if __name__ == "__main__":

@@ -31,20 +31,20 @@ def draw(
   """Searches at every batch and speed, and draws a map of what is fastest.
 
   Args:
+    devices: two or more.
     batch_sizes: the columns of the map.
     path: .svg or .png.
   """
-  link = [one for one in machine.links if devices > one.unit_devices][-1]
+  link = machine.find_links(devices)[-1]
   task = progress.add_task("map", total=len(batch_sizes) * len(FACTORS))
   kinds: list[str] = []
   cells = np.full((len(FACTORS), len(batch_sizes)), -1)
   texts = {}
   for column, size in enumerate(batch_sizes):
-    space = search.Space(
-      dataclasses.replace(workload, batch_size=size), devices
-    )
+    sized = dataclasses.replace(workload, batch_size=size)
+    space, pricer = search.Space(sized, devices), price.Pricer(machine, sized)
     for row, factor in enumerate(FACTORS):
-      scaled = machine.scale_link(link.name, factor)
+      scaled = pricer.scale_link(link.name, factor)
       found = space.find_fastest(scaled, goal=goal)
       progress.advance(task)
       if found is None:

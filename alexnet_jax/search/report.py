@@ -94,9 +94,7 @@ def show(answer: Answer, console: rich.console.Console, *, top: int) -> None:
 def _make_table(answer: Answer, top: int) -> rich.table.Table:
   workload = answer.best.prediction.workload
   devices = answer.best.layout.devices
-  levels = [
-    link.name for link in answer.machine.links if devices > link.unit_devices
-  ]
+  levels = [link.name for link in answer.machine.find_links(devices)]
   table = summary.make_table(
     f"{workload.network.name}, {workload.batch_size:,} images in a step, on "
     f"{devices} devices of {answer.machine.name}: predicted time in ms",
@@ -212,7 +210,7 @@ def _describe_split(
 def describe_kind(layout: layout_lib.Layout, network: wiring.Network) -> str:
   """Says what the layers of each kind split, in a few words."""
   parts = []
-  for kind, name in (("conv", "convolutions"), ("fc", "dense")):
+  for kind in layout_lib.KINDS:
     placements = [
       layout.placement(layer) for layer in network.layers if layer.kind == kind
     ]
@@ -222,11 +220,11 @@ def describe_kind(layout: layout_lib.Layout, network: wiring.Network) -> str:
       if any(layout.size(getattr(one, field)) > 1 for one in placements)
     ]
     if placements:
-      parts.append(f"{name}: {' '.join(split) or 'repeated'}")
+      parts.append(f"{kind}: {', '.join(split) or 'repeated'}")
   stored = [layout.placement(layer).fsdp for layer in network.layers]
   if any(layout.size(axes) > 1 for axes in stored):
     parts.append("fsdp")
-  return ", ".join(parts)
+  return "; ".join(parts)
 
 
 def _describe_changes(answer: Answer) -> list[str]:
@@ -261,6 +259,28 @@ def _to_ms(seconds: float) -> str:
 def to_gb(number: float) -> str:
   """Formats bytes: `3.02 GB`."""
   return f"{number / 1e9:,.2f} GB"
+
+
+def parse_memory(text: str | None, default: float) -> float:
+  """Parses bytes of memory, as `16GB`, `40GiB` or `500MB`.
+
+  Raises:
+    ValueError: it is none of these.
+  """
+  if text is None:
+    return default
+  units = {"MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30}
+  number, unit = text.rstrip("MGiB"), text[len(text.rstrip("MGiB")) :]
+  try:
+    value = float(number) * units[unit]
+  except (KeyError, ValueError):
+    value = 0.0
+  if not 0 < value < float("inf"):
+    raise ValueError(
+      f"--memory is {text!r}, expected a number above 0 with one of "
+      f"{', '.join(units)}. Set --memory=16GB."
+    )
+  return value
 
 
 def to_json(answer: Answer) -> dict:

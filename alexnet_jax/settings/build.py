@@ -18,6 +18,7 @@ from alexnet_jax.data import augment, sets
 from alexnet_jax.data import statistics as statistics_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.optim import optimizer, schedules
+from alexnet_jax.planner import price
 
 # Devices count steps in int32; what is due later never happens.
 LAST_STEP = 2**31 - 1
@@ -216,3 +217,26 @@ def check(config: ml_collections.ConfigDict, layers: Sequence[str]) -> None:
       "config.optimizer.conv1_rates=()."
     )
   make_plateau(config)  # drop_factor must be below 1
+
+
+def make_workload(
+  config: ml_collections.ConfigDict, network: wiring.Network
+) -> price.Workload:
+  """Makes the workload of a config.
+
+  Args:
+    config, network: from `settings.check`.
+  """
+  rule = config.optimizer
+  return price.Workload(
+    network=network,
+    batch_size=config.batch_size,
+    compute_dtype=config.compute_dtype,
+    exchange_dtype=config.exchange_dtype,
+    norms=rule.trust_coefficient is not None,
+    # The momentum; averages of the parameters; sums of gradients.
+    optimizer_slots=(
+      1 + (rule.ema_decay is not None) + (config.grad_accumulation_steps > 1)
+    ),
+    stored_size=config.data.stored_size,
+  )

@@ -439,7 +439,7 @@ def compare_optcnn(searches: bool) -> Iterator[Table]:
       found = predict_trick(pricer, devices)
       add("one weird trick", f"predicted{links}", devices, found)
       for kind in (WITHOUT_INPUTS, search.ANY) if searches else ():
-        found = spaces[devices].find_fastest(machine, kind=kind)
+        found = spaces[devices].find_fastest(pricer, kind=kind)
         row = f"fastest of {kind.name}{links}"
         add("their optimum", row, devices, found.prediction)
   # Each device sends all gradients and gets all weights, its own included.
@@ -473,11 +473,12 @@ def compare_flexflow(searches: bool) -> Iterator[Table]:
     pricer = make_pricer(given, "merged tower", 64 * 4)
     space = search.Space(pricer.workload, 4)
     for links, machine in machines.items():
-      trick = predict_trick(price.Pricer(machine, pricer.workload), 4)
+      pricer = price.Pricer(machine, pricer.workload)
+      trick = predict_trick(pricer, 4)
       parts = _describe(trick)
       rows.append((f"one weird trick{links}", parts, _ms(trick.seconds)))
       for kind in (WITHOUT_INPUTS, search.ANY):
-        found = space.find_fastest(machine, kind=kind)
+        found = space.find_fastest(pricer, kind=kind)
         rows.append(
           (
             f"fastest of {kind.name}{links}",
@@ -523,7 +524,7 @@ def compare_flexflow(searches: bool) -> Iterator[Table]:
     add(f"{name}{links}", name, found.seconds, found.overlapped_seconds)
     name = "their optimum"
     for kind in (WITHOUT_INPUTS, search.ANY) if searches else ():
-      found = space.find_fastest(machine, kind=kind).prediction
+      found = space.find_fastest(pricer, kind=kind).prediction
       what = f"fastest of {kind.name}{links}"
       add(what, name, found.seconds, found.overlapped_seconds)
   yield Table(
@@ -550,7 +551,7 @@ def compare_pase(searches: bool) -> Iterator[Table]:
       plan = predict(pricer, PASE).seconds
     fastest = None  # in seconds where there are not more devices
     if searches and devices <= PASE_DEVICES:
-      fastest = search.Space(pricer.workload, devices).find_fastest(machine)
+      fastest = search.Space(pricer.workload, devices).find_fastest(pricer)
     rows.append(
       (
         str(devices),
@@ -613,7 +614,7 @@ def compare_pase(searches: bool) -> Iterator[Table]:
       rows=rows,
     )
     if searches:
-      found = space.find_fastest(machine).prediction
+      found = space.find_fastest(pricer).prediction
       layouts.append((f"{name}, fastest of all", found))
     table2 = predict(pricer, PASE)
     trick = predict_trick(pricer, PASE_DEVICES)

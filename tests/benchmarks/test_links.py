@@ -29,7 +29,7 @@ def test_layout_survives_json(drawn):
   network = links_cases.make_network("full")
   for layout in [*links_cases.find_layouts(network, batch_size=32), *drawn]:
     fields = json.loads(json.dumps(layout_lib.to_fields(layout)))
-    assert links_cases.from_fields(fields) == layout
+    assert links_cases.from_fields(fields, network) == layout
 
 
 def test_cases_have_names_of_their_own():

@@ -69,7 +69,9 @@ def test_table_of_many_hosts_is_short():
 def test_each_axis_says_over_which_links_it_runs():
   layout = layout_lib.Layout(name="own", mesh={"data": 4, "model": 4})
   machine = machine_lib.load("dgx_h100").with_hosts(2, 8)
-  lines = tables.describe_levels(layout, machine, ("data", "model"))
+  order = ("data", "model")
+  hosts = hosts_lib.find_hosts(machine, layout, order)
+  lines = tables.describe_levels(layout, machine, order, hosts)
   assert lines == [
     "axis data: 4 devices, 2 inside a host, over NVLink 4 through NVSwitch; 2 "
     "between hosts, over InfiniBand NDR",
@@ -77,6 +79,6 @@ def test_each_axis_says_over_which_links_it_runs():
   ]
   machine = machine_lib.load("k20")
   layout = layout_lib.Layout(name="own", mesh={"data": 2, "model": 1})
-  assert tables.describe_levels(layout, machine, ("data", "model")) == [
+  assert tables.describe_levels(layout, machine, order, None) == [
     "axis data: 2 devices, over PCIe 2.0"
   ]

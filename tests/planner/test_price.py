@@ -152,4 +152,5 @@ def test_memory_is_about_what_the_compiler_takes(layout):
     price.Workload(network=build.FULL_NETWORK, batch_size=128),
   )
   found = price.predict(pricer, layout).memory_bytes / 1e6
-  assert found == pytest.approx(float(peak[1].replace(",", "")), rel=0.2)
+  # Copies of a layer's product are counted, not what else the compiler keeps.
+  assert 0.88 <= found / float(peak[1].replace(",", "")) <= 1.005

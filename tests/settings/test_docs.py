@@ -200,3 +200,10 @@ def test_pase_compiles_for_32_devices_as_planned(tmp_path):
   for step in ("planned", "traced", "compiled"):
     sent = sum(line[f"{step}_bytes"] for line in found["exchanges"])
     assert sent == 32_643_000
+
+
+def test_table_of_layouts_has_all_of_the_catalog():
+  text = (processes.ROOT / "docs/layouts/compare.txt").read_text()
+  for layout in catalog.LAYOUTS:
+    if layout.devices > 1:
+      assert f"\n{layout.name} " in text, f"{layout.name}: run make docs"

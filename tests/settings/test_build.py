@@ -1,6 +1,6 @@
 import pytest
 
-from alexnet_jax.settings import settings, workload
+from alexnet_jax.settings import build, settings
 from alexnet_jax.training import run as run_lib
 from configs import two_device
 
@@ -20,7 +20,7 @@ def test_workload_is_that_of_the_program(changes, slots):
   config.network.width = 1 / 8
   config.update_from_flattened_dict(changes)
   network, layout = settings.check(config)
-  found = workload.make_workload(config, network)
+  found = build.make_workload(config, network)
   program = run_lib.make_program(config, network, layout)
   assert found.optimizer_slots == slots
   for name, load in program.device_loads.items():
