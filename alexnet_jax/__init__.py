@@ -1,14 +1,29 @@
 """AlexNet (2012), split across devices as its authors did, in JAX."""
 
+from __future__ import annotations
+
 import os
 import re
 import resource
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from alexnet_jax.training import loaded_run
 
 # Address space of a command, bytes. Small runs on 8 simulated devices fit; with
 # 2 GB a run hangs, since libraries cannot start their threads, and with 0.6 GB
 # they cannot be imported.
 _ADDRESS_SPACE = 3_000_000_000
+
+
+def load(
+  workdir: str | os.PathLike, step: int | None = None, *, layout: Any = None
+) -> loaded_run.LoadedRun:
+  """Loads a trained run; see `alexnet_jax.training.loaded_run.load`."""
+  from alexnet_jax.training import loaded_run  # JAX takes a second to import
+
+  return loaded_run.load(workdir, step, layout=layout)
 
 
 def _report_import_error(kind, error, trace) -> None:

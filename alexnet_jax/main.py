@@ -24,9 +24,9 @@ from alexnet_jax.cli import command
 from alexnet_jax.data import source
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import audit
-from alexnet_jax.program import devices
+from alexnet_jax.program import devices, profiler
 from alexnet_jax.settings import settings
-from alexnet_jax.training import loop, train
+from alexnet_jax.training import loop, tracker, train
 from alexnet_jax.training import run as run_lib
 
 _CONFIG = command.define_config()
@@ -57,6 +57,23 @@ _ALLOW_CONFIG_CHANGES = flags.DEFINE_boolean(
   "Resume the run in --workdir with another config than it was trained with; "
   "the earlier config is kept beside the new one.",
 )
+_TRACKER = flags.DEFINE_string(
+  "tracker",
+  None,
+  "MODULE:FUNCTION that gets the config and every scalar of the run, for "
+  "trackers such as wandb or mlflow; docs/training.md has examples.",
+)
+_PROFILE = command.define_path(
+  "profile",
+  "Write a trace of some steps to this new folder, with a table of where their "
+  "time goes.",
+)
+_PROFILE_STEPS = flags.DEFINE_string(
+  "profile_steps",
+  None,
+  "With --profile: the steps to trace, as 100:105 for steps 100 to 104. "
+  "Default: five steps, after ten others.",
+)
 
 
 def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
@@ -64,18 +81,26 @@ def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
   config = _CONFIG.value
   workdir = _WORKDIR.value or os.path.join("runs", command.config_name())
   with command.exit_on_error(ValueError, TypeError, OSError):
-    settings.check(config)
+    trace = profiler.make_request(_PROFILE.value, _PROFILE_STEPS.value)
+    run_lib.check(config, data_dir=_DATA_DIR.value)
     same = settings.find_shared_fields(config) | {
       "--workdir": os.path.abspath(workdir),
       "--xla_options": _XLA_OPTIONS.value,
       "--implementations": _IMPLEMENTATIONS.value,
       "--compilation_cache": str(_COMPILATION_CACHE.value),
       "--allow_config_changes": str(_ALLOW_CONFIG_CHANGES.value),
+      "--profile": str(trace and os.path.abspath(trace.folder)),
+      "--profile_steps": str(_PROFILE_STEPS.value),
     }
   with command.start_group(
     _DISTRIBUTED, _START_TIMEOUT, same=same, signals=signals
   ) as group:
-    with command.exit_on_error(ValueError, TypeError, OSError, group=group):
+    with command.exit_on_error(
+      ValueError, TypeError, OSError, tracker.TrackerError, group=group
+    ):
+      make_tracker = None
+      if _TRACKER.value is not None and group.is_first:
+        make_tracker = tracker.find(_TRACKER.value)
       run = run_lib.prepare(
         config,
         group=group,
@@ -86,6 +111,7 @@ def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
         implementations=_IMPLEMENTATIONS.value,
         cache_dir=_COMPILATION_CACHE.value,
         allow_config_changes=_ALLOW_CONFIG_CHANGES.value,
+        trace=trace,
       )
     console = command.make_console(group, command.PipeSafeConsole)
     try:
@@ -96,11 +122,17 @@ def main(argv: list[str], *, signals: preemption.Signals | None = None) -> None:
           FloatingPointError,
           source.RecordError,
           OSError,
+          tracker.TrackerError,
           group=group,
         ),
         devices.explain_out_of_memory(),
       ):
-        train.train(run, console, hang_timeout_seconds=_HANG_TIMEOUT.value)
+        train.train(
+          run,
+          console,
+          hang_timeout_seconds=_HANG_TIMEOUT.value,
+          make_tracker=make_tracker,
+        )
     except loop.Stopped as stopped:
       command.print_line(console, stopped)
       sys.exit(group_lib.STOPPED)

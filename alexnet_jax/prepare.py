@@ -1,14 +1,20 @@
-"""Prepares the dataset imagenet256.
+"""Prepares a dataset: imagenet256, or one of your own pictures.
 
-    python -m alexnet_jax.prepare --manual_dir=FOLDER
+    python -m alexnet_jax.prepare --from=FOLDER
 
-From the official tar files of ILSVRC 2012, without TensorFlow. After an
-interruption, the same command resumes; a set under its final name is complete.
+FOLDER holds ILSVRC 2012 (the official tars, folders, Kaggle's archive, parquet
+files of a hub), or pictures in a folder for each class. TensorFlow is not used.
+After an interruption, the same command resumes; a set under its final name is
+complete.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+import os
+import pprint
+import shlex
 import sys
 import time
 
@@ -17,20 +23,53 @@ import rich.progress
 import tensorflow_datasets as tfds
 from absl import app, flags
 
-from alexnet_jax.cli import command
-from alexnet_jax.data import host_batches, preparation, sets, shards
+from alexnet_jax.cli import command, config_file, flag_parsing
+from alexnet_jax.data import (
+  host_batches,
+  ilsvrc,
+  origin,
+  own_set,
+  preparation,
+  recognition,
+  sets,
+  shards,
+)
 from alexnet_jax.program import summary
 
-_DATASET = flags.DEFINE_string(
-  "dataset", "imagenet256", "imagenet256, imagenet256/jpeg or imagenet256/raw."
-)
-_MANUAL_DIR = command.define_path(
-  "manual_dir",
-  "Folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar. Default: "
+_FROM = command.define_path(
+  "from",
+  "Folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar; or with "
+  "train/CLASS and val/CLASS; or with folders CLASS (see --validation); or "
+  "Kaggle's archive; or train-*.parquet and validation-*.parquet. Default: "
   "downloads/manual in --data_dir.",
   remedy=command.READ_HERE,
 )
+_NAME = flags.DEFINE_string(
+  "name",
+  None,
+  "Name of the set. Default: imagenet256 for the 1,000 classes of ImageNet, "
+  "else that of the folder.",
+)
 _DATA_DIR = command.define_data_dir(writes=True)
+_ENCODING = flags.DEFINE_enum(
+  "encoding",
+  "jpeg",
+  ["jpeg", "raw"],
+  "jpeg: of quality 95; raw: pixels, which take five times the space.",
+)
+_SIZE = flags.DEFINE_integer(
+  "size",
+  shards.SIDE,
+  "Side of the stored squares, pixels.",
+  lower_bound=1,
+  upper_bound=4096,
+)
+_VALIDATION = flags.DEFINE_float(
+  "validation",
+  None,
+  "Share of the pictures for validation, between 0 and 1, where FOLDER has no "
+  "validation pictures. The name of a picture decides.",
+)
 _JOBS = flags.DEFINE_integer(
   "jobs", None, "Processes. Default: one per core.", lower_bound=1
 )
@@ -38,10 +77,10 @@ _UNREADABLE = flags.DEFINE_enum(
   "unreadable",
   "stop",
   ["stop", "leave_out"],
-  "What to do if a file of the tars cannot be decoded.",
+  "What to do if a file cannot be decoded.",
 )
 _SUBSET = flags.DEFINE_bool(
-  "subset", False, "Accept tars in the official layout with fewer files."
+  "subset", False, "Accept ILSVRC 2012 with fewer classes or pictures."
 )
 _SHARD_IMAGES = flags.DEFINE_integer(
   "shard_images",
@@ -52,14 +91,46 @@ _SHARD_IMAGES = flags.DEFINE_integer(
 _CHECK_ONLY = flags.DEFINE_bool(
   "check_only", False, "Stop after the checks, without writing anything."
 )
+_WRITE = command.define_path(
+  "write",
+  "Write a config that trains two columns on the set to this file, .py.",
+  remedy=command.WRITE_HERE,
+)
 # Between two lines of progress if the output is not a terminal.
 _LINE_SECONDS = 30.0
+# The least side of an image for the network, and of squares to crop it from;
+# smaller squares are enlarged when they are read.
+_LEAST_IMAGE, _LEAST_SQUARE = 67, 77
+# What a written config starts from.
+_BASE = "configs/default.py:imagenet"
+_FILE = '''"""AlexNet in two columns on {name}: {classes}.
+
+    python -m alexnet_jax.main --config={path}{place}
+
+Written by python -m alexnet_jax.prepare.{note}
+"""
+
+from configs import default
+
+# Where the config differs from configs/default.py.
+CHANGES = {changes}
+
+
+def get_config():
+  config = default.get_config("imagenet")
+  config.layout.name = "two_column"
+  config.update(CHANGES)
+  return config
+'''
+_NOTE = """ The initial weights of 2012 are for a
+million pictures and pixels of 0..255; here they are He's, for inputs of about
+unit scale. Time and result: not measured."""
 
 
 def main(argv: list[str]) -> None:
   command.check_no_arguments(argv)
   try:
-    with command.exit_on_error(ValueError, OSError):
+    with command.exit_on_error(ValueError, OSError, ImportError):
       _prepare(command.make_console())
   except KeyboardInterrupt:
     sys.exit("interrupted; the same command resumes and keeps finished shards.")
@@ -67,8 +138,22 @@ def main(argv: list[str]) -> None:
 
 def _prepare(console: rich.console.Console) -> None:
   jobs = _JOBS.value or host_batches.count_cores()
-  builder = sets.find_to_prepare(_DATASET.value, data_dir=_DATA_DIR.value)
+  share = _VALIDATION.value
+  if share is not None and not 0 < share < 1:
+    raise ValueError(
+      f"--validation is {share:g}, expected a share between 0 and 1. Set "
+      "--validation=0.1."
+    )
+  if _WRITE.value:
+    command.check_path(_WRITE.value, flag="write", endings=(".py",))
+  folder = _FROM.value or sets.default_manual_dir(_DATA_DIR.value)
+  found = recognition.find_origin(
+    folder, subset=_SUBSET.value, validation=share
+  )
+  builder = _make_builder(found, folder)
+  left_out = os.path.join(builder.data_dir, preparation.LEFT_OUT)
   if builder.info.splits:
+    sets.check_prepared(builder)
     if not _CHECK_ONLY.value:
       preparation.remove_leftovers(builder)
     command.print_line(
@@ -76,10 +161,12 @@ def _prepare(console: rich.console.Console) -> None:
       f"{builder.info.full_name} is complete already, in {builder.data_dir}; "
       "delete that folder to prepare it again",
     )
+    _print_config(builder, console)
     return
+  command.print_line(console, f"found {found.describe()}")
   plan = preparation.make_plan(
     builder,
-    manual_dir=_MANUAL_DIR.value or builder.default_manual_dir,
+    found,
     subset=_SUBSET.value,
     leave_out=_UNREADABLE.value == "leave_out",
     shard_images=_SHARD_IMAGES.value,
@@ -90,6 +177,95 @@ def _prepare(console: rich.console.Console) -> None:
     with _Progress(plan, console) as progress:
       notes = preparation.execute(plan, jobs=jobs, report=progress.advance)
     _print_result(builder, notes, console)
+    _print_config(builder, console)
+    if os.path.exists(left_out):
+      command.print_line(
+        console, f"the files that were left out are listed in {left_out}"
+      )
+
+
+def _make_builder(
+  found: origin.Origin, folder: str
+) -> tfds.core.DatasetBuilder:
+  """Makes the builder of the set, which the classes and the flags name."""
+  is_imagenet = ilsvrc.are_classes(found.class_names, subset=_SUBSET.value)
+  name = _NAME.value
+  if name is None:
+    name = ilsvrc.SET if is_imagenet else own_set.make_name(folder)
+  elif name == ilsvrc.SET and not is_imagenet:
+    raise ValueError(
+      f"--name is {name}, but the {len(found.class_names):,} classes in "
+      f"{folder} are not the 1,000 of ImageNet, as {ilsvrc.class_names()[0]}. "
+      "Set --subset if they are some of them, or another --name."
+    )
+  return sets.make_to_prepare(
+    name,
+    data_dir=_DATA_DIR.value,
+    encoding=_ENCODING.value,
+    side=_SIZE.value,
+    class_names=found.class_names,
+  )
+
+
+def _make_changes(builder: tfds.core.DatasetBuilder) -> dict:
+  """Makes the fields of a config for a set."""
+  format = shards.find_format(builder.info.features)
+  is_imagenet = builder.name == ilsvrc.SET
+  side = max(format.side, _LEAST_SQUARE)
+  # As in the paper: 224 of 256.
+  image = max(side * 7 // 8, _LEAST_IMAGE)
+  changes: dict[str, dict] = {
+    "data": {
+      "name": f"{builder.name}/{format.encoding}"
+      if is_imagenet
+      else builder.name,
+      "stored_size": side,
+    },
+    "network": {"num_classes": format.num_classes, "image_size": image},
+    "augment": {"statistics": "dataset"},
+  }
+  if not is_imagenet:
+    changes["network"]["init"] = "he"
+    stds = sets.find_statistics(builder).stds
+    scale = math.sqrt(sum(std**2 for std in stds) / 3)
+    changes["augment"]["scale"] = max(round(scale, 1), 1.0)
+  return changes
+
+
+def _print_config(
+  builder: tfds.core.DatasetBuilder, console: rich.console.Console
+) -> None:
+  """Prints the fields of a config for a set, and writes one if asked for."""
+  changes = _make_changes(builder)
+  mean = ", ".join(f"{one:.1f}" for one in sets.find_statistics(builder).mean)
+  command.print_line(console, f"a config for it (mean R, G, B: {mean}):")
+  for group, fields in changes.items():
+    for name, value in fields.items():
+      command.print_line(console, f"  config.{group}.{name} = {value!r}")
+  if _WRITE.value:
+    _write_config(_WRITE.value, builder, changes)
+    command.print_line(console, f"wrote {_WRITE.value}")
+
+
+def _write_config(
+  path: str, builder: tfds.core.DatasetBuilder, changes: dict
+) -> None:
+  expected = flag_parsing.load_config(_BASE, flag="write")
+  expected.layout.name = "two_column"
+  expected.update(changes)
+  place = ""
+  if _DATA_DIR.value:
+    place = " " + shlex.quote(f"--data_dir={_DATA_DIR.value}")
+  text = _FILE.format(
+    name=builder.name,
+    classes=f"{changes['network']['num_classes']:,} classes",
+    path=shlex.quote(path),
+    place=place,
+    note=_NOTE if builder.name != ilsvrc.SET else "",
+    changes=pprint.pformat(changes, width=78),
+  )
+  if not config_file.write(path, text, expected):
+    raise ValueError(f"{path!r} would give another config. Leave --write out.")
 
 
 def _print_plan(
@@ -101,7 +277,7 @@ def _print_plan(
   )
   remaining = {shard.path for shard in plan.remaining}
   for split, split_shards in plan.shards.items():
-    members = plan.files[split]
+    members = plan.listing.files[split]
     table.add_row(
       split,
       f"{len(members):,}",
@@ -113,6 +289,12 @@ def _print_plan(
   images = sum(len(shard.members) for shard in plan.remaining)
   jobs = max(1, min(jobs, len(plan.remaining)))
   seconds = images * plan.image_seconds / jobs
+  if plan.unpacked_bytes:
+    command.print_line(
+      console,
+      f"first copies {plan.unpacked_bytes / 1e6:,.0f} MB of pictures, to read "
+      "them in any order, and deletes the copies at the end",
+    )
   for line in (
     f"into {plan.builder.data_dir}",
     f"needs {plan.needed_bytes / 1e6:,.0f} MB of disk, "

@@ -39,6 +39,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorflow_datasets as tfds
 from absl import app, flags
 from array_record.python import array_record_module
 from PIL import Image
@@ -137,7 +138,11 @@ def write_pictures(folder: pathlib.Path, count: int) -> None:
     square.save(path, quality=shards.QUALITY, subsampling="4:2:0")
     images = {"jpeg": path, "raw": np.asarray(square)}
     for encoding, writer in writers.items():
-      features = shards.make_features(encoding)
+      features = shards.make_features(
+        encoding,
+        side=SIDE,
+        label=tfds.features.ClassLabel(num_classes=CLASSES),
+      )
       example = {
         "image": images[encoding],
         "label": label,

@@ -140,8 +140,9 @@ def imagenet() -> ml_collections.ConfigDict:
   config.network.width = 1.0
   # Side of the crop that enters the first layer, pixels. [P] 224
   config.network.image_size = 224
-  # Number of classes of the dataset.
-  config.network.num_classes = 1000
+  # Number of classes; None: that of the data set, where a command opens it
+  # (main, bench, doctor), which config.json then has. [P] 1000
+  config.network.num_classes = config_dict.FieldReference(1000)
   # Fraction of values dropped after the layers that have dropout and no rate of
   # their own, 0 <= x < 1. [P] fc6 and fc7
   config.network.dropout_rate = 0.5
@@ -174,8 +175,8 @@ def imagenet() -> ml_collections.ConfigDict:
   config.network.init = "source"
 
   config.data = ml_collections.ConfigDict()
-  # digits, imagenet256/jpeg, imagenet256/raw, or an image-classification
-  # dataset of TFDS that is prepared in --data_dir.
+  # digits, photos, imagenet256/jpeg, imagenet256/raw, or an
+  # image-classification dataset of TFDS that is prepared in --data_dir.
   config.data.name = "imagenet256/jpeg"
   # Splits in TFDS's notation, such as train[:90%].
   config.data.train_split = "train"
@@ -215,6 +216,27 @@ def imagenet() -> ml_collections.ConfigDict:
   config.augment.color_divisor = 1.0
   # Divides all images after the mean is subtracted, > 0. [P] 1
   config.augment.scale = 1.0
+  # Divides each channel (R, G, B) as well, > 0; None: [P], as (1, 1, 1).
+  # torchvision's networks: (58.395, 57.12, 57.375) with a scale of 1.
+  config.augment.channel_scale = config_dict.placeholder(tuple)
+  # Order of the channels that the network gets: rgb [P], or bgr, as Caffe's
+  # networks. Means and scales are R, G, B in either case.
+  config.augment.color_order = "rgb"
+
+  # Where the parameters come from.
+  config.init_from = ml_collections.ConfigDict()
+  # Workdir of a run, also an imported one, whose parameters this run starts
+  # with; None: all are drawn. Layers are taken by name; averaged parameters if
+  # that run has some. Read once: a resumed run needs its own workdir only.
+  config.init_from.workdir = config_dict.placeholder(str)
+  # Step of its checkpoint, >= 0; None: the newest.
+  config.init_from.step = config_dict.placeholder(int)
+  # Names of the layers that are drawn anew, such as ("fc8",). All that do not
+  # fit have to be here.
+  config.init_from.leave_out = ()
+  # new: the momentum starts at 0. keep: that of the layers that are taken.
+  # Schedules start at 0 with both.
+  config.init_from.optimizer = "new"
 
   config.optimizer = ml_collections.ConfigDict()
   # Initial learning rate of the kernels, >= 0. [P]
@@ -253,10 +275,21 @@ def imagenet() -> ml_collections.ConfigDict:
   # drop_factor, rising; with other schedules it falls as that of the kernels.
   # [S] none in this run; cuda-convnet2, with exponential, half the epochs.
   config.optimizer.bias_drop_epochs = ()
-  # (epoch, rate) pairs, rising: from that epoch on, the kernel of conv1 has
-  # this rate and its bias bias_lr_multiplier times this rate; rate 0 freezes
-  # conv1. Not with plateau. [P] none, [S] ((67.0, 1e-5), (72.0, 0.0)) of 91
-  config.optimizer.conv1_rates = ()
+  # What differs in single layers, by their names:
+  # --config.optimizer.layers.conv1.lr_multiplier=0.1; in a config file,
+  # config.optimizer.layers.conv1 = {"lr_multiplier": 0.1}. The fields of a
+  # layer, which may be None:
+  #   lr_multiplier  multiplies the rates of kernel, bias and scale, >= 0. 0
+  #                  freezes the layer for the whole run: no gradients of it are
+  #                  computed or sent, nor below the lowest layer that is
+  #                  trained. None: 1.
+  #   rates          (epoch, rate) pairs, rising: from that epoch on the kernel
+  #                  has this rate, which lr_multiplier does not change, and the
+  #                  bias bias_lr_multiplier times this rate. At rate 0 neither
+  #                  changes, nor their velocity. Not with plateau. [P] none,
+  #                  [S] conv1: ((67.0, 1e-5), (72.0, 0.0)) of 91
+  #   weight_decay   of the kernel, >= 0. None: that of all layers.
+  config.optimizer.layers = ml_collections.ConfigDict()
   # 0 <= x < 1. [P]
   config.optimizer.momentum = 0.9
   # Weight decay of the kernels, >= 0; biases have none. [P]
@@ -317,9 +350,9 @@ def shorten(config: ml_collections.ConfigDict, num_epochs: float) -> None:
   rule.bias_drop_epochs = tuple(
     scale * epoch for epoch in rule.bias_drop_epochs
   )
-  rule.conv1_rates = tuple(
-    (scale * epoch, rate) for epoch, rate in rule.conv1_rates
-  )
+  for layer in rule.layers.values():
+    if layer.to_dict().get("rates"):
+      layer.rates = tuple((scale * epoch, rate) for epoch, rate in layer.rates)
   if augment.color_noise_until_epoch is not None:
     augment.color_noise_until_epoch *= scale
 

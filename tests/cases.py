@@ -34,7 +34,7 @@ TOLERANCE = 1e-8
 # that of a shift that the next batch normalization removes.
 _ROUNDING = 1e-13
 # Half the time to compile; they change machine code, and nothing that is sent.
-_XLA_OPTIONS = {
+XLA_OPTIONS = {
   "xla_cpu_use_fusion_emitters": False,
   "xla_cpu_parallel_codegen_split_count": 1,
 }
@@ -71,6 +71,7 @@ class Problem:
     batch_size: images in a step.
     options: of `build.make_program`.
     augments: whether images are cropped, mirrored and changed in color.
+    frozen: layers that are not trained.
   """
 
   table: wiring_lib.Wiring
@@ -78,10 +79,13 @@ class Problem:
   batch_size: int = 8
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   augments: bool = False
+  frozen: tuple[str, ...] = ()
 
   @functools.cached_property
   def network(self) -> wiring_lib.Network:
-    return wiring_lib.make_network(self.table, **self.size)
+    return dataclasses.replace(
+      wiring_lib.make_network(self.table, **self.size), frozen=self.frozen
+    )
 
   @functools.cached_property
   def batch(self) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +114,7 @@ class Problem:
   def one_device(self) -> tuple[Any, dict]:
     """The first state on one device, as numbers, and what steps make of it."""
     program = self.make_program(layouts.ONE_DEVICE)
-    compiled, _ = compiled_step.compile_step(program, options=_XLA_OPTIONS)
+    compiled, _ = compiled_step.compile_step(program, options=XLA_OPTIONS)
     state = init(program)
     numbers = jax.device_get(state)
     return numbers, take_steps(program, compiled, state, self.batch)
@@ -200,7 +204,7 @@ def check_cases(cases: Iterable[Case], *, least: int = 1) -> None:
 
 
 def _run_program(case: Case, program: program_lib.Program) -> Outcome:
-  compiled, found = compiled_step.compile_step(program, options=_XLA_OPTIONS)
+  compiled, found = compiled_step.compile_step(program, options=XLA_OPTIONS)
   lines = [*found.unplanned, *found.missing]
   if sorted(found.traced) != sorted(found.plan):
     lines.append("the traced step is not the planned one")
@@ -231,7 +235,7 @@ def init(program: program_lib.Program) -> step_lib.TrainState:
 
   key = jax.random.key(0)
   traced = program.trace_part(make_state, key)
-  return traced.lower().compile(compiler_options=_XLA_OPTIONS)(key)
+  return traced.lower().compile(compiler_options=XLA_OPTIONS)(key)
 
 
 def take_steps(program, compiled, state, batch) -> dict[str, Any]:

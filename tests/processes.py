@@ -294,14 +294,19 @@ def metrics(tmp) -> list[dict]:
 
 
 def read_reports(workdir: pathlib.Path) -> list[dict]:
-  """As `metrics`, without a line that a kill cut off.
+  """As `metrics`, without a line that a kill cut off, and without the clock.
 
-  Lines on checkpoints are left out: they come when these are on disk.
+  Lines on checkpoints are left out: they come when these are on disk; also
+  those of the sessions, of which a run that was stopped has more.
   """
   file = workdir / "metrics.jsonl"
   lines = file.read_text().splitlines() if file.exists() else []
   found = [json.loads(line) for line in lines if line.endswith("}")]
-  return [line for line in found if "checkpoint_seconds" not in line]
+  return [
+    {name: line[name] for name in line if name != "elapsed_seconds"}
+    for line in found
+    if "checkpoint_seconds" not in line and "session" not in line
+  ]
 
 
 def read_state(tmp, fields: dict | None = None):

@@ -66,6 +66,7 @@ def draw_cases(
   """
   rng = random.Random(f"{seed} {table and table.name}")
   problem = draw_problem(rng, table, most_layers)
+  problem = freeze_some(random.Random(f"{seed} frozen"), problem)
   for _ in range(cases):
     dtypes = {}
     if rng.random() < 0.1:
@@ -138,6 +139,16 @@ def draw_problem(
     work = sum(each.multiplications for each in sizes)
     if problem.batch_size * work < _MOST_MULTIPLICATIONS:
       return problem
+
+
+def freeze_some(rng: random.Random, problem: Problem) -> Problem:
+  """Freezes some layers, but not all, of a third of the networks."""
+  names = [layer.name for layer in problem.table.layers]
+  frozen = rng.sample(names, rng.randint(1, len(names) - 1))
+  if rng.random() < 2 / 3:
+    return problem
+  frozen = tuple(name for name in names if name in frozen)
+  return dataclasses.replace(problem, frozen=frozen)
 
 
 def shrink(table: wiring_lib.Wiring) -> wiring_lib.Wiring:

@@ -41,10 +41,10 @@ def prepare(config, workdir, data_dir, *, group=None) -> run_lib.Run:
   )
 
 
-def train(config, workdir, data_dir) -> Trained:
+def train(config, workdir, data_dir, **options) -> Trained:
   run = prepare(config, workdir, data_dir)
   console = rich.console.Console(record=True, width=120, file=io.StringIO())
-  state = train_lib.train(run, console)
+  state = train_lib.train(run, console, **options)
   lines = processes.read_reports(pathlib.Path(workdir))
   return Trained(state, lines, console.export_text(), run)
 

@@ -1,13 +1,16 @@
-"""A small ILSVRC 2012 in the official layout, from real pictures."""
+"""A small ILSVRC 2012 of real pictures, in the official layout and others."""
 
 import io
 import pathlib
 import tarfile
+from collections.abc import Mapping
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 from sklearn import datasets
 
-from alexnet_jax.data import ilsvrc
+from alexnet_jax.data import ilsvrc, tars
 from tests import small_sets
 
 CLASSES = ("n01440764", "n02105855", "n03062245", "n13037406")
@@ -32,7 +35,7 @@ def write(folder: pathlib.Path, *, truncated: bool = True) -> None:
     left = rng.integers(0, 640 - width + 1)
     return photos[photo][top : top + height, left : left + width]
 
-  with tarfile.open(folder / ilsvrc.TARS["train"], "w") as outer:
+  with tarfile.open(folder / tars.TARS["train"], "w") as outer:
     for position, name in enumerate(CLASSES):
       inner = io.BytesIO()
       with tarfile.open(fileobj=inner, mode="w") as tar:
@@ -43,22 +46,98 @@ def write(folder: pathlib.Path, *, truncated: bool = True) -> None:
       _add(outer, f"{name}.tar", inner.getvalue())
   labels = ilsvrc.validation_labels()
   numbers = [n for n, label in enumerate(labels, 1) if label in CLASSES]
-  with tarfile.open(folder / ilsvrc.TARS["validation"], "w") as tar:
+  with tarfile.open(folder / tars.TARS["validation"], "w") as tar:
     for number in numbers[:VALIDATION]:
       picture = cut(CLASSES.index(labels[number - 1]) % 2)
       encoded = small_sets.encode(picture, "JPEG")
       _add(tar, f"ILSVRC2012_val_{number:08d}.JPEG", encoded)
 
 
-def read(folder: pathlib.Path) -> dict[str, bytes]:
-  """The files of the training tar, by Python's own tarfile."""
+def read(folder: pathlib.Path, split: str = "train") -> dict[str, bytes]:
+  """The files of a tar, by Python's own tarfile."""
   files = {}
-  with tarfile.open(folder / ilsvrc.TARS["train"]) as outer:
+  if split == "validation":
+    with tarfile.open(folder / tars.TARS[split]) as tar:
+      return {one.name: tar.extractfile(one).read() for one in tar}
+  with tarfile.open(folder / tars.TARS["train"]) as outer:
     for header in outer:
       with tarfile.open(fileobj=outer.extractfile(header)) as tar:
         for inner in tar:
           files[inner.name] = tar.extractfile(inner).read()
   return files
+
+
+def find_class(name: str) -> str:
+  """The WordNet id of a file."""
+  if not name.startswith("ILSVRC2012_val_"):
+    return name.partition("_")[0]
+  return ilsvrc.validation_labels()[int(name[-13:-5]) - 1]
+
+
+def write_folders(tar_folder: pathlib.Path, folder: pathlib.Path) -> None:
+  """Unpacks the tars as torchvision does."""
+  for split, place in (("train", "train"), ("validation", "val")):
+    for name, content in read(tar_folder, split).items():
+      path = folder / place / find_class(name) / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(content)
+
+
+def write_kaggle(tar_folder: pathlib.Path, folder: pathlib.Path) -> None:
+  """Unpacks the tars as Kaggle's archive has them."""
+  root = folder / "ILSVRC" / "Data" / "CLS-LOC"
+  for name, content in read(tar_folder).items():
+    path = root / "train" / find_class(name) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  (root / "val").mkdir()
+  (root / "test").mkdir()
+  rows = ["ImageId,PredictionString"]
+  for name, content in read(tar_folder, "validation").items():
+    (root / "val" / name).write_bytes(content)
+    rows.append(
+      f"{name[:-5]},{find_class(name)} 1 2 30 40 {CLASSES[0]} 1 2 3 4"
+    )
+  (root / "test" / "ILSVRC2012_test_00000001.JPEG").write_bytes(content)
+  (folder / "LOC_val_solution.csv").write_text("\n".join(rows) + "\n")
+
+
+def write_parquet(
+  tar_folder: pathlib.Path, folder: pathlib.Path, *, files: int = 3
+) -> None:
+  """Writes the tars as hubs do: rows in another order, classes in the names."""
+  (folder / "data").mkdir(parents=True)
+  for split in tars.TARS:
+    content = sorted(read(tar_folder, split).items(), key=lambda one: one[1])
+    rows = [
+      {
+        "image": {
+          "bytes": encoded,
+          "path": f"{name.removesuffix('.JPEG')}_{find_class(name)}.JPEG",
+        },
+        "label": ilsvrc.class_names().index(find_class(name)),
+      }
+      for name, encoded in content
+    ]
+    for index in range(files):
+      write_rows(
+        folder / "data" / f"{split}-{index:05d}-of-{files:05d}.parquet",
+        rows[index::files],
+      )
+
+
+def write_rows(
+  path: pathlib.Path, rows: list[Mapping], *, metadata: Mapping | None = None
+) -> None:
+  """Writes a parquet file with columns image and label."""
+  image = pyarrow.struct(
+    [("bytes", pyarrow.binary()), ("path", pyarrow.string())]
+  )
+  schema = pyarrow.schema(
+    [("image", image), ("label", pyarrow.int64())], metadata=metadata
+  )
+  table = pyarrow.Table.from_pylist(rows, schema=schema)
+  parquet.write_table(table, path, row_group_size=17)
 
 
 def _training(name, photo, cut):

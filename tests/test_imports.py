@@ -100,11 +100,11 @@ def test_module_imports_and_uses_only_what_it_may(module):
 
 def test_package_stays_easy_to_survey():
   graphlib.TopologicalSorter(GRAPH).prepare()  # a circle is an error
-  assert sum(map(len, GRAPH.values())) <= 605
+  assert sum(map(len, GRAPH.values())) <= 770
   modules = [name for name in TREES if not name.endswith("__init__")]
-  assert len(modules) <= 136
+  assert len(modules) <= 172
   top = {name for name in modules if "/" not in name} - {"__main__"}
-  assert len(top) <= 3
+  assert len(top) <= 4
   # Each module is a command, is imported, or is started by its name.
   texts = {name: (PACKAGE / f"{name}.py").read_text() for name in modules}
   unused = set(modules).difference(top, *GRAPH.values())

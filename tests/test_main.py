@@ -58,6 +58,14 @@ BAD_INPUT = {
     "workdir '.*/file/workdir' cannot be written: .*/file is no directory",
   ),
   "argument that is no flag": (["two_device"], "unexpected argument"),
+  "tracker that is none": (
+    ["--tracker=json:make_it"],
+    "the module 'json' has no function 'make_it'. Set --tracker",
+  ),
+  "tracker that cannot be imported": (
+    ["--tracker=no_trackers:make"],
+    "'no_trackers' of the tracker cannot be imported: ModuleNotFoundError",
+  ),
 }
 
 

@@ -1,4 +1,4 @@
-"""ImageNet's official layout, small: checked, prepared, interrupted."""
+"""A small ImageNet, and own pictures: checked, prepared, interrupted."""
 
 import functools
 import io
@@ -20,12 +20,15 @@ from alexnet_jax import prepare  # noqa: F401  its flags
 from alexnet_jax.data import (
   ilsvrc,
   imagenet256,
+  origin,
   preparation,
+  recognition,
   sets,
   shards,
   statistics,
 )
-from tests import processes, small_ilsvrc
+from alexnet_jax.data import tars as tars_lib
+from tests import own_pictures, processes, small_ilsvrc
 
 FILES = 4 * small_ilsvrc.TRAINING + 2
 
@@ -34,7 +37,7 @@ def start(tars, data_dir, *flags, **options):
   return processes.open_process(
     [
       *("python", "-m", "alexnet_jax.prepare", "--jobs=2"),
-      *(f"--manual_dir={tars}", f"--data_dir={data_dir}", *flags),
+      *(f"--from={tars}", f"--data_dir={data_dir}", *flags),
     ],
     data_dir,
     **options,
@@ -73,7 +76,7 @@ def said(tars, data_dir, tmp_path_factory):
   variables = {"PYTHONPATH": str(trap)}
   return {
     encoding: run(
-      *(tars, data_dir, *SMALL, f"--dataset=imagenet256/{encoding}"),
+      *(tars, data_dir, *SMALL, f"--encoding={encoding}"),
       variables=variables,
     )
     for encoding in ("jpeg", "raw")
@@ -115,15 +118,15 @@ def test_command_prepares_and_reports_odd_files(encoding, said, data_dir):
     assert record["label"] == ilsvrc.class_names().index(wordnet_id)
 
 
-def as_pillow_has_it(encoded):
-  """Shorter side to 256, central 256 x 256, in Pillow's own words."""
+def as_pillow_has_it(encoded, side=256):
+  """Shorter side to `side`, and the central square, in Pillow's own words."""
   picture = Image.open(io.BytesIO(encoded)).convert("RGB")
   width, height = (
-    round(side * 256 / min(picture.size)) for side in picture.size
+    round(size * side / min(picture.size)) for size in picture.size
   )
   picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-  left, top = (width - 256) // 2, (height - 256) // 2
-  return np.asarray(picture.crop((left, top, left + 256, top + 256)))
+  left, top = (width - side) // 2, (height - side) // 2
+  return np.asarray(picture.crop((left, top, left + side, top + side)))
 
 
 @in_both_encodings
@@ -268,9 +271,12 @@ def make_builder(data_dir, encoding="raw"):
 
 def make_plan(tars, data_dir, *, encoding="jpeg", **options):
   options = {"subset": True, "leave_out": False, "log": print} | options
+  found = recognition.find_origin(
+    str(tars), subset=options["subset"], validation=None
+  )
   return preparation.make_plan(
     make_builder(data_dir, encoding),
-    manual_dir=str(tars),
+    found,
     shard_images=50,
     **options,
   )
@@ -278,7 +284,7 @@ def make_plan(tars, data_dir, *, encoding="jpeg", **options):
 
 def damage(tars, kind):
   """Damages the tars; "header" is that of the second class's second picture."""
-  train, validation = (tars / name for name in ilsvrc.TARS.values())
+  train, validation = (tars / name for name in tars_lib.TARS.values())
   stored = bytearray(train.read_bytes())
   with tarfile.open(train) as outer:
     second = outer.getmembers()[1]
@@ -307,7 +313,7 @@ def damage(tars, kind):
 @pytest.mark.parametrize(
   ("kind", "message"),
   [
-    ("missing", "there is no .*ILSVRC2012_img_val.tar.*set --manual_dir"),
+    ("missing", "there is no .*ILSVRC2012_img_val.tar.*set --from"),
     ("other size", "expected 147,897,477,120: .*set --subset"),
     ("swapped", "img_train.tar holds 'ILSVRC2012_val_.*expected one tar for"),
     ("cut short", "img_train.tar is not a complete tar file"),
@@ -335,14 +341,13 @@ def write_class_tar(folder, *entries):
       content = name.encode() if kind == tarfile.REGTYPE else b""
       header.size = len(content)
       tar.addfile(header, io.BytesIO(content))
-  section = ilsvrc.TarSection(
+  section = tars_lib.TarSection(
     "train", str(path), "n01440764", 0, path.stat().st_size
   )
-  with open(path, "rb") as tar:
-    return {
-      member.name: ilsvrc.read_member(tar, member)
-      for member in ilsvrc.list_members(section)
-    }
+  members, _ = tars_lib.list_members(section)
+  found = tars_lib.Tars(folder=str(folder), class_names=(), subset=True)
+  with found.open("") as read:
+    return {member.name: read(member) for member in members}
 
 
 def test_links_in_a_tar_are_read(tmp_path):
@@ -386,12 +391,12 @@ def test_tar_modified_between_two_starts_is_named(tars, tmp_path):
   copied = shutil.copytree(tars, tmp_path / "tars")
   plan = make_plan(copied, tmp_path / "data")
   os.makedirs(plan.folder)
-  ilsvrc.save_listing(plan.folder, plan.made_from, plan.files)
+  origin.save_listing(plan.folder, plan.made_from, plan.listing)
   lines = []
   make_plan(copied, tmp_path / "data", log=lines.append)
   assert lines == []
-  train = copied / ilsvrc.TARS["train"]
-  middle = plan.files["train"][FILES // 2].offset
+  train = copied / tars_lib.TARS["train"]
+  middle = plan.listing.files["train"][FILES // 2].offset
   with open(train, "r+b") as file:
     file.seek(middle)
     file.write(b"altered")
@@ -488,10 +493,10 @@ def test_builder_prepares_itself_from_whole_tars(tmp_path, monkeypatch):
   small_ilsvrc.write(tmp_path, truncated=False)
   sizes = {
     split: os.path.getsize(tmp_path / name)
-    for split, name in ilsvrc.TARS.items()
+    for split, name in tars_lib.TARS.items()
   }
   images = {"train": FILES, "validation": small_ilsvrc.VALIDATION}
-  monkeypatch.setattr(ilsvrc, "BYTES", sizes)
+  monkeypatch.setattr(tars_lib, "BYTES", sizes)
   monkeypatch.setattr(ilsvrc, "IMAGES", images)
   config = tfds.download.DownloadConfig(manual_dir=tmp_path)
   data_dir = tmp_path / "data"
@@ -550,11 +555,225 @@ def test_unreadable_file_stops_and_what_is_finished_is_kept(tars, tmp_path):
   [
     ("cifar10", "with TensorFlow: `pip install tensorflow && tfds build cif"),
     ("digits", "needs no preparation"),
-    ("imagenet257", "unknown dataset 'imagenet257', .*Set --dataset"),
-    ("imagenet256/png", "BuilderConfig png not found"),
-    ("imagenet256:0.9.0", "cannot be loaded at version 0.9.0, only: 1.0.0"),
+    ("imagenet256", "--size is 64, but imagenet256 has squares of 256"),
+    ("Mine", "--name is 'Mine', expected a letter"),
+    ("../mine", "--name is '../mine', expected a letter"),
+    ("mine/raw", "--name is 'mine/raw', expected a letter"),
   ],
 )
 def test_set_that_cannot_be_prepared_is_refused(name, message, tmp_path):
   with pytest.raises(ValueError, match=message):
-    sets.find_to_prepare(name, data_dir=str(tmp_path))
+    sets.make_to_prepare(
+      *(name,),
+      data_dir=str(tmp_path),
+      encoding="jpeg",
+      side=64,
+      class_names="a",
+    )
+
+
+OWN = ("--validation=0.2", "--size=96", "--unreadable=leave_out")
+# What is prepared in each way -> how it is written from the tars.
+ORIGINS = {
+  "tars": shutil.copytree,
+  "folders": small_ilsvrc.write_folders,
+  "kaggle": small_ilsvrc.write_kaggle,
+  "parquet": small_ilsvrc.write_parquet,
+  "own": lambda tars, folder: own_pictures.write(folder, damaged=True),
+}
+
+
+@pytest.fixture(scope="module")
+def origins(tars, tmp_path_factory):
+  """{kind: the folder with pictures of that kind}."""
+  made = {}
+  for kind, write in ORIGINS.items():
+    made[kind] = tmp_path_factory.mktemp("origins") / f"{kind} #1 [ä]"
+    write(tars, made[kind])
+  return made
+
+
+def prepare_own(folder, data_dir, **options):
+  """Prepares own pictures in this process; returns its builder."""
+  found = recognition.find_origin(str(folder), subset=False, validation=0.2)
+  builder = sets.make_to_prepare(
+    *("mine",), data_dir=str(data_dir), class_names=found.class_names, **options
+  )
+  plan = preparation.make_plan(
+    *(builder, found), subset=False, leave_out=True, shard_images=20, log=print
+  )
+  preparation.execute(plan, jobs=1, report=print)
+  return builder
+
+
+@in_both_encodings
+def test_own_pictures_make_a_set_that_tfds_opens_by_name(encoding, tmp_path):
+  own_pictures.write(tmp_path / "there", count=6, damaged=True)
+  with pytest.raises(ValueError, match="among the pictures.*Set --data_dir"):
+    prepare_own(
+      *(tmp_path / "there", tmp_path / "there" / "data"),
+      encoding="raw",
+      side=12,
+    )
+  prepare_own(tmp_path / "there", tmp_path, encoding=encoding, side=12)
+  by_tfds = tfds.builder("mine", data_dir=str(tmp_path))
+  builder = sets.open_builder("mine", data_dir=str(tmp_path))
+  sets.check_classes(builder, 5)
+  assert sets.find_class_names(builder) == own_pictures.CLASSES
+  found = {}
+  for split in ("train", "validation"):
+    for record in by_tfds.as_data_source(split=split):
+      found[record["file_name"].decode()] = record
+  assert len(found) == 30
+  errors = []
+  for name, record in found.items():
+    assert own_pictures.CLASSES[record["label"]] == name.split("/")[0]
+    encoded = (tmp_path / "there" / name).read_bytes()
+    picture = as_pillow_has_it(encoded, side=12)
+    errors.append(record["image"].astype(int) - picture)
+  # Nothing is lost, or what a JPEG loses: a few gray levels.
+  assert np.sqrt(np.mean(np.square(errors))) < (
+    9 if encoding == "jpeg" else 1e-9
+  )
+  images = np.stack(
+    [record["image"] for record in by_tfds.as_data_source(split="train")]
+  )
+  np.testing.assert_allclose(
+    sets.find_statistics(builder).mean, images.mean(axis=(0, 1, 2))
+  )
+  listed = pathlib.Path(builder.data_dir, preparation.LEFT_OUT).read_text()
+  lines = listed.splitlines()
+  assert len(lines) == len(own_pictures.DAMAGED)
+  for name, reason in own_pictures.DAMAGED.items():
+    start = f"{tmp_path / 'there' / name}: {reason}"
+    assert [line for line in lines if line.startswith(start)]
+  # Another set cannot take its name.
+  same = {
+    "data_dir": str(tmp_path),
+    "encoding": encoding,
+    "side": 12,
+    "class_names": own_pictures.CLASSES,
+  }
+  sets.check_prepared(sets.make_to_prepare("mine", **same))
+  for other, message in (
+    ({"encoding": {"jpeg": "raw", "raw": "jpeg"}[encoding]}, "--encoding"),
+    ({"side": 13}, "--size 12 there, 13 here. Set --name"),
+    ({"class_names": own_pictures.CLASSES[:4]}, "number of classes 5 there, 4"),
+    (
+      {"class_names": (*own_pictures.CLASSES[:4], "neu")},
+      "class 'ñandú' there, 'neu' here",
+    ),
+  ):
+    builder = sets.make_to_prepare("mine", **same | other)
+    with pytest.raises(ValueError, match=message):
+      sets.check_prepared(builder)
+
+
+def test_set_that_is_not_complete_is_no_unknown_one(tmp_path):
+  with pytest.raises(ValueError, match=f"is not in {tmp_path}, .*--data_dir"):
+    sets.open_builder("mine", data_dir=str(tmp_path))
+  (tmp_path / "mine" / f"1.0.0{preparation.UNFINISHED}").mkdir(parents=True)
+  with pytest.raises(FileNotFoundError, match="is not completely prepared"):
+    sets.open_builder("mine", data_dir=str(tmp_path))
+
+
+def find_content(data_dir):
+  """The files of a set, by name, without the paths of its pictures."""
+  files = content(data_dir)
+  files.pop(preparation.LEFT_OUT)
+  return files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folders", "kaggle", "parquet"])
+def test_imagenet_has_the_same_bytes_from_every_origin(
+  kind, origins, said, data_dir, tmp_path
+):
+  ended = run(origins[kind], tmp_path, *SMALL)
+  assert ended.code == 0, ended.errors
+  folder = pathlib.Path("imagenet256", "jpeg", "1.0.0")
+  assert find_content(tmp_path / folder) == find_content(data_dir / folder)
+  *_, last = ended.out.splitlines()
+  assert last == (
+    "the files that were left out are listed in "
+    f"{tmp_path / folder / preparation.LEFT_OUT}"
+  )
+
+
+@pytest.mark.slow
+def test_own_pictures_are_prepared_trained_and_evaluated(origins, tmp_path):
+  config = tmp_path / "pics.py"
+  flags = (*OWN, "--name=mine", f"--write={config}")
+  refused = run(origins["own"], tmp_path, *flags[:2])
+  assert refused.code == 1 and len(refused.errors.splitlines()) == 1
+  assert "--unreadable=leave_out" in refused.errors
+  ended = run(origins["own"], tmp_path, *flags)
+  assert ended.code == 0, ended.errors
+  for line in (
+    f"found 5 folders of classes in {origins['own']}/, 0.2 of their pictures",
+    "  config.data.name = 'mine'",
+    "  config.network.num_classes = 5",
+    f"wrote {config}",
+  ):
+    assert line in ended.out
+  assert "PIL" not in ended.errors and "Warning" not in ended.errors
+  again = run(origins["own"], tmp_path, *flags)
+  assert "mine/1.0.0 is complete already" in again.out
+  assert f"wrote {config}" in again.out
+  command = [
+    *("python", "-m", "alexnet_jax.main", f"--config={config}"),
+    *(f"--data_dir={tmp_path}", f"--workdir={tmp_path}/run"),
+    *("--config.batch_size=16", "--config.num_epochs=1"),
+    "--config.network.width=0.125",
+  ]
+  ended = processes.run(command, tmp_path)
+  assert ended.code == 0, ended.errors
+  command = [
+    "python",
+    "-m",
+    "alexnet_jax.evaluate",
+    f"--workdir={tmp_path}/run",
+  ]
+  ended = processes.run([*command, f"--data_dir={tmp_path}"], tmp_path)
+  assert ended.code == 0, ended.errors
+  # Its table has the classes with errors.
+  assert any(name in ended.out for name in own_pictures.CLASSES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ORIGINS)
+def test_killed_at_random_moments_ends_with_the_same_bytes(
+  kind, origins, tmp_path
+):
+  flags = (
+    (*OWN, "--name=mine", "--shard_images=4", "--jobs=1")
+    if kind == "own"
+    else (*SMALL, "--shard_images=8", "--jobs=1")
+  )
+  straight = tmp_path / "straight"
+  straight.mkdir()
+  began = time.monotonic()
+  assert run(origins[kind], straight, *flags).code == 0
+  seconds = time.monotonic() - began
+  rng = np.random.default_rng(len(kind))
+  # All kinds end in the same code; ten of each take four minutes.
+  most = 10 if kind in ("folders", "own") else 4
+  kills, resumed, finished = 0, 0, 0
+  while kills < most:
+    folder = tmp_path / f"killed {finished}"
+    folder.mkdir(exist_ok=True)
+    resumed += any(folder.glob("**/*-of-*[0-9]"))
+    process = start(origins[kind], folder, *flags)
+    time.sleep(rng.uniform(0.4, 1.0) * seconds)
+    process.kill()
+    ((code, *_),) = processes.finish([process])
+    if code == 0:  # it was faster
+      assert content(folder) == content(straight)
+      finished += 1
+      seconds *= 0.9
+    else:
+      kills += 1
+  assert run(origins[kind], folder, *flags).code == 0
+  assert content(folder) == content(straight)
+  assert not [*folder.rglob("*.unfinished")]
+  assert resumed  # some kills came after the first shards

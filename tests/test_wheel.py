@@ -4,7 +4,9 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests import processes
 
@@ -88,6 +90,11 @@ def test_wheel_trains_evaluates_inspects_and_verifies(run, tmp_path):
     ".evaluate", "--workdir=runs/two_device", "--views=1", "--data_dir=data"
   )
   assert "step 4, layout two_column" in evaluated
+  small_image = np.zeros((9, 9, 3), np.uint8)
+  Image.fromarray(small_image).save(tmp_path / "black.png")
+  assert "black.png" in run(
+    ".predict", "--workdir=runs/two_device", "black.png"
+  )
   assert "fc8" in run(".inspect", "--config=configs/recipes/paper.py:digits")
   # The machines are in the wheel.
   assert "k20" in run(

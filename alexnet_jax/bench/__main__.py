@@ -6,6 +6,7 @@
 
 --what=step: the training step of the config, compared with the peak of the
 devices; memory; the cost of the host.
+With --profile=DIR also a trace of five steps, with a table of where they go.
 
 --what=run: the time of a real run that is spent outside its steps, and on what:
 waiting for input, reports, checkpoints.
@@ -65,14 +66,18 @@ from alexnet_jax.cli import command
 from alexnet_jax.data import sets, source
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import audit
-from alexnet_jax.program import compilation_cache, compiler_options, devices
+from alexnet_jax.program import (
+  compilation_cache,
+  compiler_options,
+  devices,
+  profiler,
+)
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
 
 # What needs only the program of the config.
 _OF_PROGRAM = {
-  "step": step.measure,
   "layers": layers.measure,
   "implementations": implementations.measure,
   "exchange": exchanges.measure,
@@ -83,7 +88,7 @@ _CONFIG = command.define_config()
 _WHAT = flags.DEFINE_enum(
   "what",
   "step",
-  [*_OF_PROGRAM, "machine", "run", "startup", "input"],
+  ["step", *_OF_PROGRAM, "machine", "run", "startup", "input"],
   "What to measure.",
 )
 _DATA_DIR = command.define_data_dir()
@@ -121,6 +126,9 @@ _LINK_GBITS = flags.DEFINE_float(
   lower_bound=1e-6,
 )
 command.check_finite(_LINK_GBITS)
+_PROFILE = command.define_path(
+  "profile", "For the step: a new folder, for a trace of five further steps."
+)
 _DISTRIBUTED = command.define_distributed()
 _START_TIMEOUT = command.define_start_timeout()
 _FORMAT = command.define_format()
@@ -157,9 +165,15 @@ def _check_flags() -> None:
   """Checks the config, and flags of one measurement only.
 
   Raises:
-    ValueError, TypeError: names the flag or field.
+    ValueError, TypeError, OSError: names the flag, field or folder.
   """
-  settings.check(_CONFIG.value)
+  if _PROFILE.value is not None and _WHAT.value != "step":
+    raise ValueError(
+      f"--profile is {_PROFILE.value!r}, but --what={_WHAT.value} does not use "
+      "it. Set --what=step, or leave --profile out."
+    )
+  profiler.make_request(_PROFILE.value, None)
+  run_lib.check(_CONFIG.value, data_dir=_DATA_DIR.value)
   settings.check_single(_CONFIG.value, command="bench")
   if _WHAT.value == "machine":
     if _JSON.value is None:
@@ -234,6 +248,10 @@ def _measure(group: group_lib.Group) -> report.Result:
         batches_ahead=_CONFIG.value.data.batches_ahead,
         rounds=rounds,
         seconds=_SECONDS.value,
+      )
+    case "step":
+      return step.measure(
+        *_make_program(group), rounds=rounds, trace_folder=_PROFILE.value
       )
     case what:
       return _OF_PROGRAM[what](*_make_program(group), rounds=rounds)

@@ -295,7 +295,9 @@ def _make_update(
 ) -> Callable[[], step_lib.TrainState]:
   """The update of a step; it donates the state, as the step does."""
   state = program.init(jax.random.key(0))
-  rest = program.init(jax.random.key(1)).parameters, jnp.ones(())
+  noise = program.init(jax.random.key(1)).parameters
+  gradients = {name: noise[name] for name in program.network.trained}
+  rest = gradients, jnp.ones(())
 
   def update(state, gradients, loss):
     optimizer, exchange = program.optimizer, program.exchange

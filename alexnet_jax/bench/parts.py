@@ -108,7 +108,9 @@ def find_layouts(
 
 def find_parts(program: program_lib.Program) -> list[Part]:
   """Finds the parts to measure, each distinct one once."""
-  network, found = program.network, {}
+  # A machine serves all networks, so nothing of this one is frozen.
+  network = dataclasses.replace(program.network, frozen=())
+  program, found = dataclasses.replace(program, network=network), {}
   sizes, kinds = network.sizes(), collections.defaultdict(dict)
   for layout, routes in find_layouts(program):
     pieces = pieces_lib.cut_layout(

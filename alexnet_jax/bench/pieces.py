@@ -33,6 +33,7 @@ class Piece:
   """One device's part of a layer. A block is the shape and dtype of an array.
 
   Attributes:
+    trained, input_gradient: see `resharding.LayerRoute`.
     parameters: {"kernel", "bias", ...}, after gathering.
     statistics: {"mean", "variance"} of a batch normalization, else {}.
     x: the input of the layer; for units, a map is one row.
@@ -43,6 +44,8 @@ class Piece:
   layer: wiring.Layer
   network: wiring.Network
   implementations: implementations_lib.Implementations
+  trained: bool
+  input_gradient: bool
   parameters: Mapping[str, Block]
   statistics: Mapping[str, Block]
   x: Block
@@ -72,12 +75,21 @@ class Piece:
     )
 
   def run_both(self, parameters, statistics, x, drawn, gradient) -> tuple:
-    """Forward and backward pass; returns the output and the gradients."""
-    # An image needs no gradient.
-    inputs = (parameters,) if self.layer.reads == "image" else (parameters, x)
+    """Forward and backward pass; returns the output and the gradients.
+
+    They are those that a step needs; the backward pass may have none.
+    """
+    wanted = {}
+    if self.trained:
+      wanted["parameters"] = parameters
+    if self.input_gradient:
+      wanted["x"] = x
+    given = {"parameters": parameters, "x": x}
     y, pull = jax.vjp(
-      lambda parameters, x=x: self.run(parameters, statistics, x, drawn),
-      *inputs,
+      lambda wanted: self.run(
+        statistics=statistics, drawn=drawn, **given | wanted
+      ),
+      wanted,
     )
     return y, pull(gradient)
 
@@ -109,9 +121,11 @@ class Piece:
       )
 
     products = {"forward": (self.multiply, (x, kernel))}
-    if self.layer.reads != "image":
+    if self.input_gradient:
       products["by input"] = by_input, (x, kernel, y)
-    return products | {"by kernel": (by_kernel, (x, kernel, y))}
+    if self.trained:
+      products["by kernel"] = by_kernel, (x, kernel, y)
+    return products
 
   def rest(
     self, kept_images: int
@@ -233,6 +247,8 @@ def cut_layout(
         layer=layer,
         network=network,
         implementations=implementations,
+        trained=route.trained,
+        input_gradient=route.input_gradient,
         parameters=parameters,
         statistics=statistics,
         x=x,

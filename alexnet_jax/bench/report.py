@@ -75,11 +75,13 @@ def describe(program: program_lib.Program, options: Options) -> dict[str, Any]:
 def to_data(value: Any) -> Any:
   """Converts a result to JSON: {field or property: value}.
 
+  A field without `repr` is left out.
+
   A list of floats, one of each round, becomes {"median", "lowest", "highest",
   "rounds"}.
   """
   if dataclasses.is_dataclass(value):
-    names = [field.name for field in dataclasses.fields(value)]
+    names = [field.name for field in dataclasses.fields(value) if field.repr]
     for name, attribute in vars(type(value)).items():
       if isinstance(attribute, property):
         names.append(name)

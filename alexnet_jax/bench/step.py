@@ -20,8 +20,9 @@ import rich.table
 
 from alexnet_jax.bench import peak, report, turns
 from alexnet_jax.partition import per_device
-from alexnet_jax.program import compiled_step, summary
+from alexnet_jax.program import compiled_step, profiler, summary
 from alexnet_jax.program import program as program_lib
+from alexnet_jax.program import timeline as timeline_lib
 from alexnet_jax.training import loop
 
 # Steps before the clock counts.
@@ -53,6 +54,8 @@ class StepTime(report.ProgramResult):
     peak_memory_bytes: most that was in use by the end of the warm-up.
     peak_memory_of: what these bytes are of: the fullest `device`, or this
       `process`.
+    timeline: of further steps, if they were traced.
+    trace_folder: where its files are.
   """
 
   seconds_single: list[float]
@@ -66,6 +69,10 @@ class StepTime(report.ProgramResult):
   memory: dict[str, int]
   peak_memory_bytes: int
   peak_memory_of: str
+  timeline: timeline_lib.Timeline | None = dataclasses.field(
+    default=None, repr=False
+  )
+  trace_folder: str | None = None
 
   @property
   def precision(self) -> str:
@@ -144,7 +151,8 @@ class StepTime(report.ProgramResult):
       add_peak(f"large product, {dtype}", rates, "GFLOP/s")
     copy = "read and write memory in place"
     add_peak(copy, self.peak_bytes_per_second, "GB/s")
-    return [steps, peaks]
+    traced = self.timeline.tables() if self.timeline else []
+    return [steps, peaks, *traced]
 
   def lines(self) -> list[str]:
     lines = [
@@ -185,15 +193,26 @@ class StepTime(report.ProgramResult):
       f"most memory in use since the start, with compilation: "
       f"{self.peak_memory_bytes:,} bytes {where[self.peak_memory_of]}"
     )
+    if self.timeline:
+      lines += self.timeline.lines()
+      lines.append(profiler.describe_files(self.trace_folder, process=0))
     return lines
 
 
 def measure(
-  program: program_lib.Program, options: report.Options, *, rounds: int
+  program: program_lib.Program,
+  options: report.Options,
+  *,
+  rounds: int,
+  trace_folder: str | None = None,
 ) -> StepTime:
   """Measures the step, and the peaks of the devices between steps.
 
   A round is a stretch of steps, one step, and each peak.
+
+  Args:
+    trace_folder: for a trace of further steps, which are started ahead; None:
+      there is none.
   """
   compiled, _ = compiled_step.compile_step(program, options=options)
   steps = turns.StepRunner(program, compiled)
@@ -219,6 +238,9 @@ def measure(
     # caches that the copy leaves.
     ahead.append(steps.run(stretch) / stretch)
     single.append(steps.run())
+  timeline = None
+  if trace_folder is not None:
+    timeline = _trace(program, steps, trace_folder)
   touched = (compiled.cost_analysis() or {}).get("bytes accessed")
   return StepTime(
     **report.describe(program, options),
@@ -233,7 +255,29 @@ def measure(
     memory=compiled_step.find_memory(compiled),
     peak_memory_bytes=peak_bytes,
     peak_memory_of=peak_of,
+    timeline=timeline,
+    trace_folder=trace_folder,
   )
+
+
+def _trace(
+  program: program_lib.Program, steps: turns.StepRunner, folder: str
+) -> timeline_lib.Timeline:
+  """Traces steps, and leaves the files of the trace in a folder."""
+  found: list[timeline_lib.Timeline] = []
+  recorder = profiler.Recorder(
+    folder,
+    steps=range(1, profiler.NUM_STEPS + 1),
+    program=program,
+    first_step=0,
+    show=found.append,
+  )
+  try:
+    steps.take_step = recorder.wrap(steps.take_step)
+    steps.run(profiler.NUM_STEPS)
+  finally:
+    recorder.close()
+  return found[0]
 
 
 def count_flops(program: program_lib.Program) -> float:

@@ -61,13 +61,14 @@ class StepRunner:
   """Runs a compiled step, from `compile_step`, on a batch of noise.
 
   Attributes:
+    take_step: the compiled step; a recorder may wrap it.
     state: after the step that was started last.
   """
 
   def __init__(
     self, program: program_lib.Program, compiled: jax.stages.Compiled
   ):
-    self._compiled = compiled
+    self.take_step: Callable[..., object] = compiled
     init_key, self._key = program.make_keys(0)
     self.state = program.init(init_key)
     rng = np.random.default_rng(0)
@@ -83,7 +84,7 @@ class StepRunner:
 
   def start(self) -> tuple[step_lib.TrainState, jax.Array]:
     """Starts a step; returns the state after it, and its totals."""
-    self.state, totals = self._compiled(self.state, self._key, *self._batch)
+    self.state, totals = self.take_step(self.state, self._key, *self._batch)
     return self.state, totals
 
   def run(

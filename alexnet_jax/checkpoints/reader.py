@@ -127,16 +127,22 @@ def check_newest_fits(workdir: str, like: step_lib.TrainState) -> None:
       return
 
 
-def find_damage(
+def load_alone(
   workdir: str, step: int, like: step_lib.TrainState
-) -> str | None:
-  """Returns what is wrong with a checkpoint, as this process alone finds it.
+) -> step_lib.TrainState:
+  """Reads a checkpoint in this process, whatever the others do.
 
   If several processes read another one together later, all have to call this:
   Orbax counts in each process what it has read.
 
+  Args:
+    like: shapes and types; see `load`.
+
+  Returns:
+    NumPy arrays.
+
   Raises:
-    CheckpointError: it is of another state, or cannot be read now.
+    DamagedError, CheckpointError: see `load`.
   """
   alone, index = ocp.Context(), jax.process_index()
   alone.multiprocessing.primary_host = index
@@ -147,9 +153,20 @@ def find_damage(
     lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
     like,
   )
+  with alone:
+    return load(workdir, step, local)
+
+
+def find_damage(
+  workdir: str, step: int, like: step_lib.TrainState
+) -> str | None:
+  """Returns what is wrong with a checkpoint, as `load_alone` finds it.
+
+  Raises:
+    CheckpointError: it is of another state, or cannot be read now.
+  """
   try:
-    with alone:
-      load(workdir, step, local)
+    load_alone(workdir, step, like)
   except metadata.DamagedError as error:
     return str(error)
   return None

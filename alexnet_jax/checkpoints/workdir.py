@@ -29,11 +29,14 @@ from typing import Any
 from flax import traverse_util
 
 from alexnet_jax.checkpoints import metadata, reader
-from alexnet_jax.network import catalog
+from alexnet_jax.network import catalog, wiring
 from alexnet_jax.program import program as program_lib
 
-# The rows of networks; runs have different ones.
-_ROWS = "network.layers."
+# The rows of networks, and how their layers are trained; runs have different
+# ones.
+_ROWS, _LAYER_RULES = "network.layers.", "optimizer.layers."
+# Before these rules, one layer could have learning rates of its own.
+_CONV1_RATES = "optimizer.conv1_rates"
 # A version before had no rows, and placed these layers for every wiring; what
 # its wirings lacked of them; and its `arrive` -> the field that has the axes.
 _PLACED = re.compile(r"layout\.(conv[1-5]|fc[678])\.(\w+)")
@@ -46,7 +49,18 @@ _LACKED = {
 }
 _ARRIVALS = {"gather": "outputs", "sum": "inputs", "fewest": "features"}
 _PLACEMENT = (*("batch", "fsdp", "overlap_gather"), *_ARRIVALS.values())
+# Fields that earlier versions lacked -> the value that means what they did.
+_ADDED = {
+  "augment.channel_scale": None,
+  "augment.color_order": "rgb",
+  "init_from.workdir": None,
+  "init_from.step": None,
+  "init_from.leave_out": [],
+  "init_from.optimizer": "new",
+}
 CONFIG_FILE, LOCK_FILE = "config.json", "lock"
+# What an imported run says of its file; a trained one has no such fact.
+_IMPORTED = "found.imported"
 _RESTORE = (
   "Restore it, set --workdir, or pass --allow_config_changes to resume with "
   "the config given now."
@@ -139,13 +153,33 @@ def read_config(path: str) -> dict[str, Any] | None:
     raise ValueError(f"{file!r} is damaged: {error}. {_RESTORE}") from error
 
 
+def check_not_imported(path: str) -> None:
+  """Refuses to train in the workdir of imported weights.
+
+  Raises:
+    ValueError: it is one.
+  """
+  try:
+    kind = (read_config(path) or {}).get(_IMPORTED)
+  except (ValueError, OSError):
+    return  # `acquire` raises it, or accepts it
+  if kind is not None:
+    raise ValueError(
+      f"the workdir {path!r} has imported weights ({kind}), and stays as it "
+      "is. To train from them, set --workdir to a new folder and "
+      f"--config.init_from.workdir={path}."
+    )
+
+
 def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
   """Rewrites the fields of a run that an earlier version saved.
 
   The version before networks of rows had eight layers, each with its placement
   in all configs, and `arrive` in place of `outputs`, `inputs` and `features`.
   The one after it accepted, and ignored, a dropout rate of a layer without
-  dropout.
+  dropout, and initial values of rows that `network.init` replaces; and
+  `optimizer.conv1_rates` were the rates of the only layer that could have some.
+  What later versions added is in `_ADDED`.
 
   Args:
     fields: of any version, by their full names.
@@ -158,8 +192,13 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: a placement has values that no version wrote.
   """
+  fields = {**_ADDED, **fields}
+  if _CONV1_RATES in fields:
+    fields = dict(fields)
+    if rates := fields.pop(_CONV1_RATES):
+      fields[f"{_LAYER_RULES}conv1.rates"] = rates
   if "layout.conv1.arrive" not in fields:
-    return {**fields, **dict.fromkeys(_find_idle_rates(fields))}
+    return {**fields, **dict.fromkeys(_find_idle_fields(fields))}
   kept: dict[str, Any] = {"network.order": None, "network.image_channels": None}
   placements: dict[str, dict[str, Any]] = {}
   for name, value in fields.items():
@@ -195,18 +234,27 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _find_idle_rates(fields: Mapping[str, Any]) -> list[str]:
-  """Names the dropout rates of layers that have no dropout."""
+def _find_idle_fields(fields: Mapping[str, Any]) -> list[str]:
+  """Names the fields of rows that a version before accepted and ignored.
+
+  These are the dropout rates of layers that have no dropout, and initial values
+  of rows of the catalog that `network.init` replaces.
+  """
   have_dropout = {
     row.name
     for table in catalog.WIRINGS
     for row in table.layers
     if table.name == fields.get("network.wiring") and row.dropout
   }
+  replaced = ()
+  if fields.get("network.order") is None:
+    replaced = wiring.INIT_CHANGES.get(fields.get("network.init"), ())
   idle = []
   for name in fields:
     group, _, field = name.rpartition(".")
-    if group.startswith(_ROWS) and field == "dropout_rate":
+    if group.startswith(_ROWS) and field in replaced:
+      idle.append(name)
+    elif group.startswith(_ROWS) and field == "dropout_rate":
       dropout = fields.get(f"{group}.dropout")
       if dropout is None:  # as in the wiring
         dropout = group.removeprefix(_ROWS) in have_dropout
@@ -231,10 +279,12 @@ class Acquired:
   """The workdirs of a run that this process has locked.
 
   Attributes:
+    folders: their paths, that of the whole run first.
     locks: held for as long as something refers to them.
     changes: of the config, a line for each that is accepted.
   """
 
+  folders: tuple[str, ...]
   locks: tuple[Lock, ...]
   changes: tuple[str, ...]
 
@@ -306,7 +356,9 @@ def acquire(
       for one in foreign_steps:
         _accept_foreign(path, one)
     stack.pop_all()
-  return Acquired(locks=tuple(locks), changes=tuple(changes))
+  return Acquired(
+    folders=tuple(folders), locks=tuple(locks), changes=tuple(changes)
+  )
 
 
 def _make_and_lock(path: str, stack: contextlib.ExitStack) -> Lock:
@@ -403,10 +455,11 @@ def _make_filter(
 ) -> Callable[[str], bool]:
   """Makes a test for the fields that two configs must have in common.
 
-  A row of a network that only one of them has is a difference.
+  A row of a network, or a rule of a layer, that only one of them has is a
+  difference.
   """
   names = one.keys() & other.keys()
-  return lambda name: name in names or name.startswith(_ROWS)
+  return lambda name: name in names or name.startswith((_ROWS, _LAYER_RULES))
 
 
 def _accept_foreign(path: str, step: int) -> None:
@@ -476,7 +529,7 @@ def check_version(
     name
     for name in sorted(earlier.keys() - now.keys())
     # These names differ between runs of one version.
-    if not name.startswith(("found.", "layout.", _ROWS))
+    if not name.startswith(("found.", "layout.", _ROWS, _LAYER_RULES))
   ]
   if unknown:
     more = f" and {len(unknown) - 3} more" if unknown[3:] else ""

@@ -40,6 +40,7 @@ _RENAMED_FIELDS = {
   "exchange_precision": "exchange_dtype",
   "optimizer.average_decay": "optimizer.ema_decay",
   "optimizer.bias_rate": "optimizer.bias_lr_multiplier",
+  "optimizer.conv1_rates": "optimizer.layers.conv1.rates",
   "layout.LAYER.stored": "layout.LAYER.fsdp",
   "layout.LAYER.own_first": "layout.LAYER.overlap_gather",
   "network.normalisation": "network.normalization",
@@ -51,11 +52,15 @@ _RENAMED_FLAGS = {
   "stuck_seconds": "hang_timeout_seconds",
   "accept_changes": "allow_config_changes",
   "forms": "implementations",
+  "manual_dir": "from",
+  "dataset": "name",
 }
 _RENAMED_VALUES = {
   ("what", "forms"): "implementations",
   ("config", "no_colour_noise"): "no_color_noise",
 }
+# The fields of config.optimizer.layers.LAYER, and the types of their values.
+_LAYER_RULE = {"lr_multiplier": float, "rates": tuple, "weight_decay": float}
 # In the workdir of a run, and the config file that reads it.
 _STORED, _STORED_CONFIG = "config.json", "configs/stored.py"
 # A field on the command line, such as `--config.network.width`.
@@ -389,11 +394,14 @@ def _find_layer_field(name: str) -> _LayerField | None:
   """Finds a field of a layer by its full name; None for all other fields."""
   match name.split("."):
     case ["layout", layer, _] if layer != "mesh":
-      kind = layout_lib.Placement
+      types = typing.get_type_hints(layout_lib.Placement)
     case ["network", "layers", layer, _]:
-      kind = wiring.Layer
+      types = typing.get_type_hints(wiring.Layer)
+      del types["name"]  # that of its group
     case ["network", "layers", layer, part, _] if part in wiring.PARTS:
-      kind = type(wiring.PARTS[part])
+      types = typing.get_type_hints(type(wiring.PARTS[part]))
+    case ["optimizer", "layers", layer, _]:
+      types = _LAYER_RULE
     case _:
       return None
   if hasattr(ConfigDict, layer):
@@ -402,8 +410,6 @@ def _find_layer_field(name: str) -> _LayerField | None:
       "of a config's own, such as keys or update. Rename the layer."
     )
   *group, field = name.split(".")
-  types = typing.get_type_hints(kind)
-  types.pop("name", None)  # of a row: that of its group
   if field not in types:
     raise ValueError(
       f"the config has no field config.{name}, expected one of "
@@ -451,6 +457,9 @@ def _add_field(group: ConfigDict, field: _LayerField) -> None:
     group[field.name] = (
       ConfigDict() if is_group else config_dict.placeholder(field.type)
     )
+  elif field.type is float and group.get_type(field.name) is int:
+    with group.ignore_type():  # a file may say 0 for 0.0
+      group[field.name] = float(group[field.name])
 
 
 def _find_type(hint: Any) -> type:
@@ -520,7 +529,7 @@ def _check_no_group(name: str, value: str) -> None:
         "allow_unplanned. A layer is a group of fields: set them one by one, "
         f"such as --config.{name}.{_find_example(name)}."
       )
-    case ["network", "layers", _]:
+    case ["network" | "optimizer", "layers", _]:
       pass
     case ["network", "layers", _, part] if part in wiring.PARTS:
       pass
@@ -632,7 +641,10 @@ def _find_reason(error: Exception, line: str) -> str | None:
       return renamed
     group, _, name = field[1].rpartition(".")
     layer = group.rpartition(".")[2]
-    if group in (f"layout.{layer}", f"network.layers.{layer}"):
+    if group in (
+      f"{groups}.{layer}"
+      for groups in ("layout", "network.layers", "optimizer.layers")
+    ):
       return (
         f"no field of layer {layer} is set yet. Write config.{group} = "
         f"{{{name!r}: ...}}."
@@ -728,6 +740,10 @@ def _find_example(group: str) -> str:
       return "conv4.features=192"
     case ["network", "layers", _]:
       return "features=192"
+    case ["optimizer", "layers"]:
+      return "conv1.lr_multiplier=0"
+    case ["optimizer", "layers", _]:
+      return "lr_multiplier=0"
     case [*_, "pool"]:
       return "kind=average"
     case [*_, "lrn" | "map_lrn"]:

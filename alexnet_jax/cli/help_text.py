@@ -16,7 +16,10 @@ _GROUPS = {
     "hang_timeout_seconds",
   ),
   "Compiler": ("xla_options", "implementations", "compilation_cache"),
-  "Output": ("format", "json", "picture", "chart", "predictions", "per_class"),
+  "Output": (
+    *("format", "json", "picture", "chart", "predictions", "per_class"),
+    *("out", "csv", "tracker"),
+  ),
 }
 # Words for types of flags, where absl's are unclear.
 _KINDS = {

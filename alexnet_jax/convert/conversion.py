@@ -9,14 +9,13 @@ import jax
 
 from alexnet_jax.checkpoints import checkpoint, reader
 from alexnet_jax.checkpoints import workdir as workdir_lib
-from alexnet_jax.convert import block_diagonal
-from alexnet_jax.network import wiring
+from alexnet_jax.network import block_diagonal, wiring
 from alexnet_jax.partition import catalog
 from alexnet_jax.program import step as step_lib
 from alexnet_jax.settings import fields as fields_lib
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
-from alexnet_jax.training import trained_run
+from alexnet_jax.training import run_data, trained_run
 
 # Fields that may differ, beside those that any run may change.
 _CHANGES = ("network.wiring", "network.columns")
@@ -54,6 +53,7 @@ def convert(
         f"{path!r} exists already, expected a new folder. Remove it, or set "
         "--new_workdir."
       )
+  data = run_data.read(workdir, run.found) if run_data.exists(workdir) else None
   abstract = _make_abstract_state(config, run, run.network)
   state = reader.load(workdir, run.step, abstract)
   state = block_diagonal.convert(state, run.network, target)
@@ -65,6 +65,8 @@ def convert(
   acquired = workdir_lib.acquire(
     {unfinished: config.to_dict()}, run.found, may_change=()
   )
+  if data is not None:
+    run_data.write(unfinished, data)
   checkpoints = checkpoint.Checkpoints(unfinished, keep=config.max_to_keep)
   # The facts hold the validation error, which decides how long the checkpoint
   # is kept, and whether a validation is still due.
@@ -97,9 +99,9 @@ def _check_fields(config, run: trained_run.TrainedRun) -> None:
   new = workdir_lib.flatten_config(config.to_dict(), run.found)
   free = (*fields_lib.find_changeable(), *_CHANGES, *_COMPARED)
   differences = [
-    f"{name}: was {old.get(name)}, is {value}"
-    for name, value in new.items()
-    if old.get(name) != value
+    f"{name}: was {old.get(name)}, is {new.get(name)}"
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name)
     and not any(name == field or name.startswith(f"{field}.") for field in free)
   ]
   if differences:

@@ -10,6 +10,10 @@ An image passes these modules in order:
     pipeline      copies this process's rows to its devices
     augment       crops, flips and normalizes, inside the training step
 
-`imagenet256` is made beforehand from the official tars: `ilsvrc` lists them,
-`shards` writes records, `preparation` runs it, `statistics` sums the pixels.
+`imagenet256`, or a set of one's own (`own_set`), is made beforehand:
+`recognition` says what a folder holds; `tars`, `folders` and `parquet` list
+pictures and read them (`origin`); `shards` writes records, `preparation` runs
+it, `statistics` sums the pixels.
+
+`pictures` reads pictures that are in no set: arrays, files, folders.
 """

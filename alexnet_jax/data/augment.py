@@ -19,6 +19,8 @@ from alexnet_jax.data import statistics as statistics_lib
 
 # Values of `Augment.mean_from`.
 MEANS = ("channel", "image", "image_center")
+# Values of `Augment.color_order`.
+COLOR_ORDERS = ("rgb", "bgr")
 # Views of a test image, the second half mirrored; `_CENTER` is the center crop.
 VIEWS = 10
 _CENTER = 2
@@ -44,6 +46,9 @@ class Augment:
     color_divisor: divides training images after the noise, but not evaluation
       images; 1 in the paper, 1.1 in the released code.
     scale: divides all images; 1 in the paper.
+    channel_scale: divides each channel (R, G, B) of all images as well; None:
+      as (1, 1, 1).
+    color_order: of the channels of the result; everything else is R, G, B.
     color_noise_steps: steps after which the color noise is 0; None: it never
       ends. The random numbers stay the same.
   """
@@ -56,6 +61,8 @@ class Augment:
   mean_from: str = "channel"
   color_divisor: float = 1.0
   scale: float = 1.0
+  channel_scale: tuple[float, float, float] | None = None
+  color_order: str = "rgb"
   color_noise_steps: int | None = None
 
   def __post_init__(self):
@@ -131,7 +138,8 @@ class Augment:
       random_numbers: from `draw`.
 
     Returns:
-      f32[n, image_size, image_size, 3], mean removed.
+      f32[n, image_size, image_size, 3], mean removed, channels in
+      `color_order`.
     """
     offset, flip = random_numbers["offset"], random_numbers["flip"]
     stds = jnp.asarray(self.statistics.stds)[:, None]
@@ -141,9 +149,8 @@ class Augment:
       random_numbers["color"], directions, precision=lax.Precision.HIGHEST
     )[:, None, None, :]  # f32[n, 1, 1, 3]
     crops = self._crop(images, offset, flip) + noise
-    return (crops - self._mean(offset, flip)) / (
-      self.scale * self.color_divisor
-    )
+    pixels = crops - self._mean(offset, flip)
+    return self._scale(pixels, self.scale * self.color_divisor)
 
   def view(self, images: jax.Array, index: jax.Array | int) -> jax.Array:
     """Returns one of the ten views of each image, for evaluation.
@@ -154,7 +161,8 @@ class Augment:
         these five mirrored, in the order of the released code.
 
     Returns:
-      f32[n, image_size, image_size, 3], mean removed.
+      f32[n, image_size, image_size, 3], mean removed, channels in
+      `color_order`.
 
     Source: Krizhevsky et al. 2012, section 4.1.
     """
@@ -165,7 +173,7 @@ class Augment:
     offset = jnp.broadcast_to(jnp.asarray(places, np.int32)[index % 5], (n, 2))
     flip = jnp.broadcast_to(index >= 5, (n,))
     crops = self._crop(images, offset, flip)
-    return (crops - self._mean(offset[:1], flip[:1])) / self.scale
+    return self._scale(crops - self._mean(offset[:1], flip[:1]), self.scale)
 
   def center(self, images: jax.Array) -> jax.Array:
     """Returns the center crop of each image, for evaluation."""
@@ -183,6 +191,15 @@ class Augment:
     )(images, offset)
     crops = jnp.where(flip[:, None, None, None], crops[:, :, ::-1], crops)
     return crops.astype(float)
+
+  def _scale(self, pixels: jax.Array, divisor: float) -> jax.Array:
+    """Divides f32[..., RGB], and orders the channels."""
+    if self.channel_scale is not None:
+      divisors = divisor * np.asarray(self.channel_scale)
+      pixels = pixels / jnp.asarray(divisors, float)[None, None, None]
+    else:
+      pixels = pixels / divisor
+    return pixels[..., ::-1] if self.color_order == "bgr" else pixels
 
   def _mean(self, offset, flip) -> jax.Array:
     """Returns what to subtract, broadcastable to f32[n, size, size, 3]."""

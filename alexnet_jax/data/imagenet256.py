@@ -1,6 +1,6 @@
 """`imagenet256`: ImageNet as the paper prepared it, squares of 256 pixels.
 
-From the two official tar files of ILSVRC 2012 (`ilsvrc.py`), in two encodings:
+From ILSVRC 2012 in any form (`origin.py`), in two encodings:
 
     imagenet256/jpeg   about 40 GB, decoded on the host
     imagenet256/raw    262 GB, only copied
@@ -15,7 +15,7 @@ import os
 
 import tensorflow_datasets as tfds
 
-from alexnet_jax.data import preparation, shards
+from alexnet_jax.data import ilsvrc, preparation, shards, tars
 
 
 class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
@@ -26,7 +26,7 @@ class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, from "
     "https://image-net.org/download-images; then "
-    "python -m alexnet_jax.prepare --manual_dir=FOLDER"
+    "python -m alexnet_jax.prepare --from=FOLDER"
   )
   BUILDER_CONFIGS = [
     tfds.core.BuilderConfig(
@@ -39,7 +39,11 @@ class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description=__doc__,
-      features=shards.make_features(self.builder_config.name),
+      features=shards.make_features(
+        self.builder_config.name,
+        side=shards.SIDE,
+        label=tfds.features.ClassLabel(names=ilsvrc.class_names()),
+      ),
       supervised_keys=("image", "label"),
       homepage="https://image-net.org/",
       metadata=tfds.core.MetadataDict(),
@@ -66,9 +70,13 @@ class Imagenet256(tfds.core.dataset_builder.FileReaderBuilder):
     if self.info.splits:
       return
     asked = download_config or tfds.download.DownloadConfig()
+    folder = os.fspath(asked.manual_dir or self.default_manual_dir)
+    found = tars.find(folder, subset=False)
+    if found is None:
+      tars.check_complete(folder, [*tars.TARS])
     plan = preparation.make_plan(
       self,
-      manual_dir=os.fspath(asked.manual_dir or self.default_manual_dir),
+      found,
       subset=False,
       leave_out=False,
       shard_images=preparation.SHARD_IMAGES,

@@ -1,4 +1,4 @@
-"""Prepares `imagenet256` from the official tars: `make_plan`, then `execute`.
+"""Prepares a set from any origin: `make_plan`, then `execute`.
 
 A plan checks and estimates; it writes nothing. `execute` writes the shards into
 a folder beside the set's own, skips those that are there, and renames the
@@ -22,10 +22,20 @@ import numpy as np
 import PIL
 import tensorflow_datasets as tfds
 
-from alexnet_jax.data import atomic, ilsvrc, shards, statistics
+from alexnet_jax.data import (
+  atomic,
+  decode,
+  ilsvrc,
+  origin,
+  recognition,
+  shards,
+  statistics,
+)
 
 # Ends the name of a set's folder until the set is complete.
 UNFINISHED = ".unfinished"
+# In the folder of a set: the files that were left out, and why.
+LEFT_OUT = "left_out.txt"
 # 1,024 shards of the official training tar.
 SHARD_IMAGES = 1_252
 # Files that the estimates are measured on.
@@ -40,9 +50,10 @@ class Plan:
   """What is to be written.
 
   Attributes:
+    origin: of the pictures.
     folder: of the unfinished set.
-    made_from: tars and settings that the shards depend on.
-    files: {split: its files, in the order of the records}.
+    made_from: files and settings that the shards depend on.
+    listing: of the files, in the order of the records.
     shards: {split: its shards}.
     image_bytes: of a record, measured on some files.
     image_seconds: of one core per file, measured on some files.
@@ -50,9 +61,10 @@ class Plan:
   """
 
   builder: tfds.core.DatasetBuilder
+  origin: origin.Origin
   folder: str
   made_from: Mapping[str, object]
-  files: ilsvrc.Listing
+  listing: origin.Listing
   shards: Mapping[str, list[shards.Shard]]
   image_bytes: float
   image_seconds: float
@@ -67,19 +79,31 @@ class Plan:
   @property
   def needed_bytes(self) -> int:
     """Disk for the remaining shards: records, sums, and a margin."""
+    if not self.remaining:
+      return 0
     images = sum(len(shard.members) for shard in self.remaining)
-    sums = sum(shard.has_sums for shard in self.remaining)
+    sums = sum(
+      shard.format.sums_bytes for shard in self.remaining if shard.has_sums
+    )
     return math.ceil(
       images * self.image_bytes * _MARGIN
-      + sums * shards.SUMS_BYTES
+      + sums
       + len(self.remaining) * _SHARD_BYTES
+      + self.unpacked_bytes
     )
+
+  @property
+  def unpacked_bytes(self) -> int:
+    """Disk for what the origin unpacks, until the set is complete."""
+    if not self.remaining:
+      return 0
+    return self.origin.count_unpacked_bytes(_scratch(self.folder))
 
 
 def make_plan(
   builder: tfds.core.DatasetBuilder,
+  found: origin.Origin,
   *,
-  manual_dir: str,
   subset: bool,
   leave_out: bool,
   shard_images: int,
@@ -88,54 +112,71 @@ def make_plan(
   """Checks all that can be checked before anything is written.
 
   Args:
-    manual_dir: the folder of the tars.
-    subset: accept tars of another size than the official ones.
+    builder: of the set, with features of `shards.make_features`.
+    found: where the pictures are.
+    subset: accept ILSVRC with fewer pictures than it has.
     leave_out: leave unreadable files out.
     shard_images: images in a shard, at most.
     log: called with a line for the user.
 
   Raises:
-    OSError: a tar is missing, the disk is too small, or something else is in
-      the place of the set.
-    ValueError: a tar is damaged or not as the official one, or an unfinished
-      set was started with other inputs.
+    OSError: a file cannot be read, the disk is too small, or something else is
+      in the place of the set.
+    ValueError: files are not as expected, or an unfinished set was started with
+      other inputs.
   """
   _check_destination(builder)
-  tars = ilsvrc.find_tars(manual_dir, subset=subset)
+  _check_apart(builder, found)
   folder = _find_unfinished(builder)
-  made_from = {
-    ilsvrc.TARS[split]: ilsvrc.tar_fingerprint(path)
-    for split, path in tars.items()
-  } | {"shard_images": shard_images, "pillow": PIL.__version__}
-  files = ilsvrc.load_listing(folder, made_from)
-  for path in ilsvrc.find_modified(folder, tars):
-    log(
-      f"{path} was modified after this preparation started; if its pictures "
-      f"changed, delete {folder}, since finished shards have the earlier ones"
+  format = shards.find_format(builder.info.features)
+  made_from = found.fingerprint() | {
+    "encoding": format.encoding,
+    "size": format.side,
+    "shard_images": shard_images,
+    "pillow": PIL.__version__,
+  }
+  listing = origin.load_listing(folder, made_from)
+  if listing is None:
+    log("listing the files; a million of them take a minute or more")
+    listing = recognition.list_files(
+      found,
+      builder.info.features["label"].names,
+      is_imagenet=builder.name == ilsvrc.SET,
+      subset=subset,
     )
-  if files is None:
-    log("reading the headers of the tars; official ones take a minute or more")
-    files = ilsvrc.list_files(tars)
+  elif modified := found.find_modified(listing, origin.find_saved_time(folder)):
+    more = f" and {len(modified) - 1:,} more" if len(modified) > 1 else ""
+    log(
+      f"{modified[0]}{more} was modified after this preparation started; if "
+      f"pictures changed, delete {folder}, since finished shards have the "
+      "earlier ones"
+    )
+  if listing.skipped:
+    log(
+      "skipped what is hidden, of a system, or in no class (._*, .DS_Store, "
+      f"Thumbs.db, ...): {listing.skipped:,}"
+    )
   split_shards = {
     split: _make_shards(
-      builder, folder, split, tars[split], members, leave_out, shard_images
+      builder, found, folder, split, members, leave_out, shard_images
     )
-    for split, members in files.items()
+    for split, members in listing.files.items()
   }
   outdated = sum(
     shard.is_outdated() for split in split_shards.values() for shard in split
   )
   if outdated:
     log(f"shards with notes of an earlier version, written again: {outdated:,}")
-  image_bytes, image_seconds = _measure(tars["train"], files["train"], builder)
+  image_bytes, image_seconds = _measure(split_shards["train"])
   disk = os.path.abspath(folder)
   while not os.path.isdir(disk):
     disk = os.path.dirname(disk)
   plan = Plan(
     builder=builder,
+    origin=found,
     folder=folder,
     made_from=made_from,
-    files=files,
+    listing=listing,
     shards=split_shards,
     image_bytes=image_bytes,
     image_seconds=image_seconds,
@@ -166,7 +207,9 @@ def execute(
     _check_destination(plan.builder)
     for name in ("set", *map(_notes_folder, plan.shards)):
       os.makedirs(os.path.join(plan.folder, name), exist_ok=True)
-    ilsvrc.save_listing(plan.folder, plan.made_from, plan.files)
+    origin.save_listing(plan.folder, plan.made_from, plan.listing)
+    if plan.remaining:
+      plan.origin.unpack(_scratch(plan.folder))
     shards.write_all(plan.remaining, jobs=jobs, report=report)
     notes = _finish(plan)
     shutil.rmtree(plan.folder)
@@ -200,6 +243,19 @@ def _check_destination(builder: tfds.core.DatasetBuilder) -> None:
     )
 
 
+def _check_apart(
+  builder: tfds.core.DatasetBuilder, found: origin.Origin
+) -> None:
+  """Refuses to write a set among the pictures that it is made of."""
+  written = os.path.realpath(builder.data_dir)
+  for folder in map(os.path.realpath, found.listed):
+    if os.path.commonpath([folder, written]) == folder:
+      raise ValueError(
+        f"the set would be written to {written}, among the pictures in "
+        f"{folder}, expected another folder. Set --data_dir."
+      )
+
+
 def _find_unfinished(builder: tfds.core.DatasetBuilder) -> str:
   """Returns the folder of the unfinished set, which need not exist."""
   return f"{os.fspath(builder.data_dir)}{UNFINISHED}"
@@ -209,12 +265,17 @@ def _notes_folder(split: str) -> str:
   return f"notes-{split}"
 
 
+def _scratch(folder: str) -> str:
+  """Returns the folder that an origin unpacks to."""
+  return os.path.join(folder, "unpacked")
+
+
 def _make_shards(
   builder: tfds.core.DatasetBuilder,
+  found: origin.Origin,
   folder: str,
   split: str,
-  tar: str,
-  members: list[ilsvrc.Member],
+  members: list[origin.Member],
   leave_out: bool,
   shard_images: int,
 ) -> list[shards.Shard]:
@@ -229,9 +290,11 @@ def _make_shards(
       shards.Shard(
         path=os.fspath(path),
         notes=os.path.join(folder, _notes_folder(split), f"{index:05d}.npz"),
-        tar=tar,
+        origin=found,
+        scratch=_scratch(folder),
         members=tuple(members[first:last]),
-        encoding=builder.builder_config.name,
+        format=shards.find_format(builder.info.features),
+        rotate=_is_rotated(builder),
         leave_out=leave_out,
         has_sums=split == "train",
       )
@@ -251,26 +314,41 @@ def _make_template(
   )
 
 
-def _measure(
-  path: str,
-  members: list[ilsvrc.Member],
-  builder: tfds.core.DatasetBuilder,
-) -> tuple[float, float]:
+def _is_rotated(builder: tfds.core.DatasetBuilder) -> bool:
+  """Tests for a set whose pictures are rotated as a camera has noted.
+
+  Not in ImageNet: published numbers are those of the pictures as stored.
+  """
+  return builder.name != ilsvrc.SET
+
+
+def _measure(train: list[shards.Shard]) -> tuple[float, float]:
   """Measures bytes per record, and seconds to make one, on some files."""
-  sums = statistics.PixelSums.zeros(shards.SIDE)
-  sizes, since = [], time.perf_counter()
-  with open(path, "rb") as tar:
-    for member in members[:: max(1, len(members) // _SAMPLES)][:_SAMPLES]:
-      with contextlib.suppress(ValueError):  # reported when written
-        pixels, _ = shards.read_square(ilsvrc.read_member(tar, member))
-        encoding = builder.builder_config.name
-        record, decoded = shards.make_record(pixels, member, encoding)
-        sums.add(decoded)
-        sizes.append(len(record))
+  decode.ignore_warnings()
+  shard, found = train[0], train[0].origin
+  members = [member for one in train for member in one.members]
+  sampled = members[:: max(1, len(members) // _SAMPLES)][:_SAMPLES]
+  sums = statistics.PixelSums.zeros(shard.format.side)
+  sizes, since, problem = [], time.perf_counter(), ""
+  with found.open(shard.scratch) as read:
+    for member in sampled:
+      try:
+        pixels, _ = shards.read_square(
+          read(member),
+          shard.format.side,
+          name=member.name,
+          rotate=shard.rotate,
+        )
+      except ValueError as error:  # reported when written
+        problem = f"{found.locate(member)}: {error}"
+        continue
+      record, decoded = shards.make_record(pixels, member, shard.format)
+      sums.add(decoded)
+      sizes.append(len(record))
   if not sizes:
     raise ValueError(
-      f"none of {_SAMPLES} files of {path} can be decoded, expected "
-      "JPEGs. Download it again."
+      f"none of {len(sampled)} files can be decoded, expected pictures; the "
+      f"last one is {problem}. Set --from."
     )
   return float(np.mean(sizes)), (time.perf_counter() - since) / len(sizes)
 
@@ -290,7 +368,8 @@ def _lock(folder: str, builder: tfds.core.DatasetBuilder) -> Iterator[None]:
 
 def _finish(plan: Plan) -> list[shards.Notes]:
   """Writes TFDS's metadata of the set, and renames the set's folder."""
-  sums = statistics.PixelSums.zeros(shards.SIDE)
+  format = shards.find_format(plan.builder.info.features)
+  sums = statistics.PixelSums.zeros(format.side)
   notes = {split: [] for split in plan.shards}
   for split, split_shards in plan.shards.items():
     for shard in split_shards:
@@ -322,6 +401,7 @@ def _finish(plan: Plan) -> list[shards.Notes]:
     )
   )
   info.write_to_directory(folder)
+  _write_left_out(os.path.join(folder, LEFT_OUT), all_notes)
   # Synced before the rename, and the rename before the notes are deleted.
   for name in os.listdir(folder):
     atomic.sync(os.path.join(folder, name))
@@ -330,3 +410,18 @@ def _finish(plan: Plan) -> list[shards.Notes]:
   atomic.sync(os.path.dirname(plan.builder.data_dir))
   info.read_from_directory(plan.builder.data_dir)
   return all_notes
+
+
+def _write_left_out(path: str, notes: list[shards.Notes]) -> None:
+  """Writes a line for each file that was left out; no file if there is none."""
+  lines = [
+    f"{place}: {reason}".replace("\n", "\\n") + "\n"
+    for note in notes
+    for place, reason in note.left_out
+  ]
+  if lines:
+    # Names of files may be no text.
+    with open(path, "w", errors="surrogateescape") as file:
+      file.writelines(sorted(lines))
+  elif os.path.exists(path):  # of an earlier, interrupted attempt
+    os.remove(path)

@@ -18,8 +18,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 from alexnet_jax.data import decode
 from alexnet_jax.data import source as source_lib
 
-# Values of `Records.unreadable`.
-UNREADABLE = ("stop", "replace")
+# TFDS's label of an image that has none.
+NO_LABEL = -1
 # Records after an unreadable one that are tried in its place.
 _NEIGHBORS = 64
 # `Records.fingerprint` reads all records of a split of so many (200 MB of those
@@ -53,6 +53,8 @@ class Records:
     stored_size: side of the images returned, in pixels.
     raw_shape: height, width and channels of images stored as pixels; None if
       they are encoded.
+    allow_unlabeled: labels may be `NO_LABEL` as well, as in a test split whose
+      labels are not published.
     unreadable: `stop` raises for a record that cannot be read or decoded;
       `replace` takes the first readable one of the next 64 records, counted on
       from the start of the split after its end.
@@ -64,6 +66,7 @@ class Records:
   num_classes: int
   stored_size: int
   raw_shape: tuple[int, int, int] | None = None
+  allow_unlabeled: bool = False
   unreadable: str = "stop"
 
   def __len__(self) -> int:
@@ -78,27 +81,30 @@ class Records:
     """Returns a hash of images and labels; of a large split, of some of them.
 
     Another order of the records gives another one. None if one is unreadable:
-    training decides what happens then.
+    training decides what happens then. The labels of all others are checked.
 
     Raises:
-      source.RecordError: see `fill`.
+      source.RecordError: a label is out of range, or see `fill`.
     """
     count = len(self) if len(self) <= _SMALL else _SAMPLED
     indices = [number * len(self) // count for number in range(count)]
 
-    def read_some(first: int) -> bytes:
-      found = hashlib.blake2b()
+    def read_some(first: int) -> bytes | None:
+      found, is_readable = hashlib.blake2b(), True
       for index in indices[first::_READ_AT_ONCE]:
-        image, label = self.read_encoded(index)
+        try:
+          image, label = self.read_encoded(index)
+        except source_lib.UnreadableError:
+          is_readable = False
+          continue
         found.update(f"{label} {len(image)} ".encode() + image)
-      return found.digest()
+      return found.digest() if is_readable else None
 
     with concurrent.futures.ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-      try:
-        parts = b"".join(pool.map(read_some, range(_READ_AT_ONCE)))
-      except source_lib.UnreadableError:
-        return None
-    return hashlib.blake2b(parts, digest_size=8).hexdigest()
+      parts = list(pool.map(read_some, range(_READ_AT_ONCE)))
+    if None in parts:
+      return None
+    return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
 
   def read(self, indices: Sequence[int]) -> HostBatch:
     """Reads and decodes records; errors are those of `fill`."""
@@ -156,12 +162,19 @@ class Records:
         f"{self.label_key!r}, expected one of each. Set config.data.name to "
         "a set of images, or prepare the set again."
       )
-    if not 0 <= labels[0] < self.num_classes:
+    label = labels[0]
+    if label == NO_LABEL and not self.allow_unlabeled:
       raise source_lib.RecordError(
-        f"{self.source.describe(index)} has label {labels[0]}, expected "
+        f"{self.source.describe(index)} has no label ({NO_LABEL}). Set "
+        "config.data.train_split and config.data.validation_split to splits "
+        "with labels; only `evaluate --split` takes others."
+      )
+    if not 0 <= label < self.num_classes and label != NO_LABEL:
+      raise source_lib.RecordError(
+        f"{self.source.describe(index)} has label {label}, expected "
         f"0..{self.num_classes - 1}. Prepare the set again."
       )
-    return images[0], labels[0]
+    return images[0], label
 
   def decode(self, image: bytes, out: np.ndarray) -> None:
     """Decodes a stored image into u8[side, side, 3].

@@ -1,4 +1,4 @@
-"""Shards of `imagenet256`: records made from files in a tar, and pixel sums.
+"""Shards of squares: records made from the files of an origin, and pixel sums.
 
 A shard is a function of its list of files, and has its name only once it is
 complete and its notes are beside it. So shards can be written in any order, in
@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import multiprocessing
@@ -22,18 +21,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from PIL import Image
+from PIL import Image, ImageOps
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax.data import atomic, decode, ilsvrc, statistics
+from alexnet_jax.data import atomic, decode, origin, statistics
 
-# Side of the stored squares, pixels. Source: Krizhevsky et al. 2012, section 2.
+# Side of the squares of `imagenet256`, pixels. Source: Krizhevsky et al. 2012,
+# section 2.
 SIDE = 256
 # Of the stored JPEGs; the colors have half the resolution, as in the files of
 # ImageNet. Source: the released code (cuda-convnet2, make-data, pyext.h).
 QUALITY = 95
-# Of the sums beside a shard: 64 bits for each value of a square.
-SUMS_BYTES = 8 * SIDE * SIDE * 3
 # As TFDS's own, but not compressed: a JPEG gets no smaller, and reads a sixth
 # slower; pixels shrink by a third, and read at a fifth of the speed.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -42,13 +40,17 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 ODDITIES = {
   "cmyk": "CMYK, converted to RGB",
   "not_jpeg": "not a JPEG in spite of its name",
+  "several": "of several pictures (MPO), the first one taken",
   "gray": "gray, stored as RGB",
-  "enlarged": f"smaller than {SIDE} pixels, enlarged",
+  "enlarged": "smaller than the stored squares, enlarged",
   "left_out": "unreadable, left out",
 }
 # Notes name all files with these oddities, and some of the others.
 _ALL_NAMED = ("cmyk", "not_jpeg", "left_out")
 _NAMED = 5
+_JPEG_ENDINGS = (".jpg", ".jpeg")
+# A JPEG with others behind it, as cameras write, has a format of its own.
+_JPEGS = ("JPEG", "MPO")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,12 +62,34 @@ class Notes:
     bytes: of its file.
     odd: {oddity: number of files}, see `ODDITIES`.
     names: {oddity: names of the first files, or of all of a rare oddity}.
+    left_out: (place, reason) of each file left out.
   """
 
   records: int
   bytes: int
   odd: dict[str, int]
   names: dict[str, list[str]]
+  left_out: list[list[str]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+  """What a record is.
+
+  Attributes:
+    encoding: jpeg or raw.
+    side: of the square, pixels.
+    num_classes: labels are 0..num_classes-1.
+  """
+
+  encoding: str
+  side: int
+  num_classes: int
+
+  @property
+  def sums_bytes(self) -> int:
+    """Of the sums beside a shard: 64 bits for each value of a square."""
+    return 8 * self.side * self.side * 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +99,11 @@ class Shard:
   Attributes:
     path: of the records.
     notes: path of the notes, and of the pixel sums.
-    members: the files of `tar`, in the order of the records.
-    encoding: jpeg or raw.
+    origin: of the files.
+    scratch: the folder that the origin unpacks to.
+    members: the files, in the order of the records.
+    format: of the records.
+    rotate: apply a rotation that a camera has noted in a file.
     leave_out: leave unreadable files out; if False they are an error, and a
       shard that lacks some is not done.
     has_sums: sum up the pixels.
@@ -84,9 +111,11 @@ class Shard:
 
   path: str
   notes: str
-  tar: str
-  members: tuple[ilsvrc.Member, ...]
-  encoding: str
+  origin: origin.Origin
+  scratch: str
+  members: tuple[origin.Member, ...]
+  format: Format
+  rotate: bool
   leave_out: bool
   has_sums: bool
 
@@ -118,69 +147,95 @@ class Shard:
       )
 
 
-@functools.cache
-def make_features(encoding: str) -> tfds.features.FeaturesDict:
+def make_features(
+  encoding: str, *, side: int, label: tfds.features.ClassLabel
+) -> tfds.features.FeaturesDict:
   """Makes TFDS's description of a record."""
-  shape = (SIDE, SIDE, 3)
+  shape = (side, side, 3)
   return tfds.features.FeaturesDict(
     {
       "image": tfds.features.Image(shape=shape, encoding_format="jpeg")
       if encoding == "jpeg"
       else tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
-      "label": tfds.features.ClassLabel(names_file=ilsvrc.labels_file()),
+      "label": label,
       "file_name": tfds.features.Text(),
     }
   )
 
 
-def read_square(encoded: bytes) -> tuple[np.ndarray, list[str]]:
-  """Decodes a file of ImageNet to a square.
+def find_format(features: tfds.features.FeaturesDict) -> Format:
+  """Finds the format of records with features of `make_features`."""
+  image = features["image"]
+  is_encoded = isinstance(image, tfds.features.Image)
+  return Format(
+    encoding="jpeg" if is_encoded else "raw",
+    side=image.shape[0],
+    num_classes=features["label"].num_classes,
+  )
+
+
+def read_square(
+  encoded: bytes, side: int, *, name: str, rotate: bool
+) -> tuple[np.ndarray, list[str]]:
+  """Decodes a file to a square.
+
+  Args:
+    name: of the file; its ending says whether it should be a JPEG.
+    rotate: apply a rotation that a camera has noted in the file.
 
   Returns:
-    u8[256, 256, 3], and what is odd about the file, see `ODDITIES`.
+    u8[side, side, 3], and what is odd about the file, see `ODDITIES`.
 
   Raises:
     ValueError: the file cannot be decoded completely.
   """
-  try:
-    picture = Image.open(io.BytesIO(encoded), formats=decode.FORMATS)
-    picture.load()
+  with decode.describe_errors():
+    picture = decode.open_picture(io.BytesIO(encoded))
+    is_jpeg = picture.format in _JPEGS
     odd = {
       "cmyk": picture.mode == "CMYK",
-      "not_jpeg": picture.format != "JPEG",
+      "not_jpeg": not is_jpeg and name.lower().endswith(_JPEG_ENDINGS),
+      "several": picture.format == "MPO",
       "gray": picture.mode == "L",
-      "enlarged": min(picture.size) < SIDE,
+      "enlarged": min(picture.size) < side,
     }
-    pixels = np.asarray(decode.to_square(picture, SIDE))
-  except MemoryError:
-    raise
-  except Exception as error:  # Pillow's plugins raise errors of any type
-    raise ValueError(decode.describe_error(error)) from error
+    if rotate:
+      _rotate(picture)
+    pixels = np.asarray(decode.to_square(picture, side))
   return pixels, [kind for kind, applies in odd.items() if applies]
 
 
+def _rotate(picture: Image.Image) -> None:
+  """Applies a noted rotation; one that cannot be read counts as none."""
+  with contextlib.suppress(Exception):  # Pillow raises errors of any type
+    ImageOps.exif_transpose(picture, in_place=True)
+
+
 def make_record(
-  pixels: np.ndarray, member: ilsvrc.Member, encoding: str
+  pixels: np.ndarray, member: origin.Member, format: Format
 ) -> tuple[bytes, np.ndarray]:
-  """Makes the record of a square, u8[256, 256, 3], from a file of a tar.
+  """Makes the record of a square, u8[side, side, 3].
 
   Returns:
     The serialized tf.train.Example, and the pixels that reading it returns,
-    u8[256, 256, 3]; JPEG changes them a little.
+    u8[side, side, 3]; JPEG changes them a little.
   """
-  image = decoded = pixels
-  if encoding == "jpeg":
-    image = io.BytesIO()
+  if format.encoding == "jpeg":
+    file = io.BytesIO()
     Image.fromarray(pixels).save(
-      image, format="JPEG", quality=QUALITY, subsampling="4:2:0"
+      file, format="JPEG", quality=QUALITY, subsampling="4:2:0"
     )
-    decoded = np.asarray(Image.open(image))
-    image.seek(0)
-  example = {"image": image, "label": member.label, "file_name": member.name}
-  serialized = make_features(encoding).serialize_example(example)
-  # Protocol buffers serialize features in any order.
-  parsed = tf_example_pb2.Example.FromString(serialized)
-  return parsed.SerializeToString(deterministic=True), decoded
+    stored, decoded = file.getvalue(), np.empty_like(pixels)
+    decode.decode(stored, decoded)
+  else:
+    stored, decoded = pixels.tobytes(), pixels
+  # As the features of `make_features` are serialized, in a tenth of the time.
+  example = tf_example_pb2.Example()
+  features = example.features.feature
+  features["image"].bytes_list.value.append(stored)
+  features["label"].int64_list.value.append(member.label)
+  features["file_name"].bytes_list.value.append(os.fsencode(member.name))
+  return example.SerializeToString(deterministic=True), decoded
 
 
 def write(
@@ -198,27 +253,39 @@ def write(
     InterruptedError: `stop` was set.
     OSError: the disk is full, or the like.
   """
-  sums = statistics.PixelSums.zeros(SIDE)
+  decode.ignore_warnings()
+  sums = statistics.PixelSums.zeros(shard.format.side)
   odd: dict[str, list[str]] = {kind: [] for kind in ODDITIES}
+  left_out: list[tuple[str, str]] = []
   records = 0
   with atomic.replace(shard.path) as partial:
-    with _open_writer(partial) as put, open(shard.tar, "rb") as tar:
+    with (
+      open_writer(partial) as put,
+      shard.origin.open(shard.scratch) as read,
+    ):
       for member in shard.members:
         if stop is not None and stop.is_set():
           raise InterruptedError("stopped between two files")
         try:
-          pixels, kinds = read_square(ilsvrc.read_member(tar, member))
+          pixels, kinds = read_square(
+            read(member),
+            shard.format.side,
+            name=member.name,
+            rotate=shard.rotate,
+          )
         except ValueError as error:
+          place = shard.origin.locate(member)
           if not shard.leave_out:
             raise ValueError(
-              f"{member.name} in {shard.tar} cannot be decoded ({error}). "
-              "Download the tar again, or set --unreadable=leave_out."
+              f"{place} cannot be decoded ({error}). Replace it, or set "
+              "--unreadable=leave_out."
             ) from error
           odd["left_out"].append(member.name)
+          left_out.append((place, str(error)))
         else:
           for kind in kinds:
             odd[kind].append(member.name)
-          record, decoded = make_record(pixels, member, shard.encoding)
+          record, decoded = make_record(pixels, member, shard.format)
           put(record)
           records += 1
           if shard.has_sums:
@@ -226,13 +293,14 @@ def write(
         if report is not None:
           report()
     # Before the shard gets its name, which says that it is complete.
-    _write_notes(shard, records, odd, sums)
+    _write_notes(shard, records, odd, left_out, sums)
 
 
 def _write_notes(
   shard: Shard,
   records: int,
   odd: dict[str, list[str]],
+  left_out: list[tuple[str, str]],
   sums: statistics.PixelSums,
 ) -> None:
   odd = {kind: names for kind, names in odd.items() if names}
@@ -243,6 +311,7 @@ def _write_notes(
       kind: names if kind in _ALL_NAMED else names[:_NAMED]
       for kind, names in odd.items()
     },
+    "left_out": left_out,
   }
   arrays = vars(sums) if shard.has_sums else {}
   try:
@@ -253,7 +322,7 @@ def _write_notes(
 
 
 @contextlib.contextmanager
-def _open_writer(path: str) -> Iterator[Callable[[bytes], None]]:
+def open_writer(path: str) -> Iterator[Callable[[bytes], None]]:
   """Yields a function that appends a record to a new file."""
   writer = array_record_module.ArrayRecordWriter(path, WRITER_OPTIONS)
   try:

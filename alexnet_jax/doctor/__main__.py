@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   workdir = _WORKDIR.value or os.path.join("runs", command.config_name())
   with command.exit_on_error(ValueError, TypeError, OSError):
-    network, layout = settings.check(config)
+    network, layout = run_lib.check(config, data_dir=_DATA_DIR.value)
     same = settings.find_shared_fields(config) | {
       "--workdir": os.path.abspath(workdir)
     }

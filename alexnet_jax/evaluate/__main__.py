@@ -4,8 +4,9 @@
 
 Shows top-1 and top-5 errors with confidence intervals, for the center crop and
 for the ten views of the paper; for several runs also those of their averaged
-probabilities. The layout need not be the one that trained a run. Writes nothing
-but the files of --predictions and --json.
+probabilities. A split without labels has predictions only. The layout need not
+be the one that trained a run. Writes nothing but the files of --predictions and
+--json.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 import rich.console
 from absl import app, flags
@@ -20,14 +22,14 @@ from ml_collections import config_flags
 
 from alexnet_jax.checkpoints import members
 from alexnet_jax.cli import command
-from alexnet_jax.data import augment, host_batches
+from alexnet_jax.data import augment, host_batches, records
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.evaluate import predict, tables
 from alexnet_jax.evaluate import predictions as predictions_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.program import compilation_cache
+from alexnet_jax.training import loaded_run, trained_run
 from alexnet_jax.training import run as run_lib
-from alexnet_jax.training import trained_run
 
 # Only for the fields that a run must have; their values are in its workdir.
 _FIELDS = command.define_config("configs/default.py", settable=False)
@@ -58,7 +60,8 @@ _MESH = command.define_list(
 _SPLIT = flags.DEFINE_string(
   "split",
   None,
-  "Split, in TFDS's notation. Default: the validation split of the runs.",
+  "Split, in TFDS's notation; one without labels needs --predictions. Default: "
+  "the validation split of the runs.",
 )
 _BATCH_SIZE = flags.DEFINE_integer(
   "batch_size",
@@ -80,7 +83,10 @@ _PREDICTIONS = command.define_path(
   "predictions",
   "Write the predictions for every image to this file, .csv or .npz.",
 )
-_JSON = command.define_path("json", "Write the tables to this file.")
+_JSON = command.define_path(
+  "json",
+  "Write the tables to this file; of a split without labels, predictions.",
+)
 _DATA_DIR = command.define_data_dir()
 _SIMULATE_DEVICES = command.define_simulate_devices()
 _DISTRIBUTED = command.define_distributed()
@@ -211,6 +217,13 @@ def _evaluate(
     of_processes = group.gather(f"data/{index}", one.data)
     for difference in run_lib.compare_data(group, of_processes):
       raise ValueError(difference)
+  _, label = opened[0].validation_records[0]
+  if label == records.NO_LABEL and not (_PREDICTIONS.value or _JSON.value):
+    raise ValueError(
+      f"the images of {opened[0].validation_records.source.name} have no "
+      "labels, so there are no errors to show. Set --predictions=FILE.csv to "
+      "write the predictions, or --split."
+    )
   console = command.make_console(group)
   predictions = []
   for index, (run, one) in enumerate(zip(runs, opened, strict=True)):
@@ -232,7 +245,7 @@ def _evaluate(
       data = run.config.data
       of_run, replaced_here = predict.predict_split(
         one.program,
-        predict.load_variables(run, one.program),
+        loaded_run.load_variables(run, one.program),
         one.validation_records,
         name=run.workdir,
         views=[min(count, most) for count in views],
@@ -244,15 +257,24 @@ def _evaluate(
       command.print_line(console, f"{replaced:,} replaced")
   rows = tables.make_rows(predictions)
   if group.is_first:
-    _print_results(console, rows, opened[0].class_names)
+    class_names = opened[0].class_names
+    if tables.find_lead(rows).has_labels:
+      content = _print_tables(console, rows, class_names)
+    else:
+      name = opened[0].validation_records.source.name
+      command.print_line(
+        console, f"the images of {name} have no labels: no errors are shown"
+      )
+      content = tables.predictions_to_json(rows, class_names)
+    _write_files(console, rows, class_names, content)
 
 
-def _print_results(
+def _print_tables(
   console: rich.console.Console,
   rows: Sequence[tables.Row],
   class_names: Sequence[str],
-) -> None:
-  """Prints the tables, and writes the files."""
+) -> dict[str, Any]:
+  """Prints the tables, and returns their content for JSON."""
   lead = tables.find_lead(rows)
   classes = predictions_lib.count_class_errors(lead)
   shown = classes
@@ -263,6 +285,16 @@ def _print_results(
     console, tables.make_class_table(lead, shown, class_names)
   )
   console.print()
+  return tables.to_json(rows, classes, class_names)
+
+
+def _write_files(
+  console: rich.console.Console,
+  rows: Sequence[tables.Row],
+  class_names: Sequence[str],
+  content: dict[str, Any],
+) -> None:
+  """Writes the files of --predictions and --json."""
   if _PREDICTIONS.value is not None:
     predictions_lib.write(
       _PREDICTIONS.value,
@@ -272,7 +304,6 @@ def _print_results(
     command.print_line(console, f"the predictions are in {_PREDICTIONS.value}")
   if _JSON.value is not None:
     with open(_JSON.value, "w") as file:
-      content = tables.to_json(rows, classes, class_names)
       file.write(command.to_json(content))
     command.print_line(console, f"the tables are in {_JSON.value}")
 

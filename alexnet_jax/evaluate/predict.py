@@ -10,13 +10,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from alexnet_jax.checkpoints import metadata, reader
 from alexnet_jax.data import pipeline, records, sets
 from alexnet_jax.evaluate import predictions as predictions_lib
-from alexnet_jax.program import eval_step
 from alexnet_jax.program import program as program_lib
+from alexnet_jax.training import loaded_run, trained_run
 from alexnet_jax.training import run as run_lib
-from alexnet_jax.training import trained_run
 
 # Batches by which the host runs ahead of the devices, which then need not hold
 # the outputs for a whole split.
@@ -52,48 +50,14 @@ def open_run(run: trained_run.TrainedRun, *, data_dir: str | None) -> OpenedRun:
     (run.config.data.validation_split,),
     stored_size=run.config.data.stored_size,
     unreadable=run.config.data.unreadable,
+    allow_unlabeled=True,
   )
-  try:
-    program = run_lib.make_program(
-      run.config,
-      run.network,
-      run.layout,
-      num_images=run.found["training_images"],
-      statistics=statistics,
-    )
-  except ValueError as error:
-    raise ValueError(
-      f"the run in {run.workdir!r}: {error} To evaluate it, set --layout or "
-      "--mesh."
-    ) from error
   return OpenedRun(
-    program,
+    loaded_run.make_program(run, statistics),
     validation_records,
     sets.find_class_names(builder),
     data | {"images": len(validation_records)},
   )
-
-
-def load_variables(
-  run: trained_run.TrainedRun, program: program_lib.Program
-) -> dict[str, dict[str, jax.Array]]:
-  """Loads parameters and statistics, or their EMA, onto a program's layout.
-
-  Raises:
-    CheckpointError: the checkpoint is damaged; names an earlier intact one.
-  """
-  like = program.abstract_state
-  try:
-    state = reader.load(run.workdir, run.step, like)
-  except metadata.DamagedError as error:
-    intact = reader.find_intact_before(run.workdir, run.step, like)
-    hint = (
-      "No earlier one is intact."
-      if intact is None
-      else f"Set --checkpoint_step={intact}, which is intact."
-    )
-    raise metadata.CheckpointError(f"{error} {hint}") from error
-  return eval_step.find_variables(state)
 
 
 def predict_split(
@@ -109,7 +73,7 @@ def predict_split(
   """Evaluates a network once on every image of a split.
 
   Args:
-    variables: from `load_variables`.
+    variables: from `loaded_run.load_variables`.
     name: for the predictions.
     views: numbers of views of each image.
     threads, batches_ahead: see `pipeline.train_batches`.
@@ -120,8 +84,10 @@ def predict_split(
 
   Raises:
     source.RecordError: a record cannot be read.
+    ValueError: some images have a label, and some have none.
     FloatingPointError: an output of the network is not finite.
   """
+  images = len(validation_records)
   programs = [dataclasses.replace(program, views=count) for count in views]
   outputs, replaced = [], 0
   batches = pipeline.validation_batches(
@@ -132,21 +98,27 @@ def predict_split(
     batches_ahead=batches_ahead,
   )
   with contextlib.closing(batches):
-    for images, labels, replaced_here in batches:
+    for batch in batches:
       outputs.append(
-        [one.predict(variables, images, labels) for one in programs]
+        [one.predict(variables, batch.images, batch.labels) for one in programs]
       )
       if len(outputs) > _BATCHES_AHEAD:
         late = -_BATCHES_AHEAD - 1
         outputs[late] = jax.device_get(outputs[late])
-      replaced += replaced_here
+      replaced += batch.replaced
   predictions = []
   for count, of_views in zip(
     views, zip(*jax.device_get(outputs), strict=True), strict=True
   ):
     log_probabilities, labels = map(np.concatenate, zip(*of_views, strict=True))
-    is_image = labels >= 0
-    log_probabilities = log_probabilities[is_image]
+    # Rows that fill up the last batch have the label of an image without one.
+    log_probabilities, labels = log_probabilities[:images], labels[:images]
+    if 0 < (unlabeled := int(np.sum(labels == records.NO_LABEL))) < images:
+      raise ValueError(
+        f"{unlabeled:,} of the {images:,} images of "
+        f"{validation_records.source.name} have no label ({records.NO_LABEL}), "
+        "expected none of them or all. Set --split."
+      )
     if not np.isfinite(log_probabilities).all():
       row = int(np.argmin(np.isfinite(log_probabilities).all(axis=1)))
       raise FloatingPointError(
@@ -158,7 +130,7 @@ def predict_split(
       predictions_lib.Predictions(
         name=name,
         views=count,
-        labels=labels[is_image],
+        labels=labels,
         log_probabilities=log_probabilities,
       )
     )

@@ -1,7 +1,8 @@
 """Predictions of networks for the images of a split, and their errors.
 
 Everything follows from the log-probability of every image and class: errors and
-their confidence intervals, errors of each class, the average over networks.
+their confidence intervals, errors of each class, the average over networks. A
+split without labels has no errors.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from alexnet_jax.data import records
 from alexnet_jax.program import metrics
 
 # Endings of the files that `write` writes.
 ENDINGS = (".csv", ".npz")
 # Probability that an interval contains the error on endless images.
 CONFIDENCE = 0.95
-# Most probable classes of each image in a CSV file.
-_CSV_CLASSES = 5
+# Most probable classes of each image in a CSV file, and in JSON.
+_FIRST = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Predictions:
     name: of the run, or of the average.
     views: of each image, whose softmax outputs are averaged; of several runs,
       the most of any.
-    labels: i32[N].
+    labels: i32[N]; all of them `records.NO_LABEL` if the split has none.
     log_probabilities: f32[N, classes], finite.
   """
 
@@ -41,6 +43,10 @@ class Predictions:
   views: int
   labels: np.ndarray
   log_probabilities: np.ndarray
+
+  @property
+  def has_labels(self) -> bool:
+    return self.labels[0] != records.NO_LABEL
 
   @functools.cached_property
   def ranks(self) -> np.ndarray:
@@ -66,6 +72,18 @@ class Predictions:
   def count_errors(self, k: int) -> int:
     """Counts top-k errors: images whose label is not among k first classes."""
     return int(np.sum(self.ranks >= k))
+
+  def find_first(self) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the classes of each image that are most probable, up to five.
+
+    Returns:
+      The classes i64[N, k], the lower one of a tie first, and their
+      probabilities f32[N, k].
+    """
+    order = np.argsort(-self.log_probabilities, axis=1, kind="stable")
+    first = order[:, :_FIRST]
+    chosen = np.take_along_axis(self.log_probabilities, first, axis=1)
+    return first, np.exp(chosen)
 
 
 def average_runs(runs: Sequence[Predictions]) -> Predictions:
@@ -168,11 +186,12 @@ def write(
   """Writes predictions for the same images.
 
   .csv: a line for each image of each prediction: its number in the split, its
-  label, and the five most probable classes with their probabilities.
+  label, empty if it has none, and the five most probable classes with their
+  probabilities.
 
-  .npz: names and views of the predictions, P; class_names; labels i32[N]; and
-  probabilities f32[P, N, classes]. `np.load(path, allow_pickle=False)` reads
-  it.
+  .npz: names and views of the predictions, P; class_names; labels i32[N], -1
+  for none; and probabilities f32[P, N, classes].
+  `np.load(path, allow_pickle=False)` reads it.
 
   `command.check_path` must accept the path.
   """
@@ -190,7 +209,7 @@ def write(
 
 
 def _write_csv(path, predictions, class_names) -> None:
-  count = min(_CSV_CLASSES, len(class_names))
+  count = min(_FIRST, len(class_names))
   with open(path, "w", newline="") as file:
     lines = csv.writer(file)
     header = ["name", "views", "index", "label"]
@@ -198,11 +217,10 @@ def _write_csv(path, predictions, class_names) -> None:
       header += [f"class_{place}", f"p_{place}"]
     lines.writerow(header)
     for one in predictions:
-      order = np.argsort(-one.log_probabilities, axis=1, kind="stable")
-      first = order[:, :count]
-      chosen = np.exp(np.take_along_axis(one.log_probabilities, first, axis=1))
+      first, chosen = one.find_first()
       for index, label in enumerate(one.labels):
-        line = [one.name, one.views, index, class_names[label]]
+        name = class_names[label] if one.has_labels else ""
+        line = [one.name, one.views, index, name]
         for number, p in zip(first[index], chosen[index], strict=True):
           line += [class_names[number], f"{p:.6g}"]
         lines.writerow(line)

@@ -19,15 +19,16 @@ class Row:
 
   Attributes:
     views: of each image; of several runs, the most of any.
-    loss: mean cross-entropy, nats.
-    errors: {k: top-k error, 0..1}, for k of `metrics.TOP_K`.
+    loss: mean cross-entropy, nats; None without labels.
+    errors: {k: top-k error, 0..1}, for k of `metrics.TOP_K`; none without
+      labels.
     predictions: from which these follow; None for a mean.
   """
 
   name: str
   views: int
   images: int
-  loss: float
+  loss: float | None
   errors: dict[int, float]
   predictions: predictions_lib.Predictions | None = None
 
@@ -50,7 +51,8 @@ def make_rows(
 
   Returns:
     The rows of each run; if there are several runs, then for each number of
-    views the mean over the runs and their averaged predictions.
+    views the mean over the runs, if there are labels, and their averaged
+    predictions.
 
   Raises:
     ValueError: two runs were evaluated on different images.
@@ -58,31 +60,35 @@ def make_rows(
   rows = [_make_row(one) for of_run in predictions for one in of_run]
   if len(predictions) > 1:
     for runs in zip(*predictions, strict=True):
-      of_runs = [_make_row(one) for one in runs]
-      rows.append(
-        Row(
-          name=f"mean of {len(runs)}",
-          views=max(run.views for run in runs),
-          images=len(runs[0].labels),
-          loss=float(np.mean([row.loss for row in of_runs])),
-          errors={
-            k: float(np.mean([row.errors[k] for row in of_runs]))
-            for k in metrics.TOP_K
-          },
-        )
-      )
+      if runs[0].has_labels:
+        rows.append(_make_mean(runs))
       rows.append(_make_row(predictions_lib.average_runs(runs)))
   return rows
 
 
+def _make_mean(runs: Sequence[predictions_lib.Predictions]) -> Row:
+  of_runs = [_make_row(one) for one in runs]
+  return Row(
+    name=f"mean of {len(runs)}",
+    views=max(run.views for run in runs),
+    images=len(runs[0].labels),
+    loss=float(np.mean([row.loss for row in of_runs])),
+    errors={
+      k: float(np.mean([row.errors[k] for row in of_runs]))
+      for k in metrics.TOP_K
+    },
+  )
+
+
 def _make_row(predictions: predictions_lib.Predictions) -> Row:
-  images = len(predictions.labels)
+  images, has_labels = len(predictions.labels), predictions.has_labels
+  top_k = metrics.TOP_K if has_labels else ()
   return Row(
     name=predictions.name,
     views=predictions.views,
     images=images,
-    loss=predictions.loss,
-    errors={k: predictions.count_errors(k) / images for k in metrics.TOP_K},
+    loss=predictions.loss if has_labels else None,
+    errors={k: predictions.count_errors(k) / images for k in top_k},
     predictions=predictions,
   )
 
@@ -182,3 +188,29 @@ def to_json(
       for one in classes
     ],
   }
+
+
+def predictions_to_json(
+  rows: Sequence[Row], class_names: Sequence[str]
+) -> dict[str, Any]:
+  """Converts predictions without labels: what a CSV file of them has."""
+  lines = []
+  for row in rows:
+    first, chosen = row.predictions.find_first()
+    lines.append(
+      {
+        "name": row.name,
+        "views": row.views,
+        "images": row.images,
+        "predictions": [
+          {
+            "classes": [class_names[number] for number in numbers],
+            "probabilities": probabilities,
+          }
+          for numbers, probabilities in zip(
+            first.tolist(), chosen.tolist(), strict=True
+          )
+        ],
+      }
+    )
+  return {"labels": False, "lines": lines}

@@ -165,6 +165,7 @@ def _to_json(
       {
         "layer": name,
         "reads": program.network.layer(name).reads,
+        "frozen": name in program.network.frozen,
         "batch_axes": load.placement.batch,
         "inputs_axes": load.placement.inputs,
         "outputs_axes": load.placement.outputs,

@@ -187,7 +187,7 @@ WITHOUT_LRN2 = rewire(ALEXNET_2012, "without_lrn2", conv2={"normalize": "none"})
 
 # The network of 2012 with every layer reading all columns; normalization stays
 # inside a column. With zeros where the columns did not meet it computes the
-# same: see convert/block_diagonal.py. 62,378,344 parameters, the number that
+# same: see network/block_diagonal.py. 62,378,344 parameters, the number that
 # AlexNet is often said to have.
 BLOCK_DIAGONAL = rewire(
   ALEXNET_2012,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,7 @@ class AlexNet(nnx.Module):
     masks: Mapping[str, jax.Array] | None = None,
     uniforms: Mapping[str, jax.Array] | None = None,
     exchange: exchange_lib.Exchange | None = None,
+    rows: Sequence[wiring.Layer] | None = None,
   ) -> jax.Array:
     """Runs the network on a batch.
 
@@ -104,15 +105,17 @@ class AlexNet(nnx.Module):
       uniforms: in training: {layer with stochastic pooling: random numbers},
         f32[n, h, w, maps] after pooling, in [0, 1).
       exchange: brings what other devices hold. Default: one device.
+      rows: the first rows of the network, to stop after them; the last one may
+        lack what follows its product. None: all.
 
     Returns:
-      f32[n, classes], the logits.
+      f32[n, classes], the logits; or the output of the last of `rows`.
     """
     exchange = exchange_lib.NoExchange() if exchange is None else exchange
     network, x = self.network, images
     if network.image_channels == 1:
       x = x.mean(axis=-1, keepdims=True)  # f32[n, image_size, image_size, 1]
-    for layer in network.layers:
+    for layer in network.layers if rows is None else rows:
       with jax.named_scope(layer.name):
         x = run_layer(
           network,

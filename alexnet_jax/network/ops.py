@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+# Keeps the result of a batch normalization finite for a constant channel.
+BATCH_NORM_EPSILON = 1e-5
+
 
 def widen(x: jax.Array) -> jax.Array:
   """Converts bfloat16 to float32; leaves float32 and float64 as they are."""
@@ -182,7 +185,7 @@ def batch_norm(
   scale: jax.Array,
   bias: jax.Array,
   vary: Callable[[jax.Array], jax.Array] | None = None,
-  epsilon: float = 1e-5,
+  epsilon: float = BATCH_NORM_EPSILON,
 ) -> jax.Array:
   """scale * (x - mean) / sqrt(variance + epsilon) + bias, in float32.
 
@@ -193,7 +196,7 @@ def batch_norm(
     vary: in training: f32[2, c] -> the same values, whose gradients are summed
       over all images. The gradients of mean, variance, scale and bias follow
       from these two.
-    epsilon: keeps the result finite for a constant channel.
+    epsilon: added to the variance.
 
   Returns:
     [n, ..., c], in the type of x.

@@ -11,6 +11,8 @@ fields of a config.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import keyword
 import math
 import reprlib
@@ -41,12 +43,12 @@ RESERVED_NAMES = frozenset(
   )
 )
 # What each initialization changes in every row of the table.
-_INIT_CHANGES = {
+INIT_CHANGES = {
   "source": {},
   "paper": {"kernel_std": 0.01},
   "he": {"kernel_std": None, "bias": 0.0},
 }
-INITS = tuple(_INIT_CHANGES)
+INITS = tuple(INIT_CHANGES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,6 +163,21 @@ class Layer:
     """
     return self.lrn.size // 2 if self.normalize in OVER_MAPS else 0
 
+  def cut_before_pooling(self) -> Layer:
+    """Returns the row without its pooling and what follows that.
+
+    Batch normalization follows the product in any order, and stays.
+    """
+    if self.pool is None:
+      return self
+    following = self.order[self.order.index("pooling") :]
+    changes: dict[str, Any] = {"pool": None, "dropout": False}
+    if "activation" in following:
+      changes["activation"] = "linear"
+    if "normalization" in following and self.normalize != "batch":
+      changes |= {"normalize": "none", "map_lrn": None}
+    return dataclasses.replace(self, **changes)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wiring:
@@ -248,6 +265,8 @@ class Network:
       `test` multiplies in evaluation, `train` divides in training.
     image_channels: 3, or 1, the mean of the three.
     batch_norm_momentum: decay of the running statistics per step, in [0, 1).
+    frozen: names of the layers that training leaves as they are, without
+      gradients of their parameters; all others are trained.
   """
 
   name: str
@@ -258,6 +277,23 @@ class Network:
   dropout_scaling: str = "test"
   image_channels: int = 3
   batch_norm_momentum: float = 0.9
+  frozen: tuple[str, ...] = ()
+
+  @functools.cached_property
+  def trained(self) -> tuple[str, ...]:
+    """Names of the layers that are not frozen, first to last."""
+    return tuple(
+      layer.name for layer in self.layers if layer.name not in self.frozen
+    )
+
+  def needs_input_gradient(self, name: str) -> bool:
+    """Whether the input of a layer depends on parameters that are trained."""
+    below = itertools.takewhile(lambda layer: layer.name != name, self.layers)
+    return any(layer.name in self.trained for layer in below)
+
+  def needs_backward(self, name: str) -> bool:
+    """Whether the backward pass reaches a layer."""
+    return name in self.trained or self.needs_input_gradient(name)
 
   def layer(self, name: str) -> Layer:
     return next(layer for layer in self.layers if layer.name == name)
@@ -383,7 +419,7 @@ def make_network(
   ]
   layers.append(dataclasses.replace(last, features=num_classes))
   layers = [
-    dataclasses.replace(layer, **_INIT_CHANGES[init]) for layer in layers
+    dataclasses.replace(layer, **INIT_CHANGES[init]) for layer in layers
   ]
   check(dataclasses.replace(wiring, layers=tuple(layers)))
   _check_columns(layers, columns)

@@ -1,13 +1,17 @@
 """The optimizer: SGD as in the paper, with later additions, built from optax.
 
 In order: gradients averaged over several batches, weight decay, layer-wise
-trust ratios (LARS), learning rate, plateau rule, momentum, conv1 frozen at a
+trust ratios (LARS), learning rate, plateau rule, momentum, layers frozen at a
 rate of 0, EMA of the parameters. The paper has only weight decay, learning rate
 and momentum.
+
+The parameters of an update may lack layers, as long as its gradients and state
+lack them, too: those that are frozen for the whole run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,8 +23,23 @@ from alexnet_jax.optim import ema
 from alexnet_jax.optim import schedules as schedules_lib
 
 _KERNEL, _BIAS = "kernel", "bias"
-# The layer that may have learning rates of its own.
-CONV1 = "conv1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerRule:
+  """How the updates of one layer differ from those of the others.
+
+  Attributes:
+    lr_multiplier: multiplies the learning rates of all its parameters, >= 0.
+    schedules: of its kernel (and scale) and of its bias, in place of those of
+      the other layers. While such a rate is 0 the parameter is frozen: neither
+      it nor its velocity changes.
+    weight_decay: of its kernel; None: that of the other layers.
+  """
+
+  lr_multiplier: float = 1.0
+  schedules: tuple[optax.Schedule, optax.Schedule] | None = None
+  weight_decay: float | None = None
 
 
 def make_optimizer(
@@ -29,7 +48,7 @@ def make_optimizer(
   *,
   momentum: float,
   weight_decay: float,
-  conv1_schedules: tuple[optax.Schedule, optax.Schedule] | None = None,
+  layers: Mapping[str, LayerRule] | None = None,
   plateau: schedules_lib.Plateau | None = None,
   trust_coefficient: float | None = None,
   ema_decay: float | None = None,
@@ -52,8 +71,8 @@ def make_optimizer(
     bias_schedule: update -> learning rate of the biases.
     momentum: 0.9 in the paper.
     weight_decay: 0.0005 in the paper.
-    conv1_schedules: replace these two schedules for conv1. While such a rate is
-      0 the parameter is frozen: neither it nor its velocity changes.
+    layers: {layer: what differs there}; None: nothing does. Only `schedules`
+      change the structure of the optimizer's state.
     plateau: multiplies the rates too; None: nothing does.
     trust_coefficient: see `scale_kernels_by_trust`; `update` then takes
       `squared_norms`. None: no trust ratios.
@@ -61,37 +80,36 @@ def make_optimizer(
     accumulate: batches whose gradients are averaged into one update; the
       parameters change with the last of them.
 
-  Source: Krizhevsky et al. 2012, section 5; biases and the frozen layer as in
+  Source: Krizhevsky et al. 2012, section 5; biases and frozen layers as in
   cuda-convnet, layer-params-145.cfg and src/weights.cu.
   """
+  layers = layers or {}
   schedules = {_KERNEL: schedule, _BIAS: bias_schedule}
-  conv1 = {}
-  if conv1_schedules is not None:
-    labels = (f"{CONV1}/{_KERNEL}", f"{CONV1}/{_BIAS}")
-    conv1 = dict(zip(labels, conv1_schedules, strict=True))
+  own = {
+    f"{layer}/{name}": one
+    for layer, rule in layers.items()
+    for name, one in zip(schedules, rule.schedules or (), strict=False)
+  }
 
   def to_labels(parameters):
     """Maps parameters to the names of their schedules."""
-    return jax.tree.map_with_path(
-      lambda path, _: _label(path, conv1), parameters
-    )
+    return jax.tree.map_with_path(lambda path, _: _label(path, own), parameters)
 
-  chain = [optax.add_decayed_weights(weight_decay, mask=_is_kernel)]
+  chain = [_decay_kernels(weight_decay, layers)]
   if trust_coefficient is not None:
     chain.append(scale_kernels_by_trust(trust_coefficient))
-  chain.append(
-    optax.partition(
-      {
-        label: optax.scale_by_learning_rate(rate)
-        for label, rate in (schedules | conv1).items()
-      },
-      to_labels,
-    )
+  rates = optax.partition(
+    {
+      label: optax.scale_by_learning_rate(rate)
+      for label, rate in (schedules | own).items()
+    },
+    to_labels,
   )
+  chain.append(_multiply_rates(rates, layers))
   if plateau is not None:
     chain.append(plateau.scale_by_plateau())
   trace = optax.trace(decay=momentum)
-  chain.append(_freeze(trace, conv1, to_labels) if conv1 else trace)
+  chain.append(_freeze(trace, own, to_labels) if own else trace)
   if ema_decay is not None:
     chain.append(ema.track_ema(ema_decay))
   rule = optax.with_extra_args_support(optax.chain(*chain))
@@ -104,11 +122,56 @@ def _is_kernel(parameters):
   )
 
 
-def _label(path, conv1: Mapping[str, optax.Schedule]) -> str:
-  """Names the schedule of a parameter."""
+def _label(path, own: Mapping[str, optax.Schedule]) -> str:
+  """Names the schedule of a parameter.
+
+  Args:
+    own: the schedules of single layers, by their names.
+  """
   name = _BIAS if path[-1].key == _BIAS else _KERNEL
   label = f"{path[0].key}/{name}"
-  return label if label in conv1 else name
+  return label if label in own else name
+
+
+def _decay_kernels(
+  weight_decay: float, layers: Mapping[str, LayerRule]
+) -> optax.GradientTransformation:
+  """Adds weight decay to the gradients of the kernels, by layer."""
+  own = {
+    layer: rule.weight_decay
+    for layer, rule in layers.items()
+    if rule.weight_decay is not None
+  }
+
+  def decay(path, gradient, kernel):
+    rate = own.get(path[0].key, weight_decay)
+    return gradient + rate * kernel if rate else gradient
+
+  def update(updates, state, parameters):
+    return jax.tree.map_with_path(decay, updates, parameters), state
+
+  # Its state is that of `optax.add_decayed_weights`, which has one rate.
+  return optax.masked(
+    optax.GradientTransformation(optax.init_empty_state, update), _is_kernel
+  )
+
+
+def _multiply_rates(
+  rule: optax.GradientTransformationExtraArgs, layers: Mapping[str, LayerRule]
+) -> optax.GradientTransformationExtraArgs:
+  """Multiplies the updates of a rule, layer by layer."""
+
+  def multiply(path, x):
+    layer = layers.get(path[0].key)
+    if layer is None or layer.lr_multiplier == 1:
+      return x
+    return layer.lr_multiplier * x
+
+  def update(updates, state, parameters=None, **extra):
+    updates, state = rule.update(updates, state, parameters, **extra)
+    return jax.tree.map_with_path(multiply, updates), state
+
+  return optax.GradientTransformationExtraArgs(rule.init, update)
 
 
 class FreezeState(NamedTuple):

@@ -90,6 +90,27 @@ class Reading:
   notes: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Operation:
+  """An instruction of a compiled program, for a timeline.
+
+  Attributes:
+    layer: whose name its scope has; "" outside every layer.
+    direction: `forward` or `backward`.
+    scope: from the compiler, that of one operation if it joined several.
+    collectives: that it sends; () if it only computes.
+    inner: names of the instructions of the computations that it calls.
+    operands: names of the instructions whose results it reads.
+  """
+
+  layer: str
+  direction: str
+  scope: str
+  collectives: tuple[plan_lib.Collective, ...] = ()
+  inner: tuple[str, ...] = ()
+  operands: tuple[str, ...] = ()
+
+
 def read_traced(
   jaxpr: jex_core.ClosedJaxpr,
   layers: Sequence[str],
@@ -107,6 +128,25 @@ def read_compiled(
   `hlo` is the text of the optimized module; `mesh` has the slowest axis first.
   """
   return _CompiledReader(hlo_lib.parse(hlo), layers, mesh).read()
+
+
+def read_operations(
+  hlo: str, layers: Sequence[str], mesh: Mapping[str, int]
+) -> dict[str, Operation]:
+  """Reads what each instruction of a compiled step belongs to, by its name.
+
+  Args: those of `read_compiled`; `layers` may have names of other scopes.
+  """
+  return _CompiledReader(hlo_lib.parse(hlo), layers, mesh).find_operations()
+
+
+def make_name(collective: plan_lib.Collective) -> str:
+  """Names a collective: `conv3 forward all-gather column`."""
+  words = [collective.layer or "unknown", collective.direction]
+  if collective.tensor != plan_lib.ACTIVATION:
+    words.append(collective.tensor)
+  kind = collective.kind.replace("_", "-")
+  return " ".join((*words, kind, *collective.axes))
 
 
 def describe(collective: plan_lib.Collective) -> str:
@@ -280,6 +320,33 @@ class _CompiledReader(_Reader):
       if name not in self._counted:  # nothing that this can read calls it
         self.repeat(self._count(name), None)
     return self.to_reading(counts)
+
+  def find_operations(self) -> dict[str, Operation]:
+    operations = {}
+    for name, instructions in self._module.computations.items():
+      for instruction in instructions.values():
+        sent = instruction
+        while sent.opcode.endswith(("-done", "-update")) and sent.operands:
+          sent = instructions.get(sent.operands[0])
+          if sent is None:
+            break
+        found = tuple(self._find_collectives(name, sent or instruction))
+        place = self.to_collective("", (), 1, 0, 1, instruction.scope)
+        if found:
+          place = found[0]
+        operations[instruction.name] = Operation(
+          layer=place.layer,
+          direction=place.direction,
+          scope=instruction.scope,
+          collectives=found,
+          operands=instruction.operands,
+          inner=tuple(
+            each
+            for called in self._module.find_called(instruction)
+            for each in self._module.computations[called]
+          ),
+        )
+    return operations
 
   def _count(self, name: str) -> _Counts:
     """Counts what one run of a computation sends."""

@@ -198,22 +198,22 @@ class MeshExchange:
   def squared_norms(
     self, *trees: Mapping[str, Mapping[str, jax.Array]]
   ) -> list[dict[str, jax.Array]]:
-    """Sums the squares of every kernel, over all its shards.
+    """Sums the squares of every kernel that is trained, over all its shards.
 
     Unlike the other methods, this one is called on global arrays, under the
     layout's mesh, where the update is computed. All kernels need one sum of a
     few numbers.
 
     Args:
-      trees: {layer: {"kernel": f32[...], ...}}, all sharded as the parameters.
+      trees: {layer: {"kernel": f32[...], ...}} of the trained layers, all
+        sharded as the parameters.
 
     Returns:
       {layer: f32[]} for each tree, replicated.
     """
     axes = self._specs.kernel_axes
     specs = {
-      layer: of_layer["kernel"]
-      for layer, of_layer in self._specs.parameters.items()
+      layer: self._specs.parameters[layer]["kernel"] for layer in trees[0]
     }
 
     def sum_squares(*trees):

@@ -39,8 +39,8 @@ class DeviceLoad:
       computation.
     multiplications: of the convolution or product, for each image, forward.
     unpadded: the part of these whose factor is no zero of the padding, 0 to 1.
-    passes: forward, and backward for the kernel and for all inputs but the
-      image.
+    passes: forward, and backward for the kernel, if it is trained, and for the
+      input, if it has a gradient.
     times_computed: how often the mesh computes the layer; 1 if nothing is
       repeated.
   """
@@ -144,7 +144,7 @@ def find_load(
     ),
     multiplications=size.multiplications // parts,
     unpadded=_unpadded_fraction(layer, size),
-    passes=2 if route.reads_images else 3,
+    passes=1 + route.trained + route.input_gradient,
     times_computed=(layout.devices // (layout.size(placement.batch) * parts)),
   )
 

@@ -53,7 +53,7 @@ class Collective:
       normalize with; `statistics`, mean and variance of each map or unit for a
       batch normalization, backward the gradients of its scale and bias;
       `kernel`, `bias` or `scale` for a parameter that is gathered, and for its
-      gradient; `norm` for the norms of all kernels.
+      gradient; `norm` for the norms of all kernels that are trained.
     kind: `all_gather`, `reduce_scatter`, `all_to_all` or `sum`.
     axes: the mesh axes along which it happens, in the order of the mesh;
       without axes of one device.
@@ -131,13 +131,16 @@ def make_plan(
 ) -> tuple[Collective, ...]:
   """Lists the collectives of a training step, in forward order.
 
+  Frozen layers of the network send no gradients, and nothing of the backward
+  pass is sent below the lowest layer that is trained.
+
   Args:
     layout: a layout that `check.check` has accepted for it.
     exchange_dtype: of activations and their gradients while they are sent, a
       key of `DTYPE_BYTES`. Weights, their gradients and the loss are float32,
       or float64 as the activations.
-    norms: whether the optimizer reads the norms of the kernels and of their
-      updates, see `MeshExchange.squared_norms`.
+    norms: whether the optimizer reads the norms of the trained kernels and of
+      their updates, see `MeshExchange.squared_norms`.
   """
   routes = choose_routes(
     network, layout, batch_size=batch_size, exchange_dtype=exchange_dtype
@@ -303,12 +306,15 @@ def list_layer(
     images = route.kept_images
     edges = 2 * halo * layout.size(axes) * size.norm_side**2
     what = (axes, images * edges, images, itemsize)
-    add_both(EDGES, "all_gather", *what, strided=True)
+    backward = route.has_backward
+    add_both(EDGES, "all_gather", *what, strided=True, backward=backward)
   if specs.statistics:
     features = layer.features // layout.size(route.output_sharding.features)
     sum_axes = specs.gradient_sums[STATISTICS]
-    # The mean, then the variance around it; both gradients together.
-    for direction, numbers in ((FORWARD, 1), (FORWARD, 1), (BACKWARD, 2)):
+    # The mean, then the variance around it; both gradients together, on which
+    # that of the input depends, too.
+    sums = [(FORWARD, 1), (FORWARD, 1), *[(BACKWARD, 2)] * route.has_backward]
+    for direction, numbers in sums:
       add(direction, STATISTICS, "sum", sum_axes, numbers * features)
   for tensor, shape in size.shapes.items():
     elements = math.prod(
@@ -318,8 +324,10 @@ def list_layer(
     gathered = elements * layout.size(axes)
     # The inputs of a dense kernel are its first dimension.
     strided = (dimension, layer.window) != (layout_lib.INPUTS, 0)
-    add_both(tensor, "all_gather", axes, gathered, strided=strided)
-    add(BACKWARD, tensor, "sum", specs.gradient_sums[tensor], elements)
+    what, trained = (axes, gathered), route.trained
+    add_both(tensor, "all_gather", *what, strided=strided, backward=trained)
+    if trained:
+      add(BACKWARD, tensor, "sum", specs.gradient_sums[tensor], elements)
   return plan
 
 
@@ -346,11 +354,11 @@ def list_norms(
   """Lists the sum of the norms of all kernels, if any is split.
 
   Args:
-    axes: that split any stored kernel.
+    axes: that split any stored kernel that is trained.
     itemsize: bytes of an activation while it is sent.
   """
   plan, add, _ = _start(UPDATE, layout, itemsize=itemsize)
-  add(FORWARD, NORM, "sum", tuple(axes), 2 * len(network.layers))
+  add(FORWARD, NORM, "sum", tuple(axes), 2 * len(network.trained))
   return plan
 
 
@@ -361,7 +369,7 @@ def _start(
 
   Returns:
     The list, a function that adds a collective to it, and one that adds a
-    collective and its transpose in the backward pass.
+    collective and, if there is one, its transpose in the backward pass.
   """
   wide = max(itemsize, DTYPE_BYTES["float32"])
   plan: list[Collective] = []
@@ -393,9 +401,10 @@ def _start(
         )
       )
 
-  def add_both(tensor, kind, *what, strided) -> None:
+  def add_both(tensor, kind, *what, strided, backward) -> None:
     add(FORWARD, tensor, kind, *what, strided=strided)
-    add(BACKWARD, tensor, TRANSPOSES[kind], *what, strided=strided)
+    if backward:
+      add(BACKWARD, tensor, TRANSPOSES[kind], *what, strided=strided)
 
   return plan, add, add_both
 
@@ -409,23 +418,26 @@ def _add_activations(
   itemsize: int,
 ) -> None:
   """Adds the collectives of the activations around one layer."""
+  backward = route.input_gradient
   for reshard in route.reshards:
     axes, elements, images = reshard.axes, reshard.elements, reshard.images
     if reshard.sends:
       what = (axes, elements * layout.size(axes), images, itemsize)
       dimensions = {reshard.source, reshard.target}
       strided = resharding.CHANNELS in dimensions
-      add_both(ACTIVATION, reshard.kind, *what, strided=strided)
-    elif not reshard.copied and not route.reads_images:
+      kind = reshard.kind
+      add_both(ACTIVATION, kind, *what, strided=strided, backward=backward)
+    elif not reshard.copied and backward:
       add(BACKWARD, ACTIVATION, "sum", axes, elements, images)
   elements, images = route.partial_elements, route.images
+  backward = route.has_backward
   for kind, axes, dimension in route.additions:
     what = (axes, elements, images, itemsize)
     if kind == "sum":  # its transpose sends nothing
       add(FORWARD, ACTIVATION, kind, *what)
       continue
     strided = dimension == resharding.CHANNELS
-    add_both(ACTIVATION, kind, *what, strided=strided)
+    add_both(ACTIVATION, kind, *what, strided=strided, backward=backward)
     elements //= layout.size(axes)
     if dimension == resharding.BATCH:
       images //= layout.size(axes)

@@ -109,7 +109,9 @@ class LayerRoute:
       over images.
     halo_axes: axes along which neighboring maps are on other devices, for a
       local response normalization.
-    reads_images: whether the layer reads the image, which needs no gradient.
+    trained: whether the parameters have gradients: not those of a frozen layer.
+    input_gradient: whether the input has a gradient: not the image, nor what
+      frozen layers alone make of it.
   """
 
   placement: layout_lib.Placement = layout_lib.Placement()
@@ -124,7 +126,13 @@ class LayerRoute:
   images: int = 0
   kept_images: int = 0
   halo_axes: tuple[str, ...] = ()
-  reads_images: bool = False
+  trained: bool = True
+  input_gradient: bool = True
+
+  @property
+  def has_backward(self) -> bool:
+    """Whether the backward pass reaches the layer."""
+    return self.trained or self.input_gradient
 
   @property
   def additions(self) -> tuple[tuple[str, tuple[str, ...], int | None], ...]:
@@ -275,7 +283,8 @@ def make_route(
     images=images,
     kept_images=images // layout.size(to_images),
     halo_axes=layout.halo_axes(layer, features, network.columns),
-    reads_images=layer.reads == "image",
+    trained=layer.name in network.trained,
+    input_gradient=network.needs_input_gradient(layer.name),
   )
 
 

@@ -41,6 +41,10 @@ class Specs:
       with dropout.
     uniforms: {layer: spec} of f32[N, h, w, maps], for layers with stochastic
       pooling.
+    activations: {layer: spec} of the outputs as they are sharded, f32[copies,
+      N, units] or f32[copies, N, h, w, maps]: along the first dimension are the
+      equal copies that devices hold after a gather.
+    kernel_axes: the axes that split any stored kernel that is trained.
     replicated: of arrays that are replicated.
   """
 
@@ -52,18 +56,9 @@ class Specs:
   labels: PartitionSpec
   masks: Mapping[str, PartitionSpec]
   uniforms: Mapping[str, PartitionSpec]
+  activations: Mapping[str, PartitionSpec]
+  kernel_axes: tuple[str, ...]
   replicated: PartitionSpec = PartitionSpec()
-
-  @property
-  def kernel_axes(self) -> tuple[str, ...]:
-    """The axes that split any stored kernel."""
-    return tuple(
-      dict.fromkeys(
-        axis
-        for of_layer in self.parameters.values()
-        for axis in spec_axes(of_layer["kernel"])
-      )
-    )
 
   @property
   def variables(self) -> ParameterSpecs:
@@ -174,6 +169,19 @@ def make_specs(
       for layer in network.layers
       if layer.pool and layer.pool.kind == "stochastic"
     },
+    activations={
+      name: PartitionSpec(
+        routes[name].output_sharding.copies or None, *each.outputs
+      )
+      for name, each in specs.items()
+    },
+    kernel_axes=tuple(
+      dict.fromkeys(
+        axis
+        for name in network.trained
+        for axis in spec_axes(specs[name].parameters["kernel"])
+      )
+    ),
   )
 
 

@@ -219,6 +219,7 @@ class Pricer:
         f"{dtype}, expected one of {known}. Set config.compute_dtype or "
         "--machine."
       )
+    self._network = workload.network
     self._sizes = workload.network.sizes()
     self._seconds = functools.cache(self._find_seconds)
     self._fit = functools.cache(self._make_fit)
@@ -250,7 +251,12 @@ class Pricer:
     rest = functools.partial(
       self._seconds, "rest", rest_geometry(layer), values
     )
-    forward, backward = forward + rest(FORWARD), backward + rest(BACKWARD)
+    forward += rest(FORWARD)
+    if self._network.needs_backward(layer.name):
+      backward += rest(BACKWARD)
+    update = 0.0
+    if layer.name in self._network.trained:
+      update = self._seconds("update", "update", (load.parameters,), FORWARD)
     pooled = layer.pool and layer.pool.kind == "stochastic"
     if layer.dropout or pooled:
       drawn = load.kept_images * math.prod(size.out_shape)
@@ -259,7 +265,7 @@ class Pricer:
     return LayerTime(
       forward=forward,
       backward=backward,
-      update=self._seconds("update", "update", (load.parameters,), FORWARD),
+      update=update,
     )
 
   def price_product(
@@ -287,8 +293,10 @@ class Pricer:
     find = functools.partial(
       self._seconds, "product", product_geometry(layer, size), work
     )
-    backward = find(machine_lib.BY_KERNEL)
-    if layer.reads != "image":
+    backward = 0.0
+    if layer.name in self._network.trained:
+      backward += find(machine_lib.BY_KERNEL)
+    if self._network.needs_input_gradient(layer.name):
       backward += find(machine_lib.BY_INPUT)
     return find(FORWARD), backward
 
@@ -598,17 +606,23 @@ def layer_memory(
   Parameters, gradients and the optimizer's state; kernels that are gathered;
   the input; and arrays of the size of the product: the product and its
   gradient, three more for a normalization, one more for pooling. That is what
-  XLA's CPU compiler needs, within 20 % for the layouts of the catalog.
+  XLA's CPU compiler needs, within 20 % for the layouts of the catalog. Of a
+  frozen layer below all that are trained, only the product.
   """
-  size = workload.network.sizes()[layer.name]
+  network = workload.network
+  size = network.sizes()[layer.name]
   itemsize = plan_lib.DTYPE_BYTES[workload.compute_dtype]
-  stored = FLOAT32 * load.parameters * (2 + workload.optimizer_slots)
+  # The parameters themselves, and their gradients.
+  values = 1 + (layer.name in network.trained) + workload.optimizer_slots
+  stored = FLOAT32 * load.parameters * values
   kernel = load.multiplications // size.map_side**2
   gathered = kernel - math.prod(load.kernel)
   if workload.compute_dtype != "float32":
     gathered += kernel  # a copy in the type of the computation
   inputs = load.images * size.positions * load.inputs
-  copies = 2 + 3 * (layer.normalize != "none") + bool(layer.pool)
+  copies = 1
+  if network.needs_backward(layer.name):
+    copies += 1 + 3 * (layer.normalize != "none") + bool(layer.pool)
   kept = copies * load.kept_images * load.values
   return stored + itemsize * (inputs + kept) + FLOAT32 * gathered
 

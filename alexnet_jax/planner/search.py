@@ -547,6 +547,9 @@ class _Mesh:
     ):
       is_gradient = price.exchange_part(collective) == "gradients"
       (hides if is_gradient else waits).append(collective)
+    kernel_axes = placement.inputs + placement.outputs + placement.fsdp
+    if not route.trained:  # whose norm is not needed
+      kernel_axes = ()
     return _Work(
       placement=placement,
       load=load,
@@ -554,7 +557,7 @@ class _Mesh:
       hides=tuple(hides),
       memory=price.layer_memory(self.workload, layer, load),
       outputs=self.to_number(route.output_sharding),
-      kernel_axes=placement.inputs + placement.outputs + placement.fsdp,
+      kernel_axes=kernel_axes,
     )
 
   def _list_end(

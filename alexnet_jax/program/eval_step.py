@@ -2,6 +2,7 @@
 
 Both come from the same log-probabilities: `make_eval_step` sums metrics over a
 batch, `make_predict_step` returns the log-probabilities of each image.
+`make_activations_step` stops after a layer.
 """
 
 from __future__ import annotations
@@ -80,6 +81,44 @@ def make_predict_step(
     )
 
   return jax.jit(predict_step)
+
+
+def make_activations_step(
+  forward: step_lib.ForwardPass, *, layer: str, pooled: bool
+) -> Callable[..., jax.Array]:
+  """Makes the forward pass of the center crops up to a layer.
+
+  It sends what these layers send, and nothing else.
+
+  Args:
+    layer: the last one that is computed.
+    pooled: whether its pooling, and what follows that, is too.
+
+  Returns:
+    (variables, images) -> outputs, jitted: f32[copies, N, units] or f32[copies,
+    N, h, w, maps], see `specs.Specs.activations`; what the next layer reads,
+    and so with the scaling of dropout in evaluation.
+  """
+  specs, graphdef = forward.specs, forward.make_graphdef()
+  names = [row.name for row in forward.network.layers]
+  rows = forward.network.layers[: names.index(layer) + 1]
+  if not pooled:
+    rows = (*rows[:-1], rows[-1].cut_before_pooling())
+
+  def on_device(variables, images):
+    used = {row.name: variables[row.name] for row in rows}
+    weights = variables | forward.exchange.gather_weights(used)
+    x = forward.augmentation.center(images).astype(forward.compute_dtype)
+    x = nnx.merge(graphdef, weights)(x, exchange=forward.exchange, rows=rows)
+    return x[None].astype(float)
+
+  return jax.jit(
+    jax.shard_map(
+      on_device,
+      in_specs=(specs.variables, specs.images),
+      out_specs=specs.activations[layer],
+    )
+  )
 
 
 def _make_log_probabilities(forward: step_lib.ForwardPass, views: int):

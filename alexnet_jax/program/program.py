@@ -181,6 +181,20 @@ class Program:
   def _predict_step(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
     return eval_step.make_predict_step(self.forward, views=self.views)
 
+  def make_activations(
+    self, layer: str, *, pooled: bool
+  ) -> Callable[[dict, jax.Array], jax.Array]:
+    """Makes `eval_step.make_activations_step`'s function, of one member."""
+    step = eval_step.make_activations_step(
+      self.forward, layer=layer, pooled=pooled
+    )
+
+    def compute(variables, images) -> jax.Array:
+      with self._scope():
+        return step(variables, images)
+
+    return compute
+
   @functools.cached_property
   def abstract_state(self) -> step_lib.TrainState:
     """The state's shapes, types and shardings."""

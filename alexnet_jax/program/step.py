@@ -8,7 +8,7 @@ every layout draws the same ones), the mapped function that each device runs
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -21,6 +21,9 @@ from alexnet_jax.network import model, wiring
 from alexnet_jax.partition import exchange as exchange_lib
 from alexnet_jax.partition import specs as specs_lib
 from alexnet_jax.program import metrics
+
+# The scope of the augmentation in a program.
+AUGMENT = "augment"
 
 
 class TrainState(NamedTuple):
@@ -127,17 +130,37 @@ def init_state(
   initial value does not depend on the layout.
   """
   network, specs = forward.network, forward.specs
-  parameters = jax.tree.map(
-    jax.reshard, model.init_parameters(network, key), specs.parameters
+  return _make_state(
+    optimizer,
+    parameters=jax.tree.map(
+      jax.reshard, model.init_parameters(network, key), specs.parameters
+    ),
+    statistics=jax.tree.map(
+      jax.reshard, model.init_statistics(network), specs.statistics
+    ),
   )
+
+
+def make_abstract_state(
+  network: wiring.Network, optimizer: optax.GradientTransformationExtraArgs
+) -> TrainState:
+  """Makes the shapes and types of a state, which is on no devices."""
+  return jax.eval_shape(
+    lambda: _make_state(
+      optimizer,
+      parameters=model.init_parameters(network, jax.random.key(0)),
+      statistics=model.init_statistics(network),
+    )
+  )
+
+
+def _make_state(optimizer, *, parameters, statistics) -> TrainState:
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     is_finite=jnp.ones((), jnp.bool),
     parameters=parameters,
     optimizer=optimizer.init(parameters),
-    statistics=jax.tree.map(
-      jax.reshard, model.init_statistics(network), specs.statistics
-    ),
+    statistics=statistics,
   )
 
 
@@ -154,7 +177,8 @@ def make_train_step(
     donated. key: from `jax.random.key`, the same for all steps. images:
     u8[N, side, side, 3]. labels: i32[N]. totals: f32[4], `metrics.NAMES`
     summed over the batch, before the update. If the loss is not finite, the
-    state is returned unchanged, see `update`.
+    state is returned unchanged, see `update`. Frozen layers of the network have
+    no gradients, and nothing of theirs changes but running statistics.
   """
   specs = forward.specs
   mapped = jax.shard_map(
@@ -169,15 +193,15 @@ def make_train_step(
       forward.network, specs, forward.augmentation, key, state.step, n
     )
 
-    def mean_loss(parameters):
+    def mean_loss(trained):
       totals, statistics = mapped(
-        parameters, state.statistics, images, labels, *draws
+        state.parameters | trained, state.statistics, images, labels, *draws
       )
       return totals[0] / n, (totals, statistics)
 
-    gradients, (totals, statistics) = jax.grad(mean_loss, has_aux=True)(
-      state.parameters
-    )
+    # What has no gradient is neither computed backward nor sent.
+    trained = {name: state.parameters[name] for name in forward.network.trained}
+    gradients, (totals, statistics) = jax.grad(mean_loss, has_aux=True)(trained)
     state = update(
       optimizer, forward.exchange, state, gradients, statistics, totals[0]
     )
@@ -199,7 +223,7 @@ def make_on_device(
   def totals_on_device(
     parameters, statistics, images, labels, augment_draws, layer_draws
   ):
-    with jax.named_scope("augment"):
+    with jax.named_scope(AUGMENT):
       x = forward.augmentation.apply(images, augment_draws)
     variables = model.join_variables(parameters, statistics)
     alexnet = nnx.merge(graphdef, forward.exchange.gather_weights(variables))
@@ -236,11 +260,17 @@ def update(
   Steps that the host starts before it reads that loss change nothing either,
   so the failing step can be replayed. Every device has the loss of the global
   batch, so nothing is sent for this.
+
+  Args:
+    gradients: of the layers that are trained. Parameters and optimizer state of
+      the other ones are returned as they are.
   """
+  trained = {name: before.parameters[name] for name in gradients}
+  earlier_state = _take_layers(before.optimizer, before.parameters, gradients)
   updates, optimizer_state = optimizer.update(
     gradients,
-    before.optimizer,
-    before.parameters,
+    earlier_state,
+    trained,
     squared_norms=exchange.squared_norms,
     statistics=statistics,
   )
@@ -249,18 +279,49 @@ def update(
   def keep(new, old):
     return jax.tree.map(lambda x, y: jnp.where(is_finite, x, y), new, old)
 
-  kept_state = keep(optimizer_state, before.optimizer)
+  kept_state = keep(optimizer_state, earlier_state)
   # The velocity is part of this state and the update too. The kept one has to
   # serve as both: from the other, XLA on CPU copies all parameters first, and
   # a step of the full width took 1.3 times as long (batch 16, 67 pixels).
   leaves = map(jax.tree.leaves, (optimizer_state, kept_state))
   kept = {id(new): leaf for new, leaf in zip(*leaves, strict=True)}
   updates = jax.tree.map(lambda x: kept.get(id(x), x), updates)
-  parameters = optax.apply_updates(before.parameters, updates)
+  parameters = optax.apply_updates(trained, updates)
   return TrainState(
     step=keep(before.step + 1, before.step),
     is_finite=is_finite,
-    parameters=keep(parameters, before.parameters),
-    optimizer=kept_state,
+    parameters=before.parameters | keep(parameters, trained),
+    optimizer=_put_layers(before.optimizer, before.parameters, kept_state),
     statistics=keep(statistics, before.statistics),
   )
+
+
+def _take_layers(state: optax.OptState, parameters, layers: Iterable[str]):
+  """Takes the part of an optimizer's state that belongs to some layers.
+
+  Every tree of the state with the structure of the parameters has all layers: a
+  velocity, an average, a sum of gradients.
+  """
+  return jax.tree.map(
+    lambda node: (
+      {name: node[name] for name in layers} if isinstance(node, dict) else node
+    ),
+    state,
+    is_leaf=_make_is_like(parameters),
+  )
+
+
+def _put_layers(state: optax.OptState, parameters, part: optax.OptState):
+  """Replaces the part of a state that `_take_layers` takes."""
+  return jax.tree.map(
+    lambda node, new: node | new if isinstance(node, dict) else new,
+    state,
+    part,
+    is_leaf=_make_is_like(parameters),
+  )
+
+
+def _make_is_like(tree) -> Callable[[object], bool]:
+  """Makes a test for trees of the same structure, such as a velocity."""
+  structure = jax.tree.structure(tree)
+  return lambda node: jax.tree.structure(node) == structure

@@ -78,6 +78,13 @@ def make_layout_table(program: program_lib.Program) -> rich.console.Group:
       f"{', '.join(names)}: computes with its own inputs while the others "
       "arrive"
     )
+  if network.frozen:
+    lowest = network.trained[0]
+    ends = f"; the backward pass ends at {lowest}"
+    notes.append(
+      f"frozen, without gradients: {', '.join(network.frozen)}"
+      f"{ends * (lowest != network.layers[0].name)}"
+    )
   stored = {}
   for name, text in axes["fsdp"].items():
     stored.setdefault(text, []).append(name)

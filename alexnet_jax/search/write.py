@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pprint
-import tempfile
 
 import ml_collections
-from flax import traverse_util
 
-from alexnet_jax.cli import flag_parsing
+from alexnet_jax.cli import config_file
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.search import report
@@ -31,8 +28,7 @@ Placement = catalog.Placement
 LAYOUT = catalog.Layout(
   name={name!r},
   mesh={mesh!r},
-{placements}
-)
+{placements})
 # Where the config of the search differs from configs/default.py.
 CHANGES = {changes}
 
@@ -59,10 +55,13 @@ def write_config(
     ValueError: the config has what a file cannot say.
   """
   best = answer.best.prediction
-  layout, network = best.layout, best.workload.network
+  network = best.workload.network
+  layout = _place_by_kind(best.layout, network)
   expected = config.copy_and_resolve_references()
   expected.batch_size = best.workload.batch_size
-  changes = _find_changes(expected.to_dict(), default.get_config().to_dict())
+  changes = config_file.find_changes(
+    expected.to_dict(), default.get_config().to_dict()
+  )
   text = _FILE.format(
     title=f"{network.name} on {layout.devices} devices.",
     path=path,
@@ -71,61 +70,49 @@ def write_config(
     ms=f"{1e3 * best.seconds:,.3f}",
     name=layout.name,
     mesh=dict(layout.mesh),
-    placements=_format_placements(layout, network),
+    placements=_format_placements(layout),
     changes=pprint.pformat(changes, width=78),
   )
-  folder = os.path.dirname(path) or "."
-  handle, partial = tempfile.mkstemp(dir=folder, suffix=".py")
-  try:
-    with os.fdopen(handle, "w") as file:
-      file.write(text)
-    with expected.unlocked():
-      default.use_layout(expected, layout)
-    written = flag_parsing.load_config(partial, flag="write")
-    if written.to_dict() != expected.to_dict():
-      raise ValueError(
-        "the config has what a file with a few changes of configs/default.py "
-        "cannot say. Leave --write out, and set the layout of --format=json."
-      )
-    os.replace(partial, path)
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)
+  with expected.unlocked():
+    default.use_layout(expected, layout)
+  if not config_file.write(path, text, expected):
+    raise ValueError(
+      "the config has what a file with a few changes of configs/default.py "
+      "cannot say. Leave --write out, and set the layout of --format=json."
+    )
 
 
-def _find_changes(config: dict, base: dict) -> dict:
-  """Returns what a config has other than the base, without its layout."""
-  flat, known = (
-    traverse_util.flatten_dict(one, keep_empty_nodes=True)
-    for one in (config, base)
-  )
-  changed = {
-    key: value
-    for key, value in flat.items()
-    if key[0] != "layout" and (key not in known or known[key] != value)
-  }
-  return traverse_util.unflatten_dict(changed)
-
-
-def _format_placements(
+def _place_by_kind(
   layout: layout_lib.Layout, network: wiring.Network
-) -> str:
-  """Formats the arguments of a layout: by kind where all layers are alike."""
-  lines, single = [], {}
+) -> layout_lib.Layout:
+  """Returns the same layout, by kind where all layers of a kind are alike."""
+  by_kind, single = {}, {}
   for kind in layout_lib.KINDS:
     layers = [layer for layer in network.layers if layer.kind == kind]
-    placements = [layout.placement(layer) for layer in layers]
-    if placements and len(set(placements)) == 1:
-      lines.append(f"  {kind}={_format(placements[0])},")
+    placements = {layer.name: layout.placement(layer) for layer in layers}
+    if len(set(placements.values())) == 1:
+      by_kind[kind] = placements[layers[0].name]
     else:
-      for layer, placement in zip(layers, placements, strict=True):
-        single[layer.name] = placement
-  if single:
+      single |= placements
+  return layout_lib.Layout(
+    name=layout.name, mesh=layout.mesh, layers=single, **by_kind
+  )
+
+
+def _format_placements(layout: layout_lib.Layout) -> str:
+  """Formats the arguments of a layout."""
+  placements = {kind: getattr(layout, kind) for kind in layout_lib.KINDS}
+  lines = [
+    f"  {kind}={_format(placement)},"
+    for kind, placement in placements.items()
+    if placement != layout_lib.Placement()
+  ]
+  if layout.layers:
     lines.append("  layers={")
-    for name, placement in single.items():
+    for name, placement in layout.layers.items():
       lines.append(f"    {name!r}: {_format(placement)},")
     lines.append("  },")
-  return "\n".join(lines)
+  return "".join(f"{line}\n" for line in lines)
 
 
 def _format(placement: layout_lib.Placement) -> str:

@@ -7,14 +7,16 @@ updates (`grad_accumulation_steps` steps each).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
 import optax
 
-from alexnet_jax.data import augment, sets
+from alexnet_jax.data import augment
 from alexnet_jax.data import statistics as statistics_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.optim import optimizer, schedules
@@ -40,26 +42,6 @@ def to_updates(
 def find_order_seed(config: ml_collections.ConfigDict) -> int:
   """Returns the seed of the order of the training images."""
   return config.seed if config.data.seed is None else config.data.seed
-
-
-def find_statistics(
-  config: ml_collections.ConfigDict, builder
-) -> statistics_lib.Statistics:
-  """Returns the dataset's own pixel statistics, or the published ones.
-
-  Raises:
-    ValueError: the dataset has no statistics, and the config asks for them.
-  """
-  if config.augment.statistics == "published":
-    return statistics_lib.PUBLISHED
-  statistics = sets.find_statistics(builder)
-  if statistics is None:
-    raise ValueError(
-      f"dataset {builder.name!r} has no statistics of its pixels; set "
-      "config.augment.statistics=published and config.augment.mean=(R, G, B) "
-      "to the mean of its training split."
-    )
-  return statistics
 
 
 def make_augmentation(
@@ -163,30 +145,80 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
   rule = config.optimizer
   kernels, biases = make_schedules(config, num_images)
-  conv1_schedules = None
-  if rule.conv1_rates:
-    rates = [
-      (to_updates(config, epoch, num_images), rate)
-      for epoch, rate in rule.conv1_rates
-    ]
-    conv1_schedules = (
-      schedules.with_constant_rates(kernels, rates),
-      schedules.with_constant_rates(
-        biases,
-        [(first, rate * rule.bias_lr_multiplier) for first, rate in rates],
-      ),
-    )
   return optimizer.make_optimizer(
     kernels,
     biases,
     momentum=rule.momentum,
     weight_decay=rule.weight_decay,
-    conv1_schedules=conv1_schedules,
+    layers=_make_layer_rules(config, kernels, biases, num_images),
     plateau=make_plateau(config),
     trust_coefficient=rule.trust_coefficient,
     ema_decay=rule.ema_decay,
     accumulate=config.grad_accumulation_steps,
   )
+
+
+def find_layer_rules(
+  config: ml_collections.ConfigDict,
+) -> dict[str, dict[str, Any]]:
+  """Returns the fields that are set in `config.optimizer.layers`, by layer."""
+  groups = config.optimizer.to_dict().get("layers", {})
+  return {
+    layer: {name: value for name, value in group.items() if value is not None}
+    for layer, group in groups.items()
+  }
+
+
+def find_frozen(
+  config: ml_collections.ConfigDict, layers: Sequence[str]
+) -> tuple[str, ...]:
+  """Returns those of the layers that a config freezes for the whole run."""
+  rules = find_layer_rules(config)
+  return tuple(
+    layer for layer in layers if rules.get(layer, {}).get("lr_multiplier") == 0
+  )
+
+
+def _make_layer_rules(
+  config: ml_collections.ConfigDict,
+  kernels: optax.Schedule,
+  biases: optax.Schedule,
+  num_images: int,
+) -> dict[str, optimizer.LayerRule]:
+  """Makes the rules of `config.optimizer.layers`.
+
+  Args:
+    kernels, biases: the schedules of all other layers.
+  """
+  of_bias = config.optimizer.bias_lr_multiplier
+
+  def make(lr_multiplier=1.0, rates=(), weight_decay=None):
+    if not rates:
+      return optimizer.LayerRule(
+        lr_multiplier=lr_multiplier, weight_decay=weight_decay
+      )
+    first = [to_updates(config, epoch, num_images) for epoch, _ in rates]
+    # Until then the rate is multiplied; the rates themselves are not.
+    return optimizer.LayerRule(
+      schedules=tuple(
+        schedules.with_constant_rates(
+          functools.partial(_multiply, schedule, lr_multiplier),
+          [
+            (update, factor * rate)
+            for update, (_, rate) in zip(first, rates, strict=True)
+          ],
+        )
+        for schedule, factor in ((kernels, 1.0), (biases, of_bias))
+      ),
+      weight_decay=weight_decay,
+    )
+
+  rules = find_layer_rules(config)
+  return {layer: make(**fields) for layer, fields in rules.items()}
+
+
+def _multiply(schedule: optax.Schedule, factor: float, count) -> float:
+  return factor * schedule(count)
 
 
 def check(config: ml_collections.ConfigDict, layers: Sequence[str]) -> None:
@@ -204,19 +236,51 @@ def check(config: ml_collections.ConfigDict, layers: Sequence[str]) -> None:
       f"optimizer.warmup_epochs is {rule.warmup_epochs}, expected less than "
       f"num_epochs, {config.num_epochs:g}. Set config.optimizer.warmup_epochs."
     )
-  if rule.conv1_rates and rule.schedule == "plateau":
+  for layer, fields in find_layer_rules(config).items():
+    _check_layer_rule(layer, fields, layers, schedule=rule.schedule)
+  if len(find_frozen(config, layers)) == len(layers):
     raise ValueError(
-      f"optimizer.conv1_rates is {rule.conv1_rates}, expected () with "
-      "optimizer.schedule=plateau, whose drops have no known epochs. Set "
-      "config.optimizer.conv1_rates=(), or config.optimizer.schedule."
-    )
-  if rule.conv1_rates and optimizer.CONV1 not in layers:
-    raise ValueError(
-      f"optimizer.conv1_rates is {rule.conv1_rates}, but the network has no "
-      f"layer {optimizer.CONV1}, only {', '.join(layers)}, expected (). Set "
-      "config.optimizer.conv1_rates=()."
+      f"optimizer.layers freezes all of {', '.join(layers)}, so that nothing "
+      "would be trained, expected a layer with an lr_multiplier above 0. Set "
+      f"config.optimizer.layers.{layers[-1]}.lr_multiplier."
     )
   make_plateau(config)  # drop_factor must be below 1
+
+
+def _check_layer_rule(
+  layer: str,
+  fields: Mapping[str, Any],
+  layers: Sequence[str],
+  *,
+  schedule: str,
+) -> None:
+  """Refuses a group of `config.optimizer.layers` that contradicts something.
+
+  Args:
+    fields: those that are set.
+    layers: names of the network's layers.
+    schedule: of all layers.
+  """
+  group = f"optimizer.layers.{layer}"
+  if layer not in layers:
+    raise ValueError(
+      f"optimizer.layers has a layer {layer!r}, expected one of the network's: "
+      f"{', '.join(layers)}. Remove config.{group}."
+    )
+  if fields.get("rates") and schedule == "plateau":
+    raise ValueError(
+      f"{group}.rates is {fields['rates']}, expected None with "
+      "optimizer.schedule=plateau, whose drops have no known epochs. Set "
+      f"config.{group}.rates=None, or config.optimizer.schedule."
+    )
+  if fields.get("lr_multiplier") == 0:
+    for name in ("rates", "weight_decay"):
+      if fields.get(name):
+        raise ValueError(
+          f"{group}.{name} is {fields[name]}, but {group}.lr_multiplier is 0, "
+          "which freezes the layer for the whole run, expected None. Set "
+          f"config.{group}.{name}=None, or config.{group}.lr_multiplier."
+        )
 
 
 def make_workload(

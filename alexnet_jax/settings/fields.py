@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from alexnet_jax.data import augment, records
+from alexnet_jax.data import augment
 from alexnet_jax.network import wiring
 from alexnet_jax.optim import schedules
 from alexnet_jax.partition import layout as layout_lib
@@ -277,8 +277,25 @@ _GROUPS = (
     "network.layers.*.map_lrn",
     _LRN | {"size": _integer(0, _MAX_FEATURES, optional=True)},
   ),
+  (
+    "optimizer.layers.*",
+    {
+      "lr_multiplier": Number(optional=True),
+      "rates": Tuple(
+        parts=(Tuple(parts=(_EPOCH, Number()), expected="(epoch, rate)"),),
+        any_length=True,
+        rising=True,
+        expected="pairs (epoch, rate), both >= 0, with rising epochs",
+        optional=True,
+      ),
+      "weight_decay": Number(optional=True),
+    },
+  ),
 )
-_LAYERS = "network.layers"
+# Groups whose names are those of layers.
+_LAYERS = ("network.layers", "optimizer.layers")
+# Old name -> new name, of fields that a config in Python may still have.
+_RENAMED = {"optimizer.conv1_rates": "optimizer.layers.conv1.rates"}
 
 # Every field but those of `_GROUPS`.
 FIELDS = {
@@ -321,7 +338,7 @@ FIELDS = {
   "network.image_channels": Choice(values=(1, 3), optional=True),
   "network.width": Number(above=True, most=_MAX_COLUMNS),
   "network.image_size": _integer(most=_MAX_PIXELS),
-  "network.num_classes": _integer(most=_MAX_CLASSES),
+  "network.num_classes": _integer(most=_MAX_CLASSES, optional=True),
   "network.dropout_rate": _FRACTION,
   "network.dropout_scaling": Choice(values=wiring.DROPOUT_SCALINGS),
   "network.activation": Choice(values=wiring.ACTIVATIONS, optional=True),
@@ -339,7 +356,7 @@ FIELDS = {
   "data.train_split": Text(),
   "data.validation_split": Text(),
   "data.stored_size": _integer(most=_MAX_PIXELS),
-  "data.unreadable": Choice(values=records.UNREADABLE, may_change=True),
+  "data.unreadable": Choice(values=("stop", "replace"), may_change=True),
   "data.seed": dataclasses.replace(_SEED, optional=True),
   "data.threads": _integer(
     most=_MAX_THREADS, optional=True, may_change=True, per_process=True
@@ -357,6 +374,21 @@ FIELDS = {
   "augment.mean_from": Choice(values=augment.MEANS),
   "augment.color_divisor": _POSITIVE,
   "augment.scale": _POSITIVE,
+  "augment.channel_scale": Tuple(
+    parts=(_POSITIVE,) * 3,
+    expected="three numbers (R, G, B), each > 0",
+    optional=True,
+  ),
+  "augment.color_order": Choice(values=augment.COLOR_ORDERS),
+  "init_from.workdir": Text(optional=True),
+  "init_from.step": _integer(0, _MAX_COUNT, optional=True),
+  "init_from.leave_out": Tuple(
+    parts=(Name(),),
+    any_length=True,
+    expected="a tuple of names of layers, such as ('fc8',)",
+    distinct=True,
+  ),
+  "init_from.optimizer": Choice(values=("new", "keep")),
   "optimizer.learning_rate": Number(),
   "optimizer.schedule": Choice(values=schedules.NAMES),
   "optimizer.warmup_epochs": _EPOCH,
@@ -371,12 +403,6 @@ FIELDS = {
   "optimizer.end_rate": Number(most=1),
   "optimizer.bias_lr_multiplier": Number(),
   "optimizer.bias_drop_epochs": _RISING_EPOCHS,
-  "optimizer.conv1_rates": Tuple(
-    parts=(Tuple(parts=(_EPOCH, Number()), expected="(epoch, rate)"),),
-    any_length=True,
-    rising=True,
-    expected="pairs (epoch, rate), both >= 0, with rising epochs",
-  ),
   "optimizer.momentum": _FRACTION,
   "optimizer.weight_decay": Number(),
   "optimizer.trust_coefficient": Number(above=True, optional=True),
@@ -467,11 +493,15 @@ def _make_unknown_error(name: str, value: Any) -> Exception:
   """Makes the error for a field that there is not."""
   if gone := layout_lib.describe_removed_field(name):
     return ValueError(gone)
+  if new := _RENAMED.get(name):
+    return ValueError(
+      f"the field {name} is now called {new}. Set config.{new}."
+    )
   group, _, last = name.rpartition(".")
   table = _find_table(name)
-  if name == _LAYERS or table is not None:
-    known = "layers" if name == _LAYERS else f"fields {_list_fields(table)}"
-    part = wiring.NO_PART.get(last) if name != f"{_LAYERS}.{last}" else None
+  if name in _LAYERS or table is not None:
+    known = "layers" if name in _LAYERS else f"fields {_list_fields(table)}"
+    part = None if group in _LAYERS else wiring.NO_PART.get(last)
     example = part or f"{{{next(iter(table or ('conv4',)))!r}: ...}}"
     return TypeError(
       f"{name} is {wiring.shorten(value)}, expected a group with any of the "

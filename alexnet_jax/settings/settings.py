@@ -102,13 +102,21 @@ def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
   """Returns the named wiring in the size that a config sets.
 
   A config with `network.order` defines a wiring of its own, whose name is not
-  in the catalog; else its rows change single fields of the named one.
+  in the catalog; else its rows change single fields of the named one. Layers
+  that `config.optimizer` freezes are frozen.
 
   Raises:
     ValueError: there is no such wiring or no such layer in it, or the config
-      defines a wiring under a name of the catalog or not all of its rows.
+      defines a wiring under a name of the catalog or not all of its rows, or
+      does not say how many classes there are.
   """
   sizes = config.network.to_dict()
+  if sizes["num_classes"] is None:
+    raise ValueError(
+      "network.num_classes is None, which takes the number of the data set, "
+      "but no set is opened here, expected a number. Set "
+      "config.network.num_classes."
+    )
   name, order = sizes.pop("wiring"), sizes.pop("order")
   rows, channels = sizes.pop("layers", {}), sizes.pop("image_channels")
   if order is None:
@@ -122,6 +130,8 @@ def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
         f"network.layers has a row {one!r}, but wiring {name!r} has the layers "
         f"{', '.join(names)}. Remove config.network.layers.{one}."
       )
+  if order is None:
+    _check_initial_values(rows, sizes["init"])
   table = dataclasses.replace(
     table,
     layers=tuple(
@@ -129,7 +139,25 @@ def make_network(config: ml_collections.ConfigDict) -> wiring.Network:
     ),
     image_channels=table.image_channels if channels is None else channels,
   )
-  return wiring.make_network(table, **sizes)
+  return dataclasses.replace(
+    wiring.make_network(table, **sizes),
+    frozen=build.find_frozen(config, names),
+  )
+
+
+def _check_initial_values(
+  rows: Mapping[str, Mapping[str, Any]], init: str
+) -> None:
+  """Refuses initial values of single rows that `network.init` replaces."""
+  for layer, row in rows.items():
+    for field in wiring.INIT_CHANGES[init]:
+      if row.get(field) is not None:
+        raise ValueError(
+          f"network.layers.{layer}.{field} is {row[field]}, but network.init "
+          f"is {init!r}, which sets {field} of every row, expected None. Set "
+          "config.network.init=source, or remove "
+          f"config.network.layers.{layer}.{field}."
+        )
 
 
 def describe_published(network: wiring.Network) -> list[str]:
@@ -283,13 +311,8 @@ def _drop_unset(values: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def check(
-  config: ml_collections.ConfigDict,
-) -> tuple[wiring.Network, layout_lib.Layout]:
-  """Checks everything that needs neither devices nor data.
-
-  Returns:
-    The network, and a layout that fits it.
+def check_fields(config: ml_collections.ConfigDict) -> None:
+  """Checks each field by itself.
 
   Raises:
     ValueError, TypeError: one line on what to change.
@@ -301,9 +324,24 @@ def check(
       "Return one from get_config in the file of --config."
     )
   fields.check(traverse_util.flatten_dict(config.to_dict(), sep="."))
+
+
+def check(
+  config: ml_collections.ConfigDict,
+) -> tuple[wiring.Network, layout_lib.Layout]:
+  """Checks everything that needs neither devices nor data.
+
+  Returns:
+    The network, and a layout that fits it.
+
+  Raises:
+    ValueError, TypeError: one line on what to change.
+  """
+  check_fields(config)
   _check_relations(config)
   network = make_network(config)
   build.check(config, [layer.name for layer in network.layers])
+  _check_init_from(config.init_from, [layer.name for layer in network.layers])
   layout = make_layout(config, network)
   if ensemble_lib.AXIS in layout.mesh:
     raise ValueError(
@@ -365,6 +403,42 @@ def _check_axes(layout: layout_lib.Layout, network: wiring.Network) -> None:
         f"expected one of {', '.join(mesh)}. Set config.layout.mesh.{axis}=1, "
         f"or {', '.join(layout_lib.DIMENSIONS)} of a layer."
       )
+
+
+def _check_init_from(
+  start: ml_collections.ConfigDict, layers: Sequence[str]
+) -> None:
+  """Refuses fields of `config.init_from` that would have no effect.
+
+  Args:
+    layers: names of the network's layers.
+  """
+  if start.workdir is None:
+    for field, unset in (
+      ("step", None),
+      ("leave_out", ()),
+      ("optimizer", "new"),
+    ):
+      value = start[field]
+      if value not in (unset, []):
+        raise ValueError(
+          f"init_from.{field} is {value!r}, but init_from.workdir is None, so "
+          f"that no run is read, expected {unset!r}. Set "
+          f"config.init_from.workdir, or config.init_from.{field}={unset}."
+        )
+  for name in start.leave_out:
+    if name not in layers:
+      raise ValueError(
+        f"init_from.leave_out has {name!r}, but the network has the layers "
+        f"{', '.join(layers)}, expected some of these. Set "
+        "config.init_from.leave_out."
+      )
+  if {*start.leave_out} == {*layers}:
+    raise ValueError(
+      f"init_from.leave_out has all layers, {', '.join(layers)}, so that "
+      "nothing is taken, expected fewer. Set config.init_from.leave_out, or "
+      "config.init_from.workdir=None."
+    )
 
 
 def _check_relations(config: ml_collections.ConfigDict) -> None:

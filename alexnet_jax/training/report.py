@@ -1,5 +1,12 @@
 """Reports of a run: metrics.jsonl, TensorBoard events, progress lines.
 
+A line of metrics.jsonl has the values of one step, and the place of that step
+in the run: `epoch`, `images_seen`, and `elapsed_seconds`, the time in training,
+validations and saves, which a restart resumes. Steps that a kill has undone do
+not count. A restart that adds to the file begins with a line such as
+{"step": 40, "session": 2}: the second start resumes after step 40. It voids
+lines above it that are of later steps.
+
 Totals are f32[4], the sums of `metrics.NAMES`. If the program trains several
 runs at once they are f32[runs, 4]; the reports then have the mean, and a list
 with the value of each run.
@@ -8,26 +15,33 @@ with the value of each run.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import rich.console
 import rich.progress
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2
 
 from alexnet_jax.checkpoints import writer
 from alexnet_jax.program import metrics
-from alexnet_jax.training import loss_monitor
+from alexnet_jax.training import events, loss_monitor
+from alexnet_jax.training import tracker as tracker_lib
 
 FILE = "metrics.jsonl"
-# Seconds between two times that TensorBoard events are synced to disk.
-_FLUSH_SECONDS = 10.0
+# The kinds of reports, and a value that only these have.
+KINDS = {
+  "training": "training_loss",
+  "validation": "validation_loss",
+  "checkpoint": "checkpoint_seconds",
+}
+# What every line says of the place of its step in the run.
+PLACE = ("epoch", "elapsed_seconds", "images_seen")
 
 
 def print_lines(console: rich.console.Console, *lines: str) -> None:
@@ -38,17 +52,141 @@ def print_lines(console: rich.console.Console, *lines: str) -> None:
 
 def find_saved_step(workdir: str) -> int | None:
   """Returns the newest step whose checkpoint the reports know of, if any."""
-  newest = None
+  return max(
+    (
+      values["step"]
+      for values in _read_valid_lines(os.path.join(workdir, FILE))
+      if "checkpoint_seconds" in values
+    ),
+    default=None,
+  )
+
+
+def _read_valid_lines(path: str) -> Iterator[dict]:
+  """Yields the lines with a step, without those that are damaged."""
+  if not os.path.isfile(path):  # a device may have no end
+    return
   # A file that cannot be read is refused where it is opened for writing.
-  with (
-    contextlib.suppress(OSError),
-    open(os.path.join(workdir, FILE), "rb") as opened,
-  ):
+  with contextlib.suppress(OSError), open(path, "rb") as opened:
     for line in opened:
       with contextlib.suppress(ValueError):  # a line that a kill has cut off
-        if "checkpoint_seconds" in (found := json.loads(line)):
-          newest = max(newest or 0, found["step"])
-  return newest
+        values = json.loads(line)
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+          yield values
+
+
+def read_curves(workdir: str) -> dict[str, np.ndarray]:
+  """Reads the reports of a run as curves.
+
+  A start after a kill repeats steps: what was reported of them, and of later
+  ones, before that start is left out.
+
+  Returns:
+    {name in metrics.jsonl: f64[reports], or f64[reports, runs] for a list}, and
+    "training_step", "validation_step" and "checkpoint_step", i64[reports]: the
+    steps of the values of each kind, rising; learning_rate and
+    images_per_second belong to the training. Likewise, for each kind,
+    "training_epoch", "training_elapsed_seconds" and "training_images_seen",
+    which the reports of earlier versions lack. NaN where a report lacks a
+    value. {} without a file, as of a run that was imported.
+
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: a line is damaged.
+  """
+  path = os.path.join(workdir, FILE)
+  if not os.path.exists(path):
+    return {}
+  with open(path, "rb") as opened:
+    lines = opened.read().split(b"\n")[:-1]  # the last one may be unfinished
+  reports: dict[str, dict[int, dict]] = {}  # kind -> step -> values
+  for number, line in enumerate(lines, start=1):
+    try:
+      values = json.loads(line)
+      step = int(values.pop("step"))
+      kind = find_kind(values)
+      session = values.get("session")
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+      raise ValueError(
+        f"line {number} of {path!r} is damaged: it is no report. Remove it, or "
+        "restore the file."
+      ) from error
+    if session is not None:
+      for of_kind in reports.values():
+        _drop_from(of_kind, step + 1)
+      continue
+    if kind is None:  # of another version
+      continue
+    of_kind = reports.setdefault(kind, {})
+    _drop_from(of_kind, step)  # earlier versions wrote no sessions
+    place = {f"{kind}_{name}": values.pop(name, None) for name in PLACE}
+    of_kind[step] = values | {k: v for k, v in place.items() if v is not None}
+  curves = {}
+  for kind, of_kind in reports.items():
+    if not of_kind:
+      continue
+    curves[f"{kind}_step"] = np.array([*of_kind], np.int64)
+    for name in dict.fromkeys(itertools.chain(*of_kind.values())):
+      found = [values.get(name, math.nan) for values in of_kind.values()]
+      shape = np.broadcast_shapes(*map(np.shape, found))
+      curves[name] = np.array(
+        [np.broadcast_to(value, shape) for value in found], np.float64
+      )
+  return curves
+
+
+def find_kind(values: Collection[str]) -> str | None:
+  """Returns "training", "validation" or "checkpoint"; None: unknown values."""
+  return next((kind for kind in KINDS if KINDS[kind] in values), None)
+
+
+def _drop_from(of_kind: dict[int, dict], step: int) -> None:
+  """Drops the reports of a step and of later ones; they rise."""
+  while of_kind and next(reversed(of_kind)) >= step:
+    of_kind.popitem()
+
+
+class _Progress:
+  """The place of a step in the run, as metrics.jsonl has it.
+
+  Args:
+    path: of metrics.jsonl, which may have reports of earlier starts.
+    first_step: the step that this start resumes after.
+    batch_size: images in a step.
+    num_images: of the training split.
+  """
+
+  def __init__(
+    self, path: str, *, first_step: int, batch_size: int, num_images: int
+  ):
+    self.session = 1
+    self._first_step, self._num_images = first_step, num_images
+    self._batch_size = batch_size
+    self._seconds, self._images = 0.0, first_step * batch_size
+    newest = (-1, False)
+    # A damaged line is named where the curves are read.
+    for values in _read_valid_lines(path):
+      step = values["step"]
+      self.session = max(self.session + ("session" in values), 2)
+      # A checkpoint is reported when it is on disk, after later steps.
+      age = (step, "checkpoint_seconds" not in values)
+      place = [values.get(name) for name in PLACE]
+      if not all(isinstance(value, int | float) for value in place):
+        continue
+      if step <= first_step and age >= newest:
+        newest = age
+        self._seconds = float(values["elapsed_seconds"])
+        self._images = values["images_seen"] + (first_step - step) * batch_size
+    self._began = time.monotonic()
+
+  def find(self, step: int, now: float) -> dict[str, float]:
+    """Returns the values of `PLACE`; `now` is as of time.monotonic."""
+    images = self._images + (step - self._first_step) * self._batch_size
+    return {
+      "epoch": round(images / self._num_images, 6),
+      "elapsed_seconds": round(self._seconds + now - self._began, 3),
+      "images_seen": images,
+    }
 
 
 class LossNotFinite(FloatingPointError):
@@ -97,6 +235,10 @@ class Reporter:
       written, as in all processes of a run but the first.
     console: a terminal gets a progress bar, anything else plain lines.
     first_step: the step that this start resumes after.
+    batch_size: images in a step.
+    num_images: of the training split, for epochs.
+    fields: of the config, by full name, for TensorBoard.
+    tracker: gets the values of all reports; None: there is none.
     monitor: warns of a loss at chance level; None: no such warning.
     run_name: what one of several runs is called in reports.
     top_k: the k of the top-k errors that lines show.
@@ -113,6 +255,10 @@ class Reporter:
     *,
     first_step: int,
     num_steps: int,
+    batch_size: int,
+    num_images: int,
+    fields: Mapping[str, Any] | None = None,
+    tracker: tracker_lib.Tracking | None = None,
     monitor: loss_monitor.LossMonitor | None = None,
     run_name: str = "run",
     top_k: Sequence[int] = metrics.TOP_K,
@@ -124,13 +270,22 @@ class Reporter:
     self._num_steps = num_steps
     self._run_name = run_name
     self._file = self._events = self._folder = None
-    self._workdir = workdir
+    self._workdir, self._first_step = workdir, first_step
+    self._fields, self._tracker = fields, tracker
     if workdir is not None:
       with self._writing():
         self._file = self._open()
-        self._events = Events(workdir, first_step=first_step)
+        self._events = self._make_events(first_step)
         self._folder = _Folder(workdir)
-    self._due: tuple | None = None  # arguments of `training`, and seconds
+        self._place = _Progress(
+          os.path.join(workdir, FILE),
+          first_step=first_step,
+          batch_size=batch_size,
+          num_images=num_images,
+        )
+        self._writes_session = self._place.session > 1
+    # Arguments of `training`, seconds since the report before, and now.
+    self._due: tuple | None = None
     self._began = self._since = time.monotonic()
     self._saved: list[writer.Saved] = []
     self._progress = rich.progress.Progress(
@@ -174,7 +329,7 @@ class Reporter:
     self.flush()
     now = time.monotonic()
     seconds = now - self._since
-    self._due = (step, list(totals), learning_rate, replaced, seconds)
+    self._due = (step, list(totals), learning_rate, replaced, seconds, now)
     self._since = now
 
   def check(self) -> None:
@@ -187,7 +342,7 @@ class Reporter:
     """Writes the report that is due, or raises LossNotFinite."""
     if self._due is None:
       return
-    step, totals, learning_rate, replaced, seconds = self._due
+    step, totals, learning_rate, replaced, seconds, now = self._due
     self._due = None
     sums = self.read_totals(step, totals)
     if self._file is None:
@@ -202,7 +357,7 @@ class Reporter:
     values |= self._values_of_runs("training", totals)
     shown = f"{rate:,.0f} images/s, loss {means['loss']:.3f}"
     self._progress.update(self._task, shown=shown)
-    self._write(step, values)
+    self._write(step, values, now)
     if not self._console.is_terminal:
       self._print(
         step,
@@ -238,12 +393,13 @@ class Reporter:
         )
     if self._file is None:
       return
+    now = time.monotonic()
     replaced = replaced()
     means = _to_means(totals)
     values = {f"validation_{name}": value for name, value in means.items()}
     values["validation_replaced_images"] = replaced
     values |= (of_runs := self._values_of_runs("validation", totals))
-    self._write(step, values)
+    self._write(step, values, now)
     self._print(
       step,
       f"validation {self._describe(totals, means)}, {means['images']:,} images"
@@ -269,6 +425,7 @@ class Reporter:
           "checkpoint_seconds": one.seconds,
           "checkpoint_bytes": one.num_bytes,
         },
+        time.monotonic(),
       )
 
   def resume_clock(self) -> None:
@@ -276,8 +433,10 @@ class Reporter:
     self._since = time.monotonic()
 
   def close(self) -> None:
-    """Prints what the checkpoints have cost, and closes the files."""
+    """Prints what the checkpoints have cost, and closes files and tracker."""
     self._progress.stop()
+    if self._tracker is not None:
+      print_lines(self._console, *self._tracker.close())
     if self._saved:
       taken = sum(one.blocked_seconds for one in self._saved)
       print_lines(
@@ -342,6 +501,15 @@ class Reporter:
       )
     return open(path, "a+")
 
+  def _make_events(self, first_step: int) -> events.Events:
+    errors = (f"top{k}_error" for k in self._top_k)
+    return events.Events(
+      self._workdir,
+      first_step=first_step,
+      fields=self._fields,
+      compared=("loss", *errors),
+    )
+
   def check_workdir(self) -> None:
     """Notes in `error` if the workdir is no longer where it was."""
     if self.is_in_place:
@@ -381,7 +549,7 @@ class Reporter:
       )
     if not os.path.exists(self._events.path):
       self._events.close()
-      self._events = Events(self._workdir, first_step=step - 1)
+      self._events = self._make_events(step - 1)
       print_lines(
         self._console,
         f"the TensorBoard events in {self._workdir} have been removed; those "
@@ -401,8 +569,10 @@ class Reporter:
       ) from error
 
   def _write(
-    self, step: int, values: Mapping[str, float | list[float]]
+    self, step: int, values: Mapping[str, float | list[float]], now: float
   ) -> None:
+    """Writes a line; `now` is when its step was taken, by time.monotonic."""
+    place = self._place.find(step, now)
     if self.error is None:
       self.check_workdir()
     # A folder that was renamed still gets the reports up to the end.
@@ -412,17 +582,21 @@ class Reporter:
       with self._writing():
         if self.error is None:
           self._keep_files(step)
-        line = json.dumps({"step": step, **values}, allow_nan=False)
+        if self._writes_session:
+          session = {"step": self._first_step, "session": self._place.session}
+          self._file.write(f"{json.dumps(session)}\n")
+          self._writes_session = False
+        line = json.dumps({"step": step, **place, **values}, allow_nan=False)
         self._file.write(f"{line}\n")
         self._file.flush()
         for name, value in values.items():
-          if isinstance(value, list):
-            for index, one in enumerate(value):
-              self._events.add(f"{name}/{index}", one, step)
-          else:
-            self._events.add(name, value, step)
+          self._events.add(name, value, step)
     except OSError as error:
       self.error = self.error or error
+    if self._tracker is not None:
+      problem = self._tracker.log(step, place | values)
+      if problem is not None:
+        self._print(step, problem)
 
   def _print(self, step: int, text: str) -> None:
     width = len(str(self._num_steps))
@@ -487,50 +661,3 @@ def cut_partial_line(path: str) -> int:
     if end < len(content):
       file.truncate(end)
   return len(content) - end
-
-
-class Events:
-  """A TensorBoard event file, written in the thread that reports.
-
-  tensorboardX's own writer has a thread for that. On a full disk that thread
-  ends with a traceback, and the run then waits for it forever. Here every
-  method raises OSError.
-
-  Args:
-    folder: for the file.
-    first_step: after which this start resumes. TensorBoard drops what earlier
-      files have of later steps, as after a kill.
-
-  Attributes:
-    path: of the file.
-  """
-
-  def __init__(self, folder: str, *, first_step: int = 0):
-    # With the process id: two starts within a second would share a name.
-    self._writer = event_file_writer.EventsWriter(
-      os.path.join(folder, "events"), f".{os.getpid()}"
-    )
-    self.path = self._writer._file_name  # it has no public name
-    self._flushed = time.monotonic()
-    self._writer.write_event(
-      event_pb2.Event(
-        wall_time=time.time(),
-        step=first_step + 1,
-        session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START),
-      )
-    )
-
-  def add(self, name: str, value: float, step: int) -> None:
-    """Adds one value of a curve."""
-    self._writer.write_event(
-      event_pb2.Event(
-        wall_time=time.time(), step=step, summary=summary.scalar(name, value)
-      )
-    )
-    if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-      self._writer.flush()
-      self._flushed = time.monotonic()
-
-  def close(self) -> None:
-    """Writes what is left."""
-    self._writer.close()

@@ -1,14 +1,18 @@
 """Makes the objects of a run from its config, and refuses bad input.
 
 All of this happens before anything compiles. `settings.check` needs neither
-devices nor data, `make_program` needs devices only, `prepare` needs everything.
+devices nor data, `check` needs the data set if the config leaves the number of
+classes to it, `make_program` needs devices only, `prepare` needs everything.
+
+`sets` is imported where a set is opened: it imports TFDS, which takes a third
+of a second, and predictions need no set.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_collections
@@ -16,7 +20,6 @@ import optax
 
 from alexnet_jax.checkpoints import checkpoint, members
 from alexnet_jax.checkpoints import workdir as workdir_lib
-from alexnet_jax.data import records, sets
 from alexnet_jax.data import statistics as statistics_lib
 from alexnet_jax.distributed import environment, shared_filesystem
 from alexnet_jax.distributed import group as group_lib
@@ -26,11 +29,15 @@ from alexnet_jax.optim import schedules
 from alexnet_jax.partition import ensemble as ensemble_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh as mesh_lib
-from alexnet_jax.program import compilation_cache, compiler_options
+from alexnet_jax.program import compilation_cache, compiler_options, profiler
 from alexnet_jax.program import devices as devices_lib
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.settings import build, settings
 from alexnet_jax.settings import fields as fields_lib
+from alexnet_jax.training import run_data, warm_start
+
+if TYPE_CHECKING:
+  from alexnet_jax.data import records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,8 @@ class Run:
     schedule: steps before this one -> learning rate of the kernels, before the
       plateau rule scales it.
     plateau: the rule that the validation errors drive; None: there is none.
+    start: what the run starts with from another one; None: nothing.
+    trace: of some of its steps; None: there is none.
     locks: of the workdirs, in the process that writes them.
     changes: lines on a network that is another than the published one, on
       variables without effect, and on fields that have changed since the last
@@ -58,6 +67,8 @@ class Run:
   plateau: schedules.Plateau | None
   xla_options: compiler_options.Options
   cache: compilation_cache.Cache
+  start: warm_start.WarmStart | None
+  trace: profiler.Request | None
   locks: tuple[workdir_lib.Lock, ...]
   changes: tuple[str, ...]
 
@@ -73,6 +84,28 @@ class Run:
       every=self.config.keep_every_steps,
       group=self.group,
     )
+
+
+def check(
+  config: ml_collections.ConfigDict, *, data_dir: str | None
+) -> tuple[wiring.Network, layout_lib.Layout]:
+  """Checks a config as `settings.check` does, once it has a number of classes.
+
+  Args:
+    config: if its `network.num_classes` is None, this sets it to that of the
+      data set, so that everything after it sees a number.
+    data_dir: where TFDS keeps its sets.
+
+  Raises:
+    ValueError, TypeError, OSError: with one line on what to change.
+  """
+  settings.check_fields(config)
+  if config.network.num_classes is None:
+    from alexnet_jax.data import sets
+
+    builder = sets.open_builder(config.data.name, data_dir=data_dir)
+    config.network.num_classes = sets.count_classes(builder)
+  return settings.check(config)
 
 
 def make_program(
@@ -132,6 +165,7 @@ def prepare(
   implementations: str = implementations_lib.AUTO,
   cache_dir: str | None = compilation_cache.OFF,
   allow_config_changes: bool = False,
+  trace: profiler.Request | None = None,
 ) -> Run:
   """Checks everything that can be checked before compiling.
 
@@ -143,11 +177,14 @@ def prepare(
     simulate_devices: see `start_devices`.
     xla_options: of `compiler_options.MODES`.
     cache_dir: see `compilation_cache.open_cache`.
+    trace: of steps that the run must take, from its newest checkpoint on.
 
   Raises:
     ValueError, TypeError, OSError: with one line on what to change.
   """
-  network, layout = settings.check(config)
+  # Before the user is sent to prepare a data set.
+  workdir_lib.check_not_imported(workdir)
+  network, layout = check(config, data_dir=data_dir)
   start_devices(config, layout, group, simulate_devices)
   # Refuses a layout that needs more devices than there are.
   ensemble_lib.make_mesh(layout, ensemble_lib.Ensemble(config.ensemble))
@@ -166,6 +203,18 @@ def prepare(
     implementations=implementations,
   )
   devices_lib.check_memory(program, batches_ahead=config.data.batches_ahead)
+  own_step = group.run_in_first(
+    "own_step", lambda: members.find_latest_step(workdir, config.ensemble)
+  )
+  if trace is not None:
+    steps = trace.choose_steps(own_step or 0, num_steps)
+    trace = dataclasses.replace(trace, steps=steps)
+  origin = warm_start.find_origin(config, workdir)
+  start = None
+  if own_step is None and config.init_from.workdir is not None:
+    start = warm_start.read(
+      config, network, group=group, workdir=workdir, origin=origin
+    )
   cache = compilation_cache.open_cache(cache_dir)
   # Last: it reads records, which takes seconds.
   found = fingerprint_data(
@@ -173,17 +222,21 @@ def prepare(
   )
   for difference in compare_data(group, group.gather("data", found)):
     raise ValueError(difference)
-  acquired = (
-    members.acquire(
+  found |= origin if start is None else start.origin
+  data = run_data.RunData(
+    class_names=find_class_names(builder), statistics=statistics
+  )
+  acquired = None
+  if group.is_first:
+    acquired = members.acquire(
       workdir,
       config.to_dict(),
       found,
       may_change=fields_lib.find_changeable(config.optimizer.schedule),
       accept_for=program if allow_config_changes else None,
     )
-    if group.is_first
-    else None
-  )
+    for folder in acquired.folders:
+      run_data.write(folder, data)
   changes = group.run_in_first("workdir", lambda: acquired.changes)
   for index, problem in enumerate(
     shared_filesystem.find_problems(group, workdir)
@@ -202,6 +255,8 @@ def prepare(
     plateau=build.make_plateau(config),
     xla_options=compiler_options.choose(jax.devices(), mode=xla_options),
     cache=cache,
+    start=start,
+    trace=trace,
     locks=acquired.locks if acquired else (),
     changes=(
       *settings.describe_published(network),
@@ -268,11 +323,28 @@ def open_data(
     ValueError, FileNotFoundError: it does not exist, or does not fit the
       network.
   """
+  from alexnet_jax.data import sets
+
   builder = sets.open_builder(config.data.name, data_dir=data_dir)
   sets.check_classes(builder, config.network.num_classes)
-  statistics = build.find_statistics(config, builder)
+  statistics = statistics_lib.PUBLISHED
+  if config.augment.statistics != "published":
+    statistics = sets.find_statistics(builder)
+    if statistics is None:
+      raise ValueError(
+        f"dataset {builder.name!r} has no statistics of its pixels; set "
+        "config.augment.statistics=published and config.augment.mean=(R, G, B) "
+        "to the mean of its training split."
+      )
   build.make_augmentation(config, network, statistics, config.batch_size)
   return builder, statistics
+
+
+def find_class_names(builder) -> tuple[str, ...]:
+  """Returns the class names of a set; see `sets.find_class_names`."""
+  from alexnet_jax.data import sets
+
+  return sets.find_class_names(builder)
 
 
 def fingerprint_data(
@@ -325,6 +397,8 @@ def open_splits(
   config: ml_collections.ConfigDict, builder
 ) -> tuple[records.Records, records.Records]:
   """Opens the training and the validation split; see `sets.open_splits`."""
+  from alexnet_jax.data import sets
+
   return sets.open_splits(
     builder,
     (config.data.train_split, config.data.validation_split),

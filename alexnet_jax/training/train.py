@@ -7,14 +7,17 @@ from collections.abc import Callable
 import jax
 import rich.console
 
+from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import mesh as mesh_lib
-from alexnet_jax.program import compiled_step, metrics, step, summary
+from alexnet_jax.program import compiled_step, metrics, profiler, step, summary
+from alexnet_jax.program import timeline as timeline_lib
 from alexnet_jax.settings import build
 from alexnet_jax.training import loop as loop_lib
 from alexnet_jax.training import loss_monitor, nonfinite, report
 from alexnet_jax.training import run as run_lib
+from alexnet_jax.training import tracker as tracker_lib
 
 
 def train(
@@ -22,6 +25,7 @@ def train(
   console: rich.console.Console,
   *,
   hang_timeout_seconds: float = 0.0,
+  make_tracker: tracker_lib.MakeTracker | None = None,
   make_loop: Callable[..., loop_lib.Loop] = loop_lib.Loop,
 ) -> step.TrainState:
   """Trains to the end of the run, from its newest checkpoint if it has one.
@@ -30,6 +34,8 @@ def train(
 
   Args:
     hang_timeout_seconds: see `group.Group.start_watchdog`.
+    make_tracker: a tracker's function, see `tracker`; called in the first
+      process. A finished run does not start its tracker.
     make_loop: takes the arguments of `loop.Loop`; a subclass can measure it.
 
   Raises:
@@ -38,6 +44,7 @@ def train(
     FloatingPointError: a loss or the state is not finite.
     OSError: the reports cannot be written.
     source.RecordError: a record cannot be read.
+    TrackerError: the tracker cannot start.
     loop.Stopped: a signal has come, and a checkpoint is saved.
   """
   group = run.group
@@ -49,6 +56,10 @@ def train(
     _check_not_emptied(run.workdir)
   # A finished run has nothing to compile, unless that checkpoint is damaged.
   is_finished = latest >= run.num_steps
+  fields = workdir_lib.flatten_config(run.config.to_dict(), {})
+  tracker = None
+  if make_tracker is not None and group.is_first and not is_finished:
+    tracker = tracker_lib.Tracking(make_tracker, fields, run.workdir)
   train_step = None if is_finished else _compile(run, console)
   # Before a checkpoint is read, which may hang; listing them above is not
   # watched.
@@ -75,16 +86,26 @@ def train(
   if state is None:
     group.pause_watchdog()  # it compiles
     state = run.program.init(init_key)
+    if run.start is not None:
+      state = run.start.apply(state)
+      _show_start(run, console)
   reporter = report.Reporter(
     run.workdir if group.is_first else None,
     console,
     first_step=first_step,
     num_steps=run.num_steps,
+    batch_size=run.config.batch_size,
+    num_images=len(run.train_records),
+    fields=fields,
+    tracker=tracker,
     monitor=_make_loss_monitor(run, first_step),
     run_name=run.program.run_name,
     top_k=metrics.choose_top_k(run.config.network.num_classes),
   )
-
+  recorder = None
+  if run.trace is not None and train_step is not None:
+    recorder = _make_recorder(run, console, first_step)
+    train_step = recorder.wrap(train_step)
   loop = make_loop(
     run,
     train_step=train_step,
@@ -96,7 +117,14 @@ def train(
   )
   group.begin_steps()
   try:
-    loop.run_steps(console)
+    try:
+      loop.run_steps(console)
+    finally:
+      if recorder is not None and not recorder.close():
+        report.print_lines(
+          console,
+          f"the run ends before step {run.trace.steps[-1]}, without a trace",
+        )
   except report.LossNotFinite as error:
     checkpoints.close()  # waits for the save that is under way
     saved = checkpoints.latest_step()
@@ -174,6 +202,13 @@ def _introduce(run: run_lib.Run, console: rich.console.Console) -> None:
   )
 
 
+def _show_start(run: run_lib.Run, console: rich.console.Console) -> None:
+  """Prints layer by layer what is taken from another run."""
+  report.print_lines(console, "", run.start.describe())
+  console.print(run.start.make_table(), highlight=False)
+  report.print_lines(console, *run.start.describe_differences(run.config))
+
+
 def _compile(
   run: run_lib.Run, console: rich.console.Console
 ) -> jax.stages.Compiled:
@@ -192,6 +227,31 @@ def _compile(
   if not run.config.layout.allow_unplanned:
     audit_lib.check(audit)
   return train_step
+
+
+def _make_recorder(
+  run: run_lib.Run, console: rich.console.Console, first_step: int
+) -> profiler.Recorder:
+  """Makes what traces steps; process 0 prints its own part."""
+
+  def show(timeline: timeline_lib.Timeline) -> None:
+    for table in timeline.tables():
+      console.print(table, highlight=False)
+    report.print_lines(
+      console,
+      "",
+      *timeline.lines(),
+      profiler.describe_files(run.trace.folder, process=run.group.index),
+    )
+
+  return profiler.Recorder(
+    run.trace.folder,
+    steps=run.trace.steps,
+    program=run.program,
+    first_step=first_step,
+    process=run.group.index,
+    show=show,
+  )
 
 
 def _make_loss_monitor(

@@ -1,4 +1,4 @@
-"""Reads a trained run from its workdir, for evaluation on any layout.
+"""Reads a trained run from its workdir, to use it on any layout.
 
 The `config.json` of a workdir describes the network, the images and their
 preparation. The layout is free, because a checkpoint is restored onto any
@@ -7,9 +7,11 @@ layout. Nothing is written.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +27,8 @@ from alexnet_jax.settings import settings
 
 # Fields of `TrainedRun.found` that commands read.
 _FOUND = {"found.dataset", "found.statistics", "found.training_images"}
+# Runs in a folder that a message names.
+_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,9 +56,10 @@ def read(
   path: str,
   *,
   fields: ml_collections.ConfigDict,
-  layout: str | ml_collections.ConfigDict | None = None,
+  layout: str | ml_collections.ConfigDict | layout_lib.Layout | None = None,
   mesh: Mapping[str, int] | None = None,
   batch_size: int | None = None,
+  rounds_batch: bool = False,
   split: str | None = None,
   step: int | None = None,
 ) -> TrainedRun:
@@ -62,10 +67,12 @@ def read(
 
   Args:
     fields: a config with all fields, as configs/default.py has them.
-    layout: a name of the catalog, or `config.layout` of another config; None:
-      that of the run.
+    layout: a name of the catalog, `config.layout` of another config, or a
+      layout; None: that of the run.
     mesh: {axis of the layout: devices}; other axes as the layout has them.
     batch_size, split: None: that of the run, its validation split.
+    rounds_batch: whether the batch size is rounded up to a multiple of the
+      devices, which any layout can split.
     step: of the checkpoint; None: the newest.
 
   Raises:
@@ -75,10 +82,12 @@ def read(
   config, found = read_config(path, fields)
   steps = reader.find_steps(path)
   if not steps:
-    raise ValueError(
-      f"the run in {path!r} has no checkpoint. Set --workdir to a run that has "
-      "one, or resume it until config.checkpoint_every_steps."
+    # A folder of several runs has no checkpoint of its own.
+    advice = _advise_inner(path) or (
+      "Set --workdir to a run that has one, or resume it until "
+      "config.checkpoint_every_steps."
     )
+    raise ValueError(f"the run in {path!r} has no checkpoint. {advice}")
   if step is not None and step not in steps:
     raise ValueError(
       f"the run in {path!r} has no checkpoint of step {step}, but of "
@@ -87,6 +96,8 @@ def read(
   if isinstance(layout, str):
     catalog.find(layout, field="--layout")
     _name_layout(config, layout)
+  elif isinstance(layout, layout_lib.Layout):
+    config.layout = _to_group(layout)
   elif layout is not None:
     config.layout = copy.deepcopy(layout)
   for axis, size in (mesh or {}).items():
@@ -104,6 +115,11 @@ def read(
       config.layout.mesh[axis] = size
   if batch_size is not None:
     config.batch_size = batch_size
+  if rounds_batch:
+    # `settings.check` below raises what is wrong here.
+    with contextlib.suppress(ValueError, TypeError):
+      placed = settings.make_layout(config, settings.make_network(config))
+      config.batch_size += -config.batch_size % placed.devices
   if split is not None:
     config.data.validation_split = split
   try:
@@ -136,6 +152,25 @@ def _advise(config: ml_collections.ConfigDict) -> str:
   return "To evaluate it, set --layout, --mesh or --batch_size."
 
 
+def _advise_inner(path: str) -> str | None:
+  """Says which runs are in a folder; None: there are none."""
+  found = pathlib.Path(path).glob(f"*/{workdir_lib.CONFIG_FILE}")
+  inner = sorted(str(file.parent) for file in found)
+  if not inner:
+    return None
+  more = f" and {len(inner) - _SHOWN} more" if inner[_SHOWN:] else ""
+  shown = ", ".join(inner[:_SHOWN])
+  return f"Set --workdir to one of the runs in it: {shown}{more}."
+
+
+def _to_group(layout: layout_lib.Layout) -> ml_collections.ConfigDict:
+  """Returns `config.layout` for a layout, as one of the config's own."""
+  fields = layout_lib.to_fields(layout)
+  if layout.name in [one.name for one in catalog.LAYOUTS]:
+    fields["name"] = f"own {layout.name}"  # it may differ from the catalog's
+  return ml_collections.ConfigDict({**fields, "allow_unplanned": False})
+
+
 def _name_layout(config: ml_collections.ConfigDict, name: str) -> None:
   """Sets a layout of the catalog, as it is there."""
   layout = config.layout
@@ -165,12 +200,13 @@ def read_config(
   kept = workdir_lib.read_config(path)
   if kept is None:
     raise ValueError(
-      f"there is no run in the workdir {path!r}: it has no config.json. Set "
-      "--workdir."
+      f"there is no run in the workdir {path!r}: it has no config.json. "
+      f"{_advise_inner(path) or 'Set --workdir.'}"
     )
   config = copy.deepcopy(fields)
   _name_layout(config, config.layout.name)
-  config.network.layers = ml_collections.ConfigDict()
+  for group in (config.network, config.optimizer):
+    group.layers = ml_collections.ConfigDict()
   known = traverse_util.flatten_dict(config.to_dict(), sep=".")
   workdir_lib.check_version(path, kept, known)
   found = {name for name in kept if name.startswith("found.")}
@@ -244,6 +280,8 @@ def check_alike(first: TrainedRun, other: TrainedRun) -> None:
 def check_data(run: TrainedRun, now: Mapping[str, Any]) -> None:
   """Refuses other images, or other preparation, than a run was trained on.
 
+  What is not known of the run, as of imported weights, is not compared.
+
   Args:
     now: of the data on this machine: `dataset`, its full name with version,
       and `statistics`, the fingerprint of the training split's statistics.
@@ -252,7 +290,7 @@ def check_data(run: TrainedRun, now: Mapping[str, Any]) -> None:
     ValueError: says what differs.
   """
   for what, value in now.items():
-    if run.found[what] != value:
+    if run.found[what] not in (None, value):
       raise ValueError(
         f"the {what} of the run in {run.workdir!r} was {run.found[what]}, but "
         f"is {value} here. Set --data_dir to where the set it was trained on "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import tempfile
@@ -16,8 +17,8 @@ from alexnet_jax.cli import command
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.program import step
 from alexnet_jax.settings import settings
+from alexnet_jax.training import report, train
 from alexnet_jax.training import run as run_lib
-from alexnet_jax.training import train
 
 _SETTINGS = {
   "svg.hashsalt": "alexnet_jax",
@@ -32,14 +33,16 @@ def train_to_end(
   *,
   data_dir: str | None,
   simulate_devices: int | None = None,
+  workdir: str | None = None,
 ) -> tuple[step.TrainState, list[dict[str, float]]]:
-  """Trains a config from its start, in a temporary directory.
+  """Trains a config from its start.
 
   Args:
     config: of the run.
     data_dir: the folder of the prepared datasets.
     simulate_devices: None: as many as the layout needs. Only the first run in a
       process can choose.
+    workdir: of the run, which it keeps; None: a temporary directory.
 
   Returns:
     The final state, and the lines of `metrics.jsonl`.
@@ -50,7 +53,9 @@ def train_to_end(
     ValueError, TypeError, OSError: with one line on what to change.
   """
   settings.check(config)
-  with tempfile.TemporaryDirectory() as workdir:
+  with contextlib.ExitStack() as stack:
+    if workdir is None:
+      workdir = stack.enter_context(tempfile.TemporaryDirectory())
     run = run_lib.prepare(
       config,
       group=group_lib.alone(),
@@ -80,7 +85,11 @@ def train_while_finite(
 def _read(workdir: str) -> list[dict[str, float]]:
   lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
   found = [json.loads(line) for line in lines]
-  return [line for line in found if "checkpoint_seconds" not in line]
+  return [
+    line
+    for line in found
+    if report.find_kind(line) in ("training", "validation")
+  ]
 
 
 def draw(

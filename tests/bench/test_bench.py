@@ -125,3 +125,16 @@ def test_medians_and_ratios_are_those_of_the_rounds():
   # MB/s: of 200 stored images, and of 20 images as pixels.
   megabytes = dict(zip(input.STAGES, table.columns[3].cells, strict=True))
   assert (megabytes["read"], megabytes["all"]) == ("200", "120")
+
+
+@pytest.mark.slow
+def test_step_is_traced(tmp_path):
+  trace = tmp_path / "trace"
+  flags = (*SMALL[:2], f"--profile={trace}")
+  found = bench_data(tmp_path, *flags, config=SHORT)
+  assert found["trace_folder"] == str(trace) and "timeline" not in found
+  assert "steps 1 to 5" in (trace / "process0.txt").read_text()
+  again = bench(tmp_path, *flags, config=SHORT)
+  assert again.code == 1 and "exists already" in again.errors
+  other = bench(tmp_path, "--what=layers", "--profile=new", config=SHORT)
+  assert other.code == 1 and "does not use it" in other.errors

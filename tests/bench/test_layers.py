@@ -34,6 +34,23 @@ def test_piece_multiplies_as_much_as_one_device_on_every_layout(
     assert jax.eval_shape(piece.run, *inputs(piece)) == piece.y
 
 
+def test_pieces_of_frozen_layers_have_the_gradients_of_a_step(tiny_network):
+  network = dataclasses.replace(tiny_network, frozen=("conv1", "conv2", "fc6"))
+  program = build.make_program(catalog.find("two_column"), network)
+  for piece in pieces.cut_layers(program):
+    name = piece.layer.name
+    y, gradients = jax.eval_shape(piece.run_both, *inputs(piece), piece.y)
+    (gradients,) = gradients
+    expected = {"conv1": {}, "conv2": {}, "fc6": {"x": piece.x}}.get(
+      name, {"parameters": piece.parameters, "x": piece.x}
+    )
+    if name == "conv3":  # the lowest that is trained
+      del expected["x"]
+    assert (y, gradients) == (piece.y, expected), name
+    load = program.device_loads[name]
+    assert load.passes == len(piece.products()) == 1 + len(expected)
+
+
 def test_pieces_have_the_types_of_the_step_in_bfloat16():
   program = build.make_program(
     catalog.find("one_device"), compute_dtype="bfloat16"

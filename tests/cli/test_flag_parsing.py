@@ -131,7 +131,19 @@ LAYER_FIELDS = [
   ("network.layers.conv1.pool.kind", "none", "none"),
   ("network.layers.conv1.lrn.k", "1", 1.0),
   ("network.layers.conv1.map_lrn.size", "0", 0),
+  ("optimizer.layers.conv1.lr_multiplier", "0", 0.0),
+  (
+    "optimizer.layers.conv1.rates",
+    "((1.5, 0.1), (2, 0))",
+    ((1.5, 0.1), (2, 0)),
+  ),
+  ("optimizer.layers.stem.weight_decay", "1e-3", 0.001),
 ]
+
+
+def test_rule_of_a_layer_has_the_fields_of_the_table():
+  table = fields._find_table("optimizer.layers.conv1")
+  assert flag_parsing._LAYER_RULE.keys() == table.keys()
 
 
 @pytest.mark.parametrize(("field", "value", "expected"), LAYER_FIELDS)
@@ -161,6 +173,13 @@ def test_flag_changes_a_layer_that_the_file_has(parse, write_config):
   }
 
 
+def test_flag_makes_a_fraction_of_an_integer_of_the_file(parse, write_config):
+  file = write_config("config.optimizer.layers.fc8 = {'lr_multiplier': 0}")
+  flag = "--config.optimizer.layers.fc8.lr_multiplier=0.5"
+  _, defined = parse(f"--config={file}", flag)
+  assert defined.config.optimizer.layers.fc8.lr_multiplier == 0.5
+
+
 @pytest.mark.parametrize(
   ("argument", "expected"),
   [
@@ -188,6 +207,7 @@ def test_flag_changes_a_layer_that_the_file_has(parse, write_config):
     ("layout.update.inputs=a", "a layer 'update', expected a name"),
     ("network.layers.keys.stride=1", "a layer 'keys', expected a name"),
     ("layout.mesh.rows=2", "the config has no field config.layout.mesh.rows"),
+    ("optimizer.layers.fc8.rate=1", "expected one of lr_multiplier, rates, we"),
     ("layout.axess=2", "the config has no field config.layout.axess"),
   ],
 )
@@ -210,6 +230,8 @@ def test_field_that_no_layer_has_is_refused(argument, expected, parse):
     ("layout.fc7 None", "A layer is a group of fields: set them one by one"),
     ("layout.fc=3", "such as --config.layout.fc.outputs="),
     ("layout.mesh=4", "such as --config.layout.mesh.data=2."),
+    ("optimizer.layers=0", "such as --config.optimizer.layers.conv1.lr_multip"),
+    ("optimizer.layers.fc8=0", "config.optimizer.layers.fc8.lr_multiplier=0."),
     ("optimizer=4", "such as --config.optimizer.FIELD=VALUE; configs/default"),
     ("network.layers.conv1.pool=max", "conv1.pool.kind=average."),
     (
@@ -253,6 +275,10 @@ def test_value_of_a_group_is_refused_with_a_field_inside(
     (
       "config.network.layers.conv1.stride = 2",
       "Write config.network.layers.conv1 = {'stride': ...}.",
+    ),
+    (
+      "config.optimizer.layers.conv1.lr_multiplier = 0.0",
+      "Write config.optimizer.layers.conv1 = {'lr_multiplier': ...}.",
     ),
   ],
 )
@@ -528,12 +554,15 @@ def test_every_flag_with_a_path_expands_it():
   )
   paths = re.findall(r"define_path\(\s*\"(\w+)\"", "".join(sources))
   assert {*names} == {
-    *("dataset", "layout", "split", "topology", "implementations", "detail"),
+    *("name", "layout", "split", "topology", "implementations", "detail"),
     *("views", "mesh", "layouts", "devices", "batch_sizes", "wirings"),
     *("variants", "only", "hosts", "memory", "networks", "rates", "rate"),
+    *("tracker", "y", "profile_steps"),
   }
   assert {*paths} == {
-    *("workdir", "new_workdir", "data_dir", "manual_dir", "compilation_cache"),
+    *("workdir", "new_workdir", "data_dir", "from", "compilation_cache"),
     *("picture", "chart", "json", "predictions", "markdown", "folder"),
-    *("torch_python", "machine", "write", "map", "plot"),
+    *("to", "class_names", "check", "reference"),
+    *("torch_python", "machine", "write", "map", "plot", "out", "csv"),
+    "profile",
   }

@@ -80,6 +80,40 @@ def test_augmentation_matches_numpy(augmentation, divisor, tiny_batch, key):
     np.testing.assert_allclose(found[row], expected, atol=ATOL)
 
 
+def test_channels_are_scaled_and_ordered_as_by_a_loop(
+  augmentation, tiny_batch, key
+):
+  images, _ = tiny_batch
+  scales = (58.395, 57.12, 57.375)
+  augmentation = dataclasses.replace(
+    augmentation,
+    scale=0.5,
+    channel_scale=scales,
+    color_divisor=1.1,
+    color_order="bgr",
+  )
+  draws = jax.tree.map(np.asarray, augmentation.draw(key, 8, spec=None))
+  trained = jax.jit(augmentation.apply)(images, draws)
+  evaluated = jax.jit(augmentation.view)(images, 6)
+  mean_from = augmentation.mean_from
+  for row in range(8):
+    places = *draws["offset"][row], draws["flip"][row]
+    crop = crop_in_numpy(images[row], *places, mean_from)
+    crop = crop + (draws["color"][row] * STDS) @ DIRECTIONS
+    view = crop_in_numpy(images[row], 0, 5, True, mean_from)
+    for place, channel in enumerate((2, 1, 0)):  # blue, green, red
+      divisor = 0.5 * scales[channel]
+      for found, expected in (
+        (trained, crop[..., channel] / divisor / 1.1),
+        (evaluated, view[..., channel] / divisor),
+      ):
+        assert found.dtype == np.float32
+        # As ATOL: pixels are twice as large here.
+        np.testing.assert_allclose(
+          found[row, ..., place], expected, atol=2 * ATOL
+        )
+
+
 def test_ten_views_are_corners_center_and_mirrored(augmentation, tiny_batch):
   images, _ = tiny_batch
   augmentation = dataclasses.replace(augmentation, color_divisor=1.1)

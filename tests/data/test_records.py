@@ -41,7 +41,7 @@ def test_pixels_that_are_not_encoded_come_out_the_same(tmp_path, side):
 
 
 def test_label_out_of_range_always_stops(tmp_path):
-  for unreadable in records.UNREADABLE:
+  for unreadable in ("stop", "replace"):
     split = small_sets.make_records(
       tmp_path, encoded(), num_classes=7, unreadable=unreadable
     )
@@ -52,6 +52,45 @@ def test_label_out_of_range_always_stops(tmp_path):
       r"label 7, expected 0\.\.6\. Prepare the set again\.",
     ):
       split.read([3, 7])
+
+
+def test_record_without_a_label_is_read_only_where_it_is_allowed(tmp_path):
+  split = small_sets.make_records(
+    tmp_path, encoded(), labels=[3] * 11 + [-1], num_classes=4
+  )
+  expected = (
+    r"record 11 of small/train .* has no label \(-1\)\. Set config.data"
+  )
+  # A run reads the fingerprints of its splits before anything compiles.
+  for read in (lambda: split.read([11]), split.fingerprint):
+    with pytest.raises(source.RecordError, match=expected):
+      read()
+  allowing = dataclasses.replace(split, allow_unlabeled=True)
+  assert allowing.read([10, 11]).labels.tolist() == [3, -1]
+  few = dataclasses.replace(allowing, num_classes=3)
+  with pytest.raises(source.RecordError, match=r"has label 3, expected 0\.\.2"):
+    few.read([10])
+
+
+class FakeSource(list):
+  def describe(self, index):
+    return f"record {index}"
+
+
+def test_unreadable_record_does_not_hide_a_missing_label():
+  stored = [
+    small_sets.to_example(b"image", -(number == 9)) for number in range(10)
+  ]
+  stored[1] = b"damaged"  # read by the same thread
+  split = records.Records(
+    source=FakeSource(stored),
+    **{"image_key": "image", "label_key": "label"},
+    **{"num_classes": 10, "stored_size": 8},
+  )
+  with pytest.raises(source.RecordError, match="record 9 has no label"):
+    split.fingerprint()
+  allowing = dataclasses.replace(split, allow_unlabeled=True)
+  assert allowing.fingerprint() is None
 
 
 def test_record_of_another_kind_is_refused(tmp_path):
@@ -69,7 +108,7 @@ def test_image_that_cannot_be_decoded_is_named(tmp_path):
   assert str(caught.value).startswith(
     "record 8 of small/train (number 2 in "
     f"{tmp_path}/small-train.array_record-00001-of-00002) has an image that "
-    "cannot be decoded (image file is truncated"
+    "cannot be decoded (it ends early: image file is truncated"
   )
   assert "set config.data.unreadable=replace" in str(caught.value)
 

@@ -1,6 +1,7 @@
 import io
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn import datasets
 
 from alexnet_jax.data import digits, sets
 from tests import bucket as bucket_lib
-from tests import small_sets
+from tests import processes, small_sets
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,9 @@ def test_every_sixth_digit_is_for_validation(splits):
   np.testing.assert_array_equal(np.bincount(labels), np.bincount(expected))
 
 
-def make_builder(its_name, version, features, make_examples):
+def make_builder(
+  its_name, version, features, make_examples, keys=("image", "label")
+):
   """Returns a class that writes a set as TFDS does."""
 
   class Builder(tfds.core.GeneratorBasedBuilder):
@@ -58,7 +61,7 @@ def make_builder(its_name, version, features, make_examples):
       return tfds.core.DatasetInfo(
         builder=self,
         features=tfds.features.FeaturesDict(features),
-        supervised_keys=("image", "label"),
+        supervised_keys=keys,
       )
 
     def _split_generators(self, dl_manager):
@@ -130,17 +133,157 @@ Pictures = make_builder(
 def test_pictures_of_any_size_come_out_as_squares(tmp_path):
   Pictures(data_dir=tmp_path, file_format="array_record").download_and_prepare()
   builder = sets.open_builder("pictures", data_dir=str(tmp_path))
-  with pytest.raises(ValueError, match="10 classes, but .* has 2"):
+  with pytest.raises(
+    ValueError, match=r"10 classes, but .* has 2\. Set .*num_classes=2, or None"
+  ):
     sets.check_classes(builder, 10)
-  sets.check_classes(builder, 2)
+  assert sets.count_classes(builder) == 2
   (split,) = sets.open_splits(builder, ("train",), stored_size=96)
   images, labels, _ = split.read(range(4))
   assert sorted(labels) == [0, 0, 1, 1] and images.shape == (4, 96, 96, 3)
 
 
-def test_unknown_set_and_split_are_named(data_dir):
-  with pytest.raises(ValueError, match="unknown dataset 'digit'"):
-    sets.open_builder("digit", data_dir=data_dir)
+def add_set(folder: pathlib.Path, place: str) -> None:
+  (folder / place).mkdir(parents=True)
+  (folder / place / "dataset_info.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+  ("place", "name", "expected"),
+  [
+    ("typo", "birds", "is not in TOP/typo, which does not exist; and TFDS has"),
+    ("file", "birds", "is not in TOP/file, which is no folder; and"),
+    ("empty", "birds", "is not in TOP/empty, which has no prepared set; and"),
+    (
+      *("data", "bird"),
+      "not in TOP/data, which has birds:1.0.0, fish/large:2.0.0; and",
+    ),
+    ("data", "birds:3.0.0", "which has birds:1.0.0, fish/large:2.0.0; and"),
+    ("data", "fish/small", "which has birds:1.0.0, fish/large:2.0.0; and"),
+    (
+      *("data", "ants"),
+      r"large:2.0.0 \(ants/ has no VERSION/dataset_info.json\); and",
+    ),
+    ("data/birds", "birds", "this name. Set --data_dir=TOP/data, or config"),
+    ("data/birds/1.0.0", "birds", "Set --data_dir=TOP/data, or config.data"),
+    ("many", "birds", "which has s0:1.0.0, .*, s7:1.0.0 and 2 others; and"),
+    # Of TFDS's catalog.
+    ("typo", "cifar10", "not prepared: .* exist, nor does the folder TOP/typo"),
+    (
+      "data/cifar10",
+      "cifar10",
+      r"does not exist\. Set --data_dir=TOP/data, or",
+    ),
+  ],
+)
+def test_folders_that_were_searched_are_named(place, name, expected, tmp_path):
+  add_set(tmp_path, "data/birds/1.0.0")
+  add_set(tmp_path, "data/fish/large/2.0.0")
+  for folder in ("data/ants/1.0.0", "data/cifar10", "empty"):
+    (tmp_path / folder).mkdir(parents=True)
+  for number in range(10):
+    add_set(tmp_path, f"many/s{number}/1.0.0")
+  (tmp_path / "file").touch()
+  expected = expected.replace("TOP", re.escape(str(tmp_path)))
+  with pytest.raises((ValueError, FileNotFoundError), match=expected) as caught:
+    sets.open_builder(name, data_dir=str(tmp_path / place))
+  message = str(caught.value)
+  assert "--data_dir" in message and "\n" not in message
+
+
+def test_set_of_the_page_is_built_and_read(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  page = (processes.ROOT / "docs" / "data.md").read_text()
+  (text,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  tiles = small_sets.tiles(4)
+  for number, tile in enumerate(tiles):
+    for split in ("train", "validation"):
+      folder = tmp_path / "pictures" / split / ("blåmes", "owl")[number % 2]
+      folder.mkdir(parents=True, exist_ok=True)
+      (folder / f"{number}.jpg").write_bytes(small_sets.encode(tile, "JPEG"))
+  with tfds.core.registered.skip_registration():
+    exec(text, {"__name__": "__main__"})
+  # It has no supervised keys.
+  builder = sets.open_builder("birds", data_dir="DATA")
+  assert sets.find_class_names(builder) == ("blåmes", "owl")
+  for split in sets.open_splits(
+    builder, ("train", "validation"), stored_size=32
+  ):
+    assert sorted(split.read(range(4)).labels) == [0, 0, 1, 1]
+
+
+IMAGE = tfds.features.Image()
+CLASSES = tfds.features.ClassLabel(num_classes=5)
+
+
+def to_pixels(*shape, encoding="bytes"):
+  return tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding=encoding)
+
+
+@pytest.mark.parametrize(
+  ("features", "keys", "expected"),
+  [
+    ({"image": IMAGE, "label": CLASSES}, None, None),
+    ({"image": to_pixels(9, 8, 1), "label": CLASSES}, None, None),
+    ({"picture": IMAGE, "label": CLASSES}, None, "None and its features pict"),
+    (
+      {"image": IMAGE, "label": CLASSES},
+      ("image", "label", "label"),
+      r"keys are \('image', 'label', 'label'\)",
+    ),
+    (
+      {"image": to_pixels(8, 8, 3, encoding="none"), "label": CLASSES},
+      None,
+      r"shape \(8, 8, 3\) with encoding='none', expected .*tfds.features.Im",
+    ),
+    (
+      {"image": to_pixels(8, 8, 3, encoding="zlib"), "label": CLASSES},
+      None,
+      "encoding='zlib', expected",
+    ),
+    (
+      {"image": to_pixels(8, 8, 4), "label": CLASSES},
+      None,
+      r"shape \(8, 8, 4\) .*expected \(height, width, 3\) or",
+    ),
+    (
+      {"image": to_pixels(None, 8, 3), "label": CLASSES},
+      None,
+      r"shape \(None, 8, 3\) .*the same for all",
+    ),
+    (
+      {
+        "image": tfds.features.Image(shape=(8, 8, 1), dtype=np.float32),
+        "label": CLASSES,
+      },
+      None,
+      "images of float32, expected uint8 or uint16",
+    ),
+    (
+      {"image": IMAGE, "label": tfds.features.ClassLabel()},
+      None,
+      "does not say how many classes",
+    ),
+  ],
+)
+def test_features_that_cannot_be_read_are_refused(
+  features, keys, expected, tmp_path
+):
+  with tfds.core.registered.skip_registration():
+    Builder = make_builder("kinds", "1.0.0", features, list, keys)
+  builder = Builder(data_dir=tmp_path)
+  if expected is None:
+    assert sets.find_keys(builder) == ("image", "label")
+    sets.check_classes(builder, 5)
+    return
+  with pytest.raises(
+    ValueError, match=f"^dataset 'kinds' .*{expected}"
+  ) as caught:
+    sets.check_classes(builder, 5)
+  assert re.search(r"[sS]et config\.data\.name\.$", str(caught.value))
+
+
+def test_unknown_split_is_named(data_dir):
   builder = sets.open_builder("digits", data_dir=data_dir)
   with pytest.raises(ValueError, match="no split 'test' .*expected one of"):
     sets.open_splits(builder, ("test",), stored_size=8)

@@ -53,6 +53,22 @@ def test_numbers_do_not_depend_on_the_processes(count, devices, trained):
   check_states(found, state)
 
 
+def test_processes_start_from_another_run_as_one_does(trained, folder):
+  source = trained(1, 4) / "workdir"
+  found = []
+  for count, devices in ((1, 4), (2, 2)):
+    tmp = folder(f"warm {count} x {devices}")
+    fields = FIELDS | {
+      "init_from.workdir": str(source),
+      "init_from.leave_out": ("fc8",),
+      "num_epochs": 1.0,
+    }
+    out = processes.train_local(tmp, count, devices, fields, config=CONFIG)
+    assert "starts with the parameters of step 9" in out
+    found.append(processes.read_state(tmp, fields)[1])
+  check_states(*found)
+
+
 def test_checkpoint_of_four_processes_goes_on_in_one_and_back(trained, folder):
   tmp = folder("moved")
   shutil.copytree(trained(4, 1) / "workdir", tmp / "workdir")

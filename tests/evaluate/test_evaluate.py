@@ -1,14 +1,18 @@
 """The evaluation of a split, against a NumPy loop; and the command itself."""
 
+import csv
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 from flax import nnx
+from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.data import pipeline
 from alexnet_jax.evaluate import predict
@@ -117,6 +121,39 @@ def test_each_image_is_predicted_once_as_by_a_loop(layout, split, expected):
   assert totals[0] / IMAGES == pytest.approx(ten.loss, rel=1e-5)
 
 
+def test_split_without_labels_has_the_same_predictions(tmp_path):
+  images = [small_sets.encode(image) for image in small_sets.tiles(10, side=36)]
+  program = build.make_short_program("data_parallel")
+  variables = program.init(jax.random.key(0)).variables
+  found = {}
+  for name, labels in (
+    ("labeled", [number % 3 for number in range(10)]),
+    ("unlabeled", [-1] * 10),
+    ("mixed", [0] * 8 + [-1] * 2),
+  ):
+    (tmp_path / name).mkdir()
+    split = small_sets.make_records(
+      tmp_path / name,
+      images,
+      labels=labels,
+      num_classes=10,
+      stored_size=36,
+      allow_unlabeled=True,
+    )
+    if name == "mixed":
+      with pytest.raises(ValueError, match="2 of the 10 images of .* no label"):
+        predict_split(program, variables, split, views=(1,))
+      continue
+    (found[name],), _ = predict_split(program, variables, split, views=(1,))
+    assert found[name].labels.tolist() == labels
+    assert found[name].has_labels == (name == "labeled")
+  # Ten of two batches of eight; the other six rows are no images.
+  assert found["unlabeled"].log_probabilities.shape == (10, 10)
+  np.testing.assert_array_equal(
+    found["unlabeled"].log_probabilities, found["labeled"].log_probabilities
+  )
+
+
 @pytest.mark.slow
 def test_answer_that_is_not_finite_is_refused(split, expected):
   program = build.make_program(catalog.ONE_DEVICE, batch_size=BATCH)
@@ -176,6 +213,65 @@ def test_command_evaluates_runs_and_their_ensemble_under_another_layout(folder):
     np.testing.assert_allclose(ensemble, (a + b) / 2, rtol=1e-5)
     first = np.argmax(ensemble, axis=1)
     assert np.mean(first != kept["labels"]) == lines[5]["top1_error"]
+
+
+@pytest.mark.slow
+def test_command_writes_predictions_of_a_split_without_labels(folder, tmp_path):
+  place = folder("without labels")
+  run(place, "main", processes.flags("one_device", place))
+  data = tmp_path / "data"
+  shutil.copytree(place.parent / "data" / "digits", data / "digits")
+  (shard,) = data.glob("digits/*/digits-validation.array_record*")
+  reader = array_record_module.ArrayRecordReader(str(shard))
+  stored = reader.read(range(reader.num_records()))
+  reader.close()
+  unlabeled = []
+  for record in stored:
+    example = tf_example_pb2.Example.FromString(record)
+    example.features.feature["label"].int64_list.value[:] = [-1]
+    unlabeled.append(example.SerializeToString())
+  small_sets.write_shard(shard, unlabeled)
+  arguments = [
+    *(f"--workdir={place}/workdir", "--split=validation[:21]"),
+    f"--data_dir={data}",
+  ]
+  ((code, printed, errors),) = processes.finish(
+    processes.start(place, 1, arguments, module="evaluate")
+  )
+  assert (code, printed) == (1, "")
+  assert re.fullmatch(
+    r"error: the images of digits.* have no labels, .* Set --predictions=.*\n",
+    errors,
+  )
+  files = {name: place / name for name in ("p.csv", "p.npz", "e.json")}
+  for name in ("p.csv", "p.npz"):
+    printed = run(
+      place,
+      "evaluate",
+      [
+        *arguments,
+        f"--predictions={files[name]}",
+        f"--json={files['e.json']}",
+      ],
+    )
+    assert "have no labels: no errors are shown" in printed
+    assert "top-1" not in printed
+  with np.load(files["p.npz"], allow_pickle=False) as kept:
+    assert kept["labels"].tolist() == [-1] * 21
+    probabilities = kept["probabilities"]
+  assert probabilities.shape == (2, 21, 10)
+  first = np.argmax(probabilities, axis=2)
+  with open(files["p.csv"], newline="") as file:
+    lines = list(csv.DictReader(file))
+  assert [line["label"] for line in lines] == [""] * 42
+  assert [int(line["class_1"]) for line in lines] == first.ravel().tolist()
+  content = json.loads(files["e.json"].read_text())
+  assert [line["images"] for line in content["lines"]] == [21, 21]
+  assert [
+    int(one["classes"][0])
+    for line in content["lines"]
+    for one in line["predictions"]
+  ] == first.ravel().tolist()
 
 
 @pytest.mark.parametrize(

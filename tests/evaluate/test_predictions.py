@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -184,6 +185,31 @@ def test_files_hold_the_predictions(tmp_path):
       assert line[f"class_{place}"] == names[label]
       # Written with six digits.
       assert float(line[f"p_{place}"]) == pytest.approx(probability, rel=1e-5)
+
+
+def test_predictions_without_labels_have_no_errors_but_files(tmp_path):
+  names = [f"n{label:08}" for label in range(8)]
+  runs = [
+    dataclasses.replace(make(seed, name=name), labels=np.full(40, -1, np.int32))
+    for seed, name in enumerate("ab")
+  ]
+  rows = tables.make_rows([[one] for one in runs])
+  assert [row.name for row in rows] == ["a", "b", "ensemble of 2"]
+  assert all(row.loss is None and not row.errors for row in rows)
+  assert not tables.find_lead(rows).has_labels
+  found = [row.predictions for row in rows]
+  predictions.write(str(tmp_path / "p.csv"), found, names)
+  with open(tmp_path / "p.csv", newline="") as file:
+    lines = list(csv.DictReader(file))
+  assert [line["label"] for line in lines] == [""] * 120
+  content = json.loads(command.to_json(tables.predictions_to_json(rows, names)))
+  assert content["labels"] is False
+  mean = (runs[0].probabilities[7] + runs[1].probabilities[7]) / 2
+  falling = np.argsort(-mean)[:5]
+  written = content["lines"][2]["predictions"][7]
+  assert written["classes"] == [names[label] for label in falling]
+  # float32.
+  np.testing.assert_allclose(written["probabilities"], mean[falling], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ _COSTLY = (
   *("batch_size", "num_epochs", "network.width", "network.image_size"),
   *("network.num_classes", "data.stored_size", "data.threads", "ensemble"),
 )
+# Of a group that no config has until a field of it is set.
+_LAYER_RULE = (
+  *("optimizer.layers.conv1.lr_multiplier", "optimizer.layers.conv1.rates"),
+  *("optimizer.layers.fc8.lr_multiplier", "optimizer.layers.fc8.weight_decay"),
+)
 _TOO_LONG = ("2147483648", "4294967296", "1_0")
 _FLAGS = {
   "--workdir": ("", "../x", "workdir/a/b", "/proc/x", "/", "\udcff", "a\nb"),
@@ -98,6 +103,7 @@ def draw(
   config = rng.choice(configs)
   fields = default.get_config("digits").to_dict()
   fields = traverse_util.flatten_dict(fields, sep=".")
+  fields |= dict.fromkeys(_LAYER_RULE)
   # The 32 placements of single layers are drawn less often.
   names = [name for name in fields if not re.match(r"layout\.(conv|fc)", name)]
   placements = [name for name in fields if name not in names]
@@ -146,7 +152,7 @@ def _draw_value(rng: random.Random, name: str, value: object) -> str:
       return str(tuple(50 * number for number in numbers))
     case "pooling":
       return str(tuple(int(number) + 1 for number in numbers[:2]))
-    case "conv1_rates":
+    case "rates":
       return str(tuple((number, number / 100) for number in numbers))
   return str(tuple(numbers[: rng.choice((0, 1, 2, 3))]))
 

@@ -35,7 +35,7 @@ FLAGS = [
     (module, [f"--{flag}=hdfs://a/b"], f"--{flag}=hdfs://a/b")
     for module, names in {
       "evaluate": ("workdir", "data_dir", "predictions", "json"),
-      "prepare": ("data_dir", "manual_dir"),
+      "prepare": ("data_dir", "from", "write"),
     }.items()
     for flag in names
   ),
@@ -97,8 +97,8 @@ FLAGS = [
   ("verify", ["--config={config}", "--devices=x"], "--devices"),
   ("verify", ["--config={config}", "--devices=1000000"], "--devices"),
   ("verify", ["--config={tmp}"], "{tmp}"),
-  ("prepare", ["--dataset=none"], "--dataset"),
-  ("prepare", ["--data_dir={tmp}", "--manual_dir={tmp}/none"], "--manual_dir"),
+  ("prepare", ["--dataset=none"], "--dataset is now called --name"),
+  ("prepare", ["--data_dir={tmp}", "--from={tmp}/none"], "--from"),
   ("prepare", ["--data_dir={tmp}", "--jobs=0"], "--jobs"),
   ("prepare", ["--data_dir={tmp}", "--shard_images=0"], "--shard_images"),
   ("bench", [DEVICE, "--rounds=0"], "--rounds"),

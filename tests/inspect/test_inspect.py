@@ -91,6 +91,7 @@ def test_json_has_what_the_tables_show():
     "arrives": [],  # every device has the images
     "overlap_gather": False,
     "overlaps": False,
+    "frozen": False,
     "inputs": 3,
     "outputs": 6,
     "are_partial_sums": False,

@@ -88,30 +88,43 @@ def test_scale_of_a_normalization_has_the_kernels_rate_and_no_decay():
   np.testing.assert_allclose(updates["conv1"]["scale"], -0.2, rtol=1e-6)
 
 
-def test_conv1_has_its_own_rates_and_is_frozen_at_a_rate_of_0():
-  kernel, bias = (
-    schedules.with_constant_rates(
-      optax.constant_schedule(rate), [(3, share * rate), (5, 0.0)]
-    )
-    for rate, share in ((0.1, 0.01), (0.2, 0.01))
+# What differs in conv1, and its rates and weight decay in each of eight steps.
+DROPS = tuple(
+  schedules.with_constant_rates(
+    optax.constant_schedule(rate), [(3, 0.01 * rate), (5, 0.0)]
   )
-  rates = {
-    "conv1": {
-      "kernel": [0.1] * 3 + [0.001] * 2 + [0.0] * 3,
-      "bias": [0.2] * 3 + [0.002] * 2 + [0.0] * 3,
-    },
-    "fc6": {"kernel": [0.1] * 8, "bias": [0.2] * 8},
-  }
+  for rate in (0.1, 0.2)
+)
+STEADY = {"kernel": [0.1] * 8, "bias": [0.2] * 8}
+DROPPED = {
+  name: rate * np.array([1, 1, 1, 0.01, 0.01, 0, 0, 0])
+  for name, rate in (("kernel", 0.1), ("bias", 0.2))
+}
+RULES = [
+  ({}, STEADY, 0.05),
+  ({"schedules": DROPS}, DROPPED, 0.05),
+  ({"schedules": DROPS, "weight_decay": 0.5}, DROPPED, 0.5),
+  ({"lr_multiplier": 2.0}, {"kernel": [0.2] * 8, "bias": [0.4] * 8}, 0.05),
+  ({"lr_multiplier": 0.0}, {"kernel": [0.0] * 8, "bias": [0.0] * 8}, 0.05),
+  ({"weight_decay": 0.0}, STEADY, 0.0),
+]
+
+
+@pytest.mark.parametrize(("fields", "rates", "decay"), RULES)
+def test_layer_has_the_rates_and_the_decay_of_its_own(fields, rates, decay):
+  rates = {"conv1": rates, "fc6": STEADY}
+  decays = {"conv1": decay, "fc6": 0.05}
+  rule = make_rule(layers={"conv1": optimizer.LayerRule(**fields)})
   velocity = jax.tree.map(np.zeros_like, draw(np.random.default_rng(0)))
-  steps = take_steps(make_rule(conv1_schedules=(kernel, bias)), 8)
-  for step, (before, gradient, after, state) in enumerate(steps):
+  for step, (before, gradient, after, state) in enumerate(take_steps(rule, 8)):
     trace = optax.tree.get(state, "trace")
     for layer in LAYERS:
       for name, of_step in rates[layer].items():
         v, w = velocity[layer][name], before[layer][name]
         if of_step[step]:
-          decay = 0.05 if name == "kernel" else 0.0
-          g = gradient[layer][name] + decay * w
+          g = gradient[layer][name]
+          if name == "kernel":
+            g = g + decays[layer] * w
           velocity[layer][name] = v = 0.9 * v - of_step[step] * g
           w = w + v
         else:  # not even by what is left of the velocity
@@ -119,6 +132,33 @@ def test_conv1_has_its_own_rates_and_is_frozen_at_a_rate_of_0():
         # A few roundings in float32 of numbers of about 1.
         np.testing.assert_allclose(after[layer][name], w, atol=1e-6)
         np.testing.assert_allclose(trace[layer][name], v, atol=1e-6)
+
+
+def test_state_has_the_structure_of_earlier_checkpoints():
+  """Rules without schedules add nothing; those of conv1 add what they did."""
+  parameters = draw(np.random.default_rng(0))
+
+  def find_paths(**layers):
+    rules = {name: optimizer.LayerRule(**one) for name, one in layers.items()}
+    state = make_rule(layers=rules).init(parameters)
+    return [
+      jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)
+    ]
+
+  velocity = [
+    f"['{layer}']['{name}']" for layer in LAYERS for name in ("bias", "kernel")
+  ]
+  counts = "[1].inner_states['{}'].inner_state.count"
+  plain = [counts.format(name) for name in ("bias", "kernel")]
+  plain += [f"[2].trace{path}" for path in velocity]
+  assert find_paths() == plain
+  assert find_paths(conv1={"lr_multiplier": 0.5, "weight_decay": 0.1}) == plain
+  own = ("bias", "conv1/bias", "conv1/kernel", "kernel")
+  assert find_paths(conv1={"schedules": DROPS}) == [
+    *map(counts.format, own),
+    "[2].count",
+    *(f"[2].momentum.trace{path}" for path in velocity),
+  ]
 
 
 def squared_norms(*trees):

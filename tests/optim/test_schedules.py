@@ -117,12 +117,45 @@ def test_warm_up_rises_from_0_and_the_schedule_ends_with_the_run(config):
   np.testing.assert_allclose(biases, 2 * expected, rtol=1e-5)
 
 
-def test_conv1_that_is_frozen_takes_part_in_no_other_schedule(config):
-  config.optimizer.conv1_rates = ((5.0, 1e-5), (6.0, 0.0))
+def test_rates_of_a_layer_take_part_in_no_other_schedule(config):
+  config.optimizer.layers.conv1 = {"rates": ((5.0, 1e-5), (6.0, 0.0))}
   settings.check(config)
   config.optimizer.schedule = "plateau"
-  with pytest.raises(ValueError, match="Set config.optimizer.conv1_rates=()"):
+  with pytest.raises(ValueError, match="Set config.*layers.conv1.rates=None"):
     settings.check(config)
+
+
+def test_rates_of_a_layer_follow_the_schedule_of_all_in_epochs(config):
+  config.optimizer.drop_epochs = (10.0,)
+  config.optimizer.layers.conv3 = {
+    "lr_multiplier": 0.5,
+    "rates": ((5.0, 1e-3), (15.0, 0.0)),
+  }
+  settings.check(config)
+  config.batch_size, config.grad_accumulation_steps = 16, 1
+  config.optimizer.momentum = 0.0
+  rule = build.make_optimizer(config, 64)
+  ones = {"kernel": jnp.ones(()), "bias": jnp.ones(())}
+  gradients = {"conv3": ones, "fc6": ones}
+  zeros = jax.tree.map(jnp.zeros_like, gradients)
+
+  def update(state, _):
+    updates, state = rule.update(gradients, state, zeros)
+    return state, updates
+
+  _, updates = jax.lax.scan(update, rule.init(zeros), length=80)
+  # Four updates an epoch.
+  expected = {
+    "conv3": {
+      "kernel": [0.05] * 20 + [1e-3] * 40 + [0.0] * 20,
+      "bias": [0.1] * 20 + [2e-3] * 40 + [0.0] * 20,
+    },
+    "fc6": {"kernel": [0.1] * 40 + [0.01] * 40, "bias": [0.2] * 80},
+  }
+  for layer, rates_of_layer in expected.items():
+    for name, of_step in rates_of_layer.items():
+      # A few roundings in float32.
+      np.testing.assert_allclose(-updates[layer][name], of_step, rtol=1e-6)
 
 
 def test_num_epochs_is_free_only_where_rates_do_not_end_with_the_run(config):

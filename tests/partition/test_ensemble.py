@@ -214,7 +214,12 @@ def test_workdir_of_an_ensemble_stands_for_its_members(tmp_path):
 def test_reports_show_the_mean_and_each_member(tmp_path):
   console = rich.console.Console(record=True, width=120, file=io.StringIO())
   reporter = report.Reporter(
-    str(tmp_path), console, first_step=0, num_steps=4, run_name="member"
+    *(str(tmp_path), console),
+    first_step=0,
+    num_steps=4,
+    batch_size=8,
+    num_images=16,
+    run_name="member",
   )
   totals = np.array([[8.0, 4, 2, 8], [24.0, 8, 4, 8]], np.float32)
   reporter.training(2, [totals] * 2, learning_rate=0.1, replaced=lambda: 0)

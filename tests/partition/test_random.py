@@ -145,6 +145,9 @@ def test_drawn_network_and_layout_survive_their_way_through_a_config():
     default.use_wiring(config, problem.table)
     default.use_layout(config, layout)
     config.network.update(problem.size)
+    config.optimizer.layers = {
+      name: {"lr_multiplier": 0.0} for name in problem.frozen
+    }
     network, made = (
       settings.make_network(config),
       settings.make_layout(config, settings.make_network(config)),

@@ -132,6 +132,43 @@ def test_parts_of_a_step_add_up():
   assert found.device_hours(64 * 3600) == pytest.approx(4 * found.seconds)
 
 
+def test_frozen_layers_cost_no_gradients():
+  frozen = ("conv1", "conv2", "fc7")
+  layout = build.with_mesh(catalog.DATA_PARALLEL, data=4)
+  pricer = make_pricer(machines.FLAT)
+  network = dataclasses.replace(build.FULL_NETWORK, frozen=frozen)
+  workload = dataclasses.replace(pricer.workload, network=network)
+  free, found = (
+    price.predict(one, layout)
+    for one in (pricer, price.Pricer(machines.FLAT, workload))
+  )
+  for name, layer in found.layers.items():
+    before = free.layers[name]
+    assert layer.forward == before.forward and layer.exchange == before.exchange
+    if name in frozen:
+      assert layer.update == layer.gradients == 0
+    else:
+      assert layer.gradients == before.gradients
+  # Nothing of the backward pass is left below conv3, whose input has none.
+  backward = {name: layer.backward for name, layer in found.layers.items()}
+  assert backward["conv1"] == backward["conv2"] == 0
+  assert backward["conv4"] == free.layers["conv4"].backward
+  # Of the two products of fc7, as large as its forward one, that by the input.
+  load = workload.find_loads(layout)["fc7"]
+  product, _ = pricer.price_product(
+    network.layer("fc7"),
+    images=load.images,
+    inputs=load.inputs,
+    outputs=load.outputs,
+    multiplications=load.multiplications,
+  )
+  assert free.layers["fc7"].backward - backward["fc7"] == pytest.approx(product)
+  assert workload.find_loads(layout)["conv3"].passes == 2
+  # No gradients of frozen kernels, and no activations kept below conv3.
+  spared = sum(4 * network.sizes()[name].parameters for name in frozen)
+  assert free.memory_bytes - found.memory_bytes > spared
+
+
 def test_dtype_without_a_peak_is_refused():
   machine = dataclasses.replace(
     machines.FLAT, peak_flops_per_second={"float32": 1e12}

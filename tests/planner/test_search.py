@@ -12,6 +12,7 @@ from alexnet_jax.partition import check
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.planner import price, search
+from tests import build
 from tests.planner import machines
 
 DIMENSIONS = ("batch", "outputs", "inputs")
@@ -166,9 +167,13 @@ def test_search_of_four_layers_on_two_devices_is_exact(machine):
   assert tried > 600
 
 
-def test_search_with_norms_is_exact():
+@pytest.mark.parametrize(
+  "frozen", [("conv4",), *build.slow((), ("conv1",), ("conv4", "fc6"))]
+)
+def test_search_with_norms_and_frozen_layers_is_exact(frozen):
+  network = dataclasses.replace(make_network(*FOUR), frozen=frozen)
   tried = compare_with_enumeration(
-    make_network(*FOUR), 2, machines.TWO_HOSTS, norms=True
+    network, 2, machines.TWO_HOSTS, norms=True, memory="conv1" in frozen
   )
   assert tried > 600
 

@@ -1,5 +1,6 @@
 """The command, on a network of four layers and two hosts."""
 
+import dataclasses
 import io
 import json
 
@@ -15,6 +16,8 @@ from alexnet_jax.search import chart, report, write
 from alexnet_jax.settings import build, settings
 from tests import processes, short_network
 from tests.planner import machines
+
+PLACED = layout_lib.Placement(batch=("data",))
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,37 @@ def test_written_config_has_the_layout_and_all_else(answer, config, tmp_path):
   # The axes are nested as the search has placed them.
   assert settings.keeps_order(written, layout)
   assert isinstance(layout, layout_lib.Layout)
+
+
+@pytest.mark.parametrize(
+  "placements",
+  [
+    {},  # of a small network: nothing is split
+    {"conv": PLACED},
+    {"conv": PLACED, "fc": PLACED},
+    {"layers": {"conv1": PLACED}},
+  ],
+)
+def test_layout_is_written_by_kind_where_layers_are_alike(
+  placements, answer, config, tmp_path
+):
+  best = answer.best.prediction
+  network = best.workload.network
+  layout = layout_lib.Layout(name="mine", mesh={"data": 4}, **placements)
+  layers = {row.name: layout.placement(row) for row in network.layers}
+  # As a search places them, one by one.
+  placed = layout_lib.Layout(name="mine", mesh={"data": 4}, layers=layers)
+  found = dataclasses.replace(
+    answer.best, prediction=dataclasses.replace(best, layout=placed)
+  )
+  path = tmp_path / "best.py"
+  answer = dataclasses.replace(answer, kinds=[found])
+  write.write_config(str(path), config, answer)
+  _, written = settings.check(
+    flag_parsing.load_config(str(path), flag="config")
+  )
+  for row in network.layers:
+    assert written.placement(row) == layers[row.name]
 
 
 def test_wrong_flags_end_in_one_line(tmp_path):

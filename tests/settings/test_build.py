@@ -2,7 +2,7 @@ import pytest
 
 from alexnet_jax.settings import build, settings
 from alexnet_jax.training import run as run_lib
-from configs import two_device
+from configs import default, two_device
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,13 @@ def test_workload_is_that_of_the_program(changes, slots):
   assert found.make_plan(layout) == program.plan
   assert found.find_loads(layout) == program.device_loads
   assert found.stored_size == program.augmentation.stored_size
+
+
+def test_initial_values_that_init_replaces_are_refused():
+  config = default.get_config("digits")
+  config.network.layers = {"conv1": {"kernel_std": 0.01}}
+  with pytest.raises(ValueError, match="conv1.kernel_std is 0.01, but .*'he'"):
+    settings.check(config)
+  config.network.init = "source"
+  network, _ = settings.check(config)
+  assert network.layer("conv1").kernel_std == 0.01

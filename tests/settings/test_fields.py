@@ -107,6 +107,7 @@ def test_kind_accepts_the_values_in_its_range(kind, good, bad):
   [
     *(("batch_size", value) for value in (True, 4.0, None)),
     *(("num_epochs", "1"), ("network.init", 1), ("augment.flip", 1)),
+    *(("augment.channel_scale", 58.0), ("augment.color_order", None)),
     *(("augment.mean", 77.0), ("layout.mesh.data", 2.0)),
     *(("layout.fc.batch", "data"), ("layout.stem.inputs", {"a"})),
     *(("layout.stem.overlap_gather", 1), ("layout.stem.fsdp", 3)),
@@ -114,6 +115,8 @@ def test_kind_accepts_the_values_in_its_range(kind, good, bad):
     *(("network.layers.stem.pool.window", "3"), ("network.lrn_k", "2")),
     *(("network.layers.stem.lrn.beta", True), ("layout.stem", ("data",))),
     *(("network.layers.stem.pool", None), ("network.layers", 3)),
+    *(("optimizer.layers.stem", 0), ("optimizer.layers.stem.rates", 0.1)),
+    *(("optimizer.layers.stem.lr_multiplier", "0"), ("optimizer.layers", 3)),
   ],
 )
 def test_value_of_another_type_is_a_type_error(name, value):
@@ -131,10 +134,12 @@ def test_value_of_another_type_is_a_type_error(name, value):
     ("augment.scale", 0.0, "a finite float32 > 0"),
     ("augment.color_noise", math.nan, "a finite float32 >= 0"),
     ("augment.mean", (1.0, 2.0, 256.0), "None or three numbers"),
+    ("augment.channel_scale", (1.0, 2.0, 0.0), "None or three n"),
+    ("augment.color_order", "grb", "one of rgb, bgr"),
     ("augment.mean_from", "crop", "one of channel, image, image_center"),
     ("layout.mesh.anything", 0, "None or an integer >= 1"),
     ("network.columns", 0, "None or an integer >= 1"),
-    ("network.num_classes", 0, "an integer >= 1"),
+    ("network.num_classes", 0, "None or an integer >= 1"),
     ("network.dropout_rate", 1.0, "a number >= 0 and < 1"),
     ("network.batch_norm_momentum", 1.0, "a number >= 0 and < 1"),
     ("network.lrn_k", 0.0, "None or a finite float32 > 0"),

@@ -222,9 +222,23 @@ def test_wiring_may_be_written_row_by_row():
           "stem": {"reads": "image", "features": 8, "window": 3},
           "top": {"reads": "all", "features": 10, "activation": "linear"},
         },
-        "optimizer__conv1_rates": ((1.0, 0.0),),
+        "optimizer__layers": {"conv1": {"rates": ((1.0, 0.0),)}},
       },
-      "_rates is .* no layer conv1, only stem, top, .*conv1_rates=\\(\\).",
+      "optimizer.layers has a layer 'conv1', expected one .* stem, top. Remove",
+    ),
+    (
+      {"optimizer__layers": {"fc8": {"lr_multiplier": 0, "weight_decay": 1.0}}},
+      "fc8.weight_decay is 1.0, but .*fc8.lr_multiplier is 0, .* expected None",
+    ),
+    (
+      {
+        "network__wiring": "four_layer",
+        "network__image_size": 32,
+        "optimizer__layers": dict.fromkeys(
+          ("conv1", "conv2", "conv3", "fc8"), {"lr_multiplier": 0.0}
+        ),
+      },
+      "freezes all of conv1, conv2, conv3, fc8, .*layers.fc8.lr_multiplier.",
     ),
   ],
 )

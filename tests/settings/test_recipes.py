@@ -47,7 +47,7 @@ def test_shortened_recipe_scales_all_epochs():
   default.shorten(config, 9.1)  # of 91
   assert config.optimizer.drop_epochs == pytest.approx((2.5, 5.1, 7.9))
   assert config.augment.color_noise_until_epoch == pytest.approx(6.7)
-  (slow, rate), (frozen, zero) = config.optimizer.conv1_rates
+  (slow, rate), (frozen, zero) = config.optimizer.layers.conv1.rates
   assert (slow, frozen) == pytest.approx((6.7, 7.2))
   assert (rate, zero) == (1e-5, 0.0)
 

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.data import records, sets, source, statistics
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.distributed import machine
 from alexnet_jax.program import devices
 from alexnet_jax.settings import build, settings
 from alexnet_jax.training import run as run_lib
+from alexnet_jax.training import run_data
 from configs import default
 from tests import runs
 
@@ -75,6 +77,35 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_written(
   with pytest.raises(ValueError, match=expected):
     prepare(fields)
   assert not (tmp_path / "workdir").exists()
+
+
+def test_network_takes_the_classes_of_the_set(prepare, tmp_path):
+  run = prepare({"network.num_classes": None})
+  assert run.program.network.layers[-1].features == 10
+  assert run.config.network.num_classes == 10
+  kept = workdir_lib.read_config(str(tmp_path / "workdir"))
+  assert kept["network.num_classes"] == 10
+  for lock in run.locks:
+    lock.release()
+  # The number itself is the same run.
+  prepare({"network.num_classes": 10})
+
+
+def test_classes_of_a_set_need_the_set(tiny_config, tmp_path):
+  tiny_config.network.num_classes = None
+  with pytest.raises(
+    ValueError,
+    match=r"num_classes is None, .* Set config\.network\.num_classes",
+  ):
+    settings.check(tiny_config)
+  tiny_config.data.name = "birds"
+  folder = str(tmp_path / "typo")
+  with pytest.raises(ValueError, match=f"'birds' is not in {folder}, which do"):
+    run_lib.check(tiny_config, data_dir=folder)
+  # Fields are checked before one of them names the set.
+  tiny_config.data.name = ""
+  with pytest.raises(ValueError, match=r"Set config\.data\.name"):
+    run_lib.check(tiny_config, data_dir=folder)
 
 
 def test_label_of_the_validation_is_checked_before_the_first_step(
@@ -227,3 +258,25 @@ def test_platform_without_its_plug_in_is_named(tiny_config, monkeypatch):
   problem = "plug-in is not installed.* Correct or unset JAX_PLATFORMS=cuda"
   with pytest.raises(OSError, match=problem):
     run_lib.start_devices(tiny_config, layout, group_lib.alone(), None)
+
+
+def test_run_keeps_the_facts_of_its_set_in_every_workdir(
+  prepare, set_statistics, tmp_path
+):
+  found = set_statistics(77)
+  workdir = tmp_path / "workdir"
+  folders = [workdir, workdir / "member_0", workdir / "member_1"]
+  for missing in ((), folders[1:]):  # as a run of an earlier version has none
+    for folder in missing:
+      (folder / "data.json").unlink()
+    run = prepare({**OF_DATASET, "ensemble": 2})
+    for lock in run.locks:
+      lock.release()
+    for folder in folders:
+      fields = workdir_lib.read_config(str(folder))
+      facts = {"statistics": fields["found.statistics"]}
+      data = run_data.read(str(folder), facts, num_classes=10)
+      assert data.class_names == tuple("0123456789")
+      np.testing.assert_array_equal(
+        data.statistics.mean_image, found.mean_image
+      )

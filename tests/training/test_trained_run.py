@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
@@ -88,6 +89,7 @@ def make_old_run(make_run):
       for name, value in kept.items()
       if not name.startswith("layout.")
       and name not in ("network.order", "network.image_channels")
+      and name not in ("augment.channel_scale", "augment.color_order")
     }
     layers = [f"conv{n}" for n in range(1, 6)] + ["fc6", "fc7", "fc8"]
     for layer in layers:
@@ -204,6 +206,16 @@ def test_checkpoint_of_the_earlier_version_is_of_the_same_run(make_old_run):
   assert workdir.upgrade(upgraded) == upgraded
 
 
+def test_initial_values_that_had_no_effect_are_dropped(make_run):
+  path = make_run("a")
+  earlier = workdir.read_config(path)
+  assert earlier["network.init"] == "he"
+  workdir.write_config(
+    path, earlier | {"network.layers.conv1.kernel_std": 0.01}
+  )
+  assert read(path).network.layer("conv1").kernel_std is None
+
+
 def test_dropout_rate_without_dropout_of_an_earlier_run_is_dropped(
   make_run, tiny_config
 ):
@@ -223,6 +235,64 @@ def test_dropout_rate_without_dropout_of_an_earlier_run_is_dropped(
   options = {"may_change": fields_lib.find_changeable()}
   acquired = workdir.acquire({path: tiny_config.to_dict()}, FOUND, **options)
   assert not acquired.changes
+
+
+def test_fields_that_were_added_have_the_values_of_before(
+  make_run, tiny_config
+):
+  path = make_run("a")
+  added = {"augment.channel_scale": None, "augment.color_order": "rgb"}
+  kept = workdir.read_config(path)
+  assert added.items() <= kept.items()
+  earlier = {name: kept[name] for name in kept.keys() - added.keys()}
+  workdir.write_config(path, earlier)
+  assert read(path).config.to_dict() == tiny_config.to_dict()
+  tiny_config.augment.color_order = "bgr"
+  with pytest.raises(ValueError, match="order: rgb in the workdir, bgr now"):
+    workdir.acquire(
+      {path: tiny_config.to_dict()},
+      FOUND,
+      may_change=fields_lib.find_changeable(),
+    )
+
+
+def test_run_from_before_a_field_was_added_has_none_of_it(make_run):
+  path = make_run("a")
+  earlier = {
+    name: value
+    for name, value in workdir.read_config(path).items()
+    if not name.startswith("init_from.")
+  }
+  workdir.write_config(path, earlier)
+  start = read(path).config.init_from
+  expected = default.get_config().init_from
+  assert start.to_dict() == expected.to_dict()
+
+
+@pytest.mark.parametrize(
+  ("rates", "expected"),
+  [([], {}), ([[1.0, 1e-5], [1.5, 0.0]], {"conv1": ((1.0, 1e-5), (1.5, 0.0))})],
+)
+def test_rates_of_conv1_of_an_earlier_run_are_rates_of_its_layer(
+  rates, expected, make_run, tiny_config
+):
+  path = make_run("a")
+  earlier = workdir.read_config(path) | {"optimizer.conv1_rates": rates}
+  workdir.write_config(path, earlier)
+  layers = read(path).config.optimizer.layers
+  assert {name: group.rates for name, group in layers.items()} == expected
+  tiny_config.optimizer.layers = {
+    name: {"rates": one} for name, one in expected.items()
+  }
+  options = {"may_change": fields_lib.find_changeable()}
+  acquired = workdir.acquire({path: tiny_config.to_dict()}, FOUND, **options)
+  assert not acquired.changes
+  assert "optimizer.conv1_rates" not in workdir.read_config(path)
+  for lock in acquired.locks:
+    lock.release()
+  tiny_config.optimizer.layers.fc8 = {"lr_multiplier": 0.5}
+  with pytest.raises(ValueError, match="fc8.lr_multiplier: None in the workdi"):
+    workdir.acquire({path: tiny_config.to_dict()}, FOUND, **options)
 
 
 def test_fields_that_an_earlier_run_lacks_are_not_invented():
@@ -351,6 +421,9 @@ def test_directory_without_a_run_or_a_checkpoint_is_refused(make_run, tmp_path):
     read(str(tmp_path / "none"))
   with pytest.raises(ValueError, match="has no checkpoint. Set --workdir"):
     read(make_run("a", steps=()))
+  inner = make_run("b")
+  with pytest.raises(ValueError, match=f"Set --workdir to one .*: .*{inner}"):
+    read(str(pathlib.Path(inner).parent))
 
 
 def test_run_of_another_version_is_refused_by_its_fields(make_run, tmp_path):

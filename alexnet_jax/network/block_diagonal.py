@@ -100,7 +100,8 @@ def convert(tree: Any, source: wiring.Network, target: wiring.Network) -> Any:
       called "kernel" under the name of a layer are converted, and no others. A
       velocity or an average is 0 wherever its kernel is.
     source: the network of the tree.
-    target: a network that `check` has accepted.
+    target: a network that `check` has accepted, or one whose layers in the tree
+      have the same `find_dense_shapes`.
 
   Returns:
     The same tree, of NumPy arrays.
@@ -119,8 +120,7 @@ def convert(tree: Any, source: wiring.Network, target: wiring.Network) -> Any:
     if names[-1] != KERNEL or name not in rows:
       return leaf
     blocks, target_blocks = (
-      network.columns if network.layer(name).reads == "own" else 1
-      for network in (source, target)
+      count_blocks(network, name) for network in (source, target)
     )
     if blocks == target_blocks:
       return leaf
@@ -132,6 +132,24 @@ def convert(tree: Any, source: wiring.Network, target: wiring.Network) -> Any:
     return kernel.reshape(target.sizes()[name].kernel)
 
   return jax.tree.map_with_path(convert_leaf, tree)
+
+
+def count_blocks(network: wiring.Network, name: str) -> int:
+  """Returns the number of blocks of a layer's kernel, 1 if it reads all."""
+  return network.columns if network.layer(name).reads == "own" else 1
+
+
+def find_dense_shapes(
+  network: wiring.Network, name: str
+) -> dict[str, tuple[int, ...]]:
+  """Returns {parameter: shape} of a layer if it read all columns.
+
+  Where two networks have the same, `convert` makes the arrays of one those of
+  the other.
+  """
+  size = network.sizes()[name]
+  *window, _, out = size.kernel
+  return size.shapes | {KERNEL: (*window, size.channels, out)}
 
 
 def _to_dense(kernel: np.ndarray, blocks: int) -> np.ndarray:

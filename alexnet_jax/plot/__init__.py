@@ -1,0 +1,1 @@
+"""The command `plot`, which draws the curves of runs, and its parts."""
