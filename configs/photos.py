@@ -31,8 +31,8 @@ def get_config(variant: str = "photos") -> ml_collections.ConfigDict:
   config.network.num_classes = 20
   config.network.width = 0.5
   # He's standard deviations, sqrt(2 / fan-in), and no biases; conv1 has that of
-  # 2012, since He's is as large as what conv1 learns, and hides it. `init` of
-  # "he" would replace the values of single layers.
+  # 2012, since He's is as large as what conv1 learns, and hides it. With `init`
+  # of "he" no single layer has values of its own.
   config.network.init = "source"
   config.network.layers = {
     # At half the width, the 48 + 48 kernels of 2012.
