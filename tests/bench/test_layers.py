@@ -183,13 +183,11 @@ def test_products_are_those_of_the_gradients(key):
     for key, block in zip(keys, blocks, strict=True)
   )
   parameters = {"kernel": kernel, "bias": np.zeros(kernel.shape[-1:], "f4")}
-  _, (of_parameters, of_input) = jax.jit(piece.run_both)(
-    parameters, {}, x, {}, gradient
-  )
+  _, (gradients,) = jax.jit(piece.run_both)(parameters, {}, x, {}, gradient)
   products = piece.products()
   expected_products = {
-    "by input": of_input,
-    "by kernel": of_parameters["kernel"],
+    "by input": gradients["x"],
+    "by kernel": gradients["parameters"]["kernel"],
   }
   for what, expected in expected_products.items():
     (product,) = jax.jit(products[what][0])(x, kernel, gradient)
