@@ -98,7 +98,7 @@ def test_error_of_one_process_ends_all_in_a_line(folder):
 STARTS = """
 import os, runpy
 from alexnet_jax.data import records, source
-from alexnet_jax.training import report, train
+from alexnet_jax.training import events, train
 records.Records.fingerprint = lambda self: None  # which reads some labels
 if os.environ["JAX_PROCESS_ID"] == "INDEX":
   PATCH
@@ -114,12 +114,12 @@ WRONG_LABEL = """
   records.Records.read_encoded = read_encoded
 """
 FULL_DISK = """
-  add = report.Events.add
+  add = events.Events.add
   def fail(self, name, value, step):
     if step >= 4:
       raise OSError(28, "No space left on device")
     add(self, name, value, step)
-  report.Events.add = fail
+  events.Events.add = fail
 """
 
 
