@@ -72,7 +72,11 @@ def main(argv: list[str]) -> None:
     # After the devices of the layout, which it starts.
     compilation_cache.open_cache(_COMPILATION_CACHE.value)
     found = pictures.read_pictures(argv[1:], side=run.config.data.stored_size)
-    predictions = run.predict(found, _TOP.value, views=int(_VIEWS.value))
+    try:
+      predictions = run.predict(found, _TOP.value, views=int(_VIEWS.value))
+    except FloatingPointError as error:
+      text = str(error).replace("Set step", "Set --checkpoint_step")
+      raise FloatingPointError(text) from error
   console = command.make_console()
   command.print_line(console, run)
   command.print_table(console, _make_table(predictions))

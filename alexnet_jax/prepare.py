@@ -17,6 +17,7 @@ import pprint
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 
 import rich.console
 import rich.progress
@@ -98,9 +99,9 @@ _WRITE = command.define_path(
 )
 # Between two lines of progress if the output is not a terminal.
 _LINE_SECONDS = 30.0
-# The least side of an image for the network, and of squares to crop it from;
-# smaller squares are enlarged when they are read.
-_LEAST_IMAGE, _LEAST_SQUARE = 67, 77
+# Of a square, to crop the least image of the network from, 67 pixels; smaller
+# squares are enlarged when they are read.
+_LEAST_SQUARE = 77
 # What a written config starts from.
 _BASE = "configs/default.py:imagenet"
 _FILE = '''"""AlexNet in two columns on {name}: {classes}.
@@ -207,13 +208,18 @@ def _make_builder(
   )
 
 
-def _make_changes(builder: tfds.core.DatasetBuilder) -> dict:
-  """Makes the fields of a config for a set."""
+def _make_changes(
+  builder: tfds.core.DatasetBuilder, stds: Sequence[float]
+) -> dict:
+  """Makes the fields of a config for a set.
+
+  Args:
+    builder: of the set, which is complete.
+    stds: of the training pixels along the three color directions, gray levels.
+  """
   format = shards.find_format(builder.info.features)
   is_imagenet = builder.name == ilsvrc.SET
   side = max(format.side, _LEAST_SQUARE)
-  # As in the paper: 224 of 256.
-  image = max(side * 7 // 8, _LEAST_IMAGE)
   changes: dict[str, dict] = {
     "data": {
       "name": f"{builder.name}/{format.encoding}"
@@ -221,12 +227,14 @@ def _make_changes(builder: tfds.core.DatasetBuilder) -> dict:
       else builder.name,
       "stored_size": side,
     },
-    "network": {"num_classes": format.num_classes, "image_size": image},
+    "network": {
+      "num_classes": format.num_classes,
+      "image_size": side * 7 // 8,
+    },  # as in the paper: 224 of 256
     "augment": {"statistics": "dataset"},
   }
   if not is_imagenet:
     changes["network"]["init"] = "he"
-    stds = sets.find_statistics(builder).stds
     scale = math.sqrt(sum(std**2 for std in stds) / 3)
     changes["augment"]["scale"] = max(round(scale, 1), 1.0)
   return changes
@@ -236,8 +244,9 @@ def _print_config(
   builder: tfds.core.DatasetBuilder, console: rich.console.Console
 ) -> None:
   """Prints the fields of a config for a set, and writes one if asked for."""
-  changes = _make_changes(builder)
-  mean = ", ".join(f"{one:.1f}" for one in sets.find_statistics(builder).mean)
+  found = sets.find_statistics(builder)
+  changes = _make_changes(builder, found.stds)
+  mean = ", ".join(f"{one:.1f}" for one in found.mean)
   command.print_line(console, f"a config for it (mean R, G, B: {mean}):")
   for group, fields in changes.items():
     for name, value in fields.items():

@@ -23,7 +23,8 @@ Every result is a line of --json as soon as it is there. A line has a `kind`:
     collective  rate, collective, bytes (of the complete array), late_seconds
                 (of one process), planned_bytes and sent_bytes of a device,
                 seconds of each call
-    parts       network, batch_size, measured (as in a machine file)
+    parts       network, batch_size, measured (as in a machine file),
+                flops_per_second, bytes_per_second
     case        case, network, batch_size, layout (of `layout.to_fields`),
                 planned_bytes, compile_seconds, memory; or error
     step        case, rate, sent_bytes, seconds of each step

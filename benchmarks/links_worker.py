@@ -177,7 +177,6 @@ class Worker:
       ],
       "flops_per_second": timer.flops_per_second,
       "bytes_per_second": timer.bytes_per_second,
-      "launch_seconds": timer.launch_seconds,
     }
 
   def time_steps(self, count: int) -> dict[str, Any]:

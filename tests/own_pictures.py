@@ -4,10 +4,12 @@ import os
 import pathlib
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn import datasets
 
 CLASSES = ("#Zahl 1", "Zwei Wörter", "straße [v1]", "Äpfel & Birnen", "ñandú")
+# Its pictures are to be turned, where their format can say so.
+ROTATED = "straße [v1]"
 # Files that are skipped.
 SKIPPED = (
   *("Thumbs.db", "desktop.ini", ".DS_Store", "lies mich.txt"),
@@ -46,7 +48,11 @@ def write(
       ending = _ENDINGS[(label + number) % len(_ENDINGS)]
       path = folder / name / inner / f"bild {number} ü [{label}].{ending}"
       path.parent.mkdir(parents=True, exist_ok=True)
-      Image.fromarray(pixels).save(path)
+      picture = Image.fromarray(pixels)
+      exif = picture.getexif()
+      if name == ROTATED:
+        exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise
+      picture.save(path, exif=exif)
   for name in SKIPPED:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow
+from PIL import ExifTags, Image
 from pyarrow import parquet
 from sklearn import datasets
 
@@ -19,6 +20,8 @@ VALIDATION = 40
 CMYK = "n03062245_4620.JPEG"
 PNG = "n02105855_2933.JPEG"
 GRAY = "n13037406_7.JPEG"
+# With a note of a rotation, which is not applied.
+ROTATED = "n01440764_12.JPEG"
 TRUNCATED = "n01440764_3.JPEG"
 
 
@@ -143,7 +146,14 @@ def write_rows(
 def _training(name, photo, cut):
   """Yields the name and the content of each file of a class."""
   jpeg = {"kind": "JPEG", "quality": 96}
-  special = {CMYK: jpeg | {"mode": "CMYK"}, PNG: {}, GRAY: jpeg | {"mode": "L"}}
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  special = {
+    CMYK: jpeg | {"mode": "CMYK"},
+    PNG: {},
+    GRAY: jpeg | {"mode": "L"},
+    ROTATED: jpeg | {"exif": exif},
+  }
   files = [f"{name}_{number}.JPEG" for number in range(TRAINING)]
   files += [file for file in special if file.startswith(name)]
   for file in dict.fromkeys(files):

@@ -100,7 +100,7 @@ def test_module_imports_and_uses_only_what_it_may(module):
 
 def test_package_stays_easy_to_survey():
   graphlib.TopologicalSorter(GRAPH).prepare()  # a circle is an error
-  assert sum(map(len, GRAPH.values())) <= 770
+  assert sum(map(len, GRAPH.values())) <= 780
   modules = [name for name in TREES if not name.endswith("__init__")]
   assert len(modules) <= 172
   top = {name for name in modules if "/" not in name} - {"__main__"}

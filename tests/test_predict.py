@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,8 +69,21 @@ def test_pictures_that_can_be_read_are_predicted(run, photos, tmp_path):
   assert f"{probabilities[0].max():.2%}".replace("%", " %") in shown[0]
 
 
+def make_huge(state):
+  return state._replace(
+    parameters=jax.tree.map(lambda x: x + 1e38, state.parameters)
+  )
+
+
 def test_what_is_wrong_is_said_in_one_line(run, photos, tmp_path):
   workdir, picture = f"--workdir={run}", str(photos / "0.png")
+  config = stored_run.make_config(wirings.FOUR_LAYER)
+  overflowing = tmp_path / "overflowing"
+  stored_run.write(overflowing, config, change=make_huge)
+  damaged = tmp_path / "damaged"
+  shutil.copytree(run, damaged)
+  files = (damaged / "checkpoints/3/state").rglob("*")
+  max(files, key=lambda file: file.stat().st_size).write_bytes(b"")
   cases = {
     "no picture is given, expected files or folders": [workdir],
     "page.jpg' ": [workdir, str(photos / "page.jpg")],
@@ -81,6 +96,16 @@ def test_what_is_wrong_is_said_in_one_line(run, photos, tmp_path):
     "unknown layout 'many'.* Set --layout": [workdir, picture, "--layout=many"],
     "does not end in .json. Set --json": [workdir, picture, "--json=a.txt"],
     "--top": [workdir, picture, "--top=0"],
+    # Not --mesh or --batch_size, which other commands have.
+    "do not divide. To evaluate it, set --layout.": [
+      *(workdir, picture, "--layout=two_column_sharded"),
+    ],
+    "is not finite. Set --checkpoint_step to that of another checkpoint.": [
+      *(f"--workdir={overflowing}", picture),
+    ],
+    "damaged: .* No earlier one is intact. Set --workdir to another run.": [
+      *(f"--workdir={damaged}", picture),
+    ],
   }
   listed = []
   for number, arguments in enumerate(cases.values()):

@@ -151,7 +151,7 @@ class StepTime(report.ProgramResult):
       add_peak(f"large product, {dtype}", rates, "GFLOP/s")
     copy = "read and write memory in place"
     add_peak(copy, self.peak_bytes_per_second, "GB/s")
-    traced = self.timeline.tables() if self.timeline else []
+    traced = self.timeline.tables if self.timeline else []
     return [steps, peaks, *traced]
 
   def lines(self) -> list[str]:

@@ -186,6 +186,26 @@ def find_intact_before(
   return None
 
 
+def advise_intact(
+  workdir: str,
+  step: int,
+  like: step_lib.TrainState,
+  *,
+  step_name: str,
+  workdir_name: str,
+) -> str:
+  """Says what to set where the checkpoint of a step is damaged.
+
+  Args:
+    like: shapes and types; see `load_alone`.
+    step_name, workdir_name: the flags or fields that chose it.
+  """
+  intact = find_intact_before(workdir, step, like)
+  if intact is None:
+    return f"No earlier one is intact. Set {workdir_name} to another run."
+  return f"Set {step_name}={intact}, which is intact."
+
+
 def check_complete(folder: str) -> None:
   """Refuses a checkpoint that lacks a part of an array of its record.
 

@@ -21,9 +21,10 @@ import os
 import pathlib
 import re
 import reprlib
+import shutil
 import socket
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import traverse_util
@@ -59,6 +60,8 @@ _ADDED = {
   "init_from.optimizer": "new",
 }
 CONFIG_FILE, LOCK_FILE = "config.json", "lock"
+# The flag of the commands that write a whole run.
+_NEW = "new_workdir"
 # What an imported run says of its file; a trained one has no such fact.
 _IMPORTED = "found.imported"
 _RESTORE = (
@@ -71,8 +74,11 @@ _LONGEST_PATH = 1000
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
-def check_writable(path: str) -> None:
+def check_writable(path: str, *, flag: str = "workdir") -> None:
   """Refuses a directory that cannot be written; writes nothing.
+
+  Args:
+    flag: that names it, for errors.
 
   Raises:
     OSError: says why.
@@ -81,25 +87,84 @@ def check_writable(path: str) -> None:
     raise _cannot_write(
       f"{path[:20]}...",
       f"its name has {len(path)} characters, expected {_LONGEST_PATH} or fewer",
+      flag,
     )
   try:
     os.lstat(path)
   except (FileNotFoundError, NotADirectoryError):
     pass  # the checks of the parent below have the better message
   except OSError as error:
-    raise _cannot_write(path, error.strerror) from error
+    raise _cannot_write(path, error.strerror, flag) from error
   # Orbax finds the files of a save by a pattern that begins with the path.
   if found := re.search(r"[][*?\\]", os.path.abspath(path)):
     raise _cannot_write(
       path,
       f"its path {os.path.abspath(path)} has {found[0]!r}, and a checkpoint in "
       "it could not be found again; expected a path without [ ] * ? \\",
+      flag,
     )
   parent = find_existing_parent(path)
   if not os.path.isdir(parent):
-    raise _cannot_write(path, f"{parent} is no directory")
+    raise _cannot_write(path, f"{parent} is no directory", flag)
   if not os.access(parent, os.W_OK | os.X_OK):
-    raise _cannot_write(path, f"{parent} is not yours to write to")
+    raise _cannot_write(path, f"{parent} is not yours to write to", flag)
+
+
+def check_new(path: str) -> str:
+  """Refuses a new workdir that exists or cannot be written; writes nothing.
+
+  Returns:
+    The folder to write it in until it is complete.
+
+  Raises:
+    ValueError, OSError: says why.
+  """
+  check_writable(path, flag=_NEW)
+  unfinished = f"{path.rstrip(os.sep)}.unfinished"
+  for folder in (path, unfinished):
+    if os.path.lexists(folder):
+      raise ValueError(
+        f"{folder!r} exists already, expected a new folder. Remove it, or set "
+        f"--{_NEW}."
+      )
+  return unfinished
+
+
+@contextlib.contextmanager
+def create(
+  path: str, config: Mapping[str, Any], found: Mapping[str, Any]
+) -> Iterator[str]:
+  """Makes a workdir that gets its name when it is complete, or leaves nothing.
+
+  A run without its checkpoint would start from the beginning.
+
+  Args:
+    path: accepted by `check_new`.
+    config: all fields of the run.
+    found: see `acquire`.
+
+  Yields:
+    The folder to write to, which is locked.
+
+  Raises:
+    ValueError, OSError: it exists, or cannot be written.
+  """
+  unfinished = check_new(path)
+  try:
+    os.makedirs(unfinished)  # by this process, which may remove it therefore
+  except OSError as error:
+    raise _cannot_write(unfinished, error.strerror, _NEW) from error
+  locks: tuple[Lock, ...] = ()
+  try:
+    locks = acquire({unfinished: config}, found, may_change=()).locks
+    yield unfinished
+    os.rename(unfinished, path)
+  except BaseException:
+    shutil.rmtree(unfinished, ignore_errors=True)
+    raise
+  finally:
+    for lock in locks:
+      lock.release()
 
 
 def find_existing_parent(path: str) -> str:
@@ -605,9 +670,9 @@ def _write_atomically(file: str, contents: bytes) -> None:
   os.replace(f"{file}.partial", file)
 
 
-def _cannot_write(path: str, reason: str) -> OSError:
+def _cannot_write(path: str, reason: str, flag: str = "workdir") -> OSError:
   return OSError(
-    f"the workdir {path!r} cannot be written: {reason}. Set --workdir."
+    f"the workdir {path!r} cannot be written: {reason}. Set --{flag}."
   )
 
 

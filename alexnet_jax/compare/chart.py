@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib import figure, ticker
 
-from alexnet_jax.cli import command
+from alexnet_jax.cli import charts
 from alexnet_jax.compare import comparison
 from alexnet_jax.partition import catalog
 
@@ -19,11 +19,6 @@ Color = tuple[float, float, float]
 # A layout has a line for each of its meshes.
 _STYLES = ("-", "--", "-.", ":", (0, (8, 2)), (0, (1, 3)))
 _STYLES += ((0, (6, 1, 1, 1, 1, 1)), (0, (2, 2, 6, 2)))
-_SETTINGS = {
-  "svg.hashsalt": "alexnet_jax",
-  "font.family": "DejaVu Sans",
-  "font.size": 9,
-}
 
 
 def draw(
@@ -39,21 +34,16 @@ def draw(
   Args:
     traffic: number of devices -> lines of the layouts.
     batch_sizes: marked in the panels, which go on by a factor of 16 either way.
-    path: .svg or .png.
-
-  Raises:
-    ValueError: the file cannot be written.
+    path: .svg or .png, which `command.check_path` accepts.
   """
-  command.check_path(path, flag="chart", endings=command.PICTURES)
-  with matplotlib.rc_context(_SETTINGS):
-    to_figure(
+  with matplotlib.rc_context(charts.SETTINGS):
+    drawn = to_figure(
       traffic,
       batch_sizes=batch_sizes,
       network=network,
       exchange_dtype=exchange_dtype,
-    ).savefig(
-      path, dpi=200, metadata={"Date": None} if path.endswith("svg") else {}
     )
+    charts.save(drawn, path)
 
 
 def to_figure(
@@ -108,17 +98,6 @@ def _choose_colors(names: Iterable[str]) -> dict[str, Color]:
   return colors
 
 
-def _format_tick(number: float, _: int) -> str:
-  """Formats without an exponent: `0.001`, `20`, `1,000`."""
-  return f"{number:,.9f}".rstrip("0").rstrip(".")
-
-
-def _to_label(text: str) -> str:
-  """Escapes what is special in a legend: a formula, and a hidden entry."""
-  escaped = text.replace("$", r"\$")
-  return f" {escaped}" if escaped.startswith("_") else escaped
-
-
 def _draw_panel(panel, lines, colors, batch_sizes) -> None:
   batch = np.geomspace(
     max(1, min(batch_sizes) / 16), 16 * max(batch_sizes), 200
@@ -131,7 +110,7 @@ def _draw_panel(panel, lines, colors, batch_sizes) -> None:
       line.at(batch) / 1e6,
       linestyle=_STYLES[drawn[name] % len(_STYLES)],
       color=colors[name],
-      label=_to_label(comparison.describe(line).replace(" = ", "\n= ")),
+      label=charts.to_label(comparison.describe(line).replace(" = ", "\n= ")),
     )
     drawn[name] += 1
   for size in batch_sizes:
@@ -144,7 +123,7 @@ def _draw_panel(panel, lines, colors, batch_sizes) -> None:
   panel.xaxis.set_major_locator(ticker.LogLocator(base=4, numticks=12))
   panel.xaxis.set_minor_locator(ticker.NullLocator())
   for axis in (panel.xaxis, panel.yaxis):
-    axis.set_major_formatter(ticker.FuncFormatter(_format_tick))
+    axis.set_major_formatter(ticker.FuncFormatter(charts.format_tick))
     axis.set_minor_formatter(ticker.NullFormatter())
   panel.legend(
     fontsize="small",

@@ -24,6 +24,7 @@ import ml_collections
 import rich.console
 from absl import app, flags
 
+from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.cli import command, flag_parsing
 from alexnet_jax.convert import (
   checking,
@@ -168,7 +169,7 @@ def _list_flags(names: set[str]) -> str:
 
 def _import(console: rich.console.Console) -> None:
   """Imports a file, and prints what says whether that went well."""
-  importing.check_new(_NEW_WORKDIR.value)
+  workdir_lib.check_new(_NEW_WORKDIR.value)
   # All that may be wrong, before anything is written.
   class_names = _CLASS_NAMES.value and importing.read_class_names(
     _CLASS_NAMES.value

@@ -40,13 +40,13 @@ def read_file(path: str, *, flag: str) -> bytes:
     ValueError: it is too large, or no file.
   """
   try:
-    mode = os.stat(path).st_mode
+    found = os.stat(path)
+    mode, size = found.st_mode, found.st_size
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
       raise ValueError(
         f"{path!r} is a pipe or a device, which may have no end, expected a "
         f"file. Set --{flag}."
       )
-    size = os.path.getsize(path)
     if size > MAX_BYTES:
       raise ValueError(
         f"the file {path!r} has {size:,} bytes, expected at most "
@@ -60,78 +60,76 @@ def read_file(path: str, *, flag: str) -> bytes:
     ) from error
 
 
-def open_zip(contents: bytes) -> dict[str, zipfile.ZipInfo]:
-  """Lists the entries of a zip file by name.
+def open_zip(contents: bytes) -> zipfile.ZipFile:
+  """Opens a zip file in memory, and checks its list of entries.
 
   Raises:
     ValueError: it is damaged, too large, or has a name that is no plain path.
   """
   try:
-    with zipfile.ZipFile(io.BytesIO(contents)) as archive:
-      entries = archive.infolist()
+    archive = zipfile.ZipFile(io.BytesIO(contents))
   except _ERRORS as error:
     raise ValueError(
       f"the zip file is damaged or ends early ({error}). Download it again"
     ) from error
-  names = {entry.filename: entry for entry in entries}
+  entries = archive.infolist()
+  names = archive.namelist()
   for name in names:
     if _OUTSIDE.search(name):
       raise ValueError(
         f"its entry {name[:200]!r} has a path outside of it, expected a plain "
         "name"
       )
-  if len(names) < len(entries):
+  if len(set(names)) < len(names):
     raise ValueError("two of its entries have the same name")
   total = sum(entry.file_size for entry in entries)
   if total > MAX_BYTES:
     raise ValueError(
       f"its entries have {total:,} bytes, expected at most {MAX_BYTES:,}"
     )
-  return names
+  return archive
 
 
-def read_entry(contents: bytes, entry: zipfile.ZipInfo) -> bytes:
+def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
   """Reads an entry, of no more bytes than the zip file says."""
   try:
-    with zipfile.ZipFile(io.BytesIO(contents)) as archive:
-      return archive.read(entry)
+    return archive.read(name)
   except _ERRORS as error:
     raise ValueError(
-      f"its entry {entry.filename[:200]!r} is damaged ({error}). Download it "
-      "again"
+      f"its entry {name[:200]!r} is damaged ({error}). Download it again"
     ) from error
 
 
-def find_pickle(names: dict[str, zipfile.ZipInfo]) -> str | None:
+def find_pickle(archive: zipfile.ZipFile) -> str | None:
   """Returns the folder in a zip file of PyTorch; None: it is none."""
-  found = [match for name in names if (match := _PICKLE.fullmatch(name))]
+  matches = map(_PICKLE.fullmatch, archive.namelist())
+  found = [match for match in matches if match]
   return found[0]["folder"] if len(found) == 1 else None
 
 
-def read_torch(
-  contents: bytes, names: dict[str, zipfile.ZipInfo], folder: str
-) -> object:
+def read_torch(archive: zipfile.ZipFile, folder: str) -> object:
   """Reads what `torch.save` has saved, as far as it is arrays.
 
   Args:
-    names: from `open_zip`.
+    archive: from `open_zip`.
     folder: from `find_pickle`.
 
   Raises:
     RefusedError, ValueError: see `unpickle.load`.
   """
-  for name, entry in names.items():
+  entries = {entry.filename: entry for entry in archive.infolist()}
+  for name, entry in entries.items():
     # PyTorch does not compress; so no entry is larger than the file.
     if entry.compress_type != zipfile.ZIP_STORED:
       raise ValueError(f"its entry {name[:200]!r} is compressed")
-  order = "<"
-  if (entry := names.get(f"{folder}byteorder")) is not None:
-    order = "<" if read_entry(contents, entry).strip() == b"little" else ">"
+  order, order_name = "<", f"{folder}byteorder"
+  if order_name in entries:
+    order = "<" if read_entry(archive, order_name).strip() == b"little" else ">"
   kept: dict[str, np.ndarray] = {}
 
   def find_storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
     if key not in kept:
-      entry = names.get(f"{folder}data/{key}")
+      entry = entries.get(f"{folder}data/{key}")
       if entry is None:
         raise ValueError(f"there is no entry data/{key[:80]}")
       if entry.file_size != count * dtype.itemsize:
@@ -140,11 +138,11 @@ def read_torch(
           f"{count:,} values of {dtype.name}"
         )
       kept[key] = np.frombuffer(
-        read_entry(contents, entry), dtype.newbyteorder(order)
+        read_entry(archive, entry.filename), dtype.newbyteorder(order)
       )
     return kept[key]
 
-  pickled = io.BytesIO(read_entry(contents, names[f"{folder}data.pkl"]))
+  pickled = io.BytesIO(read_entry(archive, f"{folder}data.pkl"))
   return unpickle.load(pickled, find_storage=find_storage)
 
 
@@ -187,21 +185,19 @@ def read_old_torch(contents: bytes) -> object:
   return unpickle.load(file, find_storage=lambda key, *_: kept[key])
 
 
-def read_npz(
-  contents: bytes, names: dict[str, zipfile.ZipInfo]
-) -> dict[str, np.ndarray]:
+def read_npz(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
   """Reads an .npz whose entries are arrays of numbers or of text.
 
   Raises:
     ValueError: an entry is none; names it.
   """
   arrays = {}
-  for name, entry in names.items():
+  for name in archive.namelist():
     try:
       if not name.endswith(".npy"):
         raise ValueError("no .npy")
       array = np.lib.format.read_array(
-        io.BytesIO(read_entry(contents, entry)), allow_pickle=False
+        io.BytesIO(read_entry(archive, name)), allow_pickle=False
       )
     except Exception as error:  # of the parser of its header, too
       raise ValueError(

@@ -307,7 +307,7 @@ class _Reader:
     self.arrays[layer.name] = weights.Arrays(
       kernel_name=f"{layer.name}[0]",
       kernel=kernel,
-      bias_name=f"{layer.name}[1]",
+      bias_name=f"{layer.name}[1]" if bias else None,
       bias=bias[0] if bias else None,
     )
 
@@ -352,11 +352,13 @@ def _find_side_field(
   sides: tuple[int, int],
   default: int | None,
 ) -> int:
-  """Reads a size that is the same in both directions of a map."""
-  values = {
-    *part.integers(number),
-    *(part.integer(side) for side in sides if side in part.fields),
-  }
+  """Reads a size that is the same in both directions of a map.
+
+  Of the two sides, one that is not there is 0 where the other one is.
+  """
+  values = {*part.integers(number)}
+  if any(side in part.fields for side in sides):
+    values |= {part.integer(side) for side in sides}
   if not values and default is not None:
     return default
   if len(values) != 1:
@@ -412,10 +414,11 @@ def _find_preprocessing(
       mean, source = (0.0, 0.0, 0.0), "no mean, as in the file"
     if factor <= 0:
       raise data.refuse(f"scale {factor:g}", "a number above 0")
-  return weights.Preprocessing(
-    stored_size=max(256, side),
+  return dataclasses.replace(
+    weights.caffe_preprocessing(
+      source or "of ImageNet's channels; the file has none", side=side
+    ),
     color_order="bgr" if channels == 3 else "rgb",
     mean=mean,
     scale=1.0 / factor,
-    source=source or "of ImageNet's channels; the file has none",
   )

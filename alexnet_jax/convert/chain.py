@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import keyword
 import math
@@ -68,7 +69,9 @@ def make_chain(
   if not groups:
     raise ValueError("it has no layer with weights, expected a network")
   counts = [group[0].fields["groups"] for group in groups]
-  columns = max(counts)
+  # Most layers with groups have those of the columns; another one is named.
+  grouped = collections.Counter(count for count in counts if count > 1)
+  columns = max(grouped, key=grouped.__getitem__, default=1)
   rows, labels, notes = [], {}, []
   for number, (group, count) in enumerate(
     zip(groups, counts, strict=True), start=1

@@ -103,7 +103,7 @@ def read_reference(path: str) -> dict[str, np.ndarray]:
   """
   contents = archive.read_file(path, flag="reference")
   try:
-    arrays = archive.read_npz(contents, archive.open_zip(contents))
+    arrays = archive.read_npz(archive.open_zip(contents))
   except ValueError as error:
     raise ValueError(
       f"the file {path!r} is no .npz of arrays: {error}. Set --reference."

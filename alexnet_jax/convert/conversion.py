@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 
 import jax
@@ -45,14 +44,7 @@ def convert(
   )
   _check_fields(config, run)
   block_diagonal.check(run.network, target)
-  workdir_lib.check_writable(new_workdir)
-  unfinished = f"{new_workdir.rstrip(os.sep)}.unfinished"
-  for path in (new_workdir, unfinished):
-    if os.path.lexists(path):
-      raise ValueError(
-        f"{path!r} exists already, expected a new folder. Remove it, or set "
-        "--new_workdir."
-      )
+  workdir_lib.check_new(new_workdir)
   data = run_data.read(workdir, run.found) if run_data.exists(workdir) else None
   abstract = _make_abstract_state(config, run, run.network)
   state = reader.load(workdir, run.step, abstract)
@@ -60,21 +52,14 @@ def convert(
   abstract = _make_abstract_state(config, run, target)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   state = jax.device_put(state, shardings)
-  # In another folder until it is complete: a run without its checkpoint would
-  # start from the beginning.
-  acquired = workdir_lib.acquire(
-    {unfinished: config.to_dict()}, run.found, may_change=()
-  )
-  if data is not None:
-    run_data.write(unfinished, data)
-  checkpoints = checkpoint.Checkpoints(unfinished, keep=config.max_to_keep)
-  # The facts hold the validation error, which decides how long the checkpoint
-  # is kept, and whether a validation is still due.
-  checkpoints.save(run.step, state, reader.read_facts(workdir, run.step))
-  checkpoints.close()
-  os.rename(unfinished, new_workdir)
-  for lock in acquired.locks:
-    lock.release()
+  with workdir_lib.create(new_workdir, config.to_dict(), run.found) as folder:
+    if data is not None:
+      run_data.write(folder, data, flag="new_workdir")
+    checkpoints = checkpoint.Checkpoints(folder, keep=config.max_to_keep)
+    # The facts hold the validation error, which decides how long the checkpoint
+    # is kept, and whether a validation is still due.
+    checkpoints.save(run.step, state, reader.read_facts(workdir, run.step))
+    checkpoints.close()
   old, new = (
     {
       name: "x".join(map(str, size.kernel))
@@ -98,12 +83,7 @@ def _check_fields(config, run: trained_run.TrainedRun) -> None:
   old = workdir_lib.read_config(run.workdir)
   new = workdir_lib.flatten_config(config.to_dict(), run.found)
   free = (*fields_lib.find_changeable(), *_CHANGES, *_COMPARED)
-  differences = [
-    f"{name}: was {old.get(name)}, is {new.get(name)}"
-    for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name)
-    and not any(name == field or name.startswith(f"{field}.") for field in free)
-  ]
+  differences = workdir_lib.find_differences(old, new, may_change=free)
   if differences:
     raise ValueError(
       f"the run in {run.workdir!r} has another config "

@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import os
 import pathlib
-import shutil
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -44,6 +44,8 @@ _UNKNOWN = (
   *("training_records", "validation_records"),
 )
 _MAX_NAME = 200
+# How the last sentences of errors begin, which say what to do.
+_ADVICE = re.compile(r"\. (?:Add|Copy|Make|Restore|Resume|Set|Use) ")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,7 @@ class Imported:
     count = sum(size.parameters for size in network.sizes().values())
     return [
       f"the file is {weights.kind}",
-      f"arrays: {weights.num_arrays} of {weights.num_arrays} used, none left "
-      "over",
+      f"arrays: {weights.num_arrays} read",
       f"network: {network.name}, {len(network.layers)} layers, "
       f"{count:,} parameters, {network.columns} "
       f"column{'s' * (network.columns > 1)}, {network.image_size} pixels, "
@@ -80,26 +81,6 @@ class Imported:
       f"preprocessing: {_describe_preprocessing(self)}",
       *weights.notes,
     ]
-
-
-def check_new(path: str) -> str:
-  """Refuses a workdir that exists or cannot be written.
-
-  Returns:
-    The folder to write it in until it is complete.
-
-  Raises:
-    ValueError, OSError: says why.
-  """
-  workdir_lib.check_writable(path)
-  unfinished = f"{path.rstrip(os.sep)}.unfinished"
-  for folder in (path, unfinished):
-    if os.path.lexists(folder):
-      raise ValueError(
-        f"{folder!r} exists already, expected a new folder. Remove it, or set "
-        "--new_workdir."
-      )
-  return unfinished
 
 
 def read_class_names(path: str) -> tuple[str, ...]:
@@ -241,12 +222,16 @@ def _read_exported(
 
 @contextlib.contextmanager
 def _naming(folder: str, name: str) -> Iterator[None]:
-  """Gives a folder that users do not know another name in errors."""
+  """Gives a folder that users do not know another name in errors.
+
+  What they advise for a run that was trained cannot be followed there.
+  """
   try:
     yield
   except (ValueError, TypeError, OSError) as error:
     text = str(error).replace(repr(folder), name).replace(f"{folder}/", "")
-    raise ValueError(text) from error
+    reason = _ADVICE.split(text, maxsplit=1)[0].rstrip(".")
+    raise ValueError(f"{reason}. Set --from.") from error
 
 
 def _check_variables(
@@ -284,30 +269,21 @@ def write(imported: Imported, new_workdir: str) -> None:
   """Writes the run; where that fails, nothing stays.
 
   Args:
-    new_workdir: accepted by `check_new`.
+    new_workdir: see `workdir.create`.
 
   Raises:
-    OSError: it cannot be written.
+    ValueError, OSError: it exists, or cannot be written.
   """
-  unfinished = check_new(new_workdir)
   config = imported.config
   program = run_lib.make_program(config, imported.network, catalog.ONE_DEVICE)
   state = _make_state(imported, program)
-  acquired = workdir_lib.acquire(
-    {unfinished: config.to_dict()}, imported.found, may_change=()
-  )
-  try:
-    run_data.write(unfinished, imported.data)
-    checkpoints = checkpoint.Checkpoints(unfinished, keep=config.max_to_keep)
+  with workdir_lib.create(
+    new_workdir, config.to_dict(), imported.found
+  ) as folder:
+    run_data.write(folder, imported.data, flag="new_workdir")
+    checkpoints = checkpoint.Checkpoints(folder, keep=config.max_to_keep)
     checkpoints.save(0, state)
     checkpoints.close()
-    os.rename(unfinished, new_workdir)
-  except BaseException:
-    shutil.rmtree(unfinished, ignore_errors=True)
-    raise
-  finally:
-    for lock in acquired.locks:
-      lock.release()
 
 
 def _make_state(imported: Imported, program) -> step_lib.TrainState:

@@ -78,9 +78,13 @@ def read(contents: bytes) -> weights.Weights:
     {name: reader.arrays[label] for name, label in made.labels.items()},
     image_size=reader.image_size,
     preprocessing=(
-      weights.caffe_preprocessing(f"{source}Caffe's, as it normalizes")
+      weights.caffe_preprocessing(
+        f"{source}Caffe's, as it normalizes", side=reader.image_size
+      )
       if has_lrn
-      else weights.torchvision_preprocessing(f"{source}torchvision's")
+      else weights.torchvision_preprocessing(
+        f"{source}torchvision's", side=reader.image_size
+      )
     ),
     channels_first=True,
     dropout_rate=made.dropout_rate,
@@ -276,7 +280,7 @@ class _Reader:
     self.arrays[label] = weights.Arrays(
       kernel_name=node.input[1],
       kernel=kernel,
-      bias_name=node.input[2] if has_bias else "",
+      bias_name=node.input[2] if has_bias else None,
       bias=self._find_array(label, node.input[2]) if has_bias else None,
     )
 

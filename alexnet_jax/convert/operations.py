@@ -21,18 +21,18 @@ from alexnet_jax.network import block_diagonal, ops, wiring
 class Operation:
   """One operation of a network.
 
-    Attributes:
-      kind: one of those in `options`.
-      layer: the row that it belongs to.
-      options: of a `conv`: `stride`, `padding` (before, after) and `groups`. Of
-        `batch_norm`: `epsilon`. Of `activation`: `name`. Of `lrn`, over maps:
-  X the fields of `wiring.Lrn`, of
-        which `map_lrn`, over the neighbors in a map, has no others. Of `pool`:
-        the fields of `wiring.Pool`. Of `dropout`: `rate`. `dense` and `flatten`
-        have none.
-      arrays: f32. Of `conv`: `kernel` [out, in, height, width]; of `dense`:
-        `kernel` [out, in]; of both `bias` [out], unless `batch_norm` follows,
-        which has `scale`, `bias`, `mean` and `variance` [out].
+  Attributes:
+    kind: "conv", "dense", "flatten", "batch_norm", "activation", "lrn" (over
+      maps), "map_lrn" (over the neighbors in a map), "pool" or "dropout".
+    layer: the row that it belongs to.
+    options: of "conv": `stride`, `padding` (before, after) and `groups`. Of
+      "batch_norm": `epsilon`. Of "activation": `name`. Of "lrn" and "map_lrn":
+      the fields of `wiring.Lrn`; of "lrn" also `maps` and `groups`. Of "pool":
+      the fields of `wiring.Pool`. Of "dropout": `rate`. "dense" and "flatten"
+      have none.
+    arrays: f32. Of "conv": `kernel` [out, in, height, width]; of "dense":
+      `kernel` [out, in]; of both `bias` [out], unless "batch_norm" follows,
+      which has `scale`, `bias`, `mean` and `variance` [out].
   """
 
   kind: str
@@ -105,7 +105,7 @@ def _make_layer(
     options = {
       "stride": row.stride,
       "padding": row.padding,
-      "groups": network.columns if row.reads == "own" else 1,
+      "groups": block_diagonal.count_blocks(network, row.name),
     }
     yield Operation(
       kind="conv", layer=row.name, options=options, arrays=product

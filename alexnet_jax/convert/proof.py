@@ -47,7 +47,7 @@ import numpy as np
 import rich.table
 from flax import nnx
 
-from alexnet_jax.network import exchange, model, wiring
+from alexnet_jax.network import block_diagonal, exchange, model, wiring
 from alexnet_jax.program import summary
 
 TRAINED, MIXED, RANDOM = "looks trained", "mixed", "looks random"
@@ -289,7 +289,7 @@ def _find_statistics(
         find_smoothness(_take_channels(kernel)) if layer.window > 1 else None
       ),
       singular_value=find_singular_value(
-        _take_matrices(kernel, _count_groups(network, layer))
+        _take_matrices(kernel, block_diagonal.count_blocks(network, layer.name))
       ),
       dead=dead.get(layer.name),
       bias_std=float(bias.std()),
@@ -308,7 +308,8 @@ def _find_scores(
   effects = _find_effects(kernels, network)
   scores, before = {}, None
   for layer in network.layers:
-    kernel, groups = kernels[layer.name], _count_groups(network, layer)
+    kernel = kernels[layer.name]
+    groups = block_diagonal.count_blocks(network, layer.name)
     of_layer = scores[layer.name] = {}
     if layer.window > 1:
       of_layer["pixels"] = score_pixels(_take_channels(kernel), rng)
@@ -352,7 +353,8 @@ def _find_effects(
   """
   effects, of_units = {}, None
   for before, layer in reversed(list(itertools.pairwise(network.layers))):
-    kernel, groups = kernels[layer.name], _count_groups(network, layer)
+    kernel = kernels[layer.name]
+    groups = block_diagonal.count_blocks(network, layer.name)
     *_, inputs, units = kernel.shape
     kernel = kernel.reshape(-1, inputs, units).sum(0)
     if of_units is None:
@@ -503,11 +505,6 @@ def _take(array: np.ndarray, axis: int, most: int) -> np.ndarray:
 def _take_channels(kernel: np.ndarray) -> np.ndarray:
   """Takes channels of a convolution: f32[window, window, channels]."""
   return _take(kernel.reshape(*kernel.shape[:2], -1), 2, _MAX_CHANNELS)
-
-
-def _count_groups(network: wiring.Network, layer: wiring.Layer) -> int:
-  """Number of columns that a layer keeps apart, 1 if it reads all."""
-  return network.columns if layer.reads == "own" else 1
 
 
 def _take_matrices(kernel: np.ndarray, groups: int) -> np.ndarray:

@@ -97,12 +97,12 @@ def _read(contents: bytes) -> weights_lib.Weights:
 
 
 def _read_zip(contents: bytes) -> weights_lib.Weights:
-  names = archive.open_zip(contents)
-  folder = archive.find_pickle(names)
+  opened = archive.open_zip(contents)
+  folder = archive.find_pickle(opened)
   if folder is not None:
-    state = archive.read_torch(contents, names, folder)
+    state = archive.read_torch(opened, folder)
     return _read_torchvision("PyTorch's .pth", state)
-  arrays = archive.read_npz(contents, names)
+  arrays = archive.read_npz(opened)
   if _CONFIG in arrays:
     return _read_own(arrays)
   raise ValueError(
@@ -217,7 +217,9 @@ def _read_torchvision(kind: str, state: Any) -> weights_lib.Weights:
       for layer, module in _TORCHVISION.items()
     },
     image_size=catalog.TORCHVISION_ALEXNET.published_size,
-    preprocessing=weights_lib.torchvision_preprocessing("torchvision's"),
+    preprocessing=weights_lib.torchvision_preprocessing(
+      "torchvision's", side=catalog.TORCHVISION_ALEXNET.published_size
+    ),
     channels_first=True,
     notes=notes,
   )
@@ -257,7 +259,11 @@ def _read_npy(contents: bytes) -> weights_lib.Weights:
   arrays = {}
   for name, pair in found.items():
     if isinstance(pair, dict):  # of caffe-tensorflow
-      pair = [pair.get(key) for key in ("weights", "biases")]
+      keys = ("weights", "biases")
+      weights_lib.check_names(
+        [f"{name}.{key}" for key in pair], [f"{name}.{key}" for key in keys]
+      )
+      pair = [pair[key] for key in keys]
     if not isinstance(pair, list) or len(pair) != 2:
       raise ValueError(f"{name} is {type(pair).__name__}, expected two arrays")
     kernel, bias = pair
@@ -273,7 +279,7 @@ def _read_npy(contents: bytes) -> weights_lib.Weights:
     arrays,
     image_size=table.published_size,
     preprocessing=weights_lib.caffe_preprocessing(
-      "of ImageNet's channels; the file has none"
+      "of ImageNet's channels; the file has none", side=table.published_size
     ),
     channels_first=False,
   )

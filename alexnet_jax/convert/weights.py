@@ -1,6 +1,6 @@
 """Arrays of a file that become the parameters of a network.
 
-A reader of a format (`caffe`, `onnx_model`, `state_dict`) finds the arrays by
+A reader of a format (`caffe`, `onnx_model`, `weight_files`) finds the arrays by
 layer and the table of the network that they belong to. What all of them check,
 and how their axes become ours, is here.
 """
@@ -23,6 +23,8 @@ CAFFE_MEAN = (123.0, 117.0, 104.0)
 # torchvision/transforms/_presets.py, for pixels of 0..1.
 TORCHVISION_MEAN = (0.485, 0.456, 0.406)
 TORCHVISION_DEVIATION = (0.229, 0.224, 0.225)
+# Side to which both resize pictures; a larger crop does not fit in that.
+_STORED_SIZE = 256
 # Types that are read: all values of the first two are float32 too.
 _EXACT, _ROUNDED = (np.float32, np.float16, jnp.bfloat16), (np.float64,)
 # Fields of a row that a file does not have, besides its number of features.
@@ -62,8 +64,8 @@ class Weights:
     kind: of the file, in words.
     parameters: {layer: {"kernel", "bias", ...}}, f32, in our axes.
     network: what they are of.
-    num_arrays: in the file, all of which are used.
-    notes: lines on what was converted.
+    num_arrays: that were read, all of which are used.
+    notes: lines on what was converted, and on what was left out.
   """
 
   kind: str
@@ -108,26 +110,30 @@ class Arrays:
   Attributes:
     kernel_name: in the file, for errors.
     kernel: of `axes`.
-    bias_name: in the file.
-    bias: [features]; None: zeros.
+    bias_name: in the file; None: it has no bias, which is 0.
+    bias: [features]; not read without a name.
   """
 
   kernel_name: str
   kernel: np.ndarray
-  bias_name: str
+  bias_name: str | None
   bias: np.ndarray | None
 
 
-def caffe_preprocessing(source: str) -> Preprocessing:
+def caffe_preprocessing(source: str, *, side: int) -> Preprocessing:
+  """BGR minus the means, for inputs of `side` pixels."""
   return Preprocessing(
-    stored_size=256, color_order="bgr", mean=CAFFE_MEAN, source=source
+    stored_size=max(_STORED_SIZE, side),
+    color_order="bgr",
+    mean=CAFFE_MEAN,
+    source=source,
   )
 
 
-def torchvision_preprocessing(source: str) -> Preprocessing:
-  """(x / 255 - mean) / deviation, of pixels of 0..255."""
+def torchvision_preprocessing(source: str, *, side: int) -> Preprocessing:
+  """(x / 255 - mean) / deviation, of pixels of 0..255; see above."""
   return Preprocessing(
-    stored_size=256,
+    stored_size=max(_STORED_SIZE, side),
     color_order="rgb",
     mean=tuple(round(255 * one, 6) for one in TORCHVISION_MEAN),
     channel_scale=tuple(round(255 * one, 6) for one in TORCHVISION_DEVIATION),
@@ -230,7 +236,7 @@ def make(
   parameters = {}
   for name, size in network.sizes().items():
     one = arrays[name]
-    taken += [one.kernel] + ([] if one.bias is None else [one.bias])
+    taken += [one.kernel] + ([] if one.bias_name is None else [one.bias])
     parameters[name] = {
       "kernel": _to_kernel(one, size.kernel, channels_first),
       "bias": _to_bias(one, size.kernel[-1]),
@@ -281,13 +287,14 @@ def _to_kernel(
 
 
 def _to_bias(one: Arrays, features: int) -> np.ndarray:
-  if one.bias is None:
+  if one.bias_name is None:
     return np.zeros(features, np.float32)
-  if one.bias.shape != (features,):
+  bias = to_float32(one.bias_name, one.bias)
+  if bias.shape != (features,):
     raise ValueError(
-      f"{one.bias_name} has the shape {_shape(one.bias)}, expected {features}"
+      f"{one.bias_name} has the shape {_shape(bias)}, expected {features}"
     )
-  return to_float32(one.bias_name, one.bias)
+  return bias
 
 
 def find_table(table: wiring.Wiring) -> wiring.Wiring:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import PIL
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
 # The formats that Pillow reads itself. For others it starts programs:
 # Ghostscript for EPS, which runs what the file says.
@@ -77,6 +77,16 @@ def open_picture(file: BinaryIO) -> Image.Image:
       raise PictureError(f"it has more than {most:,} pixels")
     picture.load()
   return picture
+
+
+def rotate(picture: Image.Image) -> None:
+  """Applies a noted rotation; one that cannot be read counts as none."""
+  try:
+    ImageOps.exif_transpose(picture, in_place=True)
+  except MemoryError:
+    raise
+  except Exception:  # Pillow raises errors of any type
+    pass
 
 
 def is_web_page(start: bytes) -> bool:

@@ -115,12 +115,6 @@ class Folders(origin.Origin):
       for member in files["train"]:
         drawn[_hash(member.name) < self.share].append(member)
       files = {"train": drawn[False], "validation": drawn[True]}
-    for split, members in files.items():
-      if not members:
-        raise ValueError(
-          f"there are no pictures for {split} in {self.folder}, expected some. "
-          f"{'Set --validation' if self.share is not None else 'Set --from'}."
-        )
     return origin.Listing(files=files, skipped=skipped)
 
   def _list_validation(self) -> tuple[list[str], list[str]]:
@@ -223,19 +217,13 @@ class Folders(origin.Origin):
         inner = folder.removeprefix(f"{root}/")
         yield origin.Member(f"{inner}/{name}", label, root)
 
-  def find_modified(self, listing: origin.Listing, since_ns: int) -> list[str]:
+  def find_inputs(self, listing: origin.Listing) -> list[str]:
     folders = {
       os.path.dirname(os.path.join(member.file, member.name))
       for members in listing.files.values()
       for member in members
     }
-    modified = []
-    for folder in sorted(folders):
-      path = os.path.join(self.folder, folder)
-      with origin.name_errors(path):
-        if os.stat(path).st_mtime_ns > since_ns:
-          modified.append(path)
-    return modified
+    return [os.path.join(self.folder, folder) for folder in sorted(folders)]
 
   @property
   def listed(self) -> tuple[str, ...]:

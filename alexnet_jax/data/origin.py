@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from alexnet_jax.data import atomic
@@ -108,8 +108,21 @@ class Origin(abc.ABC):
     """
 
   @abc.abstractmethod
+  def find_inputs(self, listing: Listing) -> Iterable[str]:
+    """Finds the files or folders that change when a picture comes or goes."""
+
   def find_modified(self, listing: Listing, since_ns: int) -> list[str]:
-    """Names files or folders that were modified after a time."""
+    """Names the inputs that were modified after a time.
+
+    Raises:
+      OSError: one cannot be read, or is gone.
+    """
+    modified = []
+    for path in self.find_inputs(listing):
+      with name_errors(path):
+        if os.stat(path).st_mtime_ns > since_ns:
+          modified.append(path)
+    return modified
 
   @abc.abstractmethod
   def locate(self, member: Member) -> str:

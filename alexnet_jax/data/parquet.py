@@ -100,13 +100,12 @@ class Parquet(origin.Origin):
           )
     return origin.Listing(files=files)
 
-  def find_modified(self, listing: origin.Listing, since_ns: int) -> list[str]:
+  def find_inputs(self, listing: origin.Listing) -> list[str]:
     del listing
-    paths = [
+    return [
       os.path.join(self.folder, name)
       for name in itertools.chain(*self.files.values())
     ]
-    return [path for path in paths if os.stat(path).st_mtime_ns > since_ns]
 
   def locate(self, member: origin.Member) -> str:
     place = os.path.join(self.folder, member.file)

@@ -1,8 +1,8 @@
 """Pictures of a user, of any size and kind, as squares of pixels.
 
 The records of a set go through `records.py`. A rotation that a camera has noted
-in a file (EXIF) is applied here, as viewers do. It is not applied to records:
-the published numbers are those of pictures as they are stored.
+in a file (EXIF) is applied here, as viewers do. It is not applied when records
+are read: the published numbers are those of pictures as they are stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from alexnet_jax.data import decode, origin
 
@@ -141,17 +141,8 @@ def _read_file(path: str, side: int) -> np.ndarray:
     raise ValueError("it is no file")  # a pipe, from which reading may not end
   with open(path, "rb") as file, decode.describe_errors():
     picture = decode.open_picture(file)
-    if _has_rotation(picture):
-      ImageOps.exif_transpose(picture, in_place=True)
+    decode.rotate(picture)
     return np.asarray(decode.to_square(picture, side))
-
-
-def _has_rotation(picture: Image.Image) -> bool:
-  """Tests for a rotation; one that cannot be read is none, as in viewers."""
-  try:
-    return ExifTags.Base.Orientation in picture.getexif()
-  except Exception:  # Pillow raises errors of any type
-    return False
 
 
 def _describe_nothing(problems: list[str]) -> str:

@@ -162,11 +162,6 @@ def make_plan(
     )
     for split, members in listing.files.items()
   }
-  outdated = sum(
-    shard.is_outdated() for split in split_shards.values() for shard in split
-  )
-  if outdated:
-    log(f"shards with notes of an earlier version, written again: {outdated:,}")
   image_bytes, image_seconds = _measure(split_shards["train"])
   disk = os.path.abspath(folder)
   while not os.path.isdir(disk):

@@ -62,12 +62,18 @@ def list_files(
 
   Raises:
     OSError: a file or a folder cannot be read.
-    ValueError: two have the same name; or, for ImageNet, one has another name
-      than in the official tars, or some are missing.
+    ValueError: a split is empty; two files have the same name; or, for
+      ImageNet, one has another name than in the official tars, or some are
+      missing.
   """
   labels = {name: label for label, name in enumerate(class_names)}
   listing = found.list_files(labels, is_imagenet=is_imagenet)
   for split, members in listing.files.items():
+    if not members:
+      raise ValueError(
+        f"there are no pictures for {split} in {found.folder}, expected some. "
+        "Set --validation or --from."
+      )
     if is_imagenet:
       _check_official(found, split, members, subset=subset)
     known = {}

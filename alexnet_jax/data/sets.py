@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,12 +113,11 @@ def find_builder(
   """
   metadata_check.check_name(name, data_dir=data_dir, field=field)
   options = {}
-  if name.partition("/")[0].partition(":")[0] in OWN:
+  if naming.parse_builder_name_kwargs(name)[0].name in OWN:
     options["file_format"] = "array_record"
-  # TFDS warns of a missing dataset_info.json; `open_builder` reports it.
-  logging.getLogger("absl").addFilter(_is_not_about_info)
   try:
-    return tfds.builder(name, data_dir=data_dir, **options)
+    with _no_warning_about_info():  # `open_builder` reports it
+      return tfds.builder(name, data_dir=data_dir, **options)
   except tfds.core.DatasetNotFoundError:
     if folder := _find_unfinished(name, data_dir):
       raise FileNotFoundError(
@@ -136,13 +135,11 @@ def find_builder(
       f"dataset {name!r} cannot be opened ({reason}), expected "
       f"NAME, NAME/CONFIG or NAME:VERSION of TFDS. Set {field}."
     ) from None
-  finally:
-    logging.getLogger("absl").removeFilter(_is_not_about_info)
 
 
 def _find_unfinished(name: str, data_dir: str | None) -> str | None:
   """Returns the folder of sets in which `prepare` has begun a set, if any."""
-  base = name.partition("/")[0].partition(":")[0]
+  base = naming.parse_builder_name_kwargs(name)[0].name
   for folder in map(os.fspath, file_utils.list_data_dirs(data_dir)):
     place = os.path.join(folder, base)
     if not metadata_check.is_bucket(place) and glob.glob(
@@ -199,9 +196,7 @@ def make_to_prepare(
       "needs no TensorFlow. Set --name to another name, for a set of your own."
     )
   metadata_check.check_name(name, data_dir=data_dir, field="--name")
-  # TFDS warns of a missing dataset_info.json.
-  logging.getLogger("absl").addFilter(_is_not_about_info)
-  try:
+  with _no_warning_about_info():
     return own_set.OwnSet(
       name=name,
       data_dir=data_dir,
@@ -209,8 +204,6 @@ def make_to_prepare(
       side=side,
       class_names=class_names,
     )
-  finally:
-    logging.getLogger("absl").removeFilter(_is_not_about_info)
 
 
 def check_prepared(builder: tfds.core.DatasetBuilder) -> None:
@@ -488,6 +481,17 @@ def _describe_absent(data_dir: str | None) -> str:
   if data_dir is None or os.path.isdir(data_dir):
     return ""
   return f", nor does the folder {data_dir}"
+
+
+@contextlib.contextmanager
+def _no_warning_about_info() -> Iterator[None]:
+  """Keeps TFDS's warning of a missing dataset_info.json from the terminal."""
+  logger = logging.getLogger("absl")
+  logger.addFilter(_is_not_about_info)
+  try:
+    yield
+  finally:
+    logger.removeFilter(_is_not_about_info)
 
 
 def _is_not_about_info(record: logging.LogRecord) -> bool:

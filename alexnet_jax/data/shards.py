@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from PIL import Image, ImageOps
+from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.data import atomic, decode, origin, statistics
@@ -121,18 +122,9 @@ class Shard:
 
   def is_done(self) -> bool:
     """Tests whether the shard is complete, and lacks no file it should have."""
-    if not self._exists() or self.is_outdated():
+    if not (os.path.exists(self.path) and os.path.exists(self.notes)):
       return False
     return self.leave_out or "left_out" not in self.read_notes().odd
-
-  def is_outdated(self) -> bool:
-    """Tests whether an earlier version wrote it, with other names in notes."""
-    return self._exists() and not (
-      self.read_notes().odd.keys() <= ODDITIES.keys()
-    )
-
-  def _exists(self) -> bool:
-    return os.path.exists(self.path) and os.path.exists(self.notes)
 
   def read_notes(self) -> Notes:
     with np.load(self.notes) as stored:
@@ -200,15 +192,9 @@ def read_square(
       "enlarged": min(picture.size) < side,
     }
     if rotate:
-      _rotate(picture)
+      decode.rotate(picture)
     pixels = np.asarray(decode.to_square(picture, side))
   return pixels, [kind for kind, applies in odd.items() if applies]
-
-
-def _rotate(picture: Image.Image) -> None:
-  """Applies a noted rotation; one that cannot be read counts as none."""
-  with contextlib.suppress(Exception):  # Pillow raises errors of any type
-    ImageOps.exif_transpose(picture, in_place=True)
 
 
 def make_record(
@@ -352,17 +338,16 @@ def write_all(
 
   Args:
     jobs: processes; 1: this one.
-    report: called every second with the number of files done so far.
+    report: called with the number of files done so far: after each file by one
+      process, every second by several.
 
   Raises:
     ValueError, OSError: as `write`, or a process was killed.
   """
   if jobs == 1:
-    done = 0
+    done = itertools.count(1)
     for shard in remaining:
-      write(shard)
-      done += len(shard.members)
-      report(done)
+      write(shard, report=lambda: report(next(done)))
     return
   context = multiprocessing.get_context("spawn")  # JAX may have threads by now
   stop, done = context.Event(), context.Value("q", 0)

@@ -118,10 +118,9 @@ class Tars(origin.Origin):
       "your own in the same layout."
     )
 
-  def find_modified(self, listing: origin.Listing, since_ns: int) -> list[str]:
+  def find_inputs(self, listing: origin.Listing) -> list[str]:
     del listing
-    paths = [os.path.join(self.folder, name) for name in TARS.values()]
-    return [path for path in paths if os.stat(path).st_mtime_ns > since_ns]
+    return [os.path.join(self.folder, name) for name in TARS.values()]
 
   def locate(self, member: origin.Member) -> str:
     return f"{member.name} in {os.path.join(self.folder, member.file)}"

@@ -172,7 +172,8 @@ def _to_blocks(dense: np.ndarray, blocks: int, leaf_name: str) -> np.ndarray:
   parts = dense.reshape(
     positions, blocks, read // blocks, blocks, out // blocks
   )
-  between = parts * (1 - np.eye(blocks, dtype=dense.dtype))[:, None, :, None]
+  is_block = np.eye(blocks, dtype=bool)[:, None, :, None]
+  between = np.where(is_block, 0, parts)  # a product would be nan for inf
   if between.any():
     raise ValueError(
       f"{leaf_name} has values of up to {np.abs(between).max():.3g} where the "

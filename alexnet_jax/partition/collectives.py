@@ -474,17 +474,6 @@ def _unique(lines: Iterable[str]) -> tuple[str, ...]:
   )
 
 
-def _walk(
-  jaxpr: jex_core.Jaxpr, outer: str
-) -> Iterator[tuple[jex_core.JaxprEqn, str]]:
-  """Yields all equations of a program, each with its scope."""
-  for equation in jaxpr.eqns:
-    scope = _find_scope(equation, outer)
-    yield equation, scope
-    for inner in _find_jaxprs(equation.params):
-      yield from _walk(inner, scope)
-
-
 def _find_scope(equation: jex_core.JaxprEqn, outer: str) -> str:
   return f"{outer}/{equation.source_info.name_stack}"
 

@@ -405,14 +405,12 @@ class _Fields:
       raise self._error(field, value, " or ".join(allowed) or "a text")
     return value
 
-  def count(
-    self, field: str, *, none: bool = False, zero: bool = False
-  ) -> int | None:
+  def count(self, field: str, *, none: bool = False) -> int | None:
     value = self._get(field)
     if value is None and none:
       return None
-    if type(value) is not int or value < (0 if zero else 1):
-      raise self._error(field, value, f"an integer >= {0 if zero else 1}")
+    if type(value) is not int or value < 1:
+      raise self._error(field, value, "an integer >= 1")
     return value
 
   def number(self, field: str, *, zero: bool = False) -> float:

@@ -364,7 +364,6 @@ class _Work:
     kernel_axes: axes that split its stored kernel.
   """
 
-  placement: layout_lib.Placement
   load: per_device.DeviceLoad
   waits: tuple[plan_lib.Collective, ...]
   hides: tuple[plan_lib.Collective, ...]
@@ -551,7 +550,6 @@ class _Mesh:
     if not route.trained:  # whose norm is not needed
       kernel_axes = ()
     return _Work(
-      placement=placement,
       load=load,
       waits=tuple(waits),
       hides=tuple(hides),
@@ -746,7 +744,7 @@ class _Search:
   def _price_work(
     self, layer: wiring.Layer, work: _Work, gathers: bool
   ) -> _Label:
-    placement = work.placement
+    placement = work.load.placement
     if gathers and self._overlaps:
       placement = dataclasses.replace(placement, overlap_gather=True)
     return self._to_label(

@@ -126,7 +126,7 @@ def _choose_runs(
     ValueError: no run has one of the curves.
   """
   problems = []
-  chosen: dict[str, runs_lib.Run] = {}
+  chosen = set()  # workdirs
   for curve in curves:
     without, unplaced = [], []
     for run in found:
@@ -135,7 +135,7 @@ def _choose_runs(
       elif run.find_axis(curve, axis) is None:
         unplaced.append(run.workdir)
       else:
-        chosen[run.workdir] = run
+        chosen.add(run.workdir)
     if len(without) == len(found):
       known = dict.fromkeys(name for run in found for name in run.find_names())
       there = f"but {', '.join(known)}" if known else "and no other"

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib import figure, ticker
 
+from alexnet_jax.cli import charts
 from alexnet_jax.plot import runs as runs_lib
 
 Color = tuple[float, float, float]
@@ -19,11 +20,6 @@ _STYLES = ("-", "--", "-.", ":")
 _MARKERS = "osD^vP*X"
 # Above this, lines alone: markers would be a band.
 _MAX_MARKED = 40
-_SETTINGS = {
-  "svg.hashsalt": "alexnet_jax",
-  "font.family": "DejaVu Sans",
-  "font.size": 9,
-}
 _LABELS = {
   "step": "step",
   "epoch": "epoch",
@@ -57,13 +53,11 @@ def draw(
     path: of the file.
     kind: svg, png or pdf.
   """
-  with matplotlib.rc_context(_SETTINGS):
+  with matplotlib.rc_context(charts.SETTINGS):
     drawn = to_figure(
       runs, legend, axis=axis, curves=curves, smoothing=smoothing
     )
-    # Without a date a picture of the same curves is the same file.
-    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    drawn.savefig(path, format=kind, dpi=200, metadata=undated.get(kind, {}))
+    charts.save(drawn, path, kind=kind)
 
 
 def to_figure(
@@ -78,7 +72,9 @@ def to_figure(
   across = min(len(curves), 2)
   down = math.ceil(len(curves) / across)
   width = across * _CHARACTERS - _LINE
-  labels = [textwrap.fill(_to_label(text), width) for text in legend.labels]
+  labels = [
+    textwrap.fill(charts.to_label(text), width) for text in legend.labels
+  ]
   longest = min(max(map(len, legend.labels)), width) + _LINE
   entries = max(1, min(len(runs), across * _CHARACTERS // longest))
   lines = sum(label.count("\n") + 1 for label in labels)
@@ -101,7 +97,7 @@ def to_figure(
       panel.sharex(panels[0])
     panel.set_xlabel(_LABELS[axis])
     panel.set_ylabel(curve.replace("_", " "))
-    panel.xaxis.set_major_formatter(ticker.FuncFormatter(_format_tick))
+    panel.xaxis.set_major_formatter(ticker.FuncFormatter(charts.format_tick))
     if curve.endswith("_error"):
       panel.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
     panel.grid(color="0.92", linewidth=0.7)
@@ -110,7 +106,7 @@ def to_figure(
   drawn.legend(
     [*handles.values()],
     [*handles],
-    title=_to_label(legend.title) if legend.title else None,
+    title=charts.to_label(legend.title) if legend.title else None,
     loc="outside lower center",
     ncols=entries,
     frameon=False,
@@ -173,14 +169,3 @@ def _choose_looks(legend: runs_lib.Legend) -> list[dict]:
     }
     for index, (color, style) in enumerate(zip(chosen, styles, strict=True))
   ]
-
-
-def _format_tick(number: float, _: int) -> str:
-  """Formats without an exponent: `0.5`, `20`, `1,000`."""
-  return f"{number:,.6f}".rstrip("0").rstrip(".")
-
-
-def _to_label(text: str) -> str:
-  """Escapes what is special in a legend: a formula, and a hidden entry."""
-  escaped = text.replace("$", r"\$")
-  return f" {escaped}" if escaped.startswith("_") else escaped

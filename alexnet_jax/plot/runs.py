@@ -28,8 +28,8 @@ AXES = {
 }
 # Fields that say what a run has read, and not what it was asked for.
 _FOUND = "found."
-# Fields that all differ alike: beyond this many, the first stands for them, as
-# the name of a network for its rows.
+# Fields that all differ alike: beyond this many, one stands for them, as the
+# name of a network for its rows.
 _MAX_ALIKE = 3
 
 
@@ -208,19 +208,12 @@ def _choose_shown(
   for name, values in differing.items():
     texts = list(map(_to_text, values))
     alike[tuple(map(texts.index, texts))].append(name)
-  return {
-    name: values
-    for name, values in differing.items()
-    if any(
-      name in (names if len(names) <= _MAX_ALIKE else _choose_name(names))
-      for names in alike.values()
-    )
-  }
-
-
-def _choose_name(names: Sequence[str]) -> list[str]:
-  """Chooses the field that names what many follow from: the shortest group."""
-  return [min(names, key=lambda name: (name.count("."), names.index(name)))]
+  shown = set()
+  for names in alike.values():
+    # The field that names what many follow from is in the outermost group.
+    first = min(names, key=lambda name: name.count("."))
+    shown.update(names if len(names) <= _MAX_ALIKE else [first])
+  return {name: values for name, values in differing.items() if name in shown}
 
 
 def _to_text(value: Any) -> str:

@@ -14,12 +14,15 @@ This follows the format of their traces, and was not tried on one.
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
+import functools
 import gzip
 import itertools
 import json
 import math
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -170,6 +173,7 @@ class Timeline:
       of_layer[kind, direction] = of_layer.get((kind, direction), 0.0) + seconds
     return {layer: found for layer, found in times.items() if found}
 
+  @functools.cached_property
   def tables(self) -> list[rich.table.Table]:
     """Tables of the time of devices, of layers and of exchanges."""
     first, last = self.steps[0], self.steps[-1]
@@ -219,10 +223,7 @@ class Timeline:
       for name, spans in found.items():
         lengths = [(span.end - span.start) / 1e6 for span in spans]
         beside = sum(
-          span.end
-          - span.start
-          + _length(compute[span.device])
-          - _length([(span.start, span.end), *compute[span.device]])
+          _overlap((span.start, span.end), compute[span.device])
           for span in spans
         )
         mean = sum(lengths) / len(lengths)
@@ -279,7 +280,7 @@ class Timeline:
   def to_text(self) -> str:
     """Returns the tables and lines as a text."""
     lines = []
-    for table in self.tables():
+    for table in self.tables:
       columns = [
         [str(column.header), *map(str, column.cells)]
         for column in table.columns
@@ -500,8 +501,7 @@ def _make_spans(
     for event, step in zip(found, _number_steps(found, steps), strict=True):
       operation = operations[event.name]
       reads = [
-        next((start for start in starts[name] if start > event.start), math.inf)
-        for name in readers[event.name]
+        _find_next(starts[name], event.start) for name in readers[event.name]
       ]
       completed = min((ends.get(event.context, 0.0), *reads))
       if names.intersection(operation.inner):  # a loop: these count instead
@@ -562,6 +562,12 @@ def _number_steps(events: Sequence[_Event], steps: range) -> list[int]:
   return found
 
 
+def _find_next(rising: Sequence[float], time: float) -> float:
+  """Returns the first number that is greater than a time, or infinity."""
+  index = bisect.bisect_right(rising, time)
+  return rising[index] if index < len(rising) else math.inf
+
+
 def _intervals(spans: Iterable[Span]) -> list[Interval]:
   return [(span.start, span.end) for span in spans]
 
@@ -580,6 +586,17 @@ def _merge(intervals: Iterable[Interval]) -> list[Interval]:
 def _length(intervals: Iterable[Interval]) -> float:
   """Nanoseconds that are in any of the intervals."""
   return sum(end - start for start, end in _merge(intervals))
+
+
+def _overlap(interval: Interval, merged: Sequence[Interval]) -> float:
+  """Nanoseconds of an interval that are in any of those from `_merge`."""
+  start, end = interval
+  first = bisect.bisect_right(merged, start, key=operator.itemgetter(1))
+  last = bisect.bisect_left(merged, end, key=operator.itemgetter(0))
+  return sum(
+    min(end, other_end) - max(start, other_start)
+    for other_start, other_end in merged[first:last]
+  )
 
 
 def _lengths(

@@ -10,6 +10,7 @@ import numpy as np
 import rich.progress
 from matplotlib import colors, figure, patches
 
+from alexnet_jax.cli import charts
 from alexnet_jax.planner import machine as machine_lib
 from alexnet_jax.planner import price, search
 from alexnet_jax.search import report
@@ -54,7 +55,8 @@ def draw(
         kinds.append(kind)
       cells[row, column] = kinds.index(kind)
       texts[row, column] = f"{1e3 * goal.measure(found.prediction):.3g}"
-  settings = {"svg.hashsalt": "alexnet_jax", "font.family": "DejaVu Sans"}
+  # The font of matplotlib's own size.
+  settings = charts.SETTINGS | {"font.size": 10}
   with matplotlib.rc_context(settings):
     drawn = _to_figure(cells, texts, kinds, batch_sizes, link)
     drawn.suptitle(
@@ -62,8 +64,7 @@ def draw(
       f"{machine.name}",
       fontsize="medium",
     )
-    metadata = {"Date": None} if path.endswith("svg") else {}
-    drawn.savefig(path, dpi=200, metadata=metadata)
+    charts.save(drawn, path)
 
 
 def _to_figure(

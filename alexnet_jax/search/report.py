@@ -313,14 +313,8 @@ def to_json(answer: Answer) -> dict:
 def _to_data(prediction: price.Prediction) -> dict:
   return {
     "layout": layout_lib.to_fields(prediction.layout),
-    "seconds": prediction.seconds,
-    "overlapped_seconds": prediction.overlapped_seconds,
-    **{part: getattr(prediction, part) for part in _PARTS},
-    "images_per_second": prediction.images_per_second,
-    "memory_bytes": prediction.memory_bytes,
-    "bytes_by_level": dict(prediction.bytes_by_level),
+    **prediction.to_json(),
     "layers": {
       name: dataclasses.asdict(time) for name, time in prediction.layers.items()
     },
-    "augmentation": prediction.augmentation,
   }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import pprint
+import shlex
 
 import ml_collections
+from flax import traverse_util
 
 from alexnet_jax.cli import config_file
 from alexnet_jax.network import wiring
@@ -59,12 +61,10 @@ def write_config(
   layout = _place_by_kind(best.layout, network)
   expected = config.copy_and_resolve_references()
   expected.batch_size = best.workload.batch_size
-  changes = config_file.find_changes(
-    expected.to_dict(), default.get_config().to_dict()
-  )
+  changes = _find_changes(expected.to_dict(), default.get_config().to_dict())
   text = _FILE.format(
     title=f"{network.name} on {layout.devices} devices.",
-    path=path,
+    path=shlex.quote(path),
     machine=answer.machine.name,
     batch=best.workload.batch_size,
     ms=f"{1e3 * best.seconds:,.3f}",
@@ -80,6 +80,20 @@ def write_config(
       "the config has what a file with a few changes of configs/default.py "
       "cannot say. Leave --write out, and set the layout of --format=json."
     )
+
+
+def _find_changes(config: dict, base: dict) -> dict:
+  """Returns what a config has other than the base, without its layout."""
+  flat, known = (
+    traverse_util.flatten_dict(one, keep_empty_nodes=True)
+    for one in (config, base)
+  )
+  changed = {
+    key: value
+    for key, value in flat.items()
+    if key[0] != "layout" and (key not in known or known[key] != value)
+  }
+  return traverse_util.unflatten_dict(changed)
 
 
 def _place_by_kind(

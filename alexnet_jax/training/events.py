@@ -26,12 +26,15 @@ def to_tag(name: str) -> str:
   """Returns the tag for a name in metrics.jsonl.
 
   `training_loss` becomes `loss/training`, `checkpoint_seconds` becomes
-  `checkpoint/seconds`; `learning_rate`, of no kind, stays.
+  `checkpoint/seconds`; `learning_rate`, of no kind, stays. An index stays last:
+  `training_run_loss/1` becomes `run_loss/training/1`.
   """
+  name, *index = name.split("/")
   kind, _, rest = name.partition("_")
-  if kind not in _KINDS or not rest:
-    return name
-  return f"{kind}/{rest}" if kind == "checkpoint" else f"{rest}/{kind}"
+  parts = [name]
+  if kind in _KINDS and rest:
+    parts = [kind, rest] if kind == "checkpoint" else [rest, kind]
+  return "/".join(parts + index)
 
 
 class Events:
@@ -97,18 +100,13 @@ class Events:
     for one in (experiment, start, layout):
       self._write(one, 0)
 
-  def add(self, name: str, value: float | Sequence[float], step: int) -> None:
-    """Adds a value of a curve, or of each curve of a list.
+  def add(self, name: str, value: float, step: int) -> None:
+    """Adds a value of a curve.
 
     Args:
-      name: in metrics.jsonl.
+      name: in metrics.jsonl; of a value of a list, with a slash and its index.
     """
-    tag = to_tag(name)
-    if isinstance(value, Sequence):
-      for index, one in enumerate(value):
-        self._write(summary.scalar(f"{tag}/{index}", one), step)
-    else:
-      self._write(summary.scalar(tag, value), step)
+    self._write(summary.scalar(to_tag(name), value), step)
     if time.monotonic() - self._flushed > _FLUSH_SECONDS:
       self._writer.flush()
       self._flushed = time.monotonic()

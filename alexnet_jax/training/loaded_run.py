@@ -37,9 +37,11 @@ from alexnet_jax.training import run_data, trained_run
 _MAX_BATCH = 32
 # Classes that a `repr` shows.
 _SHOWN = 3
+# What can be set of the layout of an evaluation, in errors.
+_LAYOUT_FLAGS = r"--layout(, --mesh or --batch_size| or --mesh)"
 # Flags of commands, in errors, and the arguments of `load` that they are.
 _ARGUMENTS = {
-  r"--layout(, --mesh or --batch_size| or --mesh)?": "layout",
+  "--layout": "layout",
   "--checkpoint_step": "step",
   "--workdir": "workdir",
 }
@@ -66,10 +68,10 @@ class Prediction:
 class LoadedRun:
   """A trained run; `load` makes it.
 
-  `images` are an array u8[h, w, 3] or u8[h, w] of any size, a file, a folder,
-  or a list of such; or what `pictures.read_pictures` has made of them. Pictures
-  are prepared as those of the run's validations: scaled to `data.stored_size`
-  pixels, of which the center is cropped.
+  `images` are an array u8[h, w, 3], u8[h, w] or u8[N, h, w, 3], a file, a
+  folder, or a list of such, of any sizes; or what `pictures.read_pictures` has
+  made of them. Pictures are prepared as those of the run's validations: scaled
+  to `data.stored_size` pixels, of which the center is cropped.
 
   Attributes:
     workdir: of the run.
@@ -84,12 +86,11 @@ class LoadedRun:
     self,
     run: trained_run.TrainedRun,
     *,
-    config: ml_collections.ConfigDict,
     class_names: tuple[str, ...],
     program: program_lib.Program,
   ):
     self.workdir, self.step = run.workdir, run.step
-    self.config, self.network = config, run.network
+    self.config, self.network = run.stored, run.network
     self.class_names, self.program = class_names, program
     self._variables = load_variables(run, program)
     self._computed: dict[tuple, Callable[[jax.Array], jax.Array]] = {}
@@ -292,7 +293,7 @@ class LoadedRun:
         picture = found.names[start + int(np.argmin(finite))]
         raise FloatingPointError(
           f"the output of the run in {self.workdir!r} for {picture!r} is not "
-          "finite. Load another step."
+          "finite. Set step to that of another checkpoint."
         )
       if result is None:
         result = np.empty((count, *values.shape[1:]), values.dtype)
@@ -354,7 +355,7 @@ def load(
   except (ValueError, TypeError, OSError) as error:
     text = str(error)
     for flag, argument in _ARGUMENTS.items():
-      text = re.sub(flag, argument, text)
+      text = text.replace(flag, argument)
     raise type(error)(text) from error
 
 
@@ -364,26 +365,31 @@ def load_by_flags(
   *,
   layout: str | layout_lib.Layout | ml_collections.ConfigDict | None,
 ) -> LoadedRun:
-  """As `load`, for a command: its errors name flags."""
-  fields = _read_fields()
-  config, _ = trained_run.read_config(workdir, fields)
-  run = trained_run.read(
-    workdir,
-    fields=fields,
-    layout=catalog.ONE_DEVICE.name if layout is None else layout,
-    rounds_batch=True,
-    step=step,
-  )
-  data = run_data.read(
-    workdir, run.found, num_classes=run.config.network.num_classes
-  )
-  _start_devices(run.layout)
-  return LoadedRun(
-    run,
-    config=config,
-    class_names=data.class_names,
-    program=make_program(run, data.statistics),
-  )
+  """As `load`, for a command: its errors name flags.
+
+  These are --workdir, --checkpoint_step and --layout.
+  """
+  try:
+    run = trained_run.read(
+      workdir,
+      fields=_read_fields(),
+      layout=catalog.ONE_DEVICE.name if layout is None else layout,
+      rounds_batch=True,
+      step=step,
+    )
+    data = run_data.read(
+      workdir, run.found, num_classes=run.config.network.num_classes
+    )
+    _start_devices(run.layout)
+    return LoadedRun(
+      run,
+      class_names=data.class_names,
+      program=make_program(run, data.statistics),
+    )
+  except (ValueError, TypeError, OSError) as error:
+    # Here the batch and the mesh follow from the layout.
+    text = re.sub(_LAYOUT_FLAGS, "--layout", str(error))
+    raise type(error)(text) from error
 
 
 def make_program(
@@ -424,11 +430,10 @@ def load_variables(
   try:
     state = reader.load(run.workdir, run.step, like)
   except metadata.DamagedError as error:
-    intact = reader.find_intact_before(run.workdir, run.step, like)
-    hint = (
-      "No earlier one is intact."
-      if intact is None
-      else f"Set --checkpoint_step={intact}, which is intact."
+    hint = reader.advise_intact(
+      *(run.workdir, run.step, like),
+      step_name="--checkpoint_step",
+      workdir_name="--workdir",
     )
     raise metadata.CheckpointError(f"{error} {hint}") from error
   return eval_step.find_variables(state)

@@ -238,7 +238,8 @@ class Reporter:
     batch_size: images in a step.
     num_images: of the training split, for epochs.
     fields: of the config, by full name, for TensorBoard.
-    tracker: gets the values of all reports; None: there is none.
+    tracker: gets the values of all reports; the caller closes it. None: there
+      is none.
     monitor: warns of a loss at chance level; None: no such warning.
     run_name: what one of several runs is called in reports.
     top_k: the k of the top-k errors that lines show.
@@ -433,10 +434,8 @@ class Reporter:
     self._since = time.monotonic()
 
   def close(self) -> None:
-    """Prints what the checkpoints have cost, and closes files and tracker."""
+    """Prints what the checkpoints have cost, and closes the files."""
     self._progress.stop()
-    if self._tracker is not None:
-      print_lines(self._console, *self._tracker.close())
     if self._saved:
       taken = sum(one.blocked_seconds for one in self._saved)
       print_lines(
@@ -573,6 +572,7 @@ class Reporter:
   ) -> None:
     """Writes a line; `now` is when its step was taken, by time.monotonic."""
     place = self._place.find(step, now)
+    flat = _flatten(values)
     if self.error is None:
       self.check_workdir()
     # A folder that was renamed still gets the reports up to the end.
@@ -589,18 +589,29 @@ class Reporter:
         line = json.dumps({"step": step, **place, **values}, allow_nan=False)
         self._file.write(f"{line}\n")
         self._file.flush()
-        for name, value in values.items():
+        for name, value in flat.items():
           self._events.add(name, value, step)
     except OSError as error:
       self.error = self.error or error
     if self._tracker is not None:
-      problem = self._tracker.log(step, place | values)
+      problem = self._tracker.log(step, place | flat)
       if problem is not None:
         self._print(step, problem)
 
   def _print(self, step: int, text: str) -> None:
     width = len(str(self._num_steps))
     print_lines(self._console, f"step {step:{width}}/{self._num_steps}: {text}")
+
+
+def _flatten(values: Mapping[str, float | list[float]]) -> dict[str, float]:
+  """Names each value of a list: by the list's name and its index."""
+  flat = {}
+  for name, value in values.items():
+    if isinstance(value, list):
+      flat |= {f"{name}/{index}": one for index, one in enumerate(value)}
+    else:
+      flat[name] = value
+  return flat
 
 
 def _name_loss(run_name: str, index: int | None = None) -> str:

@@ -182,6 +182,8 @@ def prepare(
   Raises:
     ValueError, TypeError, OSError: with one line on what to change.
   """
+  from alexnet_jax.data import sets
+
   # Before the user is sent to prepare a data set.
   workdir_lib.check_not_imported(workdir)
   network, layout = check(config, data_dir=data_dir)
@@ -224,7 +226,7 @@ def prepare(
     raise ValueError(difference)
   found |= origin if start is None else start.origin
   data = run_data.RunData(
-    class_names=find_class_names(builder), statistics=statistics
+    class_names=sets.find_class_names(builder), statistics=statistics
   )
   acquired = None
   if group.is_first:
@@ -338,13 +340,6 @@ def open_data(
       )
   build.make_augmentation(config, network, statistics, config.batch_size)
   return builder, statistics
-
-
-def find_class_names(builder) -> tuple[str, ...]:
-  """Returns the class names of a set; see `sets.find_class_names`."""
-  from alexnet_jax.data import sets
-
-  return sets.find_class_names(builder)
 
 
 def fingerprint_data(

@@ -7,6 +7,7 @@ and are checked when they are read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -47,8 +48,13 @@ def exists(workdir: str) -> bool:
   return os.path.lexists(os.path.join(workdir, FILE))
 
 
-def write(workdir: str, data: RunData) -> None:
+def write(workdir: str, data: RunData, *, flag: str = "workdir") -> None:
   """Writes the facts to a workdir that exists, each file atomically.
+
+  Nothing is written if its files are those already.
+
+  Args:
+    flag: that names the workdir, for errors.
 
   Raises:
     OSError: the workdir cannot be written.
@@ -65,6 +71,8 @@ def write(workdir: str, data: RunData) -> None:
     "statistics": statistics.fingerprint(),
   }
   fields["checksum"] = _compute_checksum(fields)
+  if _is_written(workdir, fields):
+    return
   try:
     if image is not None:
       with (
@@ -77,8 +85,17 @@ def write(workdir: str, data: RunData) -> None:
   except OSError as error:
     raise OSError(
       f"the workdir {workdir!r} cannot be written: {error.strerror}. Set "
-      "--workdir."
+      f"--{flag}."
     ) from error
+
+
+def _is_written(workdir: str, fields: Mapping[str, Any]) -> bool:
+  """Whether a workdir has these facts, and its files are intact."""
+  with contextlib.suppress(OSError, ValueError):
+    there = _read_fields(os.path.join(workdir, FILE))
+    read(workdir, fields)  # the mean image too
+    return there["checksum"] == fields["checksum"]
+  return False
 
 
 def read(

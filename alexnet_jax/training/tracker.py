@@ -93,22 +93,14 @@ class Tracking:
       )
     self._failures = 0
 
-  def log(
-    self, step: int, values: Mapping[str, float | list[float]]
-  ) -> str | None:
-    """Logs the values of a step; those of a list by name and index.
+  def log(self, step: int, values: Mapping[str, float]) -> str | None:
+    """Logs the values of a step.
 
     Returns:
       A line on the first failure of all; else None.
     """
-    flat = {}
-    for name, value in values.items():
-      if isinstance(value, list):
-        flat |= {f"{name}/{index}": one for index, one in enumerate(value)}
-      else:
-        flat[name] = value
     try:
-      self._tracker.log(flat, step)
+      self._tracker.log(dict(values), step)
     except Exception as error:
       self._failures += 1
       if self._failures == 1:

@@ -35,7 +35,8 @@ def train(
   Args:
     hang_timeout_seconds: see `group.Group.start_watchdog`.
     make_tracker: a tracker's function, see `tracker`; called in the first
-      process. A finished run does not start its tracker.
+      process, and closed at the end. A run that has no step to take does not
+      start its tracker.
     make_loop: takes the arguments of `loop.Loop`; a subclass can measure it.
 
   Raises:
@@ -57,90 +58,99 @@ def train(
   # A finished run has nothing to compile, unless that checkpoint is damaged.
   is_finished = latest >= run.num_steps
   fields = workdir_lib.flatten_config(run.config.to_dict(), {})
-  tracker = None
-  if make_tracker is not None and group.is_first and not is_finished:
-    tracker = tracker_lib.Tracking(make_tracker, fields, run.workdir)
-  train_step = None if is_finished else _compile(run, console)
-  # Before a checkpoint is read, which may hang; listing them above is not
-  # watched.
-  group.start_watchdog(
-    hang_timeout_seconds=hang_timeout_seconds, folder=run.workdir
-  )
-  _check_first_step(group, latest)
-  resumed = checkpoints.resume(
-    run.program.abstract_state,
-    lambda line: report.print_lines(console, line),
-  )
-  first_step, state = resumed or (0, None)
-  if first_step:
-    report.print_lines(
-      console,
-      f"resumes after step {first_step} of {run.num_steps}"
-      if first_step < run.num_steps
-      else f"finished already, at step {first_step}; set --workdir to start "
-      "another run, or a higher config.num_epochs if the schedule allows it",
-    )
-  if train_step is None and first_step < run.num_steps:
-    group.pause_watchdog()
-    train_step = _compile(run, console)
-  if state is None:
-    group.pause_watchdog()  # it compiles
-    state = run.program.init(init_key)
-    if run.start is not None:
-      state = run.start.apply(state)
-      _show_start(run, console)
-  reporter = report.Reporter(
-    run.workdir if group.is_first else None,
-    console,
-    first_step=first_step,
-    num_steps=run.num_steps,
-    batch_size=run.config.batch_size,
-    num_images=len(run.train_records),
-    fields=fields,
-    tracker=tracker,
-    monitor=_make_loss_monitor(run, first_step),
-    run_name=run.program.run_name,
-    top_k=metrics.choose_top_k(run.config.network.num_classes),
-  )
-  recorder = None
-  if run.trace is not None and train_step is not None:
-    recorder = _make_recorder(run, console, first_step)
-    train_step = recorder.wrap(train_step)
-  loop = make_loop(
-    run,
-    train_step=train_step,
-    key=step_key,
-    first_step=first_step,
-    state=state,
-    checkpoints=checkpoints,
-    reporter=reporter,
-  )
-  group.begin_steps()
+
+  def start_tracker() -> tracker_lib.Tracking | None:
+    if make_tracker is None or not group.is_first:
+      return None
+    return tracker_lib.Tracking(make_tracker, fields, run.workdir)
+
+  tracker = None if is_finished else start_tracker()
   try:
+    train_step = None if is_finished else _compile(run, console)
+    # Before a checkpoint is read, which may hang; listing them above is not
+    # watched.
+    group.start_watchdog(
+      hang_timeout_seconds=hang_timeout_seconds, folder=run.workdir
+    )
+    _check_first_step(group, latest)
+    resumed = checkpoints.resume(
+      run.program.abstract_state,
+      lambda line: report.print_lines(console, line),
+    )
+    first_step, state = resumed or (0, None)
+    if first_step:
+      report.print_lines(
+        console,
+        f"resumes after step {first_step} of {run.num_steps}"
+        if first_step < run.num_steps
+        else f"finished already, at step {first_step}; set --workdir to start "
+        "another run, or a higher config.num_epochs if the schedule allows it",
+      )
+    if train_step is None and first_step < run.num_steps:
+      group.pause_watchdog()
+      tracker = start_tracker()
+      train_step = _compile(run, console)
+    if state is None:
+      group.pause_watchdog()  # it compiles
+      state = run.program.init(init_key)
+      if run.start is not None:
+        state = run.start.apply(state)
+        _show_start(run, console)
+    reporter = report.Reporter(
+      run.workdir if group.is_first else None,
+      console,
+      first_step=first_step,
+      num_steps=run.num_steps,
+      batch_size=run.config.batch_size,
+      num_images=len(run.train_records),
+      fields=fields,
+      tracker=tracker,
+      monitor=_make_loss_monitor(run, first_step),
+      run_name=run.program.run_name,
+      top_k=metrics.choose_top_k(run.config.network.num_classes),
+    )
+    recorder = None
+    if run.trace is not None and train_step is not None:
+      recorder = _make_recorder(run, console, first_step)
+      train_step = recorder.wrap(train_step)
+    loop = make_loop(
+      run,
+      train_step=train_step,
+      key=step_key,
+      first_step=first_step,
+      state=state,
+      checkpoints=checkpoints,
+      reporter=reporter,
+    )
+    group.begin_steps()
     try:
-      loop.run_steps(console)
+      try:
+        loop.run_steps(console)
+      finally:
+        if recorder is not None and not recorder.close():
+          report.print_lines(
+            console,
+            f"the run ends before step {run.trace.steps[-1]}, without a trace",
+          )
+    except report.LossNotFinite as error:
+      checkpoints.close()  # waits for the save that is under way
+      saved = checkpoints.latest_step()
+      raise nonfinite.explain(run, loop.state, error, saved=saved) from error
     finally:
-      if recorder is not None and not recorder.close():
-        report.print_lines(
-          console,
-          f"the run ends before step {run.trace.steps[-1]}, without a trace",
-        )
-  except report.LossNotFinite as error:
-    checkpoints.close()  # waits for the save that is under way
-    saved = checkpoints.latest_step()
-    raise nonfinite.explain(run, loop.state, error, saved=saved) from error
+      try:
+        reporter.saved(checkpoints.close())
+      finally:
+        reporter.close()
+        group.end_steps()
+        for lock in run.locks:
+          lock.release()
+    if reporter.error is not None:
+      raise reporter.error
+    report.print_lines(console, f"the run is in {run.workdir}/{report.FILE}")
+    return loop.state
   finally:
-    try:
-      reporter.saved(checkpoints.close())
-    finally:
-      reporter.close()
-      group.end_steps()
-      for lock in run.locks:
-        lock.release()
-  if reporter.error is not None:
-    raise reporter.error
-  report.print_lines(console, f"the run is in {run.workdir}/{report.FILE}")
-  return loop.state
+    if tracker is not None:
+      report.print_lines(console, *tracker.close())
 
 
 def _check_not_emptied(workdir: str) -> None:
@@ -235,7 +245,7 @@ def _make_recorder(
   """Makes what traces steps; process 0 prints its own part."""
 
   def show(timeline: timeline_lib.Timeline) -> None:
-    for table in timeline.tables():
+    for table in timeline.tables:
       console.print(table, highlight=False)
     report.print_lines(
       console,

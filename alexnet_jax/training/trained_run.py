@@ -38,6 +38,7 @@ class TrainedRun:
   Attributes:
     workdir: of the run.
     config: of the run, with the layout, batch size and split to evaluate with.
+    stored: its config, as it was trained.
     found: facts about the data of the run; see `run.fingerprint_data`.
     step: of the checkpoint.
     network: of the config.
@@ -46,6 +47,7 @@ class TrainedRun:
 
   workdir: str
   config: ml_collections.ConfigDict
+  stored: ml_collections.ConfigDict
   found: Mapping[str, Any]
   step: int
   network: wiring.Network
@@ -79,7 +81,8 @@ def read(
     ValueError, TypeError, OSError: there is no run or no such checkpoint, or
       the config has other fields or does not fit; says what to change.
   """
-  config, found = read_config(path, fields)
+  stored, found = read_config(path, fields)
+  config = copy.deepcopy(stored)
   steps = reader.find_steps(path)
   if not steps:
     # A folder of several runs has no checkpoint of its own.
@@ -133,6 +136,7 @@ def read(
   return TrainedRun(
     workdir=path,
     config=config,
+    stored=stored,
     found=found,
     step=max(steps) if step is None else step,
     network=network,

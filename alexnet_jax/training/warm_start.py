@@ -215,7 +215,7 @@ def read(
   _check_shapes(source, network, leave_out)
   keeps_momentum = config.init_from.optimizer == "keep"
   if keeps_momentum:
-    _check_momentum(source, config, network, leave_out)
+    _check_momentum(source, config)
   state = _load(source)
   checksum = metadata.read(reader.find_folder(source_dir, source.step))["sum"]
   for index, other in enumerate(group.gather("init_from", checksum)):
@@ -342,12 +342,9 @@ def _format(shape: tuple[int, ...]) -> str:
 
 
 def _check_momentum(
-  source: trained_run.TrainedRun,
-  config: ml_collections.ConfigDict,
-  network: wiring.Network,
-  leave_out: tuple[str, ...],
+  source: trained_run.TrainedRun, config: ml_collections.ConfigDict
 ) -> None:
-  """Refuses momentum of another scale, and layers that have none to take."""
+  """Refuses momentum of another scale."""
   here, there = (
     one.optimizer.trust_coefficient for one in (config, source.config)
   )
@@ -358,25 +355,6 @@ def _check_momentum(
       "both or neither of them None: the momentum has another scale. Set "
       "config.init_from.optimizer=new, or config.optimizer.trust_coefficient."
     )
-  momentum, momentum_there = (
-    _find_momentum(_make_abstract_state(one, of_network))
-    for one, of_network in ((config, network), (source.config, source.network))
-  )
-  for name in momentum:
-    if name not in leave_out and name not in momentum_there:
-      raise ValueError(
-        f"init_from.optimizer is 'keep', but the run in {source.workdir!r} has "
-        f"no momentum of {name}, expected that of all layers that are taken. "
-        "Set config.init_from.optimizer=new."
-      )
-
-
-def _make_abstract_state(
-  config: ml_collections.ConfigDict, network: wiring.Network
-) -> step_lib.TrainState:
-  """Makes the shapes and types of a state, whatever the number of images."""
-  optimizer = build.make_optimizer(config, config.batch_size)
-  return step_lib.make_abstract_state(network, optimizer)
 
 
 def _load(source: trained_run.TrainedRun) -> step_lib.TrainState:
@@ -385,15 +363,16 @@ def _load(source: trained_run.TrainedRun) -> step_lib.TrainState:
   Raises:
     CheckpointError: it is damaged; names an earlier intact one.
   """
-  like = _make_abstract_state(source.config, source.network)
+  # Of the same shapes whatever the number of images.
+  optimizer = build.make_optimizer(source.config, source.config.batch_size)
+  like = step_lib.make_abstract_state(source.network, optimizer)
   try:
     return reader.load_alone(source.workdir, source.step, like)
   except metadata.DamagedError as error:
-    intact = reader.find_intact_before(source.workdir, source.step, like)
-    hint = (
-      "No earlier one is intact. Set config.init_from.workdir."
-      if intact is None
-      else f"Set config.init_from.step={intact}, which is intact."
+    hint = reader.advise_intact(
+      *(source.workdir, source.step, like),
+      step_name="config.init_from.step",
+      workdir_name="config.init_from.workdir",
     )
     raise metadata.CheckpointError(f"{error} {hint}") from error
   except metadata.CheckpointError as error:

@@ -92,6 +92,19 @@ def _read(workdir: str) -> list[dict[str, float]]:
   ]
 
 
+def find_errors(
+  lines: Sequence[Mapping[str, float]],
+) -> tuple[list[int], list[float]]:
+  """Returns the steps with a validation, and the top-1 errors there.
+
+  Args:
+    lines: of `metrics.jsonl`.
+  """
+  name = "validation_top1_error"
+  found = [(line["step"], line[name]) for line in lines if name in line]
+  return [step for step, _ in found], [error for _, error in found]
+
+
 def draw(
   curves: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
   *,

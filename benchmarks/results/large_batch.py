@@ -119,12 +119,8 @@ def _curve(
 
 def _final(run: list[dict[str, float]]) -> float:
   """Validation error at the end; 1 if the loss was not finite."""
-  found = [
-    line["validation_top1_error"]
-    for line in run
-    if "validation_top1_error" in line
-  ]
-  return found[-1] if found else 1.0
+  _, errors = curves.find_errors(run)
+  return errors[-1] if errors else 1.0
 
 
 def _say(name: str, runs: list[list[dict[str, float]]]) -> str:

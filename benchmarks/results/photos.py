@@ -3,8 +3,8 @@
     python -m benchmarks.results.photos
 
 Makes the section "Natural pictures" of docs/results.md: the errors of three
-seeds, and conv1's kernels of the first one, a panel for each column. About six
-minutes on two cores.
+seeds, and conv1's kernels of the first one, a panel for each column. About nine
+minutes on two cores, with tests beside the first seed.
 """
 
 from __future__ import annotations
@@ -47,11 +47,7 @@ def main(argv: list[str]) -> None:
       since = time.monotonic()
       state, lines = curves.train_to_end(config, data_dir=data_dir)
       seconds = time.monotonic() - since
-      errors = [
-        line["validation_top1_error"]
-        for line in lines
-        if "validation_top1_error" in line
-      ]
+      _, errors = curves.find_errors(lines)
       kernels.append(np.asarray(state.parameters["conv1"]["kernel"]))
       shares = find_color_shares(kernels[-1])
       command.print_line(

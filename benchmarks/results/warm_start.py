@@ -1,12 +1,11 @@
-"""Reproduces "Starting from another run" of docs/results.md.
+"""Reproduces "From five classes to ten" of docs/results.md.
 
     python -m benchmarks.results.warm_start
 
 Trains the default network of `digits` in two columns on the digits 0 to 4. Then
 trains it on all ten digits: from these layers with the convolutions frozen,
 slowed to a tenth, and free, and from scratch. fc8, which has other classes, is
-drawn anew in all of them. Shows the validation error by step, and the time of a
-step with frozen convolutions beside that of a free one, measured in turns.
+drawn anew in all of them. Shows the validation error by step.
 """
 
 from __future__ import annotations
@@ -19,17 +18,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 
 import ml_collections
-import numpy as np
 import rich.table
 import tensorflow_datasets as tfds
 from absl import app, flags
 
-from alexnet_jax.bench import turns
 from alexnet_jax.cli import command
 from alexnet_jax.data import digits
-from alexnet_jax.program import compiled_step, summary
-from alexnet_jax.settings import settings
-from alexnet_jax.training import run as run_lib
+from alexnet_jax.program import summary
 from benchmarks.results import curves
 from configs import default
 
@@ -49,7 +44,6 @@ EVAL_EVERY_STEPS = 6
 # Steps whose errors the table shows.
 SHOWN = (6, 12, 24, 48, 96)
 GOAL = 0.1
-TRAINING_IMAGES = 1498
 
 
 class FirstDigits(digits.Digits):
@@ -85,7 +79,6 @@ def define_flags() -> None:
     default="docs/warm_start.svg",
   )
   flags.DEFINE_float("epochs", 8.0, "Length of each run on ten digits.")
-  flags.DEFINE_integer("rounds", 40, "Turns in which steps are timed.")
 
 
 def main(argv: list[str]) -> None:
@@ -102,11 +95,11 @@ def main(argv: list[str]) -> None:
     command.print_line(
       console,
       f"digits 0 to 4, {SOURCE_EPOCHS:g} epochs: validation top-1 error "
-      f"{find_errors(lines)[1][-1]:.1%}",
+      f"{curves.find_errors(lines)[1][-1]:.1%}",
     )
     errors = {
       name: [
-        find_errors(
+        curves.find_errors(
           curves.train_while_finite(
             make_config(factor, seed, source), data_dir=data_dir
           )
@@ -116,8 +109,6 @@ def main(argv: list[str]) -> None:
       for name, factor in RUNS.items()
     }
   console.print(make_table(errors))
-  seconds = time_steps()
-  command.print_line(console, describe_times(seconds))
   curves.draw(
     errors,
     title="From five digits to ten, two columns, two seeds each",
@@ -146,14 +137,14 @@ def make_source_config() -> ml_collections.ConfigDict:
 
 
 def make_config(
-  factor: float | None, seed: int, source: str | None
+  factor: float | None, seed: int, source: str
 ) -> ml_collections.ConfigDict:
   """Makes the config of a run on ten digits.
 
   Args:
     factor: of the learning rate of the convolutions; None: from scratch.
     seed: of the order of the images, and of the layers that are drawn.
-    source: workdir of the run to start from; None: from scratch.
+    source: workdir of the run to start from.
   """
   config = default.get_config("digits")
   config.layout.name = LAYOUT
@@ -164,21 +155,11 @@ def make_config(
   config.checkpoint_every_steps = 10**6
   if factor is not None:
     config.init_from.workdir = source
-    config.init_from.leave_out = () if source is None else ("fc8",)
+    config.init_from.leave_out = ("fc8",)
     config.optimizer.layers = {
       name: {"lr_multiplier": factor} for name in CONVOLUTIONS
     }
   return config
-
-
-def find_errors(
-  lines: Sequence[Mapping[str, float]],
-) -> tuple[list[int], list[float]]:
-  """Returns the steps with a validation, and the top-1 errors there."""
-  name = "validation_top1_error"
-  found = [(line["step"], line[name]) for line in lines if name in line]
-  steps, errors = zip(*found, strict=True)
-  return list(steps), list(errors)
 
 
 def make_table(errors: Mapping[str, Sequence]) -> rich.table.Table:
@@ -203,31 +184,6 @@ def make_table(errors: Mapping[str, Sequence]) -> rich.table.Table:
       ", ".join("not reached" if goal is None else str(goal) for goal in goals),
     )
   return table
-
-
-def time_steps() -> dict[str, list[float]]:
-  """Returns the seconds of steps, frozen and free, round by round."""
-  calls = {}
-  for name, factor in (("frozen", 0.0), ("free", 1.0)):
-    config = make_config(factor, 0, None)
-    network, layout = settings.check(config)
-    program = run_lib.make_program(
-      config, network, layout, num_images=TRAINING_IMAGES
-    )
-    compiled, _ = compiled_step.compile_step(program)
-    calls[name] = turns.StepRunner(program, compiled).start
-  return turns.take_turns(calls, rounds=flags.FLAGS.rounds, in_order=False)
-
-
-def describe_times(seconds: Mapping[str, Sequence[float]]) -> str:
-  frozen, free = (np.array(seconds[name]) for name in ("frozen", "free"))
-  low, middle, high = np.quantile(free / frozen, (0.25, 0.5, 0.75))
-  return (
-    f"a step takes {1e3 * np.median(free):.0f} ms with all layers free and "
-    f"{1e3 * np.median(frozen):.0f} ms with frozen convolutions, "
-    f"{middle:.2f} times as fast (quartiles {low:.2f} to {high:.2f} of "
-    f"{len(free)} turns)"
-  )
 
 
 if __name__ == "__main__":

@@ -26,33 +26,7 @@ from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.planner import machine as machine_lib
 from alexnet_jax.planner import price
 from tests import build, fake_group, processes
-
-# What a link of a machine needs.
-LINK = {
-  "name": "wire",
-  "unit_devices": 1,
-  "joins_devices": None,
-  "bytes_per_second": 1e9,
-  "shared_by": 1,
-  "latency_seconds": 0.0,
-  "software": {},
-}
-
-
-def make_machine(measured):
-  return machine_lib.Machine(
-    name="fake",
-    description="",
-    platform="cpu",
-    devices=4,
-    memory_bytes=1e9,
-    peak_flops_per_second={"float32": 1e9},
-    utilization={"conv": 1.0, "fc": 1.0},
-    memory_bytes_per_second=1e9,
-    launch_seconds=0.0,
-    links=(machine_lib.Link(**LINK),),
-    measured=tuple(measured),
-  )
+from tests.planner import machines
 
 
 def draw_layouts(network, mesh, rng, count):
@@ -109,7 +83,10 @@ def test_what_is_measured_costs_that_in_every_layout(mesh, least):
     for (what, geometry, work), seconds in known.items()
   ]
   workload = price.Workload(network=network, batch_size=8, stored_size=72)
-  pricer = price.Pricer(make_machine(measured), workload)
+  pricer = price.Pricer(
+    machines.make_machine(machines.make_link(), measured=tuple(measured)),
+    workload,
+  )
   find, asked = pricer._seconds, []
   pricer._seconds = lambda *about: asked.append(about) or find(*about)
   for layout in draw_layouts(network, mesh, rng, 20):
@@ -207,19 +184,21 @@ def test_file_is_a_machine_and_grows(quick, tmp_path, monkeypatch, capsys):
 
 def test_failure_leaves_the_file_as_it_was(quick, tmp_path, monkeypatch):
   path = tmp_path / "mine.json"
-  path.write_text("{}")
   program = build.make_short_program("two_column")
+  path.write_text("{}")
   with pytest.raises(ValueError, match="mine.json lacks"):
     measure(path, program)
-  path.unlink()
+  assert path.read_text() == "{}"
+  before = (machine_lib.FOLDER / "two_core_cpu.json").read_text()
+  path.write_text(before)
 
   def fail(*_):
     raise OSError("out of memory")
 
   monkeypatch.setattr(parts.Timer, "time_part", fail)
-  with pytest.raises(OSError):
+  with pytest.raises(OSError, match="out of memory"):
     measure(path, program)
-  assert not [*tmp_path.iterdir()]
+  assert path.read_text() == before and [*tmp_path.iterdir()] == [path]
 
 
 def test_file_of_other_devices_and_a_rate_without_a_link_are_refused(
@@ -254,7 +233,7 @@ def test_collectives_cost_what_was_measured(monkeypatch):
 
   (fields,), _ = links.measure(timer, jax.devices()[:4], None, number)
   link = machine_lib._to_link(machine_lib._Fields(fields, "", "", {}))
-  machine = dataclasses.replace(make_machine(()), links=(link,))
+  machine = machines.make_machine(link)
   pricer = price.Pricer(
     machine, price.Workload(network=build.TINY_NETWORK, batch_size=8)
   )

@@ -68,7 +68,7 @@ def test_run_resumes_in_the_new_network(tiny_config, tmp_path):
     conversion.convert(tiny_config, workdir=new, new_workdir=lost)
   assert not pathlib.Path(lost).exists()
   tiny_config.optimizer.momentum = 0.5
-  with pytest.raises(ValueError, match="optimizer.momentum: was 0.9, is 0.5"):
+  with pytest.raises(ValueError, match="momentum: 0.9 in the workdir, 0.5 n"):
     conversion.convert(tiny_config, workdir=new, new_workdir=f"{lost}/other")
 
 

@@ -5,6 +5,7 @@ their files (tests/network/test_published.py), of pictures that NumPy prepares
 as the users of these files do.
 """
 
+import errno
 import json
 import os
 import pathlib
@@ -16,9 +17,16 @@ import numpy as np
 import pytest
 
 import alexnet_jax
+from alexnet_jax.checkpoints import checkpoint
 from alexnet_jax.checkpoints import workdir as workdir_lib
-from alexnet_jax.convert import checking, export, importing, weight_files
-from alexnet_jax.data import pipeline
+from alexnet_jax.convert import (
+  checking,
+  conversion,
+  export,
+  importing,
+  weight_files,
+)
+from alexnet_jax.data import atomic, pipeline
 from alexnet_jax.evaluate import predict
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.partition import catalog
@@ -220,7 +228,7 @@ def test_run_says_what_is_known_of_it_and_what_is_not(tmp_path):
   lines = "\n".join(imported.describe())
   for part in (
     "the file is Caffe's .caffemodel in the new form, network 'AlexNet'",
-    "arrays: 16 of 16 used, none left over",
+    "arrays: 16 read",
     "network: bvlc_alexnet, 8 layers, ",
     "99 pixels, 7 classes",
     "normalizes (across, 5, k 1, alpha 2e-05, beta 0.75), max pooling 3/2",
@@ -265,16 +273,48 @@ def test_workdir_of_imported_weights_is_not_trained(tmp_path):
   assert (path / "config.json").read_bytes() == before
 
 
-def test_failed_write_leaves_nothing(monkeypatch, tmp_path):
-  imported = make(tmp_path, files.caffemodel())
+@pytest.fixture(scope="module")
+def writers_of_runs(tmp_path_factory):
+  """kind -> a function that writes a run to a workdir."""
+  place = tmp_path_factory.mktemp("runs")
+  config = stored_run.make_config(wirings.LENET5)
+  config.network.width, config.network.image_size = 1.0, 28
+  stored_run.write(place / "old", config)
+  imported = make(place, files.caffemodel())
+  return {
+    "import": lambda new: importing.write(imported, new),
+    "conversion": lambda new: conversion.convert(
+      config, workdir=str(place / "old"), new_workdir=new
+    ),
+  }
 
-  def fail(*_):
-    raise OSError("no space left")
 
-  monkeypatch.setattr(importing.run_data, "write", fail)
-  with pytest.raises(OSError, match="no space left"):
-    importing.write(imported, str(tmp_path / "new"))
-  assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+@pytest.mark.parametrize("kind", ["import", "conversion"])
+def test_failed_write_leaves_nothing(
+  kind, writers_of_runs, monkeypatch, tmp_path
+):
+  def fail(*_, **__):
+    raise OSError(errno.ENOSPC, "no space left")
+
+  write, new = writers_of_runs[kind], str(tmp_path / "new")
+  for place, name in (
+    *((atomic, "replace"), (checkpoint.Checkpoints, "save")),
+    (workdir_lib, "write_config"),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(place, name, fail)
+      with pytest.raises(OSError, match="no space left") as caught:
+        write(new)
+    # The command has no such flag for the new run.
+    assert "--workdir" not in str(caught.value)
+    assert not [*tmp_path.iterdir()]
+  with pytest.raises(OSError, match="has .*Set --new_workdir.$") as caught:
+    write(str(tmp_path / "a*"))
+  assert "--workdir" not in str(caught.value)
+  (tmp_path / "new.unfinished").mkdir()
+  with pytest.raises(ValueError, match="exists already.*set --new_workdir"):
+    write(new)
+  assert [path.name for path in tmp_path.iterdir()] == ["new.unfinished"]
 
 
 @pytest.mark.slow
@@ -464,7 +504,10 @@ def test_npz_of_other_content_is_refused(change, message, exported, tmp_path):
   path = make_npz(tmp_path / "a.npz", **made)
   with pytest.raises((ValueError, OSError), match=message) as caught:
     importing.make(weight_files.read(path), default.get_config())
-  assert "\n" not in str(caught.value) and "/tmp/tmp" not in str(caught.value)
+  said = str(caught.value)
+  assert "\n" not in said and "/tmp/tmp" not in said
+  # Advice for a run that was trained here.
+  assert "--workdir" not in said and "again" not in said
 
 
 @pytest.mark.slow
@@ -492,7 +535,7 @@ def test_command_imports_proves_and_refuses(pictures, tmp_path):
   assert done.code == 0, done.errors
   for part in (
     "the file is PyTorch's .pth with torchvision's names",
-    "arrays: 16 of 16 used",
+    "arrays: 16 read",
     "errors on 1 pictures of 1 classes",
     "the largest difference from the reference",
     # Noise that loads without an error is the fault to find.

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn import datasets
 
 from alexnet_jax.data import decode
@@ -31,6 +31,24 @@ def test_any_picture_becomes_a_square_of_bytes(mode, size):
   kind = "JPEG" if mode in ("RGB", "L", "CMYK") else "PNG"
   encoded = small_sets.encode(np.array(picture.resize(size)), kind, mode=mode)
   assert decoded(encoded, 32).std() > 10  # not a blank
+
+
+def test_rotation_that_cannot_be_read_is_none_but_lack_of_memory_is_an_error(
+  monkeypatch,
+):
+  errors = [SyntaxError("not a TIFF file"), KeyError(1), MemoryError()]
+
+  def fail(picture, *, in_place):
+    raise errors.pop(0)
+
+  monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+  picture = Image.fromarray(small_sets.tiles(1)[0])
+  before = picture.tobytes()
+  for _ in range(2):
+    decode.rotate(picture)
+  assert picture.tobytes() == before
+  with pytest.raises(MemoryError):
+    decode.rotate(picture)
 
 
 def test_square_is_the_center_of_the_picture():

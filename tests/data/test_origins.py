@@ -13,11 +13,9 @@ import pytest
 
 from alexnet_jax.data import (
   ilsvrc,
-  imagenet256,
   origin,
   own_set,
   parquet,
-  preparation,
   recognition,
   sets,
   shards,
@@ -416,6 +414,15 @@ def test_wrong_parquet_files_are_refused(damage, message, tmp_path):
     list_own(folder, tmp_path, validation=None)
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_parquet_without_rows_is_refused(split, tmp_path):
+  folder = write_split(tmp_path / "there")
+  small_ilsvrc.write_rows(folder / f"{split}-00000-of-00001.parquet", [])
+  message = f"no pictures for {split} in .*there, expected some. Set --val"
+  with pytest.raises(ValueError, match=message):
+    list_own(folder, tmp_path, validation=None)
+
+
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
   folder = write_split(tmp_path / "there")
   parquet._import_pyarrow.cache_clear()
@@ -498,7 +505,7 @@ def test_picture_of_several_is_counted_as_one():
   assert (pixels == expected).all()
 
 
-def test_noted_rotation_is_applied_to_own_pictures_alone(tmp_path):
+def test_noted_rotation_is_applied_where_it_is_asked_for():
   tile = small_sets.tiles(1)[0]
   exif = small_sets.Image.Exif()
   exif[0x0112] = 6  # to be turned by 90 degrees clockwise
@@ -506,9 +513,3 @@ def test_noted_rotation_is_applied_to_own_pictures_alone(tmp_path):
   for rotate, expected in ((False, tile), (True, np.rot90(tile, -1))):
     found, _ = shards.read_square(encoded, 32, name="a.png", rotate=rotate)
     np.testing.assert_array_equal(found, expected)
-  own = sets.make_to_prepare(
-    *("mine",), data_dir=str(tmp_path), encoding="raw", side=8, class_names="a"
-  )
-  imagenet = imagenet256.Imagenet256(data_dir=tmp_path, config="raw")
-  assert preparation._is_rotated(own)
-  assert not preparation._is_rotated(imagenet)

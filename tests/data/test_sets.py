@@ -40,6 +40,16 @@ def test_digits_are_those_of_scikit_learn_each_once(splits):
   assert found == expected
 
 
+def test_name_of_a_set_may_begin_with_a_capital_as_in_tfds(tmp_path):
+  sets_of_names = []
+  for number, name in enumerate(("digits", "Digits")):
+    builder = sets.open_builder(name, data_dir=str(tmp_path / str(number)))
+    (split,) = sets.open_splits(builder, ("validation",), stored_size=8)
+    sets_of_names.append(split.read(range(20)))
+  for one, other in zip(*sets_of_names, strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
 def test_every_sixth_digit_is_for_validation(splits):
   stride = digits.VALIDATION_STRIDE
   expected = datasets.load_digits().target[stride - 1 :: stride]

@@ -86,6 +86,16 @@ def test_values_that_would_be_lost_are_refused():
     block_diagonal.convert(tree, source, target)
 
 
+def test_infinite_values_within_a_block_are_kept():
+  source, target = make(wirings.BLOCK_DIAGONAL), make(wirings.ALEXNET_2012)
+  before = init_parameters(target)
+  before["conv4"]["kernel"] = np.array(before["conv4"]["kernel"])
+  before["conv4"]["kernel"][0, 0, 0, -1] = np.inf
+  tree = block_diagonal.convert(before, target, source)
+  again = block_diagonal.convert(tree, source, target)
+  jax.tree.map(np.testing.assert_array_equal, again, before)
+
+
 @pytest.mark.parametrize(
   ("other", "message"),
   [

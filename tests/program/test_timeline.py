@@ -166,6 +166,58 @@ def test_times_are_those_of_a_clock_that_looks_each_nanosecond():
       )
 
 
+def look_each_nanosecond(spans) -> np.ndarray:
+  """Returns whether any of some spans is on, bool[nanoseconds]."""
+  is_on = np.zeros(1000, bool)
+  for span in spans:
+    is_on[int(span.start) : int(span.end)] = True
+  return is_on
+
+
+def test_time_beside_compute_is_that_of_a_clock():
+  found = make_timeline(np.random.default_rng(1))
+  compute = {
+    device: look_each_nanosecond(
+      span
+      for span in found.spans
+      if (span.device, span.kind) == (device, "compute")
+    )
+    for device in (0, 1)
+  }
+  ticks = collections.defaultdict(list)
+  for span in found.spans:
+    if span.kind == "exchange":
+      ticks[span.name] += [
+        *compute[span.device][int(span.start) : int(span.end)]
+      ]
+  shown = found.tables[2].columns
+  assert [*shown[0].cells] == [*ticks]
+  for name, cell in zip(shown[0].cells, shown[-1].cells, strict=True):
+    share = np.mean(ticks[name])
+    assert 0 < share < 1
+    # Whole percents.
+    np.testing.assert_allclose(float(cell.rstrip("%")), 100 * share, atol=0.5)
+
+
+def test_layer_times_are_those_of_a_clock():
+  found = make_timeline(np.random.default_rng(2))
+  times = found.find_layer_times()
+  assert [*times] == ["conv1", "conv2"]
+  for layer, of_layer in times.items():
+    assert {*of_layer} == {("compute", "forward"), ("exchange", "forward")}
+    for (kind, _), seconds in of_layer.items():
+      ticks = sum(
+        look_each_nanosecond(
+          span
+          for span in found.spans
+          if (span.device, span.layer, span.kind) == (device, layer, kind)
+        ).sum()
+        for device in (0, 1)
+      )
+      # Of two devices and two steps; up to the division in float64.
+      np.testing.assert_allclose(seconds * 1e9, ticks / 4, rtol=1e-9)
+
+
 def test_loop_counts_by_the_instructions_inside_it():
   operations = {
     name: collectives.Operation(

@@ -131,12 +131,17 @@ def test_tables_say_where_the_time_goes(answer):
   for layer in answer.best.prediction.workload.network.layers:
     assert f"\n {layer.name}" in text
   assert max(len(line.rstrip()) for line in text.splitlines()) <= 132, text
-  json.loads(command.to_json(report.to_json(answer)))
+  found = json.loads(command.to_json(report.to_json(answer)))
+  assert found["kinds"][0].items() >= answer.best.prediction.to_json().items()
 
 
 def test_written_config_has_the_layout_and_all_else(answer, config, tmp_path):
-  path = tmp_path / "best.py"
+  path = tmp_path / "the best.py"
   write.write_config(str(path), config, answer)
+  assert [*tmp_path.iterdir()] == [path]
+  assert f"main --config='{path}'\n" in path.read_text()
+  (tmp_path / "plain").touch()
+  assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
   written = flag_parsing.load_config(str(path), flag="config")
   network, layout = settings.check(written)
   expected, _ = settings.check(config)

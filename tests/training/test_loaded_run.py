@@ -192,14 +192,16 @@ def test_predictions_are_ordered_and_named(loaded, pictures, tmp_path):
   assert len(loaded.predict(pictures, top=np.int64(99))[0].classes) == 10
 
 
-def test_run_shows_what_it_is(loaded, short_run):
+def test_run_shows_what_it_is(loaded, short_run, pictures):
   path, parameters = short_run
   assert (loaded.workdir, loaded.step) == (str(path), 3)
   assert loaded.class_names == stored_run.CLASSES
   assert loaded.config.layout.name == "one_device"
   assert [row.name for row in loaded.network.layers] == [*parameters]
   jax.tree.map(np.testing.assert_array_equal, loaded.parameters, parameters)
-  loaded.parameters["fc8"]["bias"][:] = 0  # they can be changed
+  before = loaded.logits(pictures)
+  loaded.parameters["fc8"]["bias"][:] += 1  # a copy
+  np.testing.assert_array_equal(loaded.logits(pictures), before)
   assert loaded.metrics == {}
   assert repr(loaded) == (
     f"<run '{path}', step 3: own_short, 67 pixels, 10 classes, layout "

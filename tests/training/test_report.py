@@ -56,7 +56,8 @@ def test_values_are_there_for_tensorboard(tmp_path):
   writer = events.Events(str(tmp_path), first_step=7)
   for step in (1, 2):
     writer.add("training_loss", step / 4, step)
-  writer.add("validation_member_loss", [1.0, 2.0], 2)
+  writer.add("validation_member_loss/0", 1.0, 2)
+  writer.add("validation_member_loss/1", 2.0, 2)
   writer.add("checkpoint_seconds", 3.0, 2)
   writer.add("learning_rate", 0.5, 2)
   writer.close()

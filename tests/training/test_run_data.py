@@ -53,6 +53,24 @@ def test_facts_are_read_as_they_were_written(written):
   )
 
 
+def test_files_are_written_again_only_if_they_are_others(written):
+  folder, data = written
+
+  def find_files():
+    return {path.name: path.stat().st_ino for path in folder.iterdir()}
+
+  before = find_files()
+  run_data.write(str(folder), data)
+  assert find_files() == before
+  for name in before:
+    (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+    run_data.write(str(folder), data)
+    assert run_data.read(str(folder), find(data)).class_names == NAMES
+  other = dataclasses.replace(data, class_names=NAMES[::-1])
+  run_data.write(str(folder), other)
+  assert run_data.read(str(folder), find(data)).class_names == NAMES[::-1]
+
+
 def read_refused(folder, kind, data, **options):
   with pytest.raises(kind) as caught:
     run_data.read(str(folder), find(data), **options)

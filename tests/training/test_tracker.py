@@ -37,19 +37,21 @@ def report_to(made, workdir, steps=(2, 4)):
     return made
 
   console = rich.console.Console(record=True, width=200, quiet=False)
+  tracking = tracker.Tracking(make, CONFIG, str(workdir))
   reporter = report.Reporter(
     *(str(workdir), console),
     first_step=0,
     num_steps=9,
     batch_size=8,
     num_images=16,
-    tracker=tracker.Tracking(make, CONFIG, str(workdir)),
+    tracker=tracking,
     run_name="member",
   )
   for step in steps:
     totals = np.array([[8.0, 4, 2, 8], [24.0, 8, 4, 8]], np.float32)
     reporter.validation(step, totals, lambda: 0)
   reporter.close()
+  report.print_lines(console, *tracking.close())
   assert reporter.error is None
   assert started == [(CONFIG, str(workdir))]
   return console.export_text()

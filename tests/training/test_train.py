@@ -102,6 +102,39 @@ def test_stopped_and_restarted_run_ends_as_an_uninterrupted_one(train):
   assert not runs.same_bits(halfway.parameters, straight.parameters)
 
 
+def test_finished_run_that_has_to_train_again_starts_its_tracker(
+  train, tmp_path
+):
+  fields = TWO_COLUMN | ONE_EPOCH | {"checkpoint_every_steps": 2}
+  straight, *_ = train(fields)
+  files = (tmp_path / "checkpoints" / "3" / "state").rglob("*")
+  max(files, key=lambda file: file.stat().st_size).write_bytes(b"")
+  events = []
+
+  def make_tracker(config, workdir):
+    return types.SimpleNamespace(
+      log=lambda values, step: events.append(step),
+      close=lambda: events.append("closed"),
+    )
+
+  again, _, said, _ = train(make_tracker=make_tracker)
+  assert "resumes after step 2 of 3" in said
+  assert runs.same_bits(again, straight)
+  assert 3 in events[:-1] and set(events[:-1]) == {3}
+  assert events[-1] == "closed"
+
+
+def test_tracker_is_closed_when_its_run_does_not_compile(train, monkeypatch):
+  monkeypatch.setattr(
+    train_lib, "_compile", functools.partial(fail, error=FULL)
+  )
+  closed = []
+  tracker = types.SimpleNamespace(log=fail, close=lambda: closed.append(True))
+  with pytest.raises(OSError, match=FULL.strerror):
+    train(TWO_COLUMN, make_tracker=lambda config, workdir: tracker)
+  assert closed == [True]
+
+
 def test_run_whose_checkpoints_are_gone_is_not_started_over(tmp_path):
   reports = tmp_path / "metrics.jsonl"
   train_lib._check_not_emptied(str(tmp_path))

@@ -350,7 +350,7 @@ def test_damaged_source_is_refused(source, tmp_path):
   shutil.copytree(source[0], path)
   for step, hint in (
     (6, r"init_from\.step=3, which is intact"),
-    (3, "No earl"),
+    (3, r"No earlier one is intact\. Set config\.init_from\.workdir"),
   ):
     files = (path / "checkpoints" / str(step) / "state").rglob("*")
     largest = max(files, key=lambda file: file.stat().st_size)
