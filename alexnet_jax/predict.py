@@ -36,13 +36,7 @@ _VIEWS = flags.DEFINE_enum(
   "Views of each picture: 1, the center crop, or 10, whose softmax outputs are "
   "averaged; 5 of these for a run that mirrored no images.",
 )
-_LAYOUT = flags.DEFINE_string(
-  "layout",
-  None,
-  "A layout of the catalog; or a config file, NAME.py or NAME.py:VARIANT, or "
-  "the workdir of a run, as runs/NAME, for the layout of its config. Default: "
-  "one device.",
-)
+_LAYOUT = command.define_layout(default="one device")
 _CHECKPOINT_STEP = flags.DEFINE_integer(
   "checkpoint_step", None, "Step of the checkpoint. Default: the newest."
 )

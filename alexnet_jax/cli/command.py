@@ -174,6 +174,21 @@ def define_data_dir(*, writes: bool = False) -> flags.FlagHolder:
   )
 
 
+def define_layout(*, default: str) -> flags.FlagHolder:
+  """Defines --layout, whose value `find_layout` reads.
+
+  Args:
+    default: the layout without the flag, in words.
+  """
+  return flags.DEFINE_string(
+    "layout",
+    None,
+    "A layout of the catalog; or a config file, NAME.py or NAME.py:VARIANT, or "
+    "the workdir of a run, as runs/NAME, for the layout of its config. "
+    f"Default: {default}.",
+  )
+
+
 def define_format() -> flags.FlagHolder:
   return flags.DEFINE_enum(
     "format", "table", ["table", "json"], "Print tables, or JSON."

@@ -47,13 +47,7 @@ _VIEWS = command.define_list(
   "Views of each image: 1, the center crop, or 10, whose softmax outputs are "
   "averaged; 5 of these for a run that mirrored no images.",
 )
-_LAYOUT = flags.DEFINE_string(
-  "layout",
-  None,
-  "A layout of the catalog; or a config file, NAME.py or NAME.py:VARIANT, or "
-  "the workdir of a run, as runs/NAME, for the layout of its config. Default: "
-  "that of each run.",
-)
+_LAYOUT = command.define_layout(default="that of each run")
 _MESH = command.define_list(
   "mesh", [], "Devices along axes of the layout, such as data=4,column=2."
 )
