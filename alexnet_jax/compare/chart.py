@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib import figure, ticker
 
-from alexnet_jax.cli import charts
 from alexnet_jax.compare import comparison
+from alexnet_jax.figures import charts
 from alexnet_jax.partition import catalog
 
 Color = tuple[float, float, float]

@@ -24,11 +24,11 @@ from alexnet_jax.checkpoints import members
 from alexnet_jax.cli import command
 from alexnet_jax.data import augment, host_batches, records
 from alexnet_jax.distributed import group as group_lib
-from alexnet_jax.evaluate import predict, tables
-from alexnet_jax.evaluate import predictions as predictions_lib
+from alexnet_jax.evaluate import tables
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.program import compilation_cache
-from alexnet_jax.training import loaded_run, trained_run
+from alexnet_jax.training import evaluation, loaded_run, trained_run
+from alexnet_jax.training import predictions as predictions_lib
 from alexnet_jax.training import run as run_lib
 
 # Only for the fields that a run must have; their values are in its workdir.
@@ -206,7 +206,7 @@ def _evaluate(
     largest.config, largest.layout, group, _SIMULATE_DEVICES.value
   )
   compilation_cache.open_cache(_COMPILATION_CACHE.value)
-  opened = [predict.open_run(run, data_dir=_DATA_DIR.value) for run in runs]
+  opened = [evaluation.open_run(run, data_dir=_DATA_DIR.value) for run in runs]
   for index, one in enumerate(opened):
     of_processes = group.gather(f"data/{index}", one.data)
     for difference in run_lib.compare_data(group, of_processes):
@@ -237,7 +237,7 @@ def _evaluate(
       )
     with command.mute_gloo(group, one.program.mesh):
       data = run.config.data
-      of_run, replaced_here = predict.predict_split(
+      of_run, replaced_here = evaluation.predict_split(
         one.program,
         loaded_run.load_variables(run, one.program),
         one.validation_records,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import rich.table
 
-from alexnet_jax.evaluate import predictions as predictions_lib
 from alexnet_jax.program import metrics, summary
+from alexnet_jax.training import predictions as predictions_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

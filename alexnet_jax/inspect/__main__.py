@@ -20,8 +20,9 @@ import rich.console
 from absl import app
 
 from alexnet_jax.cli import command
-from alexnet_jax.inspect import draw, tables
-from alexnet_jax.inspect import hosts as hosts_lib
+from alexnet_jax.figures import hosts as hosts_lib
+from alexnet_jax.figures import layout as layout_figure
+from alexnet_jax.inspect import tables
 from alexnet_jax.partition import audit as audit_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import mesh
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
       prediction = price.predict(pricer, layout, order=order)
       hosts = hosts_lib.find_hosts(machine, layout, order)
     if _PICTURE.value:
-      draw.draw(
+      layout_figure.draw(
         program.network,
         plan_lib.choose_placements(
           program.network,

@@ -9,7 +9,7 @@ import jax
 import rich.console
 import rich.table
 
-from alexnet_jax.inspect import hosts as hosts_lib
+from alexnet_jax.figures import hosts as hosts_lib
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import per_device
 from alexnet_jax.partition import plan as plan_lib

@@ -10,7 +10,7 @@ import numpy as np
 import rich.progress
 from matplotlib import colors, figure, patches
 
-from alexnet_jax.cli import charts
+from alexnet_jax.figures import charts
 from alexnet_jax.planner import machine as machine_lib
 from alexnet_jax.planner import price, search
 from alexnet_jax.search import report

@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 
 import alexnet_jax
-from alexnet_jax.checkpoints import metadata, reader
+from alexnet_jax.checkpoints import metadata, reader, reports
 from alexnet_jax.data import augment, pictures
 from alexnet_jax.data import statistics as statistics_lib
 from alexnet_jax.partition import catalog
@@ -225,10 +225,8 @@ class LoadedRun:
 
   @functools.cached_property
   def metrics(self) -> dict[str, np.ndarray]:
-    """The curves of the run; see `report.read_curves`."""
-    from alexnet_jax.training import report  # imports TensorBoard's writer
-
-    return report.read_curves(self.workdir)
+    """The curves of the run; see `reports.read_curves`."""
+    return reports.read_curves(self.workdir)
 
   def read_pictures(self, images: Any) -> pictures.Pictures:
     """Reads pictures at the size that the run stores.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import rich.console
 
+from alexnet_jax.checkpoints import reports
 from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.partition import audit as audit_lib
@@ -146,7 +147,7 @@ def train(
           lock.release()
     if reporter.error is not None:
       raise reporter.error
-    report.print_lines(console, f"the run is in {run.workdir}/{report.FILE}")
+    report.print_lines(console, f"the run is in {run.workdir}/{reports.FILE}")
     return loop.state
   finally:
     if tracker is not None:
@@ -162,12 +163,12 @@ def _check_not_emptied(workdir: str) -> None:
   Raises:
     OSError: the reports know of a checkpoint, and there is none.
   """
-  saved = report.find_saved_step(workdir)
+  saved = reports.find_saved_step(workdir)
   if saved is not None:
     raise OSError(
       f"there is no checkpoint in the workdir {workdir!r}, but its "
-      f"{report.FILE} says that step {saved} was saved. Restore the folder "
-      f"checkpoints to resume; set --workdir, or remove {report.FILE}, to "
+      f"{reports.FILE} says that step {saved} was saved. Restore the folder "
+      f"checkpoints to resume; set --workdir, or remove {reports.FILE}, to "
       "start over."
     )
 

@@ -13,12 +13,13 @@ import ml_collections
 import rich.console
 from matplotlib import figure
 
+from alexnet_jax.checkpoints import reports
 from alexnet_jax.cli import command
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.program import step
 from alexnet_jax.settings import settings
-from alexnet_jax.training import report, train
 from alexnet_jax.training import run as run_lib
+from alexnet_jax.training import train
 
 _SETTINGS = {
   "svg.hashsalt": "alexnet_jax",
@@ -88,7 +89,7 @@ def _read(workdir: str) -> list[dict[str, float]]:
   return [
     line
     for line in found
-    if report.find_kind(line) in ("training", "validation")
+    if reports.find_kind(line) in ("training", "validation")
   ]
 
 

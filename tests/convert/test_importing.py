@@ -27,10 +27,9 @@ from alexnet_jax.convert import (
   weight_files,
 )
 from alexnet_jax.data import atomic, pipeline
-from alexnet_jax.evaluate import predict
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.partition import catalog
-from alexnet_jax.training import loaded_run, trained_run
+from alexnet_jax.training import evaluation, loaded_run, trained_run
 from configs import default
 from tests import build, processes, runs, small_sets, stored_run
 from tests import weight_writers as writers
@@ -328,8 +327,8 @@ def test_imported_run_is_evaluated_on_a_prepared_set(tmp_path, data_dir):
   new = str(tmp_path / "new")
   importing.write(importing.make(weight_files.read(str(path)), base), new)
   run = trained_run.read(new, fields=default.get_config(), batch_size=8)
-  opened = predict.open_run(run, data_dir=data_dir)
-  (found,), _ = predict.predict_split(
+  opened = evaluation.open_run(run, data_dir=data_dir)
+  (found,), _ = evaluation.predict_split(
     opened.program,
     loaded_run.load_variables(run, opened.program),
     opened.validation_records,

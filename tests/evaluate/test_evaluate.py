@@ -15,9 +15,9 @@ from flax import nnx
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.data import pipeline
-from alexnet_jax.evaluate import predict
 from alexnet_jax.network import model
 from alexnet_jax.partition import catalog
+from alexnet_jax.training import evaluation
 from tests import build, processes, small_sets
 
 # A full batch and one that is not.
@@ -72,7 +72,7 @@ def expected(split, tiny_network):
 
 
 def predict_split(program, parameters, records, *, views):
-  return predict.predict_split(
+  return evaluation.predict_split(
     program, parameters, records, name="a", views=views, **READING
   )
 

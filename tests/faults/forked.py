@@ -29,9 +29,12 @@ from alexnet_jax.bench import input  # noqa: F401
 from alexnet_jax.compare import chart, comparison  # noqa: F401
 from alexnet_jax.data import preparation  # noqa: F401
 from alexnet_jax.doctor import examination  # noqa: F401
-from alexnet_jax.evaluate import predict, tables  # noqa: F401
-from alexnet_jax.inspect import draw  # noqa: F401
-from alexnet_jax.training import train  # noqa: F401
+from alexnet_jax.evaluate import tables  # noqa: F401
+from alexnet_jax.figures import layout as draw  # noqa: F401
+from alexnet_jax.training import (
+  evaluation,  # noqa: F401
+  train,  # noqa: F401
+)
 from tests import processes
 
 # A value that asks for more ends its process, not the machine.

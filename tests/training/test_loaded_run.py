@@ -13,12 +13,11 @@ from PIL import Image
 
 import alexnet_jax
 from alexnet_jax.data import pictures as pictures_lib
-from alexnet_jax.evaluate import predict
 from alexnet_jax.network import catalog as wirings
 from alexnet_jax.partition import catalog, collectives
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.program import eval_step
-from alexnet_jax.training import loaded_run, trained_run
+from alexnet_jax.training import evaluation, loaded_run, trained_run
 from configs import default
 from tests import build, processes, reference, runs, small_sets, stored_run
 
@@ -372,7 +371,7 @@ def test_probabilities_are_those_of_an_evaluation(short_run, tmp_path):
   loaded = alexnet_jax.load(path, layout="two_column")
   statistics = loaded.program.augmentation.statistics
   program = loaded_run.make_program(run, statistics)
-  (one, five), _ = predict.predict_split(
+  (one, five), _ = evaluation.predict_split(
     program,
     loaded_run.load_variables(run, program),
     records,

@@ -7,6 +7,7 @@ import pytest
 import rich.console
 from tensorboardX.proto import event_pb2, layout_pb2, plugin_hparams_pb2
 
+from alexnet_jax.checkpoints import reports
 from alexnet_jax.training import events, report
 
 
@@ -132,7 +133,7 @@ def test_resumed_run_has_one_curve(tmp_path, monkeypatch):
   for line in lines[:8] + lines[9:]:
     assert line["images_seen"] == 8 * line["step"]
     assert line["epoch"] == line["step"] / 2
-  curves = report.read_curves(str(tmp_path))
+  curves = reports.read_curves(str(tmp_path))
   for kind in ("training", "validation"):
     assert curves[f"{kind}_step"].tolist() == [2, 4, 7, 9]
     assert curves[f"{kind}_loss"].tolist() == [1, 1, 2, 2]
@@ -185,7 +186,7 @@ def test_run_of_an_earlier_version_continues_with_its_images(tmp_path):
   *_, line = map(json.loads, file.read_text().splitlines()[2:])
   assert (line["epoch"], line["images_seen"]) == (3.0, 48)
   file.write_text(file.read_text().replace("[damaged\n", ""))
-  curves = report.read_curves(str(tmp_path))
+  curves = reports.read_curves(str(tmp_path))
   assert curves["training_step"].tolist() == [4, 6]
   np.testing.assert_array_equal(curves["training_epoch"], [np.nan, 3.0])
 
@@ -257,7 +258,7 @@ def test_curves_after_a_kill_have_each_step_once(tmp_path):
   text = "".join(f"{json.dumps(line)}\n" for line in lines)
   file = tmp_path / "metrics.jsonl"
   file.write_text(text + '{"step": 10, "trai')  # it is training
-  curves = report.read_curves(str(tmp_path))
+  curves = reports.read_curves(str(tmp_path))
   expected = {
     "training_step": [2, 4, 5, 8],
     "training_loss": [2.0, 1.5, 1.0, 0.5],
@@ -274,9 +275,9 @@ def test_curves_after_a_kill_have_each_step_once(tmp_path):
     np.testing.assert_array_equal(curves[name], values)
   file.write_text(text.replace('{"step": 3, ', '{"step": ', 1))
   with pytest.raises(ValueError, match="^line 3 of .* is damaged"):
-    report.read_curves(str(tmp_path))
+    reports.read_curves(str(tmp_path))
   file.unlink()
-  assert report.read_curves(str(tmp_path)) == {}
+  assert reports.read_curves(str(tmp_path)) == {}
 
 
 def test_curves_of_several_runs_have_a_column_for_each(tmp_path):
@@ -286,5 +287,5 @@ def test_curves_of_several_runs_have_a_column_for_each(tmp_path):
   ]
   text = "".join(f"{json.dumps(line)}\n" for line in lines)
   (tmp_path / "metrics.jsonl").write_text(text)
-  found = report.read_curves(str(tmp_path))["training_member_loss"]
+  found = reports.read_curves(str(tmp_path))["training_member_loss"]
   np.testing.assert_array_equal(found, [[1, 2], [2, 2]])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from alexnet_jax.cli import command
-from alexnet_jax.evaluate import predictions, tables
+from alexnet_jax.evaluate import tables
+from alexnet_jax.training import predictions
 
 
 def make(seed, *, name="a", images=40, classes=8, views=1):

@@ -12,15 +12,13 @@ import matplotlib
 import matplotlib.style
 from matplotlib import figure, lines, patches
 
-from alexnet_jax.cli import command
-from alexnet_jax.inspect import grid
-from alexnet_jax.inspect import hosts as hosts_lib
-from alexnet_jax.inspect import scene as scene_lib
+from alexnet_jax.figures import charts
+from alexnet_jax.figures import hosts as hosts_lib
+from alexnet_jax.figures import layout_grid as grid
+from alexnet_jax.figures import layout_scene as scene_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib
-
-DOTS_PER_INCH = 200
 
 Dashes = str | tuple[float, tuple[float, ...]]
 
@@ -77,15 +75,13 @@ def draw(
     hosts: of the devices; None: they are not shown.
 
   Raises:
-    ValueError: the file cannot be written.
+    OSError: the file cannot be written.
   """
-  command.check_path(path, flag="picture", endings=command.PICTURES)
   scene = scene_lib.make_scene(
     network, layout, plan, batch_size=batch_size, hosts=hosts
   )
-  metadata = {"Date": None} if path.endswith(".svg") else None
   with matplotlib.style.context(["default", STYLE]):
-    to_figure(scene).savefig(path, dpi=DOTS_PER_INCH, metadata=metadata)
+    charts.save(to_figure(scene), path)
 
 
 def to_figure(scene: scene_lib.Scene) -> figure.Figure:

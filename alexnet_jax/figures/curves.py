@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib import figure, ticker
 
-from alexnet_jax.cli import charts
-from alexnet_jax.plot import runs as runs_lib
+from alexnet_jax.figures import charts
+from alexnet_jax.figures import runs as runs_lib
 
 Color = tuple[float, float, float]
 

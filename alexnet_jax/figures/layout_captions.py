@@ -9,7 +9,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from alexnet_jax.inspect import hosts as hosts_lib
+from alexnet_jax.figures import hosts as hosts_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib

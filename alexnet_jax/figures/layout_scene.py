@@ -14,8 +14,9 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from alexnet_jax.inspect import captions, grid
-from alexnet_jax.inspect import hosts as hosts_lib
+from alexnet_jax.figures import hosts as hosts_lib
+from alexnet_jax.figures import layout_captions as captions
+from alexnet_jax.figures import layout_grid as grid
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from alexnet_jax.inspect import hosts as hosts_lib
+from alexnet_jax.figures import hosts as hosts_lib
 from alexnet_jax.network import wiring
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.partition import plan as plan_lib

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_jax.checkpoints import reports
 from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.data import atomic
-from alexnet_jax.training import report
 
 # What a curve can be drawn over: of the flag --x -> the end of its name in
-# `report.read_curves`.
+# `reports.read_curves`.
 AXES = {
   "step": "step",
   "epoch": "epoch",
@@ -40,7 +40,7 @@ class Run:
   Attributes:
     workdir: its path.
     fields: of its config, by full name.
-    curves: see `report.read_curves`.
+    curves: see `reports.read_curves`.
   """
 
   workdir: str
@@ -49,7 +49,9 @@ class Run:
 
   def find_names(self) -> list[str]:
     """Returns the names of the curves, without those of their axes."""
-    axes = {f"{kind}_{axis}" for kind in report.KINDS for axis in AXES.values()}
+    axes = {
+      f"{kind}_{axis}" for kind in reports.KINDS for axis in AXES.values()
+    }
     return [name for name in self.curves if name not in axes]
 
   def find_axis(self, curve: str, axis: str) -> np.ndarray | None:
@@ -61,7 +63,7 @@ class Run:
     """
     steps = len(self.curves[curve])
     kind = next(
-      (kind for kind in report.KINDS if curve.startswith(f"{kind}_")),
+      (kind for kind in reports.KINDS if curve.startswith(f"{kind}_")),
       "training",  # as the learning rate
     )
     values = self.curves.get(f"{kind}_{AXES[axis]}")
@@ -134,7 +136,7 @@ def read(workdir: str) -> Run:
   return Run(
     workdir=workdir,
     fields=workdir_lib.read_config(workdir) or {},
-    curves=report.read_curves(workdir),
+    curves=reports.read_curves(workdir),
   )
 
 

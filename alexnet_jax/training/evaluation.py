@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from alexnet_jax.data import pipeline, records, sets
-from alexnet_jax.evaluate import predictions as predictions_lib
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.training import loaded_run, trained_run
+from alexnet_jax.training import predictions as predictions_lib
 from alexnet_jax.training import run as run_lib
 
 # Batches by which the host runs ahead of the devices, which then need not hold

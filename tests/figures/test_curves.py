@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from alexnet_jax.checkpoints import workdir as workdir_lib
-from alexnet_jax.plot import chart, runs
+from alexnet_jax.figures import curves as curves_lib
+from alexnet_jax.figures import runs
 from configs import default
 from tests import processes
 
@@ -67,7 +68,7 @@ def test_legend_of_a_sweep_names_only_what_differs(sweep):
   legend = runs.make_legend(found)
   assert legend.title == "optimizer.learning_rate"
   assert list(legend.labels) == list(map(str, RATES))
-  figure = chart.to_figure(
+  figure = curves_lib.to_figure(
     *(found, legend),
     axis="epoch",
     curves=["validation_top1_error", "training_loss"],
@@ -87,7 +88,7 @@ def test_legend_of_a_sweep_names_only_what_differs(sweep):
       )
       np.testing.assert_array_equal(line.get_ydata(), run.curves[curve])
   # Smoothing adds lines, and leaves those of the values.
-  smoothed = chart.to_figure(
+  smoothed = curves_lib.to_figure(
     found, legend, axis="step", curves=["training_loss"], smoothing=0.5
   )
   assert len(smoothed.axes[0].lines) == 20

@@ -30,7 +30,7 @@ def save(drawn: figure.Figure, path: str, *, kind: str | None = None) -> None:
   """Saves a figure; the same figure gives the same file.
 
   Args:
-    path: of the file, which `command.check_path` accepts.
+    path: of the file; a command has checked it by `command.check_path`.
     kind: svg, png or pdf; None: as the path ends.
 
   Raises:

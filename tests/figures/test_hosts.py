@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from alexnet_jax.inspect import hosts as hosts_lib
+from alexnet_jax.figures import hosts as hosts_lib
 from alexnet_jax.inspect import tables
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.planner import machine as machine_lib

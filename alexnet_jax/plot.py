@@ -17,8 +17,8 @@ from absl import app, flags
 
 from alexnet_jax.cli import command
 from alexnet_jax.data import atomic
-from alexnet_jax.plot import chart
-from alexnet_jax.plot import runs as runs_lib
+from alexnet_jax.figures import curves as curves_lib
+from alexnet_jax.figures import runs as runs_lib
 
 _WORKDIR = command.define_path(
   "workdir",
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     legend = runs_lib.make_legend(runs)
     if _OUT.value:
       with atomic.replace(_OUT.value) as partial:
-        chart.draw(
+        curves_lib.draw(
           runs,
           legend,
           axis=_X.value,

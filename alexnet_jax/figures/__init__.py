@@ -1,0 +1,1 @@
+"""Pictures of networks, layouts and runs, and what they are drawn from."""

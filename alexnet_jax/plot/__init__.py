@@ -1,1 +1,0 @@
-"""The command `plot`, which draws the curves of runs, and its parts."""
