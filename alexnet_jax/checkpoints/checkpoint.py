@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
@@ -214,9 +215,17 @@ class Checkpoints:
       yield
     except Exception as error:
       self._pending, self._failed = None, True
-      lost = group_lib.find_lost_connection(error)
-      if lost is not None and self._group.count > 1:
-        raise lost from None  # it says nothing about the place of checkpoints
+      if self._group.count > 1:
+        # Neither says anything about the place of checkpoints.
+        if (lost := group_lib.find_lost_connection(error)) is not None:
+          raise lost from None
+        if isinstance(error, TimeoutError) and error.errno is None:
+          # Only waits for other processes end so; asyncio raises such an error
+          # anew, without its cause.
+          raise jax.errors.JaxRuntimeError(
+            f"DEADLINE_EXCEEDED: at a barrier of the save of step {step}: "
+            f"{error}"
+          ) from None
       if isinstance(error, metadata.CheckpointError):  # of reading it back
         raise metadata.CheckpointError(
           f"the checkpoint of step {step} is not stored as it was written: "
