@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -68,7 +69,9 @@ def read_curves(workdir: str) -> dict[str, np.ndarray]:
     images_per_second belong to the training. Likewise, for each kind,
     "training_epoch", "training_elapsed_seconds" and "training_images_seen",
     which the reports of earlier versions lack. NaN where a report lacks a
-    value. {} without a file, as of a run that was imported.
+    value. One of several runs that were trained at once, in RUN/NAME_2, has no
+    file of its own: its values are those that the file in RUN lists for it. {}
+    without a file, as of a run that was imported.
 
   Raises:
     OSError: the file cannot be read.
@@ -76,7 +79,7 @@ def read_curves(workdir: str) -> dict[str, np.ndarray]:
   """
   path = os.path.join(workdir, FILE)
   if not os.path.exists(path):
-    return {}
+    return _read_one_of_several(workdir)
   with open(path, "rb") as opened:
     lines = opened.read().split(b"\n")[:-1]  # the last one may be unfinished
   reports: dict[str, dict[int, dict]] = {}  # kind -> step -> values
@@ -113,6 +116,24 @@ def read_curves(workdir: str) -> dict[str, np.ndarray]:
         [np.broadcast_to(value, shape) for value in found], np.float64
       )
   return curves
+
+
+def _read_one_of_several(workdir: str) -> dict[str, np.ndarray]:
+  """As `read_curves`, for one of several runs; {} for another folder."""
+  above, folder = os.path.split(os.path.realpath(workdir))
+  place = re.fullmatch(r"([a-z]+)_(\d+)", folder)
+  if place is None or not os.path.exists(os.path.join(above, FILE)):
+    return {}
+  name, index = place[1], int(place[2])
+  curves, own = read_curves(above), {}
+  for curve, values in curves.items():
+    kind, of_run, rest = curve.partition(f"_{name}_")
+    if of_run and kind in KINDS and index < values.shape[-1]:
+      own[f"{kind}_{rest}"] = values[:, index]
+  shared = {
+    curve: values for curve, values in curves.items() if values.ndim == 1
+  }
+  return shared | own if own else {}
 
 
 def find_kind(values: Collection[str]) -> str | None:

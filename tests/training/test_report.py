@@ -289,3 +289,13 @@ def test_curves_of_several_runs_have_a_column_for_each(tmp_path):
   (tmp_path / "metrics.jsonl").write_text(text)
   found = reports.read_curves(str(tmp_path))["training_member_loss"]
   np.testing.assert_array_equal(found, [[1, 2], [2, 2]])
+  # The folder of one of them has no file, and a run beside it no column.
+  for name, expected in (("member_0", [1, 2]), ("member_1", [2, 2])):
+    (tmp_path / name).mkdir()
+    own = reports.read_curves(str(tmp_path / name))
+    np.testing.assert_array_equal(own["training_loss"], expected)
+    np.testing.assert_array_equal(own["training_step"], [1, 2])
+    assert "training_member_loss" not in own
+  for name in ("member_2", "other"):
+    (tmp_path / name).mkdir()
+    assert reports.read_curves(str(tmp_path / name)) == {}
