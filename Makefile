@@ -1,12 +1,14 @@
 # make demo   sets up .venv and trains the two-column network on digits
 # make test   sets up .venv and runs the tests
-# make verify sets up .venv, runs the slow tests (make slow), and holds every
+# make verify sets up .venv, runs the slow tests (make slow; those of pages need
+#             Chromium, and are skipped without it), and holds every
 #             layout to its promises, on every mesh of up to eight simulated
 #             devices (make layouts)
 # make hosts  sets up .venv and starts runs of several processes, also under
 #             Slurm and Open MPI where the machine has them
 # make faults sets up .venv and injects faults into running processes
-# make slices sets up .venv with libtpu and compiles for TPU slices
+# make slices sets up .venv, beside it .venv/tpu with libtpu, and compiles for
+#             TPU slices
 # make lint   sets up .venv and checks the style
 # make docs   sets up .venv and makes the tables and pictures of layouts in docs/
 #             again; docs/planner.md has the commands of its own
@@ -43,7 +45,7 @@ faults: .venv/test.done
 	$(BIN)/python -m pytest -m faults -rs -n 3 --dist loadfile
 
 slices: .venv/tpu.done
-	$(BIN)/python -m pytest -m slices
+	.venv/tpu/bin/python -m pytest -m slices
 
 LAYOUTS := one_device two_column data_parallel two_column_data \
   one_weird_trick tensor_parallel fully_sharded two_column_sharded \
@@ -81,8 +83,15 @@ lint: .venv/lint.done
 	$(PIP) -r requirements-test.txt
 	@touch $@
 
+# All of .venv, and libtpu on top: where it is installed, JAX looks for a TPU, so
+# other suites, which may run at the same time, do not have it.
 .venv/tpu.done: requirements-tpu.txt .venv/test.done
-	$(PIP) -r requirements-tpu.txt
+	$(BIN)/python -m venv .venv/tpu
+	@$(BIN)/python -c 'import site; print(*site.getsitepackages())' \
+	  > "$$(.venv/tpu/bin/python -c 'import site; \
+	  print(site.getsitepackages()[0])')/venv.pth"
+	.venv/tpu/bin/python -m pip --disable-pip-version-check --quiet install \
+	  -r requirements-tpu.txt
 	@touch $@
 
 .venv/lint.done: requirements-lint.txt | .venv/bin/python

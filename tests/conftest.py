@@ -1,6 +1,8 @@
 """Eight simulated devices, strict types, and the fixtures that tests share."""
 
+import gc
 import os
+import pathlib
 import signal
 
 import jax
@@ -34,10 +36,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 assert len(jax.devices()) == 8  # from here on the devices are settled
 
+# Tracing makes millions of objects that stay; by default the collector walks
+# them again and again, an eighth of the time.
+gc.freeze()
+gc.set_threshold(50_000, 10, 10)
+
 
 def pytest_collection_modifyitems(items):
   """Begins with what waits for minutes and computes little."""
-  items.sort(key=lambda item: item.path.name != "test_slurm.py")
+  waiting = ("test_slurm.py", "test_kills.py")
+  items.sort(key=lambda item: item.path.name not in waiting)
 
 
 @pytest.fixture
@@ -110,9 +118,14 @@ def data_dir(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory):
-  """A folder for what processes compile, common to all modules."""
-  return tmp_path_factory.mktemp("cache")
+def cache_dir(tmp_path_factory) -> pathlib.Path:
+  """A folder for what processes compile, common to all modules and workers."""
+  base = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    base = base.parent  # of all workers of this session
+  cache = base / "common_cache"
+  cache.mkdir(exist_ok=True)
+  return cache
 
 
 @pytest.fixture(scope="module")

@@ -58,12 +58,14 @@ class Some:
     return dataclasses.replace(placement, fsdp=()) in self.allowed[layer.name]
 
 
-def enumerate_best(pricer, sizes, goal, allowed):
-  """The least over all layouts on one mesh, and their number.
+def enumerate_best(pricer, sizes, goals, allowed, *, overlap_gather):
+  """The least of each goal over all layouts on one mesh, and their number.
 
   Args:
     sizes: of its axes, slowest first.
+    goals: each layout is priced once for all of them.
     allowed: {layer: placements}.
+    overlap_gather: of every layer.
   """
   network = pricer.workload.network
   mesh = dict(zip(search.AXES, sizes, strict=False))
@@ -77,15 +79,13 @@ def enumerate_best(pricer, sizes, goal, allowed):
     for layer in network.layers
   ]
   names = [layer.name for layer in network.layers]
-  best, count = None, 0
+  best, count = [None] * len(goals), 0
   for placements in itertools.product(*choices):
     layout = layout_lib.Layout(
       name="one",
       mesh=mesh,
       layers={
-        name: dataclasses.replace(
-          placement, overlap_gather=goal.least == "overlapped"
-        )
+        name: dataclasses.replace(placement, overlap_gather=overlap_gather)
         for name, placement in zip(names, placements, strict=True)
       },
     )
@@ -95,9 +95,11 @@ def enumerate_best(pricer, sizes, goal, allowed):
     except ValueError:
       continue
     count += 1
-    if goal.admits(prediction):
-      value = goal.measure(prediction)
-      best = value if best is None else min(best, value)
+    for index, goal in enumerate(goals):
+      if goal.admits(prediction):
+        value = goal.measure(prediction)
+        least = best[index]
+        best[index] = value if least is None else min(least, value)
   plan_lib.choose_routes.cache_clear()
   return best, count
 
@@ -138,23 +140,22 @@ def compare_with_enumeration(
       one = search._Search(pricer, mesh, goal, kind or Some(allowed))
       return one.find_fastest(float("inf"))
 
-    for least in ("time", "overlapped", "memory"):
-      goal = search.Goal(least=least)
-      found = find(goal)
-      best, count = enumerate_best(pricer, sizes, goal, allowed)
-      tried += count
-      assert goal.measure(found.prediction) == pytest.approx(best, rel=1e-9)
-      if memory and least == "time":
-        # Between what the fastest needs and the least that any needs.
-        needed = [
-          one.prediction.memory_bytes
-          for one in (found, find(search.Goal(least="memory")))
-        ]
-        goal = search.Goal(memory_bytes=sum(needed) / 2)
-        best, _ = enumerate_best(pricer, sizes, goal, allowed)
-        found = find(goal)
-        assert found.prediction.seconds == pytest.approx(best, rel=1e-9)
-        limited += needed[1] < needed[0]
+    goals = [search.Goal(least="time"), search.Goal(least="memory")]
+    if memory:
+      # Between what the fastest needs and the least that any needs.
+      fastest, smallest = (find(goal).prediction.memory_bytes for goal in goals)
+      goals.append(search.Goal(memory_bytes=(fastest + smallest) / 2))
+      limited += smallest < fastest
+    for overlaps, of_pass in (
+      *((False, goals), (True, [search.Goal(least="overlapped")])),
+    ):
+      expected, count = enumerate_best(
+        pricer, sizes, of_pass, allowed, overlap_gather=overlaps
+      )
+      tried += count * len(of_pass)
+      for goal, best in zip(of_pass, expected, strict=True):
+        found = find(goal).prediction
+        assert goal.measure(found) == pytest.approx(best, rel=1e-9)
   assert limited or not memory, (
     "the fastest needs the least memory on every mesh"
   )
