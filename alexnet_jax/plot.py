@@ -20,13 +20,7 @@ from alexnet_jax.data import atomic
 from alexnet_jax.figures import curves as curves_lib
 from alexnet_jax.figures import runs as runs_lib
 
-_WORKDIR = command.define_path(
-  "workdir",
-  "The workdir of a run, or a quoted pattern such as 'runs/sweep/*'. Give it "
-  "several times for more.",
-  remedy=command.READ_HERE,
-  repeatable=True,
-)
+_WORKDIR = command.define_workdirs()
 _X = flags.DEFINE_enum(
   "x", "epoch", [*runs_lib.AXES], "What the curves are drawn over."
 )
@@ -35,12 +29,7 @@ _Y = command.define_list(
   ["validation_top1_error"],
   "Curves, by their names in metrics.jsonl, such as training_loss.",
 )
-_SMOOTHING = flags.DEFINE_float(
-  "smoothing",
-  0.0,
-  "Weight of the average before a value in an exponential moving average; 0: "
-  "none, 0.9: over about ten values. The values themselves stay, pale.",
-)
+_SMOOTHING = command.define_smoothing()
 _OUT = command.define_path("out", "The picture: .svg, .png or .pdf.")
 _CSV = command.define_path("csv", "Write the values of the curves, .csv.")
 # A paper takes PDF.
@@ -62,7 +51,7 @@ def main(argv: list[str]) -> None:
           runs,
           legend,
           axis=_X.value,
-          curves=curves,
+          panels=[[curve] for curve in curves],
           smoothing=_SMOOTHING.value,
           path=partial,
           kind=os.path.splitext(_OUT.value)[1].removeprefix("."),
@@ -87,19 +76,11 @@ def _check_flags() -> None:
   Raises:
     ValueError: a flag is missing or has another value.
   """
-  if not _WORKDIR.value:
-    raise ValueError(
-      "no run is given, expected workdirs. Set --workdir='runs/*'."
-    )
   if not _Y.value:
     raise ValueError(
       "--y is empty, expected names of curves. Set --y=training_loss."
     )
-  if not 0 <= _SMOOTHING.value < 1:
-    raise ValueError(
-      f"--smoothing is {_SMOOTHING.value}, expected 0 or more and less than 1. "
-      "Set --smoothing=0.9."
-    )
+  command.check_smoothing(_SMOOTHING.value)
   if not _OUT.value and not _CSV.value:
     raise ValueError(
       "no file to write is given. Set --out=curves.svg, --csv=curves.csv, or "

@@ -47,6 +47,7 @@ from sklearn import datasets
 
 from alexnet_jax.bench import input
 from alexnet_jax.cli import command
+from alexnet_jax.data import cores as cores_lib
 from alexnet_jax.data import host_batches, pipeline, records, shards, source
 from alexnet_jax.settings import settings
 from alexnet_jax.training import run as run_lib
@@ -283,7 +284,7 @@ def main(argv: list[str]) -> None:
   with command.exit_on_error(ImportError, ValueError):
     torch = import_torch()
     page.check_markdown()
-  cores, size = host_batches.count_cores(), values.batch_size
+  cores, size = cores_lib.count_cores(), values.batch_size
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     write_pictures(folder, values.images)

@@ -22,7 +22,7 @@ from alexnet_jax.data import augment
 from alexnet_jax.network import wiring as wiring_lib
 from alexnet_jax.partition import catalog as layouts
 from alexnet_jax.partition import layout as layout_lib
-from alexnet_jax.program import compiled_step
+from alexnet_jax.program import compiled_step, compiler_options
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.program import step as step_lib
 from tests import build
@@ -34,11 +34,20 @@ TOLERANCE = 1e-8
 # that of a shift that the next batch normalization removes.
 _ROUNDING = 1e-13
 # Half the time to compile; they change machine code, and nothing that is sent.
-XLA_OPTIONS = {
+_XLA_OPTIONS = {
   "xla_cpu_use_fusion_emitters": False,
   "xla_cpu_parallel_codegen_split_count": 1,
 }
 DIMENSIONS = ("batch", "outputs", "inputs", "features", "fsdp")
+
+
+@functools.cache
+def find_xla_options() -> dict[str, bool | int]:
+  """Returns options to compile with, those that the installed XLA knows."""
+  unknown = compiler_options.find_unknown(jax.devices()[0], _XLA_OPTIONS)
+  return {
+    name: value for name, value in _XLA_OPTIONS.items() if name not in unknown
+  }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +123,9 @@ class Problem:
   def one_device(self) -> tuple[Any, dict]:
     """The first state on one device, as numbers, and what steps make of it."""
     program = self.make_program(layouts.ONE_DEVICE)
-    compiled, _ = compiled_step.compile_step(program, options=XLA_OPTIONS)
+    compiled, _ = compiled_step.compile_step(
+      program, options=find_xla_options()
+    )
     state = init(program)
     numbers = jax.device_get(state)
     return numbers, take_steps(program, compiled, state, self.batch)
@@ -204,7 +215,9 @@ def check_cases(cases: Iterable[Case], *, least: int = 1) -> None:
 
 
 def _run_program(case: Case, program: program_lib.Program) -> Outcome:
-  compiled, found = compiled_step.compile_step(program, options=XLA_OPTIONS)
+  compiled, found = compiled_step.compile_step(
+    program, options=find_xla_options()
+  )
   lines = [*found.unplanned, *found.missing]
   if sorted(found.traced) != sorted(found.plan):
     lines.append("the traced step is not the planned one")
@@ -235,7 +248,7 @@ def init(program: program_lib.Program) -> step_lib.TrainState:
 
   key = jax.random.key(0)
   traced = program.trace_part(make_state, key)
-  return traced.lower().compile(compiler_options=XLA_OPTIONS)(key)
+  return traced.lower().compile(compiler_options=find_xla_options())(key)
 
 
 def take_steps(program, compiled, state, batch) -> dict[str, Any]:

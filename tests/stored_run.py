@@ -31,12 +31,15 @@ def make_config(table, **fields) -> ml_collections.ConfigDict:
   return config
 
 
-def write(path, config, *, step: int = 3, change=None) -> dict:
+def write(
+  path, config, *, step: int = 3, change=None, class_names=CLASSES
+) -> dict:
   """Writes a run with a checkpoint.
 
   Args:
     change: of its first state; None: its biases are noise, so that no two
       positions of a layer are equal.
+    class_names: by label.
 
   Returns:
     {layer: {name: array}}, the parameters.
@@ -61,7 +64,7 @@ def write(path, config, *, step: int = 3, change=None) -> dict:
   )
   run_data.write(
     str(path),
-    run_data.RunData(class_names=CLASSES, statistics=statistics),
+    run_data.RunData(class_names=tuple(class_names), statistics=statistics),
   )
   checkpoints = checkpoint.Checkpoints(str(path), keep=3)
   checkpoints.save(step, state)

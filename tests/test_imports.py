@@ -103,11 +103,11 @@ def test_module_imports_and_uses_only_what_it_may(module):
 
 def test_package_stays_easy_to_survey():
   graphlib.TopologicalSorter(GRAPH).prepare()  # a circle is an error
-  assert sum(map(len, GRAPH.values())) <= 780
+  assert sum(map(len, GRAPH.values())) <= 880
   modules = [name for name in TREES if not name.endswith("__init__")]
-  assert len(modules) <= 172
+  assert len(modules) <= 192
   top = {name for name in modules if "/" not in name} - {"__main__"}
-  assert len(top) <= 5
+  assert len(top) <= 4
   # Each module is a command, is imported, or is started by its name.
   texts = {name: (PACKAGE / f"{name}.py").read_text() for name in modules}
   unused = set(modules).difference(top, *GRAPH.values())
@@ -121,7 +121,27 @@ def test_package_stays_easy_to_survey():
     if not name.startswith("data/")
     and re.search(r"ensemble|\bmember", texts[name], re.IGNORECASE)
   ]
-  assert len(found) <= 12, found
+  assert len(found) <= 13, found
+
+
+def test_training_starts_without_what_draws():
+  reached, new = set(), {"main"}
+  while new:
+    reached |= new
+    new = set().union(*(GRAPH[module] for module in new)) - reached
+  assert "figures/kernels" in reached  # images of TensorBoard
+  for module in reached:
+    # Imports inside functions are for what training does not call.
+    first = ast.Module(
+      [
+        n
+        for n in TREES[module].body
+        if isinstance(n, ast.Import | ast.ImportFrom)
+      ],
+      type_ignores=[],
+    )
+    tops = {name.split(".")[0] for name in find_imports(first)}
+    assert not tops & {"matplotlib", "scipy", "jinja2"}, module
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import ExifTags, Image, ImageOps
 
-from alexnet_jax import prepare  # noqa: F401  its flags
 from alexnet_jax.data import (
   ilsvrc,
   imagenet256,
@@ -28,6 +27,7 @@ from alexnet_jax.data import (
   statistics,
 )
 from alexnet_jax.data import tars as tars_lib
+from alexnet_jax.prepare import __main__ as prepare  # noqa: F401  its flags
 from tests import own_pictures, processes, small_ilsvrc
 
 FILES = 4 * small_ilsvrc.TRAINING + 2
@@ -70,9 +70,10 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def said(tars, data_dir, tmp_path_factory):
   """How the command ended, {encoding: process}."""
-  # TensorFlow would be found, and asking for it would end the process.
+  # They would be found, and asking for one would end the process.
   trap = tmp_path_factory.mktemp("trap")
-  (trap / "tensorflow.py").write_text("raise SystemExit('TensorFlow asked')")
+  for name in ("tensorflow", "jax", "flax"):
+    (trap / f"{name}.py").write_text(f"raise SystemExit('{name} asked')")
   variables = {"PYTHONPATH": str(trap)}
   return {
     encoding: run(
@@ -523,6 +524,20 @@ def test_folder_in_the_place_of_the_set_is_not_touched(tars, tmp_path):
   with pytest.raises(FileExistsError, match="not from this preparation"):
     make_plan(tars, tmp_path)
   assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+@pytest.mark.slow
+def test_processes_that_write_shards_do_not_import_the_command(tmp_path):
+  own_pictures.write(tmp_path / "pictures", count=4)
+  code, _, imports = run(
+    *(tmp_path / "pictures", tmp_path / "data", "--validation=0.5"),
+    "--shard_images=4",
+    variables={"PYTHONPROFILEIMPORTTIME": "1"},
+  )
+  assert code == 0
+  found = [line.rpartition("|")[2].strip() for line in imports.splitlines()]
+  assert found.count("alexnet_jax.data.shards") == 3
+  assert found.count("alexnet_jax.cli.command") == 1
 
 
 @pytest.mark.slow

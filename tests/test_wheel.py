@@ -95,6 +95,12 @@ def test_wheel_trains_evaluates_inspects_and_verifies(run, tmp_path):
   assert "black.png" in run(
     ".predict", "--workdir=runs/two_device", "black.png"
   )
+  # The template of the page is in the wheel.
+  run(
+    *(".report", "--workdir=runs/two_device", "--data_dir=data"),
+    "--out=report.html",
+  )
+  assert "Nearest neighbors" in (tmp_path / "report.html").read_text()
   assert "fc8" in run(".inspect", "--config=configs/recipes/paper.py:digits")
   # The machines are in the wheel.
   assert "k20" in run(

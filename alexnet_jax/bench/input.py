@@ -28,6 +28,7 @@ import numpy as np
 import rich.table
 
 from alexnet_jax.bench import report
+from alexnet_jax.data import cores as cores_lib
 from alexnet_jax.data import host_batches, pipeline
 from alexnet_jax.data import records as records_lib
 from alexnet_jax.program import summary
@@ -206,7 +207,7 @@ def measure(
     stored_bytes_per_image=statistics.mean(map(len, sample)),
     pixel_bytes_per_image=3 * records.stored_size**2,
     threads=threads,
-    cores=min(threads, host_batches.count_cores()),
+    cores=min(threads, cores_lib.count_cores()),
     rows=size,
     platform=min(device.platform for device in shardings[0].device_set),
   )

@@ -108,13 +108,22 @@ def read_curves(workdir: str) -> dict[str, np.ndarray]:
   for kind, of_kind in reports.items():
     if not of_kind:
       continue
-    curves[f"{kind}_step"] = np.array([*of_kind], np.int64)
-    for name in dict.fromkeys(itertools.chain(*of_kind.values())):
-      found = [values.get(name, math.nan) for values in of_kind.values()]
-      shape = np.broadcast_shapes(*map(np.shape, found))
-      curves[name] = np.array(
-        [np.broadcast_to(value, shape) for value in found], np.float64
-      )
+    names = dict.fromkeys(itertools.chain(*of_kind.values()))
+    name = "step"
+    try:
+      curves[f"{kind}_step"] = np.array([*of_kind], np.int64)
+      for name in names:
+        found = [values.get(name, math.nan) for values in of_kind.values()]
+        shape = np.broadcast_shapes(*map(np.shape, found))
+        curves[name] = np.array(
+          [np.broadcast_to(value, shape) for value in found], np.float64
+        )
+    except (ValueError, TypeError, OverflowError) as error:
+      raise ValueError(
+        f"{path!r} is damaged: the values of {name!r} are not all numbers, or "
+        "not as many in each line. Remove the lines that differ, or restore "
+        "the file."
+      ) from error
   return curves
 
 

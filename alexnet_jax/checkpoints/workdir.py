@@ -707,8 +707,11 @@ class Lock:
 
 def _cannot_lock(error: OSError, path: str, file: str) -> OSError:
   if isinstance(error, BlockingIOError):
+    who = "a process that has not written its name yet"  # only just locked
+    if owner := _read_owner(file):
+      who = "process {pid} on {host}, since {since}".format(**owner)
     return OSError(
-      f"the workdir {path!r} is in use by {_read_owner(file)}. Wait until "
+      f"the workdir {path!r} is in use by {who}. Wait until "
       "that run has ended, or set --workdir to start another."
     )
   if error.errno in _NO_LOCKS:
@@ -731,11 +734,21 @@ def _write_owner(descriptor: int) -> None:
   os.pwrite(descriptor, f"{json.dumps(owner)}\n".encode(), 0)
 
 
-def _read_owner(file: str) -> str:
-  """Returns who has a lock, in words; it may have been taken just now."""
+def read_start(path: str) -> str | None:
+  """Returns when, and on which machine, a run was last started.
+
+  Returns:
+    Such as "2012-12-03 10:00:00 UTC on vm"; None: the workdir does not say.
+  """
+  owner = _read_owner(os.path.join(path, LOCK_FILE))
+  return None if owner is None else "{since} on {host}".format(**owner)
+
+
+def _read_owner(file: str) -> dict[str, Any] | None:
+  """Returns what `_write_owner` wrote; None: it cannot be read."""
   try:
     with open(file) as opened:
       owner = json.load(opened)
-    return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+    return {name: owner[name] for name in ("host", "pid", "since")}
   except (OSError, ValueError, LookupError, TypeError):
-    return "a process that has not written its name yet"
+    return None

@@ -12,9 +12,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import jax
 import ml_collections
 import rich.console
 import rich.measure
@@ -25,12 +24,15 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from alexnet_jax.cli import flag_parsing
-from alexnet_jax.distributed import cluster, environment, preemption
-from alexnet_jax.distributed import group as group_lib
-from alexnet_jax.network import implementations as implementations_lib
-from alexnet_jax.partition import mesh
+from alexnet_jax.distributed import preemption
 from alexnet_jax.planner import machine as machine_lib
-from alexnet_jax.program import compiler_options
+
+# Functions import what imports JAX: that takes a second, and not every command
+# uses it.
+if TYPE_CHECKING:
+  import jax
+
+  from alexnet_jax.distributed import group as group_lib
 
 # Columns of text that goes to a file or a pipe.
 PLAIN_WIDTH = 120
@@ -189,6 +191,40 @@ def define_layout(*, default: str) -> flags.FlagHolder:
   )
 
 
+def define_workdirs() -> flags.FlagHolder:
+  """Defines --workdir of several runs, for `runs.find_workdirs`."""
+  return define_path(
+    "workdir",
+    "The workdir of a run, or a quoted pattern such as 'runs/sweep/*'. "
+    "Several: A,B, or the flag several times.",
+    remedy=READ_HERE,
+    repeatable=True,
+  )
+
+
+def define_smoothing() -> flags.FlagHolder:
+  """Defines --smoothing of curves, for `check_smoothing`."""
+  return flags.DEFINE_float(
+    "smoothing",
+    0.0,
+    "Weight of the average before a value in an exponential moving average; "
+    "0: none, 0.9: over about ten values. The values themselves stay, pale.",
+  )
+
+
+def check_smoothing(weight: float) -> None:
+  """Refuses a weight that is no average.
+
+  Raises:
+    ValueError: it is not in 0 <= weight < 1.
+  """
+  if not 0 <= weight < 1:
+    raise ValueError(
+      f"--smoothing is {weight}, expected 0 or more and less than 1. Set "
+      "--smoothing=0.9."
+    )
+
+
 def define_format() -> flags.FlagHolder:
   return flags.DEFINE_enum(
     "format", "table", ["table", "json"], "Print tables, or JSON."
@@ -208,6 +244,8 @@ def define_simulate_devices() -> flags.FlagHolder:
 
 
 def define_distributed() -> flags.FlagHolder:
+  from alexnet_jax.distributed import cluster
+
   return flags.DEFINE_enum(
     "distributed",
     "auto",
@@ -299,6 +337,8 @@ def load_machine(
 
 
 def define_xla_options() -> flags.FlagHolder:
+  from alexnet_jax.program import compiler_options
+
   return flags.DEFINE_enum(
     "xla_options",
     "auto",
@@ -309,6 +349,8 @@ def define_xla_options() -> flags.FlagHolder:
 
 
 def define_implementations() -> flags.FlagHolder:
+  from alexnet_jax.network import implementations as implementations_lib
+
   return flags.DEFINE_string(
     "implementations",
     implementations_lib.AUTO,
@@ -339,11 +381,14 @@ def check_finite(holder: flags.FlagHolder) -> None:
   )
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], *, uses_jax: bool = True) -> list[str]:
   """Parses the flags, for `app.run`, and applies `environment`.
 
   Prints the help or a one-line error. From here on, a standard output that
   cannot be written ends in one line, too.
+
+  Args:
+    uses_jax: whether the command uses JAX; else `environment` says nothing.
   """
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
@@ -353,7 +398,10 @@ def parse_flags(argv: list[str]) -> list[str]:
   atexit.register(_flush_output)
   try:
     unused = flag_parsing.parse(argv)
-    environment.apply()
+    if uses_jax:
+      from alexnet_jax.distributed import environment
+
+      environment.apply()
   except (flags.Error, ValueError, TypeError, OSError, ImportError) as error:
     exit_with_error(error)
   if flags.FLAGS["verbosity"].using_default_value:
@@ -508,6 +556,9 @@ def start_group(
     same: values that must be equal in all processes, by name.
     signals: the signals that end the run early; None: Python's own handling.
   """
+  from alexnet_jax.distributed import cluster
+  from alexnet_jax.distributed import group as group_lib
+
   with contextlib.ExitStack() as stack:
     with exit_on_error(ValueError, OSError):
       process = cluster.find_process(
@@ -538,6 +589,8 @@ def choose_devices(
     ValueError, ImportError, OSError: too few devices, no such slice, no libtpu,
       or JAX cannot start its devices.
   """
+  from alexnet_jax.partition import mesh
+
   if topology_name:
     mesh.simulate_devices(1, only_cpu=True)
     devices = mesh.find_topology_devices(topology_name)
@@ -675,5 +728,7 @@ def mute_gloo(
   group: group_lib.Group, devices: jax.sharding.Mesh
 ) -> contextlib.AbstractContextManager:
   """Mutes gloo; NCCL prints only if a user asks for it."""
+  from alexnet_jax.partition import mesh
+
   is_gloo = group.count > 1 and mesh.is_simulated(devices)
   return mute_libraries() if is_gloo else contextlib.nullcontext()

@@ -19,9 +19,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 from absl import flags, logging
-from flax import traverse_util
 from ml_collections import ConfigDict, config_dict, config_flags
 from ml_collections.config_flags import config_path
 
@@ -573,6 +571,8 @@ def _check_renamed_fields() -> None:
   config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
   # Neither None nor the error of a file that could not be read.
   if hasattr(type(config), "to_dict"):
+    from flax import traverse_util  # imports JAX
+
     for name in traverse_util.flatten_dict(config.to_dict(), sep="."):
       _check_renamed_field(name)
 
@@ -597,6 +597,8 @@ def _read_variables() -> None:
           flags.FLAGS[name].value = flags.FLAGS[name].parser.parse(value)
       elif value and name == "compilation_cache":  # JAX has read it already
         path = PathParser(**CACHE_PATHS).parse(value)
+        import jax  # takes a second, and not every command uses it
+
         jax.config.update("jax_compilation_cache_dir", path)
     except ValueError as error:
       raise ValueError(f"{variable}: {error}") from error

@@ -18,7 +18,7 @@ _GROUPS = {
   "Compiler": ("xla_options", "implementations", "compilation_cache"),
   "Output": (
     *("format", "json", "picture", "chart", "predictions", "per_class"),
-    *("out", "csv", "tracker"),
+    *("out", "csv", "figures", "figures_format", "tracker"),
   ),
 }
 # Words for types of flags, where absl's are unclear.

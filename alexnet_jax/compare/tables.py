@@ -78,7 +78,7 @@ def make_time_table(
       *(summary.to_ms(seconds) for seconds in parts),
       *map(_to_mb, found.bytes_by_level.values()),
       f"{found.images_per_second:,.0f}",
-      _to_short(found.device_hours(epoch.images)),
+      summary.to_short(found.device_hours(epoch.images)),
     )
     memory = row.memory_bytes
     memory = found.memory_bytes if memory is None else memory
@@ -202,10 +202,3 @@ def _count(rows: Rows) -> str:
 
 def _to_mb(number: float | None) -> str:
   return "-" if number is None else f"{number / 1e6:,.2f}"
-
-
-def _to_short(number: float) -> str:
-  """Formats with three digits or more: `0.012`, `1.23`, `123`, `1,234`."""
-  if number >= 100:
-    return f"{number:,.0f}"
-  return f"{number:.3g}" if number >= 0.001 else "<0.001"

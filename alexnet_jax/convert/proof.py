@@ -47,7 +47,7 @@ import numpy as np
 import rich.table
 from flax import nnx
 
-from alexnet_jax.network import block_diagonal, exchange, model, wiring
+from alexnet_jax.network import block_diagonal, model, wiring
 from alexnet_jax.program import summary
 
 TRAINED, MIXED, RANDOM = "looks trained", "mixed", "looks random"
@@ -259,22 +259,11 @@ def _are_dead(
 ) -> dict[str, jax.Array]:
   """Returns {layer: bool[units]}."""
   alexnet = nnx.merge(model.make_graphdef(network), variables)
-  if network.image_channels == 1:
-    x = x.mean(axis=-1, keepdims=True)
-  dead = {}
-  for layer in network.layers[:-1]:
-    x = model.run_layer(
-      network,
-      layer,
-      getattr(alexnet, layer.name),
-      x,
-      masks=None,
-      uniforms=None,
-      exchange=exchange.NoExchange(),
-      implementations=alexnet.implementations,
-    )
-    axes = tuple(range(x.ndim - 1))
-    dead[layer.name] = x.max(axes) == x.min(axes)
+  last, dead = network.layers[-1].name, {}
+  for name, is_finished, outputs in alexnet.iterate_outputs(x):
+    if is_finished and name != last:
+      axes = tuple(range(outputs.ndim - 1))
+      dead[name] = outputs.max(axes) == outputs.min(axes)
   return dead
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
+from alexnet_jax.data import cores as cores_lib
 from alexnet_jax.data import records as records_lib
 from alexnet_jax.data import source
 
@@ -63,19 +64,24 @@ def validation_batches(
   rows: Sequence[int],
   batch_size: int,
   threads: int | None,
+  chosen: Sequence[int] | None = None,
   on_error: Callable[[Exception], None] | None = None,
 ) -> Iterator[records_lib.HostBatch]:
   """Yields some rows of the batches of a split, unshuffled.
 
   Rows past the end of the split are blank, with the label `PADDING`, and all
   rows from the batch on that cannot be read, if `on_error` gets the error.
+
+  Args:
+    chosen: records that are read, in this order; None: all of the split.
   """
+  order = np.asarray(range(len(records)) if chosen is None else chosen)
 
   def find_records(step: int) -> np.ndarray:
-    indices = step * batch_size + np.asarray(rows)
-    return indices[indices < len(records)]
+    places = step * batch_size + np.asarray(rows)
+    return order[places[places < len(order)]]
 
-  steps = range(-(-len(records) // batch_size))
+  steps = range(-(-len(order) // batch_size))
   batches = _read(records, find_records, steps, rows=len(rows), threads=threads)
   if on_error is None:
     return batches
@@ -105,13 +111,6 @@ def _blank_after_error(
       yield from [blank] * count
 
 
-def count_cores() -> int:
-  """Counts the cores that this process may use."""
-  if hasattr(os, "sched_getaffinity"):  # not on every system
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def default_threads(processes_on_host: int = 1) -> int:
   """Chooses the number of reader threads: one per core, up to 16.
 
@@ -119,7 +118,7 @@ def default_threads(processes_on_host: int = 1) -> int:
   given each its own.
   """
   cores = (os.cpu_count() or 1) // processes_on_host
-  return max(1, min(count_cores(), cores, _MAX_THREADS))
+  return max(1, min(cores_lib.count_cores(), cores, _MAX_THREADS))
 
 
 def _read(

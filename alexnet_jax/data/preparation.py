@@ -324,11 +324,12 @@ def _measure(train: list[shards.Shard]) -> tuple[float, float]:
   members = [member for one in train for member in one.members]
   sampled = members[:: max(1, len(members) // _SAMPLES)][:_SAMPLES]
   sums = statistics.PixelSums.zeros(shard.format.side)
+  images: list[bytes] = []
   sizes, since, problem = [], time.perf_counter(), ""
   with found.open(shard.scratch) as read:
     for member in sampled:
       try:
-        pixels, _ = shards.read_square(
+        square, _ = shards.read_square(
           read(member),
           shard.format.side,
           name=member.name,
@@ -337,14 +338,15 @@ def _measure(train: list[shards.Shard]) -> tuple[float, float]:
       except ValueError as error:  # reported when written
         problem = f"{found.locate(member)}: {error}"
         continue
-      record, decoded = shards.make_record(pixels, member, shard.format)
-      sums.add(decoded)
+      record, stored = shards.make_record(square, member, shard.format)
+      images.append(stored)
       sizes.append(len(record))
   if not sizes:
     raise ValueError(
       f"none of {len(sampled)} files can be decoded, expected pictures; the "
       f"last one is {problem}. Set --from."
     )
+  shards.add_pixels(sums, images, shard.format)
   return float(np.mean(sizes)), (time.perf_counter() - since) / len(sizes)
 
 

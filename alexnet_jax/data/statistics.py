@@ -18,6 +18,8 @@ import numpy as np
 # Pixels whose products of two channels, of up to 255 x 255, fit into 32 bits:
 # sums of 64 bits take twice as long.
 _EXACT_PIXELS = 2**16
+# Images whose sums of values, of up to 255 each, fit into 16 bits.
+_EXACT_IMAGES = 2**16 // 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,19 +61,23 @@ PUBLISHED = Statistics(
 )
 
 
-@dataclasses.dataclass(eq=False)
 class PixelSums:
   """Exact sums over the pixels of many images, from which statistics follow.
 
   Attributes:
-    images: number of images, i64[] or int.
-    values: i64[side, side, 3], sums of values.
+    images: number of images.
     products: i64[3, 3], sums of products of two channels.
   """
 
-  images: np.ndarray | int
-  values: np.ndarray
-  products: np.ndarray
+  def __init__(self, images: int, values: np.ndarray, products: np.ndarray):
+    """Args as the attributes and `values`."""
+    self.images = images
+    self.products = products
+    self._values = values
+    # Of the last images, which `_values` lacks: adding an image to sums of 64
+    # bits takes four times as long.
+    self._recent = np.zeros(values.shape, np.uint16)
+    self._recent_images = 0
 
   @classmethod
   def zeros(cls, side: int) -> PixelSums:
@@ -79,10 +85,19 @@ class PixelSums:
       0, np.zeros((side, side, 3), np.int64), np.zeros((3, 3), np.int64)
     )
 
+  @property
+  def values(self) -> np.ndarray:
+    """i64[side, side, 3], sums of values."""
+    return self._values + self._recent
+
   def add(self, pixels: np.ndarray) -> None:
     """Adds an image, u8[side, side, 3]."""
+    if self._recent_images == _EXACT_IMAGES:
+      self._values = self.values
+      self._recent[...] = self._recent_images = 0
+    self._recent += pixels
+    self._recent_images += 1
     self.images += 1
-    self.values += pixels
     # Not `@`: BLAS starts a thread per core for these, in each process.
     planes = pixels.reshape(-1, 3).T.astype(np.uint32, order="C")
     for start in range(0, planes.shape[1], _EXACT_PIXELS):
@@ -96,7 +111,7 @@ class PixelSums:
   def merge(self, other: PixelSums) -> None:
     """Adds the sums of other images."""
     self.images += other.images
-    self.values += other.values
+    self._values = self._values + other.values
     self.products += other.products
 
   def to_statistics(self) -> Statistics:
@@ -105,9 +120,10 @@ class PixelSums:
     The covariance is that of the population: divided by the number of pixels.
     The largest component of each direction is made positive.
     """
-    pixels = int(self.images) * self.values.shape[0] * self.values.shape[1]
+    values = self.values
+    pixels = self.images * values.shape[0] * values.shape[1]
     # In Python's integers, since these are differences of large numbers.
-    totals = self.values.sum(axis=(0, 1)).astype(object)
+    totals = values.sum(axis=(0, 1)).astype(object)
     products = self.products.astype(object)
     covariance = (pixels * products - np.outer(totals, totals)) / pixels**2
     variances, columns = np.linalg.eigh(covariance.astype(np.float64))
@@ -116,7 +132,7 @@ class PixelSums:
     directions = directions * np.sign(directions[range(3), largest])[:, None]
     return Statistics(
       mean=tuple(total / pixels for total in totals),
-      mean_image=(self.values / self.images).astype(np.float32),
+      mean_image=(values / self.images).astype(np.float32),
       directions=tuple(tuple(map(float, row)) for row in directions),
       stds=tuple(map(float, np.sqrt(np.maximum(variances[::-1], 0)))),
     )

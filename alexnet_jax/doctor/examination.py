@@ -13,7 +13,7 @@ import rich.console
 from alexnet_jax.checkpoints import members
 from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.cli import command
-from alexnet_jax.data import host_batches
+from alexnet_jax.data import cores
 from alexnet_jax.distributed import group as group_lib
 from alexnet_jax.distributed import machine, shared_filesystem
 from alexnet_jax.doctor import diagnosis, tables
@@ -59,7 +59,7 @@ class Examination:
       "processes",
       {
         **machine.describe(),
-        "cores": host_batches.count_cores(),
+        "cores": cores.count_cores(),
         "devices": jax.local_device_count(),
         "platform": device.platform,
         "kind": device.device_kind,

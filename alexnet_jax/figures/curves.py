@@ -1,14 +1,15 @@
-"""Draws curves of several runs over each other, one panel for each curve."""
+"""Draws curves of several runs over each other, one or several in a panel."""
 
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib import figure, ticker
+from matplotlib import axes, figure, lines, ticker
 
 from alexnet_jax.figures import charts
 from alexnet_jax.figures import runs as runs_lib
@@ -37,7 +38,7 @@ def draw(
   legend: runs_lib.Legend,
   *,
   axis: str,
-  curves: Sequence[str],
+  panels: Sequence[Sequence[str]],
   smoothing: float,
   path: str,
   kind: str,
@@ -47,7 +48,8 @@ def draw(
   Args:
     runs: each has one of the curves or more.
     axis: of `runs.AXES`.
-    curves: names in metrics.jsonl; each gets a panel.
+    panels: of each its curves, by their names in metrics.jsonl. Of several,
+      those of the training are dashed and have no markers.
     smoothing: see `runs.smooth`; the values themselves are drawn pale behind
       the smoothed ones. 0: no smoothing.
     path: of the file.
@@ -55,7 +57,7 @@ def draw(
   """
   with matplotlib.rc_context(charts.SETTINGS):
     drawn = to_figure(
-      runs, legend, axis=axis, curves=curves, smoothing=smoothing
+      runs, legend, axis=axis, panels=panels, smoothing=smoothing
     )
     charts.save(drawn, path, kind=kind)
 
@@ -65,44 +67,56 @@ def to_figure(
   legend: runs_lib.Legend,
   *,
   axis: str,
-  curves: Sequence[str],
+  panels: Sequence[Sequence[str]],
   smoothing: float,
 ) -> figure.Figure:
-  """Makes the figure; arguments as for `draw`."""
-  across = min(len(curves), 2)
-  down = math.ceil(len(curves) / across)
+  """Makes the figure; arguments as for `draw`.
+
+  A single run may have an empty label: there is no legend then.
+  """
+  across = min(len(panels), 2)
+  down = math.ceil(len(panels) / across)
   width = across * _CHARACTERS - _LINE
   labels = [
     textwrap.fill(charts.to_label(text), width) for text in legend.labels
   ]
   longest = min(max(map(len, legend.labels)), width) + _LINE
   entries = max(1, min(len(runs), across * _CHARACTERS // longest))
-  lines = sum(label.count("\n") + 1 for label in labels)
-  rows = math.ceil(lines / entries) + bool(legend.title)
+  total = sum(label.count("\n") + 1 for label in labels)
+  rows = math.ceil(total / entries) + bool(legend.title)
   drawn = figure.Figure(
     figsize=(_WIDTH * across, _HEIGHT * down + 0.2 * rows),
     layout="constrained",
   )
-  panels = drawn.subplots(down, across, squeeze=False).ravel()
-  for unused in panels[len(curves) :]:
+  places = drawn.subplots(down, across, squeeze=False).ravel()
+  for unused in places[len(panels) :]:
     unused.remove()
   looks = _choose_looks(legend)
   handles = {}
-  for panel, curve in zip(panels, curves, strict=False):
-    for run, label, look in zip(runs, labels, looks, strict=True):
-      line = _draw_curve(panel, run, curve, axis, smoothing, look)
-      if line is not None:
-        handles.setdefault(label, line)
-    if panel is not panels[0]:
-      panel.sharex(panels[0])
+  for panel, curves in zip(places, panels, strict=False):
+    for curve in curves:
+      is_training = len(curves) > 1 and curve.startswith("training_")
+      for run, label, look in zip(runs, labels, looks, strict=True):
+        if is_training:
+          look = look | {"linestyle": "--", "marker": None}
+        line = _draw_curve(panel, run, curve, axis, smoothing, look)
+        if line is not None:
+          handles.setdefault(label, line)
+    if panel is not places[0]:
+      panel.sharex(places[0])
     panel.set_xlabel(_LABELS[axis])
-    panel.set_ylabel(curve.replace("_", " "))
+    panel.set_ylabel(_name_panel(curves))
     panel.xaxis.set_major_formatter(ticker.FuncFormatter(charts.format_tick))
-    if curve.endswith("_error"):
+    if curves[0].endswith("_error"):
       panel.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
-    panel.grid(color="0.92", linewidth=0.7)
+    # On white and on black.
+    panel.grid(color="0.5", alpha=0.25, linewidth=0.7)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
+    if len(curves) > 1:
+      _explain_lines(panel, curves)
+  if not any(legend.labels):
+    return drawn
   drawn.legend(
     [*handles.values()],
     [*handles],
@@ -114,6 +128,35 @@ def to_figure(
     handlelength=3,
   )
   return drawn
+
+
+def _name_panel(curves: Sequence[str]) -> str:
+  """Names an axis: "training loss"; "loss" for training and validation."""
+  names = [curve.partition("_")[2] for curve in curves]
+  shown = names[0] if len(curves) > 1 and len({*names}) == 1 else curves[0]
+  return to_words(shown)
+
+
+def to_words(name: str) -> str:
+  """Writes the name of a curve: "validation_top1_error" has "top-1 error"."""
+  return re.sub(r"\btop(\d+)", r"top-\1", name.replace("_", " "))
+
+
+def format_value(name: str, value: float) -> str:
+  """Formats a value of a curve: an error as `2.50%`, others as `0.1234`."""
+  return f"{value:.2%}" if name.endswith("_error") else f"{value:.4g}"
+
+
+def _explain_lines(panel: axes.Axes, curves: Sequence[str]) -> None:
+  """Says which lines of a panel are of the training, and which are not."""
+  names = [curve.partition("_")[0] for curve in curves]
+  shown = [
+    lines.Line2D(
+      [], [], color="black", linestyle="--" if name == "training" else "-"
+    )
+    for name in names
+  ]
+  panel.legend(shown, names, frameon=False, fontsize="small", handlelength=3)
 
 
 def _draw_curve(panel, run, curve, axis, smoothing, look):
@@ -155,9 +198,9 @@ def _choose_looks(legend: runs_lib.Legend) -> list[dict]:
   else:
     order = {v: k for k, v in enumerate(sorted({*legend.values}))}
     shades = matplotlib.colormaps["viridis"]
-    # The end of the scale is too pale on white.
+    # The ends of the scale are too pale on white, and too dark on black.
     chosen = [
-      shades(0.9 * order[value] / max(1, len(order) - 1))
+      shades(0.2 + 0.65 * order[value] / max(1, len(order) - 1))
       for value in legend.values
     ]
     styles = ["-"] * count

@@ -6,6 +6,7 @@ import collections
 import csv
 import dataclasses
 import glob
+import itertools
 import json
 import os
 import re
@@ -87,19 +88,29 @@ class Legend:
   differing: Mapping[str, Sequence[Any]]
 
 
-def find_workdirs(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
+def find_workdirs(
+  patterns: Iterable[str] | None,
+) -> tuple[list[str], list[str]]:
   """Finds the workdirs that paths and patterns such as runs/sweep/* name.
+
+  Args:
+    patterns: also several in one, A,B, where nothing has that name; None: none.
 
   Returns:
     The workdirs in the order of the patterns, those of a pattern in that of
     their names, 2 before 10; and the folders of patterns that are no workdirs.
 
   Raises:
-    ValueError: a path is no workdir, or a pattern finds none.
+    ValueError: nothing is given, a path is no workdir, or a pattern finds none.
   """
+  given = [*itertools.chain.from_iterable(map(_split_list, patterns or ()))]
+  if not given:
+    raise ValueError(
+      "no run is given, expected workdirs. Set --workdir='runs/*'."
+    )
   found: dict[str, None] = {}
   others = []
-  for pattern in patterns:
+  for pattern in given:
     if os.path.isdir(pattern) or not glob.has_magic(pattern):
       paths = [pattern]
     else:
@@ -113,6 +124,12 @@ def find_workdirs(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
     others += [path for path in paths if path not in workdirs]
     found |= dict.fromkeys(map(os.path.normpath, workdirs))
   return [*found], others
+
+
+def _split_list(pattern: str) -> list[str]:
+  """Splits A,B, unless that is a name."""
+  is_name = os.path.lexists(pattern) or glob.glob(pattern)
+  return [pattern] if is_name else list(filter(None, pattern.split(",")))
 
 
 def _is_workdir(path: str) -> bool:

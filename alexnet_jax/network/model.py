@@ -14,10 +14,11 @@ and the logits stay in float32; an exchange may still round what it sends.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,6 @@ class AlexNet(nnx.Module):
     masks: Mapping[str, jax.Array] | None = None,
     uniforms: Mapping[str, jax.Array] | None = None,
     exchange: exchange_lib.Exchange | None = None,
-    rows: Sequence[wiring.Layer] | None = None,
   ) -> jax.Array:
     """Runs the network on a batch.
 
@@ -105,29 +105,59 @@ class AlexNet(nnx.Module):
       uniforms: in training: {layer with stochastic pooling: random numbers},
         f32[n, h, w, maps] after pooling, in [0, 1).
       exchange: brings what other devices hold. Default: one device.
-      rows: the first rows of the network, to stop after them; the last one may
-        lack what follows its product. None: all.
 
     Returns:
-      f32[n, classes], the logits; or the output of the last of `rows`.
+      f32[n, classes], the logits.
+    """
+    outputs = self.iterate_outputs(
+      images, masks=masks, uniforms=uniforms, exchange=exchange
+    )
+    *_, logits = collections.deque(outputs, maxlen=1).pop()
+    return logits
+
+  def iterate_outputs(
+    self,
+    images: jax.Array,
+    *,
+    masks: Mapping[str, jax.Array] | None = None,
+    uniforms: Mapping[str, jax.Array] | None = None,
+    exchange: exchange_lib.Exchange | None = None,
+  ) -> Iterator[tuple[str, bool, jax.Array]]:
+    """Runs the network layer by layer, as far as the caller reads.
+
+    Args: those of `__call__`.
+
+    Yields:
+      (layer, False, its output before pooling), then (layer, True, what the
+      next layer reads); without pooling these differ by dropout alone.
     """
     exchange = exchange_lib.NoExchange() if exchange is None else exchange
     network, x = self.network, images
     if network.image_channels == 1:
       x = x.mean(axis=-1, keepdims=True)  # f32[n, image_size, image_size, 1]
-    for layer in network.layers if rows is None else rows:
+    for layer in network.layers:
       with jax.named_scope(layer.name):
-        x = run_layer(
+        x = run_until_pooling(
           network,
           layer,
           getattr(self, layer.name),
+          x,
+          training=masks is not None,
+          exchange=exchange,
+          implementations=self.implementations,
+        )  # f32[n, h, w, maps] or [n, units]
+      yield layer.name, False, x
+      with jax.named_scope(layer.name):
+        x = run_from_pooling(
+          network,
+          layer,
           x,
           masks=masks,
           uniforms=uniforms,
           exchange=exchange,
           implementations=self.implementations,
-        )  # f32[n, h, w, maps] or [n, units]
-    return x
+        )  # f32[n, h', w', maps] or [n, units]
+      yield layer.name, True, x
 
 
 def run_layer(
@@ -149,6 +179,43 @@ def run_layer(
   Returns:
     f32[n, h', w', maps] or f32[n, units].
   """
+  x = run_until_pooling(
+    network,
+    layer,
+    variables,
+    x,
+    training=masks is not None,
+    exchange=exchange,
+    implementations=implementations,
+  )
+  return run_from_pooling(
+    network,
+    layer,
+    x,
+    masks=masks,
+    uniforms=uniforms,
+    exchange=exchange,
+    implementations=implementations,
+  )
+
+
+def run_until_pooling(
+  network: wiring.Network,
+  layer: wiring.Layer,
+  variables: LayerVariables,
+  x: jax.Array,
+  *,
+  training: bool,
+  exchange: exchange_lib.Exchange,
+  implementations: implementations_lib.Implementations,
+) -> jax.Array:
+  """Runs one layer up to its pooling; without one, up to its dropout.
+
+  Args: those of `run_layer`; training: whether there are masks.
+
+  Returns:
+    f32[n, h, w, maps] or f32[n, units].
+  """
   product = functools.partial(
     apply_kernel, network, layer, implementations=implementations
   )
@@ -159,25 +226,43 @@ def run_layer(
       variables,
       x,
       exchange,
-      training=masks is not None,
+      training=training,
       momentum=network.batch_norm_momentum,
     )
   else:
     x = ops.add_bias(
       x, variables.bias[...], implementation=implementations.bias
     )
-  for part in layer.order:
-    if part == "activation":
-      x = ops.activate(x, layer.activation)
-    elif part == "normalization":
-      x = apply_local_response_norm(network, layer, x, exchange)
-    elif layer.pool:
-      x = pooling.pool(
-        x,
-        layer.pool,
-        None if uniforms is None else uniforms.get(layer.name),
-        implementation=implementations.pool,
-      )  # f32[n, h', w', maps]
+  before, _ = layer.split_order()
+  return _apply_parts(network, layer, before, x, exchange)
+
+
+def run_from_pooling(
+  network: wiring.Network,
+  layer: wiring.Layer,
+  x: jax.Array,
+  *,
+  masks: Mapping[str, jax.Array] | None,
+  uniforms: Mapping[str, jax.Array] | None,
+  exchange: exchange_lib.Exchange,
+  implementations: implementations_lib.Implementations,
+) -> jax.Array:
+  """Runs the rest of a layer after `run_until_pooling`.
+
+  Args: those of `run_layer`; x: what `run_until_pooling` returned.
+
+  Returns:
+    f32[n, h', w', maps] or f32[n, units].
+  """
+  if layer.pool:
+    x = pooling.pool(
+      x,
+      layer.pool,
+      None if uniforms is None else uniforms.get(layer.name),
+      implementation=implementations.pool,
+    )  # f32[n, h', w', maps]
+  _, after = layer.split_order()
+  x = _apply_parts(network, layer, after, x, exchange)
   if layer.dropout:
     x = ops.dropout(
       x,
@@ -185,6 +270,22 @@ def run_layer(
       keep=network.keep_rate(layer.name),
       scaling=network.dropout_scaling,
     )
+  return x
+
+
+def _apply_parts(
+  network: wiring.Network,
+  layer: wiring.Layer,
+  parts: Sequence[str],
+  x: jax.Array,
+  exchange: exchange_lib.Exchange,
+) -> jax.Array:
+  """Applies activation and normalization, in the order of `parts`."""
+  for part in parts:
+    if part == "activation":
+      x = ops.activate(x, layer.activation)
+    else:
+      x = apply_local_response_norm(network, layer, x, exchange)
   return x
 
 

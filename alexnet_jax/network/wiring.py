@@ -163,20 +163,16 @@ class Layer:
     """
     return self.lrn.size // 2 if self.normalize in OVER_MAPS else 0
 
-  def cut_before_pooling(self) -> Layer:
-    """Returns the row without its pooling and what follows that.
+  def split_order(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns what its order has before pooling, and what after it.
 
-    Batch normalization follows the product in any order, and stays.
+    Without pooling everything is before it. Batch normalization follows the
+    product in any order.
     """
     if self.pool is None:
-      return self
-    following = self.order[self.order.index("pooling") :]
-    changes: dict[str, Any] = {"pool": None, "dropout": False}
-    if "activation" in following:
-      changes["activation"] = "linear"
-    if "normalization" in following and self.normalize != "batch":
-      changes |= {"normalize": "none", "map_lrn": None}
-    return dataclasses.replace(self, **changes)
+      return tuple(part for part in self.order if part != "pooling"), ()
+    index = self.order.index("pooling")
+    return self.order[:index], self.order[index + 1 :]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

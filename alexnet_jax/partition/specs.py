@@ -37,6 +37,8 @@ class Specs:
       the sums along them are also the gradients of bias and scale.
     images: of [N, ...] arrays that belong to images.
     labels: of [N] arrays that belong to logits.
+    predicted: of [copies, N] arrays that follow from logits, as the loss takes
+      them; copies as in `activations`.
     masks: {layer: spec} of bool[N, units] or bool[N, h, w, maps], for layers
       with dropout.
     uniforms: {layer: spec} of f32[N, h, w, maps], for layers with stochastic
@@ -54,6 +56,7 @@ class Specs:
   gradient_sums: Mapping[str, Mapping[str, tuple[str, ...]]]
   images: PartitionSpec
   labels: PartitionSpec
+  predicted: PartitionSpec
   masks: Mapping[str, PartitionSpec]
   uniforms: Mapping[str, PartitionSpec]
   activations: Mapping[str, PartitionSpec]
@@ -159,6 +162,10 @@ def make_specs(
     gradient_sums={name: each.gradient_sums for name, each in specs.items()},
     images=_spec(routes[first].input_sharding.batch),
     labels=_spec(routes[last].output_sharding.batch),
+    predicted=_spec(
+      routes[resharding.LOSS].output_sharding.copies,
+      routes[resharding.LOSS].output_sharding.batch,
+    ),
     masks={
       layer.name: specs[layer.name].outputs
       for layer in network.layers

@@ -1,13 +1,15 @@
 """Evaluation and prediction steps as pure functions: no dropout, fixed views.
 
 Both come from the same log-probabilities: `make_eval_step` sums metrics over a
-batch, `make_predict_step` returns the log-probabilities of each image.
-`make_activations_step` stops after a layer.
+batch and finds the first class of each image, `make_predict_step` returns the
+log-probabilities of each image.
+`make_activations_step` returns what layers compute on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,26 @@ from jax import lax
 from alexnet_jax.network import model
 from alexnet_jax.optim import ema
 from alexnet_jax.partition import exchange as exchange_lib
+from alexnet_jax.partition import specs as specs_lib
 from alexnet_jax.program import step as step_lib
+
+
+class Evaluated(NamedTuple):
+  """What an evaluation has of a batch.
+
+  Attributes:
+    totals: f32[4], `metrics.NAMES` summed over the batch.
+    predicted: the most probable class of each image, the lower one of a tie:
+      i32[copies, N], sharded as the logits are, so that nothing is sent.
+  """
+
+  totals: jax.Array
+  predicted: jax.Array
 
 
 def make_eval_step(
   forward: step_lib.ForwardPass, *, views: int = 1
-) -> Callable[..., jax.Array]:
+) -> Callable[..., Evaluated]:
   """Makes the evaluation of one batch.
 
   Args:
@@ -31,23 +47,30 @@ def make_eval_step(
       (Krizhevsky et al. 2012, section 4.1).
 
   Returns:
-    (variables, images, labels) -> totals, jitted; as for the training step.
+    (variables, images, labels) -> evaluated, jitted; as for the training step.
     variables: of a `TrainState`; without batch normalization, its parameters.
     A negative label marks a row that is no image.
   """
   specs = forward.specs
   log_probabilities = _make_log_probabilities(forward, views)
 
-  def totals_on_device(variables, images, labels):
-    return forward.sum_metrics(log_probabilities(variables, images), labels)
+  def on_device(variables, images, labels):
+    result = log_probabilities(variables, images)
+    predicted = jnp.argmax(result, axis=1).astype(jnp.int32)
+    return Evaluated(forward.sum_metrics(result, labels), predicted[None])
 
   return jax.jit(
     jax.shard_map(
-      totals_on_device,
+      on_device,
       in_specs=(specs.variables, specs.images, specs.labels),
-      out_specs=specs.replicated,
+      out_specs=to_eval_specs(specs),
     )
   )
+
+
+def to_eval_specs(specs: specs_lib.Specs) -> Evaluated:
+  """Returns the specs of what `make_eval_step`'s function returns."""
+  return Evaluated(specs.replicated, specs.predicted)
 
 
 def make_predict_step(
@@ -84,39 +107,47 @@ def make_predict_step(
 
 
 def make_activations_step(
-  forward: step_lib.ForwardPass, *, layer: str, pooled: bool
-) -> Callable[..., jax.Array]:
-  """Makes the forward pass of the center crops up to a layer.
+  forward: step_lib.ForwardPass, *, layers: Sequence[str], pooled: bool
+) -> Callable[..., dict[str, jax.Array]]:
+  """Makes the forward pass of the center crops up to some layers.
 
-  It sends what these layers send, and nothing else.
+  It sends what the layers up to the last of them send, and nothing else.
 
   Args:
-    layer: the last one that is computed.
-    pooled: whether its pooling, and what follows that, is too.
+    layers: whose outputs are wanted.
+    pooled: whether these are taken after their pooling and what follows that.
 
   Returns:
-    (variables, images) -> outputs, jitted: f32[copies, N, units] or f32[copies,
-    N, h, w, maps], see `specs.Specs.activations`; what the next layer reads,
-    and so with the scaling of dropout in evaluation.
+    (variables, images) -> {layer: outputs}, jitted: f32[copies, N, units] or
+    f32[copies, N, h, w, maps], see `specs.Specs.activations`; if pooled, what
+    the next layer reads, and so with the scaling of dropout in evaluation.
   """
   specs, graphdef = forward.specs, forward.make_graphdef()
-  names = [row.name for row in forward.network.layers]
-  rows = forward.network.layers[: names.index(layer) + 1]
-  if not pooled:
-    rows = (*rows[:-1], rows[-1].cut_before_pooling())
+  network = forward.network
+  # Without pooling both are the same.
+  wanted = {name: pooled or not network.layer(name).pool for name in layers}
+  names = [row.name for row in network.layers]
+  until = names[: max(map(names.index, wanted)) + 1]
 
   def on_device(variables, images):
-    used = {row.name: variables[row.name] for row in rows}
+    used = {name: variables[name] for name in until}
     weights = variables | forward.exchange.gather_weights(used)
     x = forward.augmentation.center(images).astype(forward.compute_dtype)
-    x = nnx.merge(graphdef, weights)(x, exchange=forward.exchange, rows=rows)
-    return x[None].astype(float)
+    alexnet, found = nnx.merge(graphdef, weights), {}
+    for name, is_pooled, output in alexnet.iterate_outputs(
+      x, exchange=forward.exchange
+    ):
+      if wanted.get(name) == is_pooled:
+        found[name] = output[None].astype(float)
+      if len(found) == len(wanted):  # the rest would be traced, and send
+        break
+    return found
 
   return jax.jit(
     jax.shard_map(
       on_device,
       in_specs=(specs.variables, specs.images),
-      out_specs=specs.activations[layer],
+      out_specs={name: specs.activations[name] for name in wanted},
     )
   )
 

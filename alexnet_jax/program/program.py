@@ -154,22 +154,19 @@ class Program:
     with self._scope():
       return nonfinite(state, key, images, labels)
 
-  def evaluate(self, variables, images, labels) -> jax.Array:
-    """Sums `metrics.NAMES` over a batch, of `views` each: f32[4].
-
-    With several members: f32[members, 4].
-    """
+  def evaluate(self, variables, images, labels) -> eval_step.Evaluated:
+    """Evaluates a batch, with `views` of each image; see `eval_step.py`."""
     with self._scope():
       return self._eval_step(variables, images, labels)
 
   @functools.cached_property
-  def _eval_step(self) -> Callable[..., jax.Array]:
+  def _eval_step(self) -> Callable[..., eval_step.Evaluated]:
     return self.ensemble.map_members(
       eval_step.make_eval_step(self.forward, views=self.views),
       self.mesh,
       own=(self.specs.variables,),
       shared=(self.specs.images, self.specs.labels),
-      result=self.specs.replicated,
+      result=eval_step.to_eval_specs(self.specs),
     )
 
   def predict(self, variables, images, labels) -> tuple[jax.Array, jax.Array]:
@@ -182,14 +179,14 @@ class Program:
     return eval_step.make_predict_step(self.forward, views=self.views)
 
   def make_activations(
-    self, layer: str, *, pooled: bool
-  ) -> Callable[[dict, jax.Array], jax.Array]:
+    self, layers: Sequence[str], *, pooled: bool
+  ) -> Callable[[dict, jax.Array], dict[str, jax.Array]]:
     """Makes `eval_step.make_activations_step`'s function, of one member."""
     step = eval_step.make_activations_step(
-      self.forward, layer=layer, pooled=pooled
+      self.forward, layers=layers, pooled=pooled
     )
 
-    def compute(variables, images) -> jax.Array:
+    def compute(variables, images) -> dict[str, jax.Array]:
       with self._scope():
         return step(variables, images)
 

@@ -407,6 +407,13 @@ def to_mb(number: int) -> str:
   return f"{number:,} B" if 0 < number < 10_000 else f"{number / 1e6:,.3f}"
 
 
+def to_short(number: float) -> str:
+  """Formats with three digits or more: `0.012`, `1.23`, `1,234`; 0 is `0`."""
+  if number >= 100:
+    return f"{number:,.0f}"
+  return f"{number:.3g}" if number >= 0.001 or not number else "<0.001"
+
+
 def to_ms(seconds: float) -> str:
   """Formats seconds as milliseconds, `1.20` or `1,235`."""
   number = seconds * 1e3

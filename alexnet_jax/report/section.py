@@ -17,12 +17,14 @@ class Table:
     rows: texts of cells, as many as the header has; not yet escaped.
     caption: what it shows, in a sentence.
     numeric: indices of the columns that are aligned as numbers.
+    is_folded: whether only its caption is shown, and the rest on request.
   """
 
   header: Sequence[str]
   rows: Sequence[Sequence[str]]
   caption: str
   numeric: Sequence[int] = ()
+  is_folded: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,22 @@ class Drawing:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+  """A command line of the page, to be copied.
+
+  Attributes:
+    line: as a shell reads it; not yet escaped.
+    caption: what it does, in a sentence.
+  """
+
+  line: str
+  caption: str
+
+
+Part = Drawing | Table | Command
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
   """A section of the page.
 
@@ -61,4 +79,4 @@ class Section:
   name: str
   title: str
   text: Sequence[str] = ()
-  parts: Sequence[Drawing | Table] = ()
+  parts: Sequence[Part] = ()

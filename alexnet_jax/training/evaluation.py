@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from alexnet_jax.data import pipeline, records, sets
+from alexnet_jax.data import statistics as statistics_lib
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.training import loaded_run, trained_run
 from alexnet_jax.training import predictions as predictions_lib
@@ -30,33 +32,72 @@ class OpenedRun(NamedTuple):
   data: dict[str, str | int]
 
 
+class OpenedSplit(NamedTuple):
+  """The validation split of a run; see `OpenedRun`.
+
+  Attributes:
+    statistics: of the training split.
+  """
+
+  records: records.Records
+  class_names: tuple[str, ...]
+  data: dict[str, str | int]
+  statistics: statistics_lib.Statistics
+
+
 def open_run(run: trained_run.TrainedRun, *, data_dir: str | None) -> OpenedRun:
   """Opens the data of a run, and makes its program.
 
   Raises:
-    ValueError, OSError: the data are missing or differ from those of the run,
-      or the program does not fit the devices.
+    ValueError, OSError: see `open_split`, or the program does not fit the
+      devices.
+  """
+  split = open_split(run, data_dir=data_dir)
+  return OpenedRun(
+    loaded_run.make_program(run, split.statistics),
+    split.records,
+    split.class_names,
+    split.data,
+  )
+
+
+def open_split(
+  run: trained_run.TrainedRun, *, data_dir: str | None, builds: bool = True
+) -> OpenedSplit:
+  """Opens the validation split of a run.
+
+  Args:
+    builds: whether an embedded set is built where it is not prepared.
+
+  Raises:
+    ValueError, OSError: the data are missing or differ from those of the run.
   """
   builder, statistics = run_lib.open_data(
     run.config, run.network, data_dir=data_dir
   )
+  if not builds and not builder.info.splits:
+    raise FileNotFoundError(
+      f"dataset {run.config.data.name!r} is not prepared in "
+      f"{os.fspath(builder.data_dir)!r}. Set --data_dir to the folder that has "
+      "it."
+    )
   data = {
     "dataset": builder.info.full_name,
     "statistics": statistics.fingerprint(),
   }
   trained_run.check_data(run, data)
-  (validation_records,) = sets.open_splits(
+  (opened,) = sets.open_splits(
     builder,
     (run.config.data.validation_split,),
     stored_size=run.config.data.stored_size,
     unreadable=run.config.data.unreadable,
     allow_unlabeled=True,
   )
-  return OpenedRun(
-    loaded_run.make_program(run, statistics),
-    validation_records,
+  return OpenedSplit(
+    opened,
     sets.find_class_names(builder),
-    data | {"images": len(validation_records)},
+    data | {"images": len(opened)},
+    statistics,
   )
 
 

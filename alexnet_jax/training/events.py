@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2, summary_pb2
 
@@ -106,7 +107,21 @@ class Events:
     Args:
       name: in metrics.jsonl; of a value of a list, with a slash and its index.
     """
-    self._write(summary.scalar(to_tag(name), value), step)
+    self._add(summary.scalar(to_tag(name), value), step)
+
+  def add_image(self, name: str, pixels: np.ndarray, step: int) -> None:
+    """Adds an image, which TensorBoard shows with a slider over the steps.
+
+    Args:
+      name: its tag; images are grouped by what is before the first slash.
+      pixels: u8[height, width, channels] of 1, 3 or 4 channels; the fourth is
+        the opacity.
+    """
+    self._add(summary.image(name, pixels, dataformats="HWC"), step)
+
+  def _add(self, values: summary_pb2.Summary, step: int) -> None:
+    """Writes values of a step, and syncs them to disk now and then."""
+    self._write(values, step)
     if time.monotonic() - self._flushed > _FLUSH_SECONDS:
       self._writer.flush()
       self._flushed = time.monotonic()

@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ from alexnet_jax.training import run as run_lib
 from alexnet_jax.training import run_data, trained_run
 
 # Pictures that the devices compute at once; a multiple of what they split.
-_MAX_BATCH = 32
+MAX_BATCH = 32
 # Classes that a `repr` shows.
 _SHOWN = 3
 # What can be set of the layout of an evaluation, in errors.
@@ -80,6 +80,7 @@ class LoadedRun:
     network: its layers.
     class_names: by label.
     program: the network on the layout that was asked for.
+    trained: the run as it was read.
   """
 
   def __init__(
@@ -89,11 +90,11 @@ class LoadedRun:
     class_names: tuple[str, ...],
     program: program_lib.Program,
   ):
-    self.workdir, self.step = run.workdir, run.step
+    self.workdir, self.step, self.trained = run.workdir, run.step, run
     self.config, self.network = run.stored, run.network
     self.class_names, self.program = class_names, program
     self._variables = load_variables(run, program)
-    self._computed: dict[tuple, Callable[[jax.Array], jax.Array]] = {}
+    self._computed: dict[tuple, Callable[[jax.Array], Any]] = {}
 
   def __repr__(self) -> str:
     network, layout = self.network, self.program.layout
@@ -196,22 +197,49 @@ class LoadedRun:
       ValueError, TypeError, FloatingPointError: see `probabilities`; also if
         there is no such layer.
     """
-    names = [row.name for row in self.network.layers]
-    if layer not in names:
-      raise ValueError(
-        f"the network has no layer {layer!r}, but {', '.join(names)}. Set "
-        "layer to one of them."
-      )
-    # Without pooling both are the same.
-    pooled = bool(pooled) or self.network.layer(layer).pool is None
+    return self.activations_of_layers(images, [layer], pooled)[layer]
 
-    def make() -> Callable[[jax.Array], jax.Array]:
-      compute = self.program.make_activations(layer, pooled=pooled)
+  def activations_of_layers(
+    self, images: Any, layers: Sequence[str], pooled: bool = True
+  ) -> dict[str, np.ndarray]:
+    """Computes `activations` of several layers in one pass.
+
+    Args:
+      layers: their names in the network, at least one.
+      pooled: of all of them.
+
+    Returns:
+      {layer: activations}, in the order of `layers`.
+
+    Raises:
+      ValueError, TypeError, FloatingPointError: see `activations`.
+    """
+    names = [row.name for row in self.network.layers]
+    if not layers:
+      raise ValueError(
+        f"layers is {layers!r}, expected some of {', '.join(names)}. Set "
+        "layers."
+      )
+    for layer in layers:
+      if layer not in names:
+        raise ValueError(
+          f"the network has no layer {layer!r}, but {', '.join(names)}. Set "
+          "layer to one of them."
+        )
+    # Without pooling both are the same.
+    is_pooled = bool(pooled) or not any(
+      self.network.layer(layer).pool for layer in layers
+    )
+    ordered = tuple(dict.fromkeys(layers))
+
+    def make() -> Callable[[jax.Array], dict[str, jax.Array]]:
+      compute = self.program.make_activations(ordered, pooled=is_pooled)
       return functools.partial(compute, self._variables)
 
-    return self._compute(
-      (layer, pooled), make, self.read_pictures(images), has_copies=True
+    found = self._compute(
+      (*ordered, is_pooled), make, self.read_pictures(images), has_copies=True
     )
+    return {layer: found[layer] for layer in ordered}
 
   @functools.cached_property
   def parameters(self) -> dict[str, dict[str, np.ndarray]]:
@@ -257,20 +285,21 @@ class LoadedRun:
   def _compute(
     self,
     name: tuple,
-    make: Callable[[], Callable[[jax.Array], jax.Array]],
+    make: Callable[[], Callable[[jax.Array], Any]],
     found: pictures.Pictures,
     *,
     has_copies: bool = False,
-  ) -> np.ndarray:
+  ) -> Any:
     """Computes something of pictures, a batch at a time.
 
     Args:
       name: by which the compiled function is kept.
-      make: makes the function of u8[batch, side, side, 3].
-      has_copies: whether it returns equal copies, along a first dimension.
+      make: makes the function of u8[batch, side, side, 3], which returns an
+        array or a tree of arrays.
+      has_copies: whether each is equal copies, along a first dimension.
 
     Returns:
-      f32[N, ...].
+      f32[N, ...], or a tree of these.
     """
     if name not in self._computed:
       self._computed[name] = make()
@@ -283,10 +312,15 @@ class LoadedRun:
       batch = np.zeros((size, *pixels.shape[1:]), np.uint8)
       batch[: len(part)] = part
       images = jax.device_put(batch, self.program.batch_shardings[0])
-      values = compute(images)
-      values = _read_first(values) if has_copies else np.asarray(values)
-      values = values[: len(part)]
-      finite = np.isfinite(values.reshape(len(part), -1)).all(axis=1)
+      values, tree = jax.tree.flatten(compute(images))
+      values = [
+        (_read_first(one) if has_copies else np.asarray(one))[: len(part)]
+        for one in values
+      ]
+      finite = np.all(
+        [np.isfinite(one.reshape(len(part), -1)).all(axis=1) for one in values],
+        axis=0,
+      )
       if not finite.all():
         picture = found.names[start + int(np.argmin(finite))]
         raise FloatingPointError(
@@ -294,9 +328,12 @@ class LoadedRun:
           "finite. Set step to that of another checkpoint."
         )
       if result is None:
-        result = np.empty((count, *values.shape[1:]), values.dtype)
-      result[start : start + len(part)] = values
-    return result
+        result = [
+          np.empty((count, *one.shape[1:]), one.dtype) for one in values
+        ]
+      for whole, one in zip(result, values, strict=True):
+        whole[start : start + len(part)] = one
+    return jax.tree.unflatten(tree, result)
 
   def _choose_batch(self, count: int) -> int:
     """Returns how many pictures are computed at once.
@@ -311,7 +348,7 @@ class LoadedRun:
         for sharding in (route.input_sharding, route.output_sharding)
       )
     )
-    while size < min(count, _MAX_BATCH):
+    while size < min(count, MAX_BATCH):
       size *= 2
     return size
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -12,6 +12,7 @@ import rich.console
 
 from alexnet_jax.checkpoints import checkpoint, metadata
 from alexnet_jax.data import host_batches, pipeline, source
+from alexnet_jax.figures import confusion, kernels
 from alexnet_jax.optim import schedules
 from alexnet_jax.program import eval_step, metrics
 from alexnet_jax.program import step as step_lib
@@ -59,6 +60,7 @@ class Loop:
     self._replaced = 0  # since the last report
     self._rate_scale = schedules.find_plateau_scale(state.optimizer)
     self._has_validated = False
+    self._said_no_kernels = False
     self._facts: dict[str, Any] = {}  # on the state, for its checkpoint
     # Whether all processes raise an error of one of them at the same place.
     self._raises_together = run.group.count == 1
@@ -240,9 +242,11 @@ class Loop:
         self._stop(number)
     self._raise_together(f"validation_error/{number}", errors)
     self._has_validated = True
-    totals, replaced = result
+    totals, replaced, outcomes = result
     replaced = run.group.start_sum(f"validation_replaced/{number}", replaced)
     self._reporter.validation(number, totals, replaced)
+    self._show_confusion(number, outcomes)
+    self._show_kernels(number)
     self._check_reports()
     error = metrics.to_errors(totals)
     # Not after the validation at the end, which a longer run would not have.
@@ -251,6 +255,66 @@ class Loop:
       self.state = self.state._replace(optimizer=optimizer)
       self._rate_scale = schedules.find_plateau_scale(self.state.optimizer)
     self._facts = {"validation_error": error}
+
+  def _show_confusion(
+    self, number: int, outcomes: Sequence[tuple[jax.Array, jax.Array]]
+  ) -> None:
+    """Adds the confusion matrix of a validation to TensorBoard.
+
+    Not of several processes, which would have to send their parts, nor of
+    several runs, nor of more classes than a picture shows.
+    """
+    classes = self._run.program.network.layers[-1].features
+    if not (
+      outcomes
+      and self._reporter.has_events
+      and self._run.group.count == 1
+      and outcomes[0][0].ndim == 2  # of one run: [copies, N]
+      and classes <= confusion.MOST_CELLS
+    ):
+      return
+    # The first of the equal copies.
+    predicted = [np.asarray(one)[0] for one, _ in outcomes]
+    matrix = confusion.count(
+      np.concatenate([np.asarray(labels) for _, labels in outcomes]),
+      np.concatenate(predicted),
+      num_classes=classes,
+    )
+    self._reporter.images(number, {"confusion": confusion.to_pixels(matrix)})
+
+  def _show_kernels(self, number: int) -> None:
+    """Adds the kernels of the first layer to TensorBoard.
+
+    A weight is a pixel; TensorBoard enlarges them. The devices have nothing to
+    do right after a validation, and this process reads what its own ones have:
+    no process waits for another.
+    """
+    program = self._run.program
+    layer = program.network.layers[0]
+    if not self._reporter.has_events or layer.kind != "conv":
+      return
+    variables = eval_step.find_variables(self.state)
+    stacked = read_whole(variables[layer.name]["kernel"])
+    if stacked is None:
+      if not self._said_no_kernels:
+        self._reporter.say(
+          number,
+          f"TensorBoard gets no pictures of {layer.name}'s kernels: this "
+          "process has a part of them only",
+        )
+      self._said_no_kernels = True
+      return
+    # f32[window, window, channels, maps], or those of several runs.
+    images = {}
+    for index in np.ndindex(stacked.shape[:-4]):
+      kernel = kernels.find_seen(
+        stacked[index],
+        color_order=program.augmentation.color_order,
+        color_stds=program.augmentation.statistics.stds,
+      )
+      name = "/".join(["kernels", layer.name, *map(str, index)])
+      images[name] = kernels.tile_columns(kernel, program.network.columns)
+    self._reporter.images(number, images)
 
   def _raise_together(self, name: str, errors: list[Exception]) -> None:
     """Raises in all processes the error of one; each name only once in a run.
@@ -307,7 +371,7 @@ def validate(
   batches: Iterator[pipeline.Batch],
   *,
   compiles: bool,
-) -> tuple[np.ndarray, int] | None:
+) -> tuple[np.ndarray, int, list[tuple[jax.Array, jax.Array]]] | None:
   """Evaluates a split, with averaged parameters if the optimizer has them.
 
   Args:
@@ -315,14 +379,15 @@ def validate(
     compiles: whether the first batch takes the time of a compilation.
 
   Returns:
-    `metrics.NAMES` summed over the split, f32[4] or f32[runs, 4], and how many
+    `metrics.NAMES` summed over the split, f32[4] or f32[runs, 4]; how many
     images of this process were replaced because their own record could not be
-    read. None if a signal has ended the validation early.
+    read; and of each batch the predicted classes and the labels, on the
+    devices. None if a signal has ended the validation early.
 
   Raises:
     source.RecordError: a record cannot be read.
   """
-  totals, replaced = [], 0
+  totals, replaced, outcomes = [], 0, []
   variables = eval_step.find_variables(state)
   with contextlib.closing(batches):
     for images, labels, lost in batches:
@@ -330,10 +395,30 @@ def validate(
         return None
       if compiles and not totals:
         run.group.pause_watchdog()
-      totals.append(run.program.evaluate(variables, images, labels))
+      evaluated = run.program.evaluate(variables, images, labels)
+      totals.append(evaluated.totals)
+      outcomes.append((evaluated.predicted, labels))
       _wait_for_old(totals)
       replaced += lost
-  return np.sum(jax.device_get(totals), axis=0), replaced
+  return np.sum(jax.device_get(totals), axis=0), replaced, outcomes
+
+
+def read_whole(array: jax.Array) -> np.ndarray | None:
+  """Reads an array from the devices of this process.
+
+  Returns:
+    None: these do not have all of it.
+  """
+  shards = {
+    tuple((place.start, place.stop) for place in shard.index): shard
+    for shard in array.addressable_shards
+  }
+  if sum(shard.data.size for shard in shards.values()) < array.size:
+    return None
+  whole = np.empty(array.shape, array.dtype)
+  for shard in shards.values():
+    whole[shard.index] = shard.data
+  return whole
 
 
 def _wait_for_old(totals: list[jax.Array]) -> None:

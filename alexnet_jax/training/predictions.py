@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,7 +53,7 @@ class Predictions:
   def ranks(self) -> np.ndarray:
     """The rank of each label among the classes: i32[N], 0 is first."""
     # By the function that training uses.
-    ranks = metrics.ranks(
+    ranks = jax.jit(metrics.ranks)(
       jnp.asarray(self.log_probabilities), jnp.asarray(self.labels)
     )
     return np.asarray(ranks)

@@ -248,7 +248,7 @@ class Reporter:
     self._progress.update(self._task, shown=shown)
     self._write(step, values, now)
     if not self._console.is_terminal:
-      self._print(
+      self.say(
         step,
         f"{self._describe(totals, means)}, {rate:,.0f} images/s, learning rate "
         f"{learning_rate:g}{_describe_replaced(replaced)}",
@@ -261,7 +261,7 @@ class Reporter:
         for index in np.ndindex(totals.shape[:-1])
       }
       for line in self._monitor.check(step, losses):
-        self._print(step, line)
+        self.say(step, line)
 
   def validation(
     self, step: int, totals: np.ndarray, replaced: Callable[[], int]
@@ -289,7 +289,7 @@ class Reporter:
     values["validation_replaced_images"] = replaced
     values |= (of_runs := self._values_of_runs("validation", totals))
     self._write(step, values, now)
-    self._print(
+    self.say(
       step,
       f"validation {self._describe(totals, means)}, {means['images']:,} images"
       f"{_describe_replaced(replaced)}",
@@ -297,9 +297,29 @@ class Reporter:
     for k in self._top_k if of_runs else ():
       errors = of_runs[f"validation_{self._run_name}_top{k}_error"]
       listed = ", ".join(f"{error:.2%}" for error in errors)
-      self._print(
+      self.say(
         step, f"validation top-{k} error of each {self._run_name}: {listed}"
       )
+
+  @property
+  def has_events(self) -> bool:
+    """Whether `images` writes: in process 0, until a report fails."""
+    return self._events is not None and self.error is None
+
+  def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Adds images to TensorBoard, {name: u8[height, width, channels]}.
+
+    After the report of the same step, which writes the file again if it is
+    gone.
+    """
+    if not self.has_events:
+      return
+    try:
+      with self._writing():
+        for name, pixels in images.items():
+          self._events.add_image(name, pixels, step)
+    except OSError as error:
+      self.error = error
 
   def saved(self, saved: Sequence[writer.Saved]) -> None:
     """Reports on checkpoints that are on disk now."""
@@ -484,9 +504,10 @@ class Reporter:
     if self._tracker is not None:
       problem = self._tracker.log(step, place | flat)
       if problem is not None:
-        self._print(step, problem)
+        self.say(step, problem)
 
-  def _print(self, step: int, text: str) -> None:
+  def say(self, step: int, text: str) -> None:
+    """Prints a line on a step."""
     width = len(str(self._num_steps))
     print_lines(self._console, f"step {step:{width}}/{self._num_steps}: {text}")
 

@@ -562,7 +562,7 @@ def test_every_flag_with_a_path_expands_it():
   assert {*paths} == {
     *("workdir", "new_workdir", "data_dir", "from", "compilation_cache"),
     *("picture", "chart", "json", "predictions", "markdown", "folder"),
-    *("to", "class_names", "check", "reference"),
+    *("to", "class_names", "check", "reference", "figures", "pictures"),
     *("torch_python", "machine", "write", "map", "plot", "out", "csv"),
     "profile",
   }

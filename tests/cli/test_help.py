@@ -1,6 +1,5 @@
 """--help shows every flag that a user may set; the package lists commands."""
 
-import concurrent.futures
 import re
 
 import pytest
@@ -27,9 +26,9 @@ def find_flags(command):
   return names
 
 
-def check_help(command, cache):
+def check_help(command, ended):
   name = f"alexnet_jax.{command}"
-  code, shown, errors = processes.run(["python", "-m", name, "--help"], cache)
+  code, shown, errors = ended
   assert (code, errors) == (0, "")
   names = re.findall(r"^  --(?:\[no\])?(\w+)(?:=|$)", shown, re.MULTILINE)
   assert set(names) == find_flags(command)
@@ -44,14 +43,21 @@ def check_help(command, cache):
 
 
 def test_help_shows_every_flag(tmp_path):
-  check_help("main", tmp_path)
+  command = ["python", "-m", "alexnet_jax.main", "--help"]
+  check_help("main", processes.run(command, tmp_path))
 
 
 @pytest.mark.slow
 def test_help_of_all_commands_shows_every_flag(tmp_path):
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    ended = pool.map(check_help, COMMANDS, [tmp_path] * len(COMMANDS))
-    assert len([*ended]) == 13
+  cases = []
+  for command in COMMANDS:
+    (tmp_path / command).mkdir()
+    cases.append((command, ["--help"], tmp_path / command))
+  assert len(cases) == 14
+  for command, ended in zip(
+    COMMANDS, processes.run_forked(cases, tmp_path), strict=True
+  ):
+    check_help(command, ended)
 
 
 def test_package_lists_its_commands(tmp_path):

@@ -552,7 +552,7 @@ def test_command_imports_proves_and_refuses(pictures, tmp_path):
   )
   assert done.code == 1 and "The run stays in" in done.errors
   assert (tmp_path / "other" / "config.json").exists()
-  for flags, message in (
+  refused = (
     ([f"--from={tmp_path}/a.pth"], "--new_workdir is not set: --from imports"),
     (
       [f"--from={tmp_path}/a.pth", f"--new_workdir={tmp_path}/b", "--to=x.npz"],
@@ -564,7 +564,14 @@ def test_command_imports_proves_and_refuses(pictures, tmp_path):
     ),
     ([f"--workdir={new}"], "--new_workdir is not set: without --from and --to"),
     ([f"--from={reference}", f"--new_workdir={tmp_path}/b"], "neither the dat"),
+  )
+  cases = []
+  for index, (flags, _) in enumerate(refused):
+    (tmp_path / f"refused_{index}").mkdir()
+    cases.append(("convert", flags, tmp_path / f"refused_{index}"))
+  for done, (_, message) in zip(
+    processes.run_forked(cases, tmp_path), refused, strict=True
   ):
-    done = run(*flags)
     assert done.code == 1 and message in done.errors, done.errors
+    assert len(done.errors.splitlines()) == 1, done.errors
   assert not (tmp_path / "b").exists()

@@ -237,7 +237,7 @@ def evaluation(tiny_network, tiny_augmentation, tiny_batch):
 def evaluate(layout, views, parameters, batch):
   parts = dataclasses.replace(build.make_program(layout), views=views)
   parameters = build.put_parameters(parts, parameters)
-  return np.asarray(parts.evaluate(parameters, *build.put(parts, batch)))
+  return np.asarray(parts.evaluate(parameters, *build.put(parts, batch)).totals)
 
 
 @on_one_device_and_four

@@ -265,6 +265,24 @@ def test_ordinary_shapes_are_scaled_whole_and_cropped(size):
   )
 
 
+def test_square_has_the_pixels_of_scaling_the_whole_picture_at_once():
+  random = np.random.default_rng(0)
+  shapes = np.exp(random.uniform(0, np.log(60), (60, 3))).astype(int)
+  shapes[:, 0] *= shapes[:, 1]  # up to 60 times as wide as high
+  for *size, side in [*shapes.tolist(), (3400, 33, 7), (41, 40, 13)]:
+    pixels = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    width, height = (round(side / min(size) * length) for length in size)
+    left, top = (width - side) // 2, (height - side) // 2
+    whole = picture.resize((width, height), Image.Resampling.BICUBIC)
+    if max(size) > 100 * min(size) and side > min(size):
+      continue  # cropped before it is scaled
+    np.testing.assert_array_equal(
+      decode.to_square(picture, side),
+      whole.crop((left, top, left + side, top + side)),
+    )
+
+
 @pytest.mark.parametrize("upright", [False, True])
 def test_very_long_picture_gives_its_center(upright):
   pixels = RANDOM.integers(0, 256, (2, 2000, 3), dtype=np.uint8)

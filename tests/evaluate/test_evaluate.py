@@ -106,15 +106,19 @@ def test_each_image_is_predicted_once_as_by_a_loop(layout, split, expected):
   assert np.abs(outputs[2] - outputs.mean(axis=0)).max() > 0.01
 
   ten_views = dataclasses.replace(program, views=10)
-  totals = sum(
-    np.asarray(ten_views.evaluate(parameters, batch.images, batch.labels))
+  evaluated = [
+    jax.device_get(ten_views.evaluate(parameters, batch.images, batch.labels))
     for batch in pipeline.validation_batches(
       records,
       batch_size=BATCH,
       shardings=program.batch_shardings,
       **READING,
     )
-  )
+  ]
+  totals = sum(batch.totals for batch in evaluated)
+  for copies in zip(*(batch.predicted for batch in evaluated), strict=True):
+    first = np.concatenate(copies)[:IMAGES]
+    np.testing.assert_array_equal(first, outputs.mean(axis=0).argmax(axis=1))
   errors = [ten.count_errors(1), ten.count_errors(5)]
   assert totals[1:].tolist() == [*errors, IMAGES]
   # A sum in float32.

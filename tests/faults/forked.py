@@ -30,7 +30,16 @@ from alexnet_jax.compare import chart, comparison  # noqa: F401
 from alexnet_jax.data import preparation  # noqa: F401
 from alexnet_jax.doctor import examination  # noqa: F401
 from alexnet_jax.evaluate import tables  # noqa: F401
-from alexnet_jax.figures import layout as draw  # noqa: F401
+from alexnet_jax.report import (
+  costs,  # noqa: F401
+  curves,  # noqa: F401
+  facts,  # noqa: F401
+  kernels,  # noqa: F401
+  layers,  # noqa: F401
+  layout,  # noqa: F401
+  mistakes,  # noqa: F401
+  page,  # noqa: F401
+)
 from alexnet_jax.training import (
   evaluation,  # noqa: F401
   train,  # noqa: F401

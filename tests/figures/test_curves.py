@@ -7,42 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from alexnet_jax.checkpoints import workdir as workdir_lib
 from alexnet_jax.figures import curves as curves_lib
 from alexnet_jax.figures import runs
-from configs import default
-from tests import processes
+from tests import processes, reported_run
 
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
-
-
-def write_run(path, lines=None, **fields):
-  """Writes the workdir of a run as far as its curves need it."""
-  config = default.get_config("digits")
-  config.update_from_flattened_dict(fields)
-  path.mkdir(parents=True)
-  found = {"training_images": 1498, "dataset": path.name}
-  text = json.dumps(workdir_lib.flatten_config(config.to_dict(), found))
-  (path / "config.json").write_text(text)
-  if lines is None:
-    lines = make_lines(fields.get("optimizer.learning_rate", 0.01))
-  (path / "metrics.jsonl").write_text("".join(f"{x}\n" for x in lines))
-
-
-def make_lines(rate, steps=range(10, 60, 10), **changes):
-  """Makes the lines of a run whose error falls with its rate."""
-  lines = []
-  for step in steps:
-    values = {
-      **{"step": step, "epoch": step / 7, "elapsed_seconds": step / 3},
-      "images_seen": 64 * step,
-    } | changes
-    loss = {"training_loss": float(np.exp(-step * rate)), "learning_rate": rate}
-    lines.append(json.dumps(values | loss))
-    if step % 20 == 0:
-      error = {"validation_loss": 1.5, "validation_top1_error": 1 / step}
-      lines.append(json.dumps(values | error))
-  return lines
 
 
 @pytest.fixture
@@ -51,7 +20,7 @@ def sweep(tmp_path):
   for number, rate in enumerate(RATES):
     # Folders in another order than the rates.
     name = str((7 * number) % 10)
-    write_run(
+    reported_run.write(
       tmp_path / "sweep" / name, **{"optimizer.learning_rate": rate, "seed": 3}
     )
   (tmp_path / "sweep" / "notes").mkdir()
@@ -63,6 +32,20 @@ def read_sorted(folder):
   return runs.sort([runs.read(workdir) for workdir in workdirs])
 
 
+def test_workdirs_are_named_by_paths_patterns_and_lists(sweep, tmp_path):
+  reported_run.write(tmp_path / "a,b")
+  for given, expected in (
+    ([f"{sweep}/2,{sweep}/1"], [sweep / "2", sweep / "1"]),
+    ([f"{sweep}/2", f"{sweep}/[12],{sweep}/3"], [sweep / n for n in "213"]),
+    ([f"{tmp_path}/a,b"], [tmp_path / "a,b"]),
+    ([f"{tmp_path}/a,*"], [tmp_path / "a,b"]),
+  ):
+    found, others = runs.find_workdirs(given)
+    assert (found, others) == (list(map(str, expected)), [])
+  with pytest.raises(ValueError, match="no run in '.*/no'.* Set --workdir"):
+    runs.find_workdirs([f"{sweep}/1,{tmp_path}/no"])
+
+
 def test_legend_of_a_sweep_names_only_what_differs(sweep):
   found = read_sorted(sweep)
   legend = runs.make_legend(found)
@@ -71,7 +54,7 @@ def test_legend_of_a_sweep_names_only_what_differs(sweep):
   figure = curves_lib.to_figure(
     *(found, legend),
     axis="epoch",
-    curves=["validation_top1_error", "training_loss"],
+    panels=[["validation_top1_error"], ["training_loss"]],
     smoothing=0.0,
   )
   (drawn,) = figure.legends
@@ -89,7 +72,7 @@ def test_legend_of_a_sweep_names_only_what_differs(sweep):
       np.testing.assert_array_equal(line.get_ydata(), run.curves[curve])
   # Smoothing adds lines, and leaves those of the values.
   smoothed = curves_lib.to_figure(
-    found, legend, axis="step", curves=["training_loss"], smoothing=0.5
+    found, legend, axis="step", panels=[["training_loss"]], smoothing=0.5
   )
   assert len(smoothed.axes[0].lines) == 20
 
@@ -99,7 +82,7 @@ def test_legends_of_other_runs(tmp_path):
     found = []
     for name, fields in runs_fields.items():
       if not (tmp_path / name).exists():
-        write_run(tmp_path / name, **fields)
+        reported_run.write(tmp_path / name, **fields)
       found.append(runs.read(str(tmp_path / name)))
     legend = runs.make_legend(runs.sort(found))
     return legend.title, [
@@ -129,7 +112,7 @@ def test_legends_of_other_runs(tmp_path):
   assert sorted(labels) == ["(1.0, 2.0, 3.0)", "None"]
   # Many fields that follow from one: the one.
   for name, wiring in (("h", "w"), ("i", "v")):
-    write_run(tmp_path / name)
+    reported_run.write(tmp_path / name)
     file = tmp_path / name / "config.json"
     fields = json.loads(file.read_text()) | {"network.wiring": wiring}
     rows = {f"network.layers.{wiring}{k}.maps": 8 for k in range(5)}
@@ -143,7 +126,7 @@ def test_csv_has_the_numbers_of_the_reports(sweep, tmp_path):
     json.dumps({"step": 1, "training_loss": 1 / 3, "training_member_loss": x})
     for x in ([0.1, 0.2],)
   ]
-  write_run(sweep / "members", lines)
+  reported_run.write(sweep / "members", lines)
   found = read_sorted(sweep)
   curves = ["training_loss", "validation_top1_error", "training_member_loss"]
   path = tmp_path / "curves.csv"
@@ -199,9 +182,14 @@ def plot(*flags, tmp_path):
 
 @pytest.mark.slow
 def test_command_draws_a_sweep(sweep, tmp_path):
-  write_run(sweep / "young", make_lines(0.01, steps=[10]), seed=4)
-  old = [re.sub(r'"(epoch|ela|ima)\w*": [^,]+, ', "", x) for x in make_lines(1)]
-  write_run(sweep / "old", old)
+  reported_run.write(
+    sweep / "young", reported_run.make_lines(0.01, steps=[10]), seed=4
+  )
+  old = [
+    re.sub(r'"(epoch|ela|ima)\w*": [^,]+, ', "", x)
+    for x in reported_run.make_lines(1)
+  ]
+  reported_run.write(sweep / "old", old)
   picture, table = tmp_path / "a b.svg", tmp_path / "curves.csv"
   ended = plot(
     f"--workdir={sweep}/*",
@@ -224,9 +212,14 @@ def test_command_draws_a_sweep(sweep, tmp_path):
 @pytest.mark.slow
 def test_what_is_wrong_is_said_in_one_line(sweep, tmp_path):
   out, one = f"--out={tmp_path}/a.svg", f"--workdir={sweep}/1"
-  write_run(tmp_path / "broken", [*make_lines(1), '{"step":', *make_lines(1)])
-  write_run(tmp_path / "old", ['{"step": 1, "validation_top1_error": 1.0}'])
-  write_run(tmp_path / "old2", ['{"step": 1, "training_loss": 1.0}'])
+  reported_run.write(
+    tmp_path / "broken",
+    [*reported_run.make_lines(1), '{"step":', *reported_run.make_lines(1)],
+  )
+  reported_run.write(
+    tmp_path / "old", ['{"step": 1, "validation_top1_error": 1.0}']
+  )
+  reported_run.write(tmp_path / "old2", ['{"step": 1, "training_loss": 1.0}'])
   cases = (
     ([out], "no run is given"),
     ([one], "no file to write is given"),

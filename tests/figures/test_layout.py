@@ -5,7 +5,9 @@ import dataclasses
 import itertools
 import re
 
+import matplotlib.colors
 import matplotlib.style
+import matplotlib.text
 import numpy as np
 import PIL.Image
 import pytest
@@ -477,7 +479,7 @@ def test_rows_of_a_host_stand_together():
 
 def check_texts(drawn):
   with matplotlib.style.context(["default", draw.STYLE]):
-    figure = draw.to_figure(drawn)
+    figure = draw.draw_scene(drawn)
     renderer = backend_agg.FigureCanvasAgg(figure).get_renderer()
     texts = figure.axes[0].texts
     extents = {text: text.get_window_extent(renderer) for text in texts}
@@ -518,6 +520,30 @@ def test_same_layout_gives_the_same_file(suffix, tmp_path):
   else:
     with PIL.Image.open(files[0]) as image:
       assert image.width > 1600 and len(image.getcolors(1 << 20)) > 100
+
+
+def find_luminance(color):
+  """As WCAG 2.1 defines it, 0 to 1."""
+  values = np.array(matplotlib.colors.to_rgb(color))
+  low, high = values / 12.92, ((values + 0.055) / 1.055) ** 2.4
+  return np.where(values <= 0.04045, low, high) @ (0.2126, 0.7152, 0.0722)
+
+
+def test_figure_can_be_read_on_light_and_dark_pages():
+  network, layout = build.FULL_NETWORK, catalog.TWO_DIMENSIONAL
+  layout = choose(network, layout)
+  plan = make_plan(network, layout)
+  drawn = draw.to_figure(network, layout, plan, batch_size=BATCH_SIZE)
+  assert drawn.get_facecolor()[3] == 0
+  colors = {
+    matplotlib.colors.to_hex(text.get_color())
+    for text in drawn.findobj(matplotlib.text.Text)
+  }
+  assert "#000000" in colors  # a page sets it
+  for color in colors - {"#000000"}:
+    for page in ("#ffffff", "#111111"):
+      one, other = sorted(find_luminance(each) + 0.05 for each in (color, page))
+      assert other / one > 3.8, color
 
 
 def test_name_is_drawn_as_text(tmp_path):

@@ -179,11 +179,7 @@ def draw_wiring(rng) -> wiring.Wiring:
 def trace(network):
   """Parameters, outputs, and sides of normalized maps, by layer."""
   outputs, sides = {}, {}
-  run_layer, normalize = model.run_layer, model.apply_local_response_norm
-
-  def watch_layer(network, layer, *args, **options):
-    outputs[layer.name] = run_layer(network, layer, *args, **options)
-    return outputs[layer.name]
+  normalize = model.apply_local_response_norm
 
   def watch_norm(network, layer, x, exchange):
     sides[layer.name] = x.shape[1] if x.ndim == 4 else 1
@@ -191,7 +187,10 @@ def trace(network):
 
   def run(images, drawn):
     alexnet = model.AlexNet(network, rngs=nnx.Rngs(params=0))
-    alexnet(images, masks=drawn, uniforms=drawn)
+    for name, _, x in alexnet.iterate_outputs(
+      images, masks=drawn, uniforms=drawn
+    ):
+      outputs[name] = x
     return nnx.to_pure_dict(nnx.state(alexnet, nnx.Param))
 
   side = network.image_size
@@ -200,7 +199,6 @@ def trace(network):
     for name, size in network.sizes().items()
   }
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(model, "run_layer", watch_layer)
     patch.setattr(model, "apply_local_response_norm", watch_norm)
     parameters = jax.eval_shape(
       run, jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32), drawn

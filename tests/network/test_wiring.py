@@ -329,30 +329,19 @@ def test_override_that_a_row_cannot_follow_is_refused():
     wiring.make_network(wirings.ALEXNET_2012, lrn_k=-1.0)
 
 
-def test_row_is_cut_before_its_pooling():
-  kept = ("activation", "normalize", "map_lrn", "pool", "dropout")
-  for order, left in (
-    ("activation normalization pooling", ("tanh", "across", True)),
-    ("activation pooling normalization", ("tanh", "none", False)),
-    ("normalization pooling activation", ("linear", "across", True)),
-    ("pooling activation normalization", ("linear", "none", False)),
+def test_order_is_split_at_the_pooling():
+  for order, before, after in (
+    ("activation normalization pooling", "activation normalization", ""),
+    ("activation pooling normalization", "activation", "normalization"),
+    ("pooling activation normalization", "", "activation normalization"),
   ):
     row = wiring.Layer(
       **{"name": "a", "reads": "all", "features": 4, "window": 3},
-      **{"normalize": "across", "map_lrn": wiring.Lrn(), "dropout": True},
-      **{"activation": "tanh", "pool": wiring.Pool()},
+      pool=wiring.Pool(),
       order=tuple(order.split()),
     )
-    activation, normalize, has_map_lrn = left
-    cut = row.cut_before_pooling()
-    expected = [activation, normalize, has_map_lrn, None, False]
-    values = {name: getattr(cut, name) for name in kept}
-    values["map_lrn"] = values["map_lrn"] is not None
-    assert [*values.values()] == expected
-    # Everything else is as it was.
-    rest = {name: getattr(row, name) for name in kept}
-    assert dataclasses.replace(cut, **rest) == row
-    batch = dataclasses.replace(row, normalize="batch", map_lrn=None)
-    assert batch.cut_before_pooling().normalize == "batch"
-  plain = dataclasses.replace(row, pool=None)
-  assert plain.cut_before_pooling() is plain
+    assert row.split_order() == (tuple(before.split()), tuple(after.split()))
+    # Without pooling nothing comes after it.
+    plain = dataclasses.replace(row, pool=None)
+    parts = tuple(part for part in order.split() if part != "pooling")
+    assert plain.split_order() == (parts, ())

@@ -15,6 +15,7 @@ from alexnet_jax.partition import (
   audit,
   catalog,
   check,
+  collectives,
   exchange,
   plan,
 )
@@ -36,6 +37,31 @@ def audit_step(planned, traced, compiled, mesh):
     layers=list(build.TINY_NETWORK.sizes()),
     mesh=dict(mesh.shape),
   )
+
+
+@pytest.mark.parametrize(
+  "layout",
+  [
+    catalog.TWO_DIMENSIONAL,
+    *build.slow(catalog.ONE_WEIRD_TRICK, catalog.TWO_COLUMN_SHARDED),
+  ],
+  ids=lambda layout: layout.name,
+)
+def test_validation_sends_what_the_forward_pass_sends(layout):
+  program = build.make_program(layout)
+  traced = program.trace_part(
+    program._eval_step,
+    program.abstract_state.variables,
+    *program.abstract_batch,
+  )
+  found = collectives.read_traced(
+    traced.jaxpr, [*build.TINY_NETWORK.sizes(), "loss"], layout.mesh
+  )
+  # The predicted classes leave as they are sharded.
+  assert sorted(found.collectives) == sorted(
+    one for one in program.plan if one.direction == plan.FORWARD
+  )
+  assert not found.refused
 
 
 def find_grouped_convolutions(hlo):

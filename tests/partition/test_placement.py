@@ -90,7 +90,7 @@ def run(program, batch, steps=5):
     losses.append(np.asarray(totals)[0])
   padded = np.where(np.arange(8) < 5, batch[1], host_batches.PADDING)
   images, labels = build.put(parts, (batch[0], padded))
-  evaluated = np.asarray(parts.evaluate(state.variables, images, labels))
+  evaluated = np.asarray(parts.evaluate(state.variables, images, labels).totals)
   assert evaluated[metrics.NAMES.index("images")] == 5
   return np.array(losses), state, evaluated
 

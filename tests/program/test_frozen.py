@@ -83,7 +83,7 @@ def check_step(problem, layout):
   """Compiles a step, audits it, and compares three steps with one device."""
   program = problem.make_program(layout)
   compiled, found = compiled_step.compile_step(
-    program, options=cases.XLA_OPTIONS
+    program, options=cases.find_xla_options()
   )
   assert found.agrees, (found.unplanned, found.missing)
   assert sorted(found.traced) == sorted(program.plan)

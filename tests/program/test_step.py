@@ -64,7 +64,9 @@ def test_fresh_network_evaluates_near_chance(tiny_batch):
   parts = build.make_program(catalog.ONE_DEVICE)
   images, labels = build.put(parts, tiny_batch)
   state = parts.init(jax.random.key(0))
-  evaluated = np.asarray(parts.evaluate(state.parameters, images, labels))
+  evaluated = np.asarray(
+    parts.evaluate(state.parameters, images, labels).totals
+  )
   assert evaluated[3] == 8
   assert 0 <= evaluated[2] <= evaluated[1] <= 8
   # ln 10 nats an image, within a factor of two.

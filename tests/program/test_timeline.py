@@ -52,7 +52,9 @@ def test_trace_has_each_step_and_each_planned_exchange(name, tmp_path):
   config = short_network.get_config(name)
   config.network.width, config.batch_size = 0.125, 16
   program = run_lib.make_program(config, *settings.check(config))
-  compiled, _ = compiled_step.compile_step(program, options=cases.XLA_OPTIONS)
+  compiled, _ = compiled_step.compile_step(
+    program, options=cases.find_xla_options()
+  )
   shown = []
   recorder = profiler.Recorder(
     str(tmp_path / "trace"),

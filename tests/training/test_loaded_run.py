@@ -107,9 +107,10 @@ def compute_layers(network, parameters, x):
 
 def check_layers(run, parameters, pictures, layers):
   expected = compute_layers(run.network, parameters, prepare(pictures))
-  for layer in layers:
-    for pooled in (False, True):
-      found = run.activations(pictures, layer, pooled=pooled)
+  for pooled in (False, True):
+    several = run.activations_of_layers(pictures, layers, pooled=pooled)
+    assert [*several] == [*layers]
+    for layer, found in several.items():
       one = expected[layer][pooled]
       assert found.dtype == np.float32
       np.testing.assert_allclose(
@@ -142,15 +143,26 @@ def test_activations_are_those_of_plain_operations(short_run, pictures):
   check_layers(run, parameters, pictures, ["conv2", "fc8"])
 
 
+def test_layer_alone_is_that_of_several(loaded, pictures):
+  several = loaded.activations_of_layers(pictures, ["fc6", "conv1", "fc6"])
+  assert [*several] == ["fc6", "conv1"]
+  alone = loaded.activations(pictures, "conv1")
+  # Two programs: a fused operation may round otherwise.
+  np.testing.assert_allclose(
+    several["conv1"], alone, rtol=0, atol=TOLERANCE * np.abs(alone).max()
+  )
+
+
 def test_activations_send_what_the_layers_until_there_send(layout):
   program = build.make_program(layout)
   variables = program.abstract_state.variables
   images, _ = program.abstract_batch
   names = [row.name for row in program.network.layers]
   planned = [one for one in program.plan if one.direction == "forward"]
-  for layer, pooled in (("conv2", True), ("fc7", True), (names[-1], True)):
+  for wanted in (["conv2"], ["fc7", "conv2"], [names[-1]]):
+    layer = wanted[0]
     step = eval_step.make_activations_step(
-      program.forward, layer=layer, pooled=pooled
+      program.forward, layers=wanted, pooled=True
     )
     with jax.set_mesh(program.mesh):
       jaxpr = step.trace(variables, images).jaxpr
@@ -214,6 +226,10 @@ def test_run_shows_what_it_is(loaded, short_run, pictures):
     (
       lambda run: run.activations(0, "conv9"),
       "has no layer 'conv9', but conv1, conv2, fc6, fc8. Set layer",
+    ),
+    (
+      lambda run: run.activations_of_layers(0, ()),
+      r"layers is \(\), expected some of conv1, conv2, fc6, fc8. Set layers.",
     ),
     (
       lambda run: run.logits(

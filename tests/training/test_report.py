@@ -1,6 +1,5 @@
 import io
 import json
-import struct
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from tensorboardX.proto import event_pb2, layout_pb2, plugin_hparams_pb2
 
 from alexnet_jax.checkpoints import reports
 from alexnet_jax.training import events, report
+from tests import event_files
 
 
 def make_reporter(workdir, console=None, *, first_step=0, **options):
@@ -21,38 +21,6 @@ def make_reporter(workdir, console=None, *, first_step=0, **options):
   )
 
 
-def read_events(folder) -> list[event_pb2.Event]:
-  """Reads the event files of a folder in the order that TensorBoard does."""
-  found = []
-  for path in sorted(folder.glob("events.out.tfevents.*")):
-    data = path.read_bytes()
-    # Of TFRecord: the length, its checksum, the data, their checksum.
-    while data:
-      (length,) = struct.unpack("<Q", data[:8])
-      found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
-      data = data[16 + length :]
-  return found
-
-
-def read_scalars(folder) -> dict[str, list[tuple[int, float]]]:
-  """Returns {tag: steps and values} as TensorBoard shows them.
-
-  A start of a session drops the steps from its own on that come before it.
-  """
-  curves: dict[str, list] = {}
-  for event in read_events(folder):
-    if event.session_log.status == event_pb2.SessionLog.START:
-      curves = {
-        tag: [point for point in points if point[0] < event.step]
-        for tag, points in curves.items()
-      }
-    for value in event.summary.value:
-      if value.WhichOneof("value") == "simple_value":
-        points = curves.setdefault(value.tag, [])
-        points.append((event.step, value.simple_value))
-  return curves
-
-
 def test_values_are_there_for_tensorboard(tmp_path):
   writer = events.Events(str(tmp_path), first_step=7)
   for step in (1, 2):
@@ -62,13 +30,13 @@ def test_values_are_there_for_tensorboard(tmp_path):
   writer.add("checkpoint_seconds", 3.0, 2)
   writer.add("learning_rate", 0.5, 2)
   writer.close()
-  found = read_events(tmp_path)
+  found = event_files.read(tmp_path)
   assert found[0].file_version == "brain.Event:2"
   # TensorBoard drops the steps from there on that earlier files have.
   start = event_pb2.SessionLog.START
   assert (found[1].step, found[1].session_log.status) == (8, start)
   # TensorBoard groups tags by what stands before the slash.
-  assert read_scalars(tmp_path) == {
+  assert event_files.read_scalars(tmp_path) == {
     "loss/training": [(1, 0.25), (2, 0.5)],
     "member_loss/validation/0": [(2, 1.0)],
     "member_loss/validation/1": [(2, 2.0)],
@@ -86,7 +54,7 @@ def test_fields_and_charts_are_there_for_tensorboard(tmp_path):
   assert [path.is_file() for path in tmp_path.rglob("*")] == [True]
   contents = {
     value.tag: value
-    for event in read_events(tmp_path)
+    for event in event_files.read(tmp_path)
     for value in event.summary.value
   }
   start = plugin_hparams_pb2.HParamsPluginData.FromString(
@@ -139,7 +107,7 @@ def test_resumed_run_has_one_curve(tmp_path, monkeypatch):
     assert curves[f"{kind}_loss"].tolist() == [1, 1, 2, 2]
     assert curves[f"{kind}_epoch"].tolist() == [1, 2, 3.5, 4.5]
     assert curves[f"{kind}_images_seen"].tolist() == [16, 32, 56, 72]
-    shown = read_scalars(tmp_path)[f"loss/{kind}"]
+    shown = event_files.read_scalars(tmp_path)[f"loss/{kind}"]
     assert shown == [(2, 1), (4, 1), (7, 2), (9, 2)]
   # Seconds continue after those of step 4, not after those of the lost steps.
   seconds = curves["validation_elapsed_seconds"]
@@ -278,6 +246,28 @@ def test_curves_after_a_kill_have_each_step_once(tmp_path):
     reports.read_curves(str(tmp_path))
   file.unlink()
   assert reports.read_curves(str(tmp_path)) == {}
+
+
+@pytest.mark.parametrize(
+  ("name", "values"),
+  [
+    ("training_loss", ["low", 1.0]),
+    ("training_loss", [{"a": 1}, 1.0]),
+    ("training_loss", [[1.0, 2.0], [1.0, 2.0, 3.0]]),
+    ("training_loss", [10**400, 1]),
+    ("step", [10**30, 10**31]),
+  ],
+)
+def test_values_that_are_no_curve_are_refused_in_one_line(
+  name, values, tmp_path
+):
+  lines = [
+    json.dumps({"step": step, "training_loss": 1.0} | {name: value})
+    for step, value in enumerate(values)
+  ]
+  (tmp_path / "metrics.jsonl").write_text("".join(f"{x}\n" for x in lines))
+  with pytest.raises(ValueError, match=f"is damaged: the values of '{name}'"):
+    reports.read_curves(str(tmp_path))
 
 
 def test_curves_of_several_runs_have_a_column_for_each(tmp_path):

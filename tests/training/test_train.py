@@ -13,16 +13,25 @@ import numpy as np
 import pytest
 
 from alexnet_jax.checkpoints import checkpoint, metadata, reader
-from alexnet_jax.data import records, source
+from alexnet_jax.data import records, source, statistics
 from alexnet_jax.distributed import group as group_lib
+from alexnet_jax.figures import confusion
 from alexnet_jax.optim import schedules
+from alexnet_jax.program import eval_step
 from alexnet_jax.program import program as program_lib
 from alexnet_jax.settings import settings
 from alexnet_jax.training import events, report
 from alexnet_jax.training import loop as loop_lib
 from alexnet_jax.training import run as run_lib
 from alexnet_jax.training import train as train_lib
-from tests import bucket, fake_group, processes, runs, short_network
+from tests import (
+  bucket,
+  event_files,
+  fake_group,
+  processes,
+  runs,
+  short_network,
+)
 
 TWO_COLUMN = {"layout.name": "two_column"}
 ONE_EPOCH = {"num_epochs": 1.0}
@@ -63,7 +72,7 @@ def test_run_reports_validates_and_keeps_the_newest_checkpoints(
       close=lambda: closed.append(True),
     )
 
-  _, lines, said, _ = train(
+  state, lines, said, _ = train(
     TWO_COLUMN | {"checkpoint_every_steps": 1, "max_to_keep": 2},
     make_tracker=make_tracker,
   )
@@ -82,13 +91,145 @@ def test_run_reports_validates_and_keeps_the_newest_checkpoints(
   kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
   assert kept == {"5", "6"}
   assert checkpoint.Checkpoints(str(tmp_path), keep=2).latest_step() == 6
-  assert list(tmp_path.glob("events.out.tfevents.*"))
+  # The kernels at the validation, of both devices.
+  kernel = np.asarray(state.parameters["conv1"]["kernel"])
+  images = event_files.read_images(tmp_path)
+  assert [step for step, _ in images["confusion"]] == [6]
+  (shown,) = images["kernels/conv1"]
+  assert shown[0] == 6
+  np.testing.assert_array_equal(shown[1], lay_out(kernel, columns=2))
   assert "layout two_column, mesh column=2" in said
   assert "the traced step has the 5 exchanges of the plan" in said
   # All in halves, but for the ten biases of fc8.
   sizes = re.search(r"holds ([\d,]+) of ([\d,]+) weights", said).groups()
   held, total = (int(size.replace(",", "")) for size in sizes)
   assert 2 * (held - 10) == total - 10
+
+
+def lay_out(kernel, *, columns):
+  """Lays out kernels weight by weight."""
+  window, _, _, maps = kernel.shape
+  own = maps // columns
+  assert own <= 16  # a row
+  height = window * (2 * columns - 1)
+  sheet = np.zeros((height, own * (window + 1) - 1, 4), np.uint8)
+  for number, y, x in np.ndindex(maps, window, window):
+    one = kernel[..., number]
+    colors = np.round(127.5 + 127.5 * (one[y, x] / np.abs(one).max()))
+    top, left = 2 * window * (number // own), (window + 1) * (number % own)
+    sheet[top + y, left + x] = [*colors, 255]
+  return sheet
+
+
+def test_confusion_of_all_batches_is_shown():
+  rng = np.random.default_rng(0)
+  labels = rng.integers(-1, 3, (4, 8)).astype(np.int32)  # -1: no image
+  predicted = rng.integers(0, 3, (4, 8)).astype(np.int32)
+  expected = np.zeros((3, 3), int)
+  for label, one in zip(labels.ravel(), predicted.ravel(), strict=True):
+    if label >= 0:
+      expected[label, one] += 1
+  outcomes = [
+    (np.stack([one, np.zeros_like(one)]), label)  # the second copy is not read
+    for one, label in zip(predicted, labels, strict=True)
+  ]
+  of_two_runs = [(np.stack([one, one]), label) for one, label in outcomes]
+  images = {}
+
+  def show(*, classes=3, processes=1, outcomes=outcomes):
+    images.clear()
+    network = types.SimpleNamespace(
+      layers=(types.SimpleNamespace(features=classes),)
+    )
+    loop = types.SimpleNamespace(
+      _run=types.SimpleNamespace(
+        program=types.SimpleNamespace(network=network),
+        group=types.SimpleNamespace(count=processes),
+      ),
+      _reporter=types.SimpleNamespace(
+        has_events=True, images=lambda step, found: images.update(found)
+      ),
+    )
+    loop_lib.Loop._show_confusion(loop, 1, outcomes)
+    return images.get("confusion")
+
+  np.testing.assert_array_equal(show(), confusion.to_pixels(expected))
+  for left_out in (
+    {"classes": 201},
+    {"processes": 2},
+    {"outcomes": of_two_runs},
+  ):
+    assert show(**left_out) is None
+
+
+def test_kernels_are_read_where_this_process_has_all_of_them():
+  whole = np.arange(24.0).reshape(4, 6)
+
+  def make(*indices):
+    shards = [
+      types.SimpleNamespace(index=index, data=whole[index]) for index in indices
+    ]
+    return types.SimpleNamespace(
+      shape=whole.shape,
+      size=24,
+      dtype=whole.dtype,
+      addressable_shards=shards,
+    )
+
+  every = slice(None)
+  left, right = (every, slice(0, 3)), (every, slice(3, 6))
+  for indices in (((every, every),), (left, right), (left, right, left)):
+    np.testing.assert_array_equal(loop_lib.read_whole(make(*indices)), whole)
+  assert loop_lib.read_whole(make(left)) is None
+  assert loop_lib.read_whole(make(left, left)) is None
+
+
+def show_kernels(kernel, *, times=1):
+  """Shows a kernel as the loop does after validations; two columns.
+
+  Returns the images, and the lines that are printed.
+  """
+  images, lines = {}, []
+  layer = types.SimpleNamespace(name="conv1", kind="conv")
+  augmentation = types.SimpleNamespace(
+    color_order="rgb", statistics=statistics.PUBLISHED
+  )
+  program = types.SimpleNamespace(
+    network=types.SimpleNamespace(layers=(layer,), columns=2),
+    augmentation=augmentation,
+  )
+  loop = types.SimpleNamespace(
+    _run=types.SimpleNamespace(program=program),
+    _reporter=types.SimpleNamespace(
+      has_events=True,
+      say=lambda step, line: lines.append(line),
+      images=lambda step, found: images.update(found),
+    ),
+    _said_no_kernels=False,
+    state=types.SimpleNamespace(
+      optimizer=(), variables={"conv1": {"kernel": kernel}}
+    ),
+  )
+  for step in range(times):
+    loop_lib.Loop._show_kernels(loop, step)
+  return images, lines
+
+
+def test_kernels_of_several_runs_are_shown_by_run():
+  kernels = np.random.default_rng(0).normal(size=(2, 3, 3, 3, 4))
+  images, lines = show_kernels(jax.numpy.asarray(kernels, "float32"))
+  assert not lines
+  assert [*images] == ["kernels/conv1/0", "kernels/conv1/1"]
+  for kernel, shown in zip(kernels, images.values(), strict=True):
+    np.testing.assert_array_equal(shown, lay_out(kernel, columns=2))
+
+
+def test_missing_kernels_are_said_once(monkeypatch):
+  monkeypatch.setattr(loop_lib, "read_whole", lambda array: None)
+  images, lines = show_kernels(None, times=3)
+  assert not images
+  (line,) = lines
+  assert "TensorBoard gets no pictures of conv1's kernels" in line
 
 
 def test_stopped_and_restarted_run_ends_as_an_uninterrupted_one(train):
@@ -214,7 +355,7 @@ NAN = np.array([math.nan, 0, 0, 16], np.float32)
 # and the step that is saved.
 FAILURES = [
   (
-    *(program_lib.Program, "evaluate", lambda *_: NAN),
+    *(program_lib.Program, "evaluate", lambda *_: eval_step.Evaluated(NAN, 0)),
     "loss of the validation after step 1 is nan: the state is finite, so an "
     "output of the network overflows. There is no checkpoint yet",
     None,

@@ -16,17 +16,16 @@ import os
 import pprint
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 
 import rich.console
-import rich.progress
 import tensorflow_datasets as tfds
 from absl import app, flags
 
 from alexnet_jax.cli import command, config_file, flag_parsing
+from alexnet_jax.cli import progress as progress_lib
 from alexnet_jax.data import (
-  host_batches,
+  cores,
   ilsvrc,
   origin,
   own_set,
@@ -35,7 +34,6 @@ from alexnet_jax.data import (
   sets,
   shards,
 )
-from alexnet_jax.program import summary
 
 _FROM = command.define_path(
   "from",
@@ -97,8 +95,6 @@ _WRITE = command.define_path(
   "Write a config that trains two columns on the set to this file, .py.",
   remedy=command.WRITE_HERE,
 )
-# Between two lines of progress if the output is not a terminal.
-_LINE_SECONDS = 30.0
 # Of a square, to crop the least image of the network from, 67 pixels; smaller
 # squares are enlarged when they are read.
 _LEAST_SQUARE = 77
@@ -138,7 +134,7 @@ def main(argv: list[str]) -> None:
 
 
 def _prepare(console: rich.console.Console) -> None:
-  jobs = _JOBS.value or host_batches.count_cores()
+  jobs = _JOBS.value or cores.count_cores()
   share = _VALIDATION.value
   if share is not None and not 0 < share < 1:
     raise ValueError(
@@ -175,8 +171,13 @@ def _prepare(console: rich.console.Console) -> None:
   )
   _print_plan(plan, jobs, console)
   if not _CHECK_ONLY.value:
-    with _Progress(plan, console) as progress:
-      notes = preparation.execute(plan, jobs=jobs, report=progress.advance)
+    total = sum(len(shard.members) for shard in plan.remaining)
+    with progress_lib.Images(console) as progress:
+      notes = preparation.execute(
+        plan,
+        jobs=jobs,
+        report=functools.partial(progress.advance, total=total),
+      )
     _print_result(builder, notes, console)
     _print_config(builder, console)
     if os.path.exists(left_out):
@@ -280,21 +281,16 @@ def _write_config(
 def _print_plan(
   plan: preparation.Plan, jobs: int, console: rich.console.Console
 ) -> None:
-  table = summary.make_table(
-    f"to write: {plan.builder.info.full_name}",
-    *("split", "> images", "> classes", "> shards", "> done already"),
-  )
   remaining = {shard.path for shard in plan.remaining}
   for split, split_shards in plan.shards.items():
     members = plan.listing.files[split]
-    table.add_row(
-      split,
-      f"{len(members):,}",
-      f"{len({member.label for member in members}):,}",
-      f"{len(split_shards):,}",
-      f"{sum(shard.path not in remaining for shard in split_shards):,}",
+    classes = len({member.label for member in members})
+    done = sum(shard.path not in remaining for shard in split_shards)
+    command.print_line(
+      console,
+      f"{split}: {len(members):,} images of {classes:,} classes, in "
+      f"{len(split_shards):,} shards, of which {done:,} are done already",
     )
-  console.print(table)
   images = sum(len(shard.members) for shard in plan.remaining)
   jobs = max(1, min(jobs, len(plan.remaining)))
   seconds = images * plan.image_seconds / jobs
@@ -305,10 +301,11 @@ def _print_plan(
       "them in any order, and deletes the copies at the end",
     )
   for line in (
-    f"into {plan.builder.data_dir}",
+    f"into {plan.builder.data_dir} as {plan.builder.info.full_name}",
     f"needs {plan.needed_bytes / 1e6:,.0f} MB of disk, "
-    f"{plan.free_bytes / 1e6:,.0f} MB are free; about {_to_time(seconds)} with "
-    f"{jobs} processes, if the disk is fast enough",
+    f"{plan.free_bytes / 1e6:,.0f} MB are free; about "
+    f"{progress_lib.to_time(seconds)} with {jobs} processes, if the disk is "
+    "fast enough",
   ):
     command.print_line(console, line)
 
@@ -336,53 +333,7 @@ def _print_result(
   )
 
 
-class _Progress:
-  """A bar with rate and time left on a terminal; else occasional lines."""
-
-  def __init__(self, plan: preparation.Plan, console: rich.console.Console):
-    self._console = console
-    self._total = sum(len(shard.members) for shard in plan.remaining)
-    self._bar = rich.progress.Progress(
-      rich.progress.TextColumn("images"),
-      rich.progress.MofNCompleteColumn(),
-      rich.progress.BarColumn(),
-      rich.progress.TextColumn("{task.fields[text]}", markup=False),
-      console=console,
-      disable=not console.is_terminal,
-      transient=True,
-    )
-    self._task = self._bar.add_task("images", total=self._total, text="")
-    self._since = self._last = time.monotonic()
-
-  def __enter__(self) -> _Progress:
-    self._bar.start()
-    return self
-
-  def __exit__(self, *unused) -> None:
-    self._bar.stop()
-
-  def advance(self, done: int) -> None:
-    """Shows that `done` of all images are done."""
-    now = time.monotonic()
-    rate = done / max(now - self._since, 1e-9)
-    left = _to_time((self._total - done) / rate) if done else "?"
-    text = f"{rate:,.0f} images/s, {left} left"
-    self._bar.update(self._task, completed=done, text=text)
-    if not self._console.is_terminal and now - self._last > _LINE_SECONDS:
-      self._last = now
-      self._console.print(
-        f"{done:,} of {self._total:,} images, {text}", highlight=False
-      )
-
-
-def _to_time(seconds: float) -> str:
-  minutes = round(seconds / 60)
-  if minutes < 1:
-    return f"{max(1, round(seconds))} s"
-  if minutes < 60:
-    return f"{minutes} min"
-  return f"{minutes // 60} h {minutes % 60:02} min"
-
-
 if __name__ == "__main__":
-  app.run(main, flags_parser=command.parse_flags)
+  app.run(
+    main, flags_parser=functools.partial(command.parse_flags, uses_jax=False)
+  )
