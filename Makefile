@@ -35,7 +35,8 @@ slow: .venv/test.done
 
 layouts: .venv/test.done
 	JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
-	  $(BIN)/python -m alexnet_jax.verify --config.batch_size=8
+	  $(BIN)/python -m alexnet_jax.verify --config.batch_size=8 \
+	  --config.network.width=0.125 --config.network.layers.conv1.features=128
 
 hosts: .venv/test.done
 	$(BIN)/python -m pytest -m hosts -rs -n 3 --dist loadfile \

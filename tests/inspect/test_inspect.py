@@ -65,6 +65,7 @@ def run_well(command, *flags) -> str:
 
 
 CONFIG = "--config=configs/two_device.py"
+SHORT = "--config=tests/short_network.py:two_device"
 
 
 @pytest.fixture(scope="module")
@@ -579,9 +580,8 @@ def test_bad_flag_ends_in_one_line(case, bad_flags):
 @pytest.mark.slow
 def test_verify_leaves_out_what_comes_to_the_same():
   out = run_well(
-    "verify",
-    *("--config=configs/one_device.py", "--config.network.width=0.125"),
-    *("--config.batch_size=8", "--layouts=two_column,two_column_data"),
+    *("verify", SHORT, "--config.batch_size=8", "--config.network.width=0.125"),
+    "--layouts=two_column,two_column_data",
     "--devices=2",
   )
   lines = [line for line in out.splitlines() if line.endswith("  kept")]
@@ -614,7 +614,7 @@ def test_topology_is_checked_before_libtpu_is_asked():
 
 @pytest.mark.slow
 def test_compare_reports_the_memory_that_inspect_reports():
-  flags = (CONFIG, "--config.network.width=0.25", "--format=json")
+  flags = (SHORT, "--config.network.width=0.25", "--format=json")
   inspected = json.loads(run_well("inspect", *flags))
   # Also where more devices are simulated than the mesh has.
   flags += ("--layouts=two_column,two_column_data", "--devices=2,4")

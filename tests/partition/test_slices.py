@@ -27,7 +27,11 @@ def inspect(topology, *flags):
 @pytest.mark.parametrize(
   ("topology", "flags"),
   [
-    ("v5e:2x4", ["layout.name=two_column_data", "layout.mesh.data=4"]),
+    (
+      "v5e:2x4",
+      ["layout.name=two_column_data", "layout.mesh.data=4"]
+      + ["network.width=0.25", "network.image_size=67"],
+    ),
     (
       "v5e:2x4",
       # All of its gradients are sums, of whatever size.
