@@ -112,7 +112,10 @@ def to_shares(matrix: np.ndarray) -> np.ndarray:
 
 
 def merge(matrix: np.ndarray, size: int) -> np.ndarray:
-  """Sums blocks of `size` x `size` classes; the last ones may be smaller."""
+  """Sums blocks of `size` x `size` classes: i64[cells, cells].
+
+  The last ones may be smaller.
+  """
   starts = np.arange(0, len(matrix), size)
   return np.add.reduceat(np.add.reduceat(matrix, starts, 0), starts, 1)
 

@@ -105,7 +105,7 @@ def _draw_scale(
   strip[:, 0, 3] = np.linspace(confusion.FAINT, confusion.FULL, 64)
   lowest = math.log10(low)
   axes.imshow(
-    *(strip,),
+    strip,
     aspect="auto",
     origin="lower",
     extent=(0, 1, lowest, 0),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -107,48 +107,3 @@ def _draw_column(panel, values: np.ndarray, index: int) -> None:
   if values.size:
     mean = values.mean()
     panel.plot([mean] * 2, [index - 0.38, index + 0.38], color="black", lw=1.4)
-
-
-def draw_runs(
-  differences: Mapping[str, Sequence[tuple[float, float]]],
-) -> figure.Figure:
-  """Draws the mean share of color of both columns, for several runs of each.
-
-  Args:
-    differences: {what runs have in common: (column 0, column 1) of each run}.
-  """
-  with matplotlib.rc_context(charts.SETTINGS):
-    rows = sum(map(len, differences.values()))
-    drawn = figure.Figure(
-      figsize=(_WIDTH, 0.8 + 0.14 * (rows + 2 * len(differences))),
-      layout="constrained",
-    )
-    panel = drawn.subplots()
-    place, places = 0, {}
-    for name, runs in differences.items():
-      first = place
-      for pair in runs:
-        panel.plot(pair, [place] * 2, color="0.6", linewidth=0.9, zorder=1)
-        for index, (value, marker) in enumerate(zip(pair, "os", strict=True)):
-          panel.scatter(
-            *(value, place),
-            s=18,
-            color=COLORS[index],
-            marker=marker,
-            zorder=2,
-            label=f"column {index}" if place == 0 else None,
-          )
-        place += 1
-      places[name] = (first + place - 1) / 2
-      place += 1
-    panel.set_yticks([*places.values()], [*places])
-    panel.invert_yaxis()
-    panel.tick_params(axis="y", length=0)
-    panel.set_xlabel("mean share of color of a column's learned kernels")
-    panel.spines[["top", "right", "left"]].set_visible(False)
-    # Pale on white and on black.
-    panel.grid(axis="x", color="0.5", alpha=0.25, linewidth=0.7)
-    panel.set_axisbelow(True)
-    panel.set_xlim(0, 1)
-    drawn.legend(loc="outside upper right", ncols=2, frameon=False)
-  return drawn

@@ -20,6 +20,7 @@ import matplotlib
 import ml_collections
 import numpy as np
 from absl import app, flags
+from matplotlib import figure
 from scipy import stats
 
 import alexnet_jax
@@ -44,6 +45,8 @@ WIRINGS = {
 SHOWN = ("alexnet2012", "independent_columns")
 COLUMNS = 2
 LEVEL = 0.05
+# Inches across the drawing.
+_WIDTH = 6.4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -328,7 +331,7 @@ def _make_run_table(runs: Mapping[str, Sequence[Run]]) -> page.Table:
 
 def draw(runs: Mapping[str, Sequence[Run]]) -> None:
   """Draws the shares of color of all runs, and the kernels of some."""
-  drawn = kernel_charts.draw_runs(
+  drawn = to_figure(
     {
       textwrap.fill(WIRINGS[name], 18): [
         one.compared["color"].means for one in found
@@ -347,6 +350,52 @@ def draw(runs: Mapping[str, Sequence[Run]]) -> None:
         shown.patch.set_alpha(1)
         file = f"columns_{name}.png"
         charts.save(shown, os.path.join(flags.FLAGS.pictures, file))
+
+
+def to_figure(
+  shares: Mapping[str, Sequence[tuple[float, float]]],
+) -> figure.Figure:
+  """Draws the mean share of color of both columns, a line for each run.
+
+  Args:
+    shares: 0..1, {what runs have in common: (column 0, column 1) of each run}.
+  """
+  with matplotlib.rc_context(charts.SETTINGS):
+    rows = sum(map(len, shares.values()))
+    drawn = figure.Figure(
+      figsize=(_WIDTH, 0.8 + 0.14 * (rows + 2 * len(shares))),
+      layout="constrained",
+    )
+    panel = drawn.subplots()
+    place, places = 0, {}
+    for name, runs in shares.items():
+      first = place
+      for pair in runs:
+        panel.plot(pair, [place] * 2, color="0.6", linewidth=0.9, zorder=1)
+        for index, (value, marker) in enumerate(zip(pair, "os", strict=True)):
+          panel.scatter(
+            value,
+            place,
+            s=18,
+            color=kernel_charts.COLORS[index],
+            marker=marker,
+            zorder=2,
+            label=f"column {index}" if place == 0 else None,
+          )
+        place += 1
+      places[name] = (first + place - 1) / 2
+      place += 1
+    panel.set_yticks([*places.values()], [*places])
+    panel.invert_yaxis()
+    panel.tick_params(axis="y", length=0)
+    panel.set_xlabel("mean share of color of a column's learned kernels")
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    # Pale on white and on black.
+    panel.grid(axis="x", color="0.5", alpha=0.25, linewidth=0.7)
+    panel.set_axisbelow(True)
+    panel.set_xlim(0, 1)
+    drawn.legend(loc="outside upper right", ncols=2, frameon=False)
+  return drawn
 
 
 if __name__ == "__main__":

@@ -280,6 +280,3 @@ def test_charts_show_the_kernels_and_their_measures():
     kernel_charts.draw_measures(make_measures(color=np.full(2, np.nan)), 1)
     is None
   )
-  pairs = [(0.2, 0.3), (0.5, 0.4)]
-  (panel,) = kernel_charts.draw_runs({"a": pairs, "b": pairs[:1]}).axes
-  assert len(panel.lines) == 3
