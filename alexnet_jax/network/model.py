@@ -129,7 +129,8 @@ class AlexNet(nnx.Module):
 
     Yields:
       (layer, False, its output before pooling), then (layer, True, what the
-      next layer reads); without pooling these differ by dropout alone.
+      next layer reads); without pooling these differ by dropout alone. Outputs
+      are f32[n, h, w, maps] or f32[n, units]; the last one is the logits.
     """
     exchange = exchange_lib.NoExchange() if exchange is None else exchange
     network, x = self.network, images

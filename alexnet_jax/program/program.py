@@ -155,7 +155,10 @@ class Program:
       return nonfinite(state, key, images, labels)
 
   def evaluate(self, variables, images, labels) -> eval_step.Evaluated:
-    """Evaluates a batch, with `views` of each image; see `eval_step.py`."""
+    """Evaluates a batch, with `views` of each image; see `eval_step.py`.
+
+    With several members: f32[members, 4] and i32[members, copies, N].
+    """
     with self._scope():
       return self._eval_step(variables, images, labels)
 

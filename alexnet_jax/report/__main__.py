@@ -221,10 +221,14 @@ def _make_sections(
       raise  # it was asked for
     return [_say_not_shown("All else is", error)]
   return [
-    *_make_section("Layout", lambda: [layout.make_section(config)]),
+    *_make_section(
+      layout.NAME, layout.TITLE, lambda: [layout.make_section(config)]
+    ),
     *_make_sections_of_checkpoint(workdir, console),
     *_make_section(
-      "Costs", lambda: [costs.make_section(config, curves, machine)]
+      costs.NAME,
+      costs.TITLE,
+      lambda: [costs.make_section(config, curves, machine)],
     ),
   ]
 
@@ -256,9 +260,15 @@ def _make_sections_of_checkpoint(
       report=progress.advance,
     )
   return [
-    *_make_section("Kernels", lambda: [kernels.make_section(run)]),
-    *_make_section("Activations", lambda: [_show_layers(run, picture, found)]),
-    *_make_section("Predictions", lambda: mistakes.make_sections(run, found)),
+    *_make_section(
+      kernels.NAME, kernels.TITLE, lambda: [kernels.make_section(run)]
+    ),
+    *_make_section(
+      layers.NAME, layers.TITLE, lambda: [_show_layers(run, picture, found)]
+    ),
+    *_make_section(
+      mistakes.NAME, mistakes.TITLE, lambda: mistakes.make_sections(run, found)
+    ),
   ]
 
 
@@ -269,16 +279,18 @@ def _say_not_shown(what: str, error: Exception) -> section_lib.Section:
 
 
 def _make_section(
-  title: str, make: Callable[[], Sequence[section_lib.Section]]
+  name: str, title: str, make: Callable[[], Sequence[section_lib.Section]]
 ) -> Sequence[section_lib.Section]:
-  """Makes sections, or one that says why they cannot be made."""
+  """Makes sections, or one that says why they cannot be made.
+
+  Args:
+    name, title: of the first of them, or of the one instead.
+  """
   try:
     return make()
   except (ValueError, TypeError, OSError, FloatingPointError) as error:
     return [
-      section_lib.Section(
-        name=title.lower(), title=title, text=[f"Not shown: {error}"]
-      )
+      section_lib.Section(name=name, title=title, text=[f"Not shown: {error}"])
     ]
 
 
@@ -291,6 +303,7 @@ def _show_layers(
 
   Raises:
     ValueError: there is no picture.
+    FloatingPointError: an activation is not finite.
   """
   if picture is not None:
     return layers.make_section(run, picture, os.path.basename(_PICTURE.value))

@@ -15,6 +15,8 @@ from alexnet_jax.program import summary
 from alexnet_jax.report import section
 from alexnet_jax.settings import build, settings
 
+NAME, TITLE = "costs", "Where a step's time and bytes go"
+
 
 def make_section(
   config: ml_collections.ConfigDict,
@@ -29,7 +31,7 @@ def make_section(
     machine: for which the time is predicted; None: it is not.
 
   Raises:
-    ValueError: the machine does not fit the layout.
+    ValueError: the config is wrong, or the machine does not fit the layout.
   """
   network, layout = settings.check(config)
   workload = build.make_workload(config, network)
@@ -55,8 +57,8 @@ def make_section(
       f"Predicted on machine {machine.name}: {steps} ms a step{overlap}."
     )
   return section.Section(
-    name="costs",
-    title="Where a step's time and bytes go",
+    name=NAME,
+    title=TITLE,
     text=text,
     parts=parts,
   )

@@ -283,7 +283,7 @@ def _describe_training(run: runs_lib.Run) -> dict[str, str]:
     seconds = curves.get("training_elapsed_seconds", np.array([np.nan]))
     if np.isfinite(seconds[-1]):
       facts["time in training"] = _to_duration(seconds[-1])
-    rates = curves["images_per_second"] if "images_per_second" in curves else []
+    rates = curves.get("images_per_second", np.array([]))
     if np.isfinite(rates).any():
       facts["median images per second"] = f"{np.nanmedian(rates):,.4g}"
   starts = [

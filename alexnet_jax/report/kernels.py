@@ -15,7 +15,7 @@ from alexnet_jax.network import wiring
 from alexnet_jax.report import section
 from alexnet_jax.training import loaded_run
 
-_NAME, _TITLE = "kernels", "What the first layer has learned"
+NAME, TITLE = "kernels", "What the first layer has learned"
 # Below it a difference is called more than chance.
 _LEVEL = 0.05
 _UNKNOWN = "–"
@@ -26,8 +26,8 @@ def make_section(run: loaded_run.LoadedRun) -> section.Section:
   layer, columns = run.network.layers[0], run.network.columns
   if layer.kind != "conv":
     return section.Section(
-      name=_NAME,
-      title=_TITLE,
+      name=NAME,
+      title=TITLE,
       text=[f"{layer.name} is fully connected: it has no kernels to be shown."],
     )
   augmentation = run.program.augmentation
@@ -60,8 +60,8 @@ def make_section(run: loaded_run.LoadedRun) -> section.Section:
   if compared:
     parts.append(_make_table(measures, compared, columns))
   return section.Section(
-    name=_NAME,
-    title=_TITLE,
+    name=NAME,
+    title=TITLE,
     text=[
       _introduce(layer, measures, columns, is_gray=is_gray),
       *([_conclude(compared, columns)] if columns > 1 else []),

@@ -11,6 +11,8 @@ from alexnet_jax.network import wiring
 from alexnet_jax.report import section
 from alexnet_jax.training import loaded_run
 
+NAME, TITLE = "layers", "One picture, layer by layer"
+
 
 def make_section(
   run: loaded_run.LoadedRun, image: np.ndarray, name: str
@@ -45,8 +47,8 @@ def make_section(
     "of the layer; where values are negative, middle gray is 0."
   )
   return section.Section(
-    name="layers",
-    title="One picture, layer by layer",
+    name=NAME,
+    title=TITLE,
     parts=[
       section.Drawing(
         name="activations",
@@ -66,7 +68,10 @@ def make_section(
 def find_activations(
   run: loaded_run.LoadedRun, image: np.ndarray
 ) -> list[activations.Activations]:
-  """Finds what each layer computes of an image, before its pooling."""
+  """Finds what each layer computes of an image, before its pooling.
+
+  Args, Raises: see `make_section`.
+  """
   network = run.network
   names = [row.name for row in network.layers]
   found = run.activations_of_layers(image, names, pooled=False)

@@ -10,9 +10,15 @@ from alexnet_jax.partition import plan as plan_lib
 from alexnet_jax.report import section
 from alexnet_jax.settings import build, settings
 
+NAME, TITLE = "layout", "Layout"
+
 
 def make_section(config: ml_collections.ConfigDict) -> section.Section:
-  """Makes the section on the layout of the config of a run."""
+  """Makes the section on the layout of the config of a run.
+
+  Raises:
+    ValueError: the config is wrong.
+  """
   network, layout = settings.check(config)
   workload = build.make_workload(config, network)
   plan = workload.make_plan(layout)
@@ -27,8 +33,8 @@ def make_section(config: ml_collections.ConfigDict) -> section.Section:
   if several:
     rows = f"rows of boxes for {layout.devices:,} devices"
   return section.Section(
-    name="layout",
-    title="Layout",
+    name=NAME,
+    title=TITLE,
     parts=[
       section.Drawing(
         name="layout",

@@ -14,6 +14,8 @@ from alexnet_jax.report import validation as validation_lib
 from alexnet_jax.training import loaded_run
 from alexnet_jax.training import predictions as predictions_lib
 
+# Of the first section, which alone is there without a validation.
+NAME, TITLE = "predictions", "Predictions"
 # Pairs of classes in the table, and classes in the drawing and in the table.
 _MOST_PAIRS, _MOST_DRAWN, _MOST_LISTED = 20, 40, 1_000
 # Differences of features that are computed for the share of neighbors of the
@@ -35,11 +37,7 @@ def make_sections(
     source.RecordError: a picture cannot be read.
   """
   if isinstance(validation, str):
-    return [
-      section_lib.Section(
-        name="predictions", title="Predictions", text=(validation,)
-      )
-    ]
+    return [section_lib.Section(name=NAME, title=TITLE, text=(validation,))]
   labeled = _take_labeled(validation.predictions)
   return [
     _make_predictions(run, validation, labeled),
@@ -94,8 +92,8 @@ def _make_predictions(
       )
     )
   return section_lib.Section(
-    name="predictions",
-    title="Predictions",
+    name=NAME,
+    title=TITLE,
     text=_describe(run, validation, labeled),
     parts=parts,
   )

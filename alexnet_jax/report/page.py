@@ -30,7 +30,7 @@ KINDS = ("pdf", "svg", "png")
 _ON_SCREEN, _IN_PRINT = 144, 300
 # CSS pixels per inch.
 _PIXELS = 96
-_TEMPLATE = "page.html"
+_TEMPLATE, _SCRIPT = "page.html", "page.js"
 # Names of the SVG's own, which HTML does not need.
 _NAMESPACE = re.compile(r"\{[^}]*\}")
 # A reference to an element of the same drawing.
@@ -56,7 +56,7 @@ def render(
     lstrip_blocks=True,
   )
   template = environment.get_template(_TEMPLATE)
-  script = _read_script(environment)
+  script, *_ = environment.loader.get_source(environment, _SCRIPT)
   return template.render(
     title=title,
     subtitle=subtitle,
@@ -117,10 +117,6 @@ def write_figures(
         transparent=True,
       )
   return len(drawings)
-
-
-def _read_script(environment: jinja2.Environment) -> str:
-  return environment.loader.get_source(environment, "page.js")[0]
 
 
 def _to_part(part: section_lib.Part) -> dict[str, Any]:

@@ -98,7 +98,12 @@ def _compute(
   most: int,
   report: Callable[[int, int], object],
 ) -> Validation:
-  """As `read`; raises the errors."""
+  """As `read`, of an opened split.
+
+  Raises:
+    source.RecordError: a record cannot be read.
+    FloatingPointError: an output is not finite.
+  """
   last, hidden_layer = run.network.layers[-1].name, None
   if run.network.layers[:-1]:
     hidden_layer = run.network.layers[-2].name
