@@ -204,7 +204,7 @@ def _choose_run(
 
 def _make_sections(
   workdir: str,
-  curves: Mapping[str, np.ndarray],
+  of_run: Mapping[str, np.ndarray],
   machine: machine_lib.Machine | None,
   console: command.PlainConsole,
 ) -> list[section_lib.Section]:
@@ -228,7 +228,7 @@ def _make_sections(
     *_make_section(
       costs.NAME,
       costs.TITLE,
-      lambda: [costs.make_section(config, curves, machine)],
+      lambda: [costs.make_section(config, of_run, machine)],
     ),
   ]
 
