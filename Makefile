@@ -2,13 +2,13 @@
 # make test   sets up .venv and runs the tests
 # make verify sets up .venv, runs the slow tests (make slow; those of pages need
 #             Chromium, and are skipped without it), and holds every
-#             layout to its promises, on every mesh of up to eight simulated
-#             devices (make layouts)
+#             layout to its promises, with an eighth of the width, on every
+#             mesh of up to eight simulated devices (make layouts)
 # make hosts  sets up .venv and starts runs of several processes, also under
 #             Slurm and Open MPI where the machine has them
 # make faults sets up .venv and injects faults into running processes
-# make slices sets up .venv, beside it .venv/tpu with libtpu, and compiles for
-#             TPU slices
+# make slices sets up .venv, in it .venv/tpu with libtpu, and compiles for TPU
+#             slices
 # make lint   sets up .venv and checks the style
 # make docs   sets up .venv and makes the tables and pictures of layouts in docs/
 #             again; docs/planner.md has the commands of its own

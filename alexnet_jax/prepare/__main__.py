@@ -230,8 +230,8 @@ def _make_changes(
     },
     "network": {
       "num_classes": format.num_classes,
-      "image_size": side * 7 // 8,
-    },  # as in the paper: 224 of 256
+      "image_size": side * 7 // 8,  # as in the paper: 224 of 256
+    },
     "augment": {"statistics": "dataset"},
   }
   if not is_imagenet:

@@ -139,7 +139,7 @@ def make_config(name: str, seed: int) -> ml_collections.ConfigDict:
 
 
 def is_finished(workdir: str, config: ml_collections.ConfigDict) -> bool:
-  """Whether a run has had its last validation, and is saved after it."""
+  """Tests whether a run has had its last validation, and is saved after it."""
   if not os.path.isdir(workdir):
     return False
   found = reports.read_curves(workdir)

@@ -133,13 +133,6 @@ class Browser:
         windowsVirtualKeyCode=code,
       )
 
-  def take_picture(self) -> bytes:
-    """Returns a PNG of the whole page."""
-    found = self.call(
-      "Page.captureScreenshot", format="png", captureBeyondViewport=True
-    )
-    return base64.b64decode(found["data"])
-
   def print_page(self) -> bytes:
     """Returns a PDF of the page."""
     return base64.b64decode(
