@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import pathlib
 import platform
@@ -18,6 +19,7 @@ PACKAGES = (
 _RUNTIME = re.compile(
   r"jax-.*(plugin|pjrt)|libtpu.*|nvidia-(nccl|cudnn|cuda-runtime)(-cu\d+)?"
 )
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
 _DRIVER = pathlib.Path("/proc/driver/nvidia/version")
 _MEMORY = pathlib.Path("/proc/meminfo")
 # The limits of a container, where it has them; bytes.
@@ -41,6 +43,11 @@ def find_versions() -> dict[str, str]:
   if driver is not None:
     found["nvidia driver"] = driver[1]
   return found
+
+
+def has_accelerator() -> bool:
+  """Whether this process sees the device files of a GPU or TPU."""
+  return any(map(glob.glob, _ACCELERATORS))
 
 
 def describe() -> dict[str, str | int | None]:

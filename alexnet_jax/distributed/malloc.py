@@ -14,10 +14,11 @@ calls this before there are threads, each of which would have its own heap.
 from __future__ import annotations
 
 import ctypes
-import glob
 import os
 import platform
 from collections.abc import Sequence
+
+from alexnet_jax.distributed import machine
 
 # <malloc.h>
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -27,7 +28,6 @@ _HUGE_PAGE = 2 << 20
 # The heap grows by so much at a time, so that the memory behind a piece is free
 # as well.
 _GROWTH = 64 << 20
-_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
 
 _keeps = False  # set once in a process
 
@@ -99,7 +99,7 @@ def _is_full_size(argument: str) -> bool:
 def _is_wanted() -> bool:
   if platform.libc_ver()[0] != "glibc":
     return False
-  if any(map(glob.glob, _ACCELERATORS)):
+  if machine.has_accelerator():
     return False
   return not any(
     name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"

@@ -1,13 +1,15 @@
 """How a process of several ends, and what counts as the loss of another."""
 
+import concurrent.futures
 import os
 import subprocess
 import sys
+import threading
 
 import jax
 import pytest
 
-from alexnet_jax.distributed import group
+from alexnet_jax.distributed import group, machine
 from tests import processes
 
 # Ends as `argv` says, with both outputs a pipe that is closed.
@@ -73,3 +75,35 @@ def test_cause_that_an_error_hides_is_no_lost_connection():
       raise TimeoutError("process 0 of 2: no value within 600 s.") from None
   except TimeoutError as error:
     assert group.find_lost_connection(error) is None
+
+
+def find_policy(chosen):
+  """That of a thread, and of one that it starts, after the group has started.
+
+  Policies belong to threads, so this takes a thread that ends.
+  """
+  found = []
+
+  def work():
+    if chosen is not None:
+      os.sched_setscheduler(0, chosen, os.sched_param(0))
+    group._let_lock_holders_run()
+    found.append(os.sched_getscheduler(0))
+    child = threading.Thread(
+      target=lambda: found.append(os.sched_getscheduler(0))
+    )
+    child.start()
+    child.join()
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    pool.submit(work).result()
+  return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="policies of Linux")
+def test_threads_do_not_take_the_core_of_the_one_they_wait_for(monkeypatch):
+  monkeypatch.setattr(machine, "has_accelerator", lambda: False)
+  assert find_policy(None) == [os.SCHED_BATCH] * 2
+  assert find_policy(os.SCHED_IDLE) == [os.SCHED_IDLE] * 2  # the user's
+  monkeypatch.setattr(machine, "has_accelerator", lambda: True)
+  assert find_policy(None) == [os.SCHED_OTHER] * 2
