@@ -69,13 +69,16 @@ class Software:
     seconds: of a collective of few bytes, between two devices.
     seconds_per_byte: that a device sends, as `plan.ring_elements` counts, for
       copies, additions and system calls, besides the time on the link.
+    overlapped_seconds_per_byte: the same, for those that go on while the link
+      is busy with other bytes: the slower of the two sets the pace.
     link_times: how long the link is busy with what a device sends, in times of
       the bytes over its speed: 1, or up to 2 where the two directions do not
       run at once.
   """
 
   seconds: float
-  seconds_per_byte: float
+  seconds_per_byte: float = 0.0
+  overlapped_seconds_per_byte: float = 0.0
   link_times: float = 1.0
 
 
@@ -293,7 +296,7 @@ def from_json(data: Any, *, name: str) -> Machine:
 
 
 def _to_link(fields: _Fields) -> Link:
-  software = {}
+  software, overlapped = {}, "overlapped_seconds_per_byte"
   if fields.has("software"):
     group = fields.group("software")
     for kind in group.names():
@@ -301,6 +304,9 @@ def _to_link(fields: _Fields) -> Link:
       software[kind] = Software(
         seconds=costs.number("seconds", zero=True),
         seconds_per_byte=costs.number("seconds_per_byte", zero=True),
+        overlapped_seconds_per_byte=(
+          costs.number(overlapped, zero=True) if costs.has(overlapped) else 0.0
+        ),
         link_times=costs.number("link_times"),
       )
       costs.check_all_read()

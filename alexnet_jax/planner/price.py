@@ -422,14 +422,23 @@ class Pricer:
     else:
       seconds = (
         (devices - 1) * software.seconds
-        + software.link_times * waits[level]
         + sent * software.seconds_per_byte
+        + max(
+          sent * software.overlapped_seconds_per_byte,
+          software.link_times * waits[level],
+        )
       )
     if collective.strided:
-      held = collective.elements
-      if collective.kind == "all_to_all":
-        held //= devices
-      seconds += self._seconds("transpose", "transpose", (held,), FORWARD)
+      shard = whole = collective.elements // devices
+      if collective.kind != "all_to_all":
+        whole = collective.elements
+      copied = [whole]
+      # XLA copies the other side too on CPUs, where transposes are measured.
+      # Elsewhere it may choose the order of dimensions so that it need not.
+      if self._fit("transpose", "transpose", FORWARD) is not None:
+        copied.append(shard)
+      for values in copied:
+        seconds += self._seconds("transpose", "transpose", (values,), FORWARD)
     return Sent(seconds=seconds, level=level, bytes_by_level=crossing)
 
 

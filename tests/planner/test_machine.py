@@ -37,6 +37,23 @@ def test_machines_load_as_they_are_written():
   assert machine.links[1].shared_by == 4
 
 
+def test_costs_of_a_collective_load_with_and_without_those_that_overlap():
+  data = make_data()
+  costs = {
+    name: {"value": value, "source": "measured"}
+    for name, value in (
+      ("seconds", 1e-4),
+      ("seconds_per_byte", 0),
+      ("link_times", 1.5),
+    )
+  }
+  overlaps = {"overlapped_seconds_per_byte": {"value": 2e-9, "source": "same"}}
+  data["links"][1]["software"] = {"sum": costs, "all_gather": costs | overlaps}
+  software = machine_lib.from_json(data, name="mine.json").links[1].software
+  assert software["sum"] == machine_lib.Software(seconds=1e-4, link_times=1.5)
+  assert software["all_gather"].overlapped_seconds_per_byte == 2e-9
+
+
 def set_field(data, path, value):
   *groups, last = path
   for name in groups:

@@ -85,13 +85,40 @@ def test_collective_along_another_dimension_copies_its_array():
   assert strided.seconds - plain.seconds == pytest.approx(copied + SECONDS)
 
 
-def test_measured_costs_of_collectives_take_the_place_of_latency():
-  software = machine_lib.Software(
-    seconds=1e-3, seconds_per_byte=1e-9, link_times=2.0
+@pytest.mark.parametrize(
+  "kind, copied",
+  [("all_gather", 1 / 2 + 1), ("reduce_scatter", 1 + 1 / 2), ("all_to_all", 1)],
+)
+def test_where_it_was_measured_it_copies_what_comes_and_what_goes(kind, copied):
+  per_value = 3e-9
+  measured = tuple(
+    machine_lib.Measured(
+      what="transpose",
+      geometry="transpose",
+      dtype="float32",
+      work={"values": values},
+      seconds={"forward": per_value * values},
+    )
+    for values in (2**18, 2**20)
   )
-  link = machines.make_link(software={"sum": software})
-  sent = price_one(machines.make_machine(link), "sum", ("y",))
-  assert sent.seconds == pytest.approx(2**22 * (2 / 1e9 + 1e-9) + 1e-3)
+  machine = dataclasses.replace(machines.FLAT, measured=measured)
+  plain = price_one(machine, kind, ("y",))
+  strided = price_one(machine, kind, ("y",), strided=True)
+  copies = per_value * copied * 2**20
+  assert strided.seconds - plain.seconds == pytest.approx(copies, rel=0.01)
+
+
+def test_measured_costs_of_collectives_take_the_place_of_latency():
+  for overlapped, pace in ((1e-9, 2 / 1e9), (3e-9, 3e-9)):
+    software = machine_lib.Software(
+      seconds=1e-3,
+      seconds_per_byte=1e-9,
+      overlapped_seconds_per_byte=overlapped,
+      link_times=2.0,
+    )
+    link = machines.make_link(software={"sum": software})
+    sent = price_one(machines.make_machine(link), "sum", ("y",))
+    assert sent.seconds == pytest.approx(2**22 * (1e-9 + pace) + 1e-3)
 
 
 def test_compute_follows_from_flops_or_bytes():
