@@ -153,8 +153,9 @@ def test_file_is_a_machine_and_grows(quick, tmp_path, monkeypatch, capsys):
   (link,) = loaded.links
   assert (link.name, link.joins_devices) == ("inside a process", 2)
   assert set(link.software) == set(machine_lib.COLLECTIVES)
-  # The link is as fast as the best of them.
-  assert min(one.seconds_per_byte for one in link.software.values()) == 0
+  # The link is as fast as the best of them, but for rounding.
+  least = min(one.seconds_per_byte for one in link.software.values())
+  assert least == pytest.approx(0, abs=1e-20)
   assert found.measured == len(loaded.measured) and found.kept == 0
   # It prices a layout at once.
   workload = price.Workload(network=network, batch_size=8)
