@@ -7,9 +7,9 @@ flags, so that parsing can raise an error of any type.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import os
+import pathlib
 import re
 import reprlib
 import sys
@@ -274,16 +274,16 @@ def load_config(path: str, *, flag: str) -> ConfigDict:
       f"there is no config file {path[:500]!r}, NAME.py, in this folder or in "
       f"the installed configs/, and no workdir of a run. Set --{flag}."
     ) from None
-  spec = importlib.util.spec_from_file_location(f"config_of_{flag}", file)
-  module = importlib.util.module_from_spec(spec)
+  names = {"__name__": f"config_of_{flag}", "__file__": file}
   try:
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    # An import would leave a __pycache__ beside the file.
+    exec(compile(pathlib.Path(file).read_bytes(), file, "exec"), names)
+    if "get_config" not in names:
       raise ValueError(
         f"{file!r} has no function get_config, expected one that returns a "
         f"config. Set --{flag}."
       )
-    config = module.get_config(*([variant] if variant else []))
+    config = names["get_config"](*([variant] if variant else []))
   except Exception as error:  # a config file may raise any
     place = _find_place(error, [f"--config={file}"])
     if place is None:

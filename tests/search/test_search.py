@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import sys
 
 import pytest
 import rich.progress
@@ -135,7 +136,10 @@ def test_tables_say_where_the_time_goes(answer):
   assert found["kinds"][0].items() >= answer.best.prediction.to_json().items()
 
 
-def test_written_config_has_the_layout_and_all_else(answer, config, tmp_path):
+def test_written_config_has_the_layout_and_all_else(
+  answer, config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as it is by itself
   path = tmp_path / "the best.py"
   write.write_config(str(path), config, answer)
   assert [*tmp_path.iterdir()] == [path]
