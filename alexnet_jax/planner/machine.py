@@ -296,7 +296,7 @@ def from_json(data: Any, *, name: str) -> Machine:
 
 
 def _to_link(fields: _Fields) -> Link:
-  software, overlapped = {}, "overlapped_seconds_per_byte"
+  software = {}
   if fields.has("software"):
     group = fields.group("software")
     for kind in group.names():
@@ -304,8 +304,8 @@ def _to_link(fields: _Fields) -> Link:
       software[kind] = Software(
         seconds=costs.number("seconds", zero=True),
         seconds_per_byte=costs.number("seconds_per_byte", zero=True),
-        overlapped_seconds_per_byte=(
-          costs.number(overlapped, zero=True) if costs.has(overlapped) else 0.0
+        overlapped_seconds_per_byte=costs.number(
+          "overlapped_seconds_per_byte", zero=True, missing=0.0
         ),
         link_times=costs.number("link_times"),
       )
@@ -419,8 +419,12 @@ class _Fields:
       raise self._error(field, value, "an integer >= 1")
     return value
 
-  def number(self, field: str, *, zero: bool = False) -> float:
-    """Reads {"value": number, "source": text}."""
+  def number(
+    self, field: str, *, zero: bool = False, missing: float | None = None
+  ) -> float:
+    """Reads {"value": number, "source": text}; `missing` if there is none."""
+    if missing is not None and not self.has(field):
+      return missing
     value = self._get(field)
     expected = '{"value": number, "source": text}'
     if not isinstance(value, dict) or set(value) != {"value", "source"}:

@@ -57,6 +57,16 @@ def test_bucket_lasts_for_less_than_a_millisecond():
     links_network.to_bytes_per_second("100Mbit/s")
 
 
+def test_cores_stay_awake_while_the_file_is_open(tmp_path, monkeypatch):
+  latency = tmp_path / "cpu_dma_latency"
+  monkeypatch.setattr(links, "_WAKE_LATENCY", latency)
+  with links.keep_awake() as awake:
+    assert awake and latency.read_bytes() == bytes(4)  # 0 microseconds
+  monkeypatch.setattr(links, "_WAKE_LATENCY", tmp_path / "none" / "file")
+  with links.keep_awake() as awake:
+    assert not awake
+
+
 def test_results_resume_after_a_line_that_was_cut_off(tmp_path, capsys):
   file = tmp_path / "results.jsonl"
   links.Results(str(file)).add(kind="rate", rate="1gbit", burst=1)

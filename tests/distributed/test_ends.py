@@ -1,5 +1,6 @@
 """How runs of several processes end, and go on."""
 
+import os
 import re
 import signal
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from alexnet_jax.checkpoints import reader
+from alexnet_jax.distributed import machine
 from tests import processes
 
 pytestmark = pytest.mark.hosts
@@ -37,6 +39,9 @@ def test_process_that_is_stopped_is_named(folder):
   tmp = folder("stopped")
   running = processes.start_training(tmp, {"num_epochs": 1000.0}, count=2)
   processes.wait_for_step(tmp, 4, running)
+  if not machine.has_accelerator():
+    policies = {os.sched_getscheduler(process.pid) for process in running}
+    assert policies == {os.SCHED_BATCH}
   running[0].send_signal(signal.SIGSTOP)
   ((code, _, errors),) = processes.finish(running[1:], timeout=60)
   assert code == 69
