@@ -7,9 +7,10 @@ flags, so that parsing can raise an error of any type.
 from __future__ import annotations
 
 import contextlib
+import importlib.abc
+import importlib.util
 import itertools
 import os
-import pathlib
 import re
 import reprlib
 import sys
@@ -254,6 +255,10 @@ def find_config(path: str, *, flag: str = "config") -> str:
   )
 
 
+class _Loader(importlib.abc.FileLoader, importlib.abc.SourceLoader):
+  """Runs a file without leaving a __pycache__ beside it."""
+
+
 def load_config(path: str, *, flag: str) -> ConfigDict:
   """Returns the config of a file that another flag than --config names.
 
@@ -274,16 +279,18 @@ def load_config(path: str, *, flag: str) -> ConfigDict:
       f"there is no config file {path[:500]!r}, NAME.py, in this folder or in "
       f"the installed configs/, and no workdir of a run. Set --{flag}."
     ) from None
-  names = {"__name__": f"config_of_{flag}", "__file__": file}
+  loader = _Loader(f"config_of_{flag}", file)
+  module = importlib.util.module_from_spec(
+    importlib.util.spec_from_loader(loader.name, loader)
+  )
   try:
-    # An import would leave a __pycache__ beside the file.
-    exec(compile(pathlib.Path(file).read_bytes(), file, "exec"), names)
-    if "get_config" not in names:
+    loader.exec_module(module)
+    if not hasattr(module, "get_config"):
       raise ValueError(
         f"{file!r} has no function get_config, expected one that returns a "
         f"config. Set --{flag}."
       )
-    config = names["get_config"](*([variant] if variant else []))
+    config = module.get_config(*([variant] if variant else []))
   except Exception as error:  # a config file may raise any
     place = _find_place(error, [f"--config={file}"])
     if place is None:
