@@ -108,7 +108,10 @@ class ExchangeTimes(report.ProgramResult):
 def make_silent(program: program_lib.Program) -> program_lib.Program:
   """Returns the program without communication; its results are wrong."""
   exchange = timing.SilentExchange(
-    program.routes, program.specs, exchange_dtype=program.exchange_dtype
+    program.routes,
+    program.specs,
+    exchange_dtype=program.exchange_dtype,
+    kernels_in_rows=program.exchange.kernels_in_rows,
   )
   return dataclasses.replace(program, exchange=exchange)
 

@@ -29,6 +29,12 @@ class MeshExchange:
     specs: of the parameters, from `specs.make_specs`.
     exchange_dtype: type in which activations and their gradients are sent,
       `float32` or `bfloat16`, whatever they are computed in.
+    kernels_in_rows: whether the kernel of a dense layer is gathered along a new
+      first dimension, each shard as it lies in memory, and the rows are then
+      copied to their places. For CPUs, where XLA transposes what it gathers
+      along another dimension, one value at a time; small kernels of
+      convolutions take longer in rows. Compilers of accelerators may choose an
+      order of dimensions instead.
   """
 
   def __init__(
@@ -37,10 +43,12 @@ class MeshExchange:
     specs: specs_lib.Specs,
     *,
     exchange_dtype: str = "float32",
+    kernels_in_rows: bool = False,
   ):
     self._routes = routes
     self._specs = specs
     self._exchange_dtype = exchange_dtype
+    self.kernels_in_rows = kernels_in_rows
 
   def multiply(
     self,
@@ -162,7 +170,7 @@ class MeshExchange:
             shard = self._pvary(shard, axes)
           if (layer, name) in self._specs.gathers:
             axes, dimension = self._specs.gathers[layer, name]
-            shard = self._gather(shard, axes, dimension % shard.ndim)
+            shard = self._gather_kernel(shard, axes, dimension % shard.ndim)
         weights[layer][name] = shard
     return weights
 
@@ -241,6 +249,16 @@ class MeshExchange:
     )(*kernels)
     rows = sums.reshape(len(trees), len(specs))
     return [dict(zip(specs, row, strict=True)) for row in rows]
+
+  def _gather_kernel(
+    self, shard: jax.Array, axes: tuple[str, ...], dimension: int
+  ) -> jax.Array:
+    is_of_convolution = shard.ndim == 4
+    if is_of_convolution or not self.kernels_in_rows:
+      return self._gather(shard, axes, dimension)
+    rows = jnp.moveaxis(self._gather(shard[None], axes, 0), 0, dimension)
+    before, after = shard.shape[:dimension], shard.shape[dimension + 1 :]
+    return rows.reshape(*before, -1, *after)
 
   def _add_partial_sums(
     self, route: resharding.LayerRoute, x: jax.Array

@@ -429,17 +429,30 @@ class Pricer:
         )
       )
     if collective.strided:
-      shard = whole = collective.elements // devices
-      if collective.kind != "all_to_all":
-        whole = collective.elements
-      copied = [whole]
-      # XLA copies the other side too on CPUs, where transposes are measured.
-      # Elsewhere it may choose the order of dimensions so that it need not.
-      if self._fit("transpose", "transpose", FORWARD) is not None:
-        copied.append(shard)
-      for values in copied:
-        seconds += self._seconds("transpose", "transpose", (values,), FORWARD)
+      seconds += self._price_copies(collective)
     return Sent(seconds=seconds, level=level, bytes_by_level=crossing)
+
+  def _price_copies(self, collective: plan_lib.Collective) -> float:
+    """Prices what is copied for a collective that is strided.
+
+    On CPUs, where transposes are measured, XLA transposes what a device has
+    before it and what it has after it. Dense kernels are sent in rows there
+    (`partition/exchange.py`), and only the complete one is copied, as it lies
+    in memory. Elsewhere XLA may choose the order of dimensions: one copy.
+    """
+    shard = whole = collective.elements // collective.devices
+    if collective.kind != "all_to_all":
+      whole = collective.elements
+    copied = [whole]
+    if self._fit("transpose", "transpose", FORWARD) is not None:
+      if _is_dense_kernel(collective, self._network):
+        moved = 2 * FLOAT32 * whole / self.machine.memory_bytes_per_second
+        return moved + self.machine.launch_seconds
+      copied.append(shard)
+    return sum(
+      self._seconds("transpose", "transpose", (values,), FORWARD)
+      for values in copied
+    )
 
 
 def _count_steps(kind: str, units: int, blocks: int) -> int:
@@ -458,6 +471,13 @@ def _count_steps(kind: str, units: int, blocks: int) -> int:
   if kind == "sum":
     return 2 * min(steps, math.ceil(math.log2(units / blocks)))
   return steps
+
+
+def _is_dense_kernel(
+  collective: plan_lib.Collective, network: wiring.Network
+) -> bool:
+  is_kernel = collective.tensor == plan_lib.KERNEL
+  return is_kernel and network.layer(collective.layer).kind == "fc"
 
 
 class Nested:

@@ -775,7 +775,7 @@ class _Search:
     for one in collectives:
       key = (
         *(one.kind, one.axes, one.elements, one.bytes_per_element),
-        one.strided,
+        *(one.strided, one.tensor == plan_lib.KERNEL and one.layer),
       )
       if key not in self._prices:
         sent = self._pricer.price_collective(one, self._nested)

@@ -373,7 +373,10 @@ def make_program(
     routes=routes,
     specs=array_specs,
     exchange=exchange_lib.MeshExchange(
-      routes, array_specs, exchange_dtype=exchange_dtype
+      routes,
+      array_specs,
+      exchange_dtype=exchange_dtype,
+      kernels_in_rows=platform == "cpu",
     ),
     plan=plan,
     augmentation=augmentation,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import host_batches
-from alexnet_jax.partition import audit, catalog, collectives
+from alexnet_jax.partition import audit, catalog, collectives, exchange
 from alexnet_jax.partition import layout as layout_lib
 from alexnet_jax.program import compiled_step, metrics
 from tests import build
@@ -221,6 +221,27 @@ def test_plan_with_one_too_many_is_found_by_name_of_layer(program):
   assert len(found.missing) == 1 and "conv5 forward" in found.missing[0]
   with pytest.raises(audit.PlanMismatch, match="but missing: .*conv5 forward"):
     audit.check(found)
+
+
+def test_kernels_gathered_in_rows_are_those_gathered_along_outputs(
+  program, tiny_batch
+):
+  in_rows = program(catalog.TWO_COLUMN_SHARDED, "float64")
+  parts = in_rows[0]
+  assert parts.exchange.kernels_in_rows  # as on CPUs only
+  along_outputs = dataclasses.replace(
+    parts,
+    exchange=exchange.MeshExchange(
+      parts.routes, parts.specs, exchange_dtype=parts.exchange_dtype
+    ),
+  )
+  gathers = [
+    str(p.trace().jaxpr).count("all_gather_dimension=1")
+    for p in (parts, along_outputs)
+  ]
+  assert gathers[0] < gathers[1]
+  found = run(compile_program(along_outputs), tiny_batch)
+  assert_same(found, run(in_rows, tiny_batch))
 
 
 def test_step_in_float32_is_that_of_float64_up_to_rounding(program, tiny_batch):

@@ -22,11 +22,13 @@ def make_pricer(machine, **fields):
   return price.Pricer(machine, workload)
 
 
-def price_one(machine, kind, axes, *, elements=2**20, strided=False):
+def price_one(
+  machine, kind, axes, *, elements=2**20, strided=False, tensor="activation"
+):
   collective = plan_lib.Collective(
     layer="fc6",
     direction="forward",
-    tensor="activation",
+    tensor=tensor,
     kind=kind,
     axes=axes,
     devices=LAYOUT.size(axes),
@@ -106,6 +108,10 @@ def test_where_it_was_measured_it_copies_what_comes_and_what_goes(kind, copied):
   strided = price_one(machine, kind, ("y",), strided=True)
   copies = per_value * copied * 2**20
   assert strided.seconds - plain.seconds == pytest.approx(copies, rel=0.01)
+  if kind != "all_to_all":  # kernels go in rows, and are copied as they lie
+    rows = price_one(machine, kind, ("y",), strided=True, tensor="kernel")
+    moved = 2 * 2**22 / machine.memory_bytes_per_second
+    assert rows.seconds - plain.seconds == pytest.approx(moved + SECONDS)
 
 
 def test_measured_costs_of_collectives_take_the_place_of_latency():
