@@ -79,6 +79,8 @@ _TYPE_NAMES = {
 }
 # How ml_collections begins the text of an error in a config file.
 _IN_CONFIG = "Error whilst parsing config file"
+# What Python before 3.11.4 says in a ValueError; later, in a SyntaxError.
+_NULL_BYTES = "source code string cannot contain null bytes"
 # A field in a line of a config file, and what ml_collections says where its
 # value is of another type.
 _NAMED_FIELD = re.compile(r"\bconfig\.((?:[a-zA-Z]\w*\.)+\w+)")
@@ -629,6 +631,8 @@ def _find_place(error: Exception, argv: Sequence[str]) -> str | None:
     what = f"{type(error).__name__}: {error.msg}"
     paths = [error.filename or ", ".join(paths)]
     lines = [error.lineno or 1]
+  elif str(error) == _NULL_BYTES:
+    lines = [1]
   if not lines:
     return None
   line = f"line {lines[-1]} of {paths[-1]}"
@@ -700,7 +704,8 @@ def _simplify(error: Exception, argv: Sequence[str]) -> Exception:
     # ml_collections and absl have put its text in errors of their own.
     while error.__context__ is not None and _IN_CONFIG in str(error):
       error = error.__context__
-    place = _find_place(error, argv) if isinstance(error, TypeError) else None
+    is_own = isinstance(error, ValueError) and str(error) != _NULL_BYTES
+    place = None if is_own else _find_place(error, argv)
     return ValueError(
       f"{place} Change it, or set --config." if place else f"{error}"
     )
