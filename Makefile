@@ -88,7 +88,7 @@ lint: .venv/lint.done
 # other suites, which may run at the same time, do not have it.
 .venv/tpu.done: requirements-tpu.txt .venv/test.done
 	$(BIN)/python -m venv .venv/tpu
-	@$(BIN)/python -c 'import site; print(*site.getsitepackages())' \
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 	  > "$$(.venv/tpu/bin/python -c 'import site; \
 	  print(site.getsitepackages()[0])')/venv.pth"
 	.venv/tpu/bin/python -m pip --disable-pip-version-check --quiet install \
