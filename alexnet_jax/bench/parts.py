@@ -33,10 +33,8 @@ from alexnet_jax.program import step as step_lib
 
 FORWARD, BACKWARD = machine_lib.FORWARD, machine_lib.BACKWARD
 BOTH = "forward and backward"
-# Matrices of the size of activations. The kernels of dense layers are added:
-# where the length of a row is a power of two, a value takes several times as
-# long as in a small matrix.
-_TRANSPOSED = ((512, 256), (1024, 1024))
+# Matrices, as activations and kernels are.
+_TRANSPOSED = ((512, 256), (1024, 1024), (4096, 2048))
 # The smallest part of a call that counts as its own work.
 _LEAST = 0.1
 
@@ -148,14 +146,10 @@ def find_parts(program: program_lib.Program) -> list[Part]:
         kinds["random"].setdefault(load.kept_images * values, piece)
       if layer.reads == "image":
         kinds["augmentation"].setdefault(load.images, piece)
-  kernels = [
-    sizes[layer.name].kernel for layer in network.layers if layer.kind == "fc"
-  ]
-  matrices = [*_TRANSPOSED, *((math.prod(k[:-1]), k[-1]) for k in kernels)]
   return [
     *found.values(),
     *_make_others(program, kinds),
-    *map(_make_transpose, dict.fromkeys(matrices)),
+    *map(_make_transpose, _TRANSPOSED),
   ]
 
 

@@ -32,9 +32,9 @@ class MeshExchange:
     kernels_in_rows: whether the kernel of a dense layer is gathered along a new
       first dimension, each shard as it lies in memory, and the rows are then
       copied to their places. For CPUs, where XLA transposes what it gathers
-      along another dimension, one value at a time; small kernels of
-      convolutions take longer in rows. Compilers of accelerators may choose an
-      order of dimensions instead.
+      along another dimension, one value at a time; kernels of convolutions,
+      which are small, may take longer in rows. Compilers of accelerators may
+      choose the order of dimensions instead.
   """
 
   def __init__(

@@ -435,16 +435,16 @@ class Pricer:
   def _price_copies(self, collective: plan_lib.Collective) -> float:
     """Prices what is copied for a collective that is strided.
 
-    On CPUs, where transposes are measured, XLA transposes what a device has
-    before it and what it has after it. Dense kernels are sent in rows there
-    (`partition/exchange.py`), and only the complete one is copied, as it lies
-    in memory. Elsewhere XLA may choose the order of dimensions: one copy.
+    On CPUs XLA transposes what a device has before it and what it has after it.
+    Dense kernels are sent in rows there (`partition/exchange.py`), and only the
+    complete one is copied, as it lies in memory. Elsewhere XLA may choose the
+    order of dimensions: one copy.
     """
     shard = whole = collective.elements // collective.devices
     if collective.kind != "all_to_all":
       whole = collective.elements
     copied = [whole]
-    if self._fit("transpose", "transpose", FORWARD) is not None:
+    if self.machine.platform == "cpu":
       if _is_dense_kernel(collective, self._network):
         moved = 2 * FLOAT32 * whole / self.machine.memory_bytes_per_second
         return moved + self.machine.launch_seconds

@@ -23,10 +23,17 @@ def make_pricer(machine, **fields):
 
 
 def price_one(
-  machine, kind, axes, *, elements=2**20, strided=False, tensor="activation"
+  machine,
+  kind,
+  axes,
+  *,
+  elements=2**20,
+  strided=False,
+  layer="fc6",
+  tensor="activation",
 ):
   collective = plan_lib.Collective(
-    layer="fc6",
+    layer=layer,
     direction="forward",
     tensor=tensor,
     kind=kind,
@@ -91,7 +98,7 @@ def test_collective_along_another_dimension_copies_its_array():
   "kind, copied",
   [("all_gather", 1 / 2 + 1), ("reduce_scatter", 1 + 1 / 2), ("all_to_all", 1)],
 )
-def test_where_it_was_measured_it_copies_what_comes_and_what_goes(kind, copied):
+def test_on_cpus_it_copies_what_comes_and_what_goes(kind, copied):
   per_value = 3e-9
   measured = tuple(
     machine_lib.Measured(
@@ -103,15 +110,24 @@ def test_where_it_was_measured_it_copies_what_comes_and_what_goes(kind, copied):
     )
     for values in (2**18, 2**20)
   )
-  machine = dataclasses.replace(machines.FLAT, measured=measured)
-  plain = price_one(machine, kind, ("y",))
-  strided = price_one(machine, kind, ("y",), strided=True)
-  copies = per_value * copied * 2**20
-  assert strided.seconds - plain.seconds == pytest.approx(copies, rel=0.01)
-  if kind != "all_to_all":  # kernels go in rows, and are copied as they lie
-    rows = price_one(machine, kind, ("y",), strided=True, tensor="kernel")
-    moved = 2 * 2**22 / machine.memory_bytes_per_second
-    assert rows.seconds - plain.seconds == pytest.approx(moved + SECONDS)
+  on_gpus = dataclasses.replace(machines.FLAT, measured=measured)
+  on_cpus = dataclasses.replace(on_gpus, platform="cpu")
+
+  def price_copies(machine, **what):
+    plain = price_one(machine, kind, ("y",), **what)
+    strided = price_one(machine, kind, ("y",), strided=True, **what)
+    return strided.seconds - plain.seconds
+
+  values = per_value * 2**20
+  for what in ({}, {"layer": "conv3", "tensor": "kernel"}):
+    found = price_copies(on_cpus, **what)
+    assert found == pytest.approx(copied * values, rel=0.01)
+  if kind != "all_to_all":
+    assert price_copies(on_gpus) == pytest.approx(values, rel=0.01)
+    # Dense kernels go in rows, and the complete one is copied as it lies.
+    moved = 2 * 2**22 / on_cpus.memory_bytes_per_second
+    found = price_copies(on_cpus, tensor="kernel")
+    assert found == pytest.approx(moved + SECONDS)
 
 
 def test_measured_costs_of_collectives_take_the_place_of_latency():
